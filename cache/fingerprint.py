@@ -1,0 +1,42 @@
+"""What a cached number depends on, and how two such descriptions differ."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+Fingerprint = Mapping[str, Any]
+"""JSON-able mapping that names everything that changes a stored number (DESIGN: backbone, weights, layer, …)."""
+
+_ABSENT = "absent"
+
+
+def canonical(fingerprint: Fingerprint) -> str:
+    """Serialise to the one JSON text that equal fingerprints share (sorted keys, no spaces)."""
+    return json.dumps(fingerprint, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(fingerprint: Fingerprint) -> str:
+    """SHA-256 of what is compared, as 64 hex digits; each segment carries it as proof of what made it."""
+    return hashlib.sha256(canonical(_compared(fingerprint)).encode()).hexdigest()
+
+
+def differences(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
+    """Name the fields that differ, as `field (stored A, wanted B)`, in alphabetical order; empty when equal."""
+    a, b = _compared(stored), _compared(wanted)
+    return [
+        f"{key} (stored {_shown(a.get(key, _ABSENT))}, wanted {_shown(b.get(key, _ABSENT))})"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, _ABSENT) != b.get(key, _ABSENT)
+    ]
+
+
+def _compared(fingerprint: Fingerprint) -> dict[str, Any]:
+    """Leave out the backbone's name where its weights are hashed: a moved or renamed folder is the same model."""
+    name_is_redundant = "weights_sha256" in fingerprint
+    return {k: v for k, v in fingerprint.items() if not (name_is_redundant and k == "backbone")}
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:12]}…" if len(text) == 64 else text

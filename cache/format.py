@@ -1,0 +1,199 @@
+"""Format `emi-features` version 1: the arrays of a segment, their dtypes, and the checksums that guard them.
+
+A cache is a set of segments, each written once. Both containers (Zarr v3 group, HDF5 file) hold the same tree:
+
+    /                      attributes: format, version, fingerprint, dim, vad_names, hop_seconds, provenance
+    /segments/<name>       attributes: clips, frames, fingerprint_sha256, index_crc32c
+    /segments/<name>/...   the arrays of `ARRAYS`
+
+`checksums[i]` is the CRC-32C of clip i's stored bytes (frames, then vad, then vad_pooled; little-endian, C order).
+`index_crc32c` guards the arrays that say which bytes belong to which clip.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import CacheFormatError, StaleCacheError
+from cache.fingerprint import Fingerprint, differences
+
+FORMAT = "emi-features"
+VERSION = 1
+
+FRAME_ARRAYS = ("frames", "vad")
+"""Arrays with one row per frame."""
+INDEX_ARRAYS = ("ids", "offsets", "seconds", "checksums")
+"""Small arrays that a reader loads when it opens a cache."""
+ARRAYS = (*FRAME_ARRAYS, "vad_pooled", *INDEX_ARRAYS)
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """The features of one clip.
+
+    Attributes:
+        id: media path under its root, without suffix, `/`-separated.
+        frames: (frames, dim) float16 or float32, last hidden state per hop.
+        vad: (frames, 3) float32 arousal, dominance, valence per frame, or None.
+        vad_pooled: (3,) float32, the regression head on the time mean, or None.
+        seconds: length of the medium before the cut to the maximum length.
+    """
+
+    id: str
+    frames: Array
+    vad: Array | None
+    vad_pooled: Array | None
+    seconds: float
+
+    def joined(self) -> Array:
+        """(frames, dim [+ 3]) in the dtype of `frames`: each frame followed by its VAD, the input of a head."""
+        return self.frames if self.vad is None else np.concatenate([self.frames, self.vad.astype(self.frames.dtype)], 1)
+
+    def checksum(self) -> int:
+        """CRC-32C of the stored bytes."""
+        crc = 0
+        for array in (self.frames, self.vad, self.vad_pooled):
+            if array is not None:
+                crc = google_crc32c.extend(crc, little_endian(array).tobytes())
+        return int(crc)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the root of a cache says about all its clips.
+
+    Attributes:
+        fingerprint: everything that changes a stored number.
+        dim: features per frame.
+        vad_names: names of the three regression outputs in stored order, or empty.
+        hop_seconds: time from one frame to the next.
+        provenance: library versions and the like; recorded, never compared.
+    """
+
+    fingerprint: Fingerprint
+    dim: int
+    vad_names: tuple[str, ...] = ()
+    hop_seconds: float = 0.02
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Storage dtype of `frames`."""
+        return np.dtype(self.fingerprint["dtype"])
+
+    def stored(self, clip: Clip) -> Clip:
+        """Cast a clip to the dtypes in which it is stored, which are those that a head must be given.
+
+        Raises:
+            CacheFormatError: shapes do not fit this cache, or values are not finite in the storage dtype.
+        """
+        where = f"clip {clip.id!r}"
+        if clip.frames.ndim != 2 or clip.frames.shape[1] != self.dim or not len(clip.frames):
+            raise CacheFormatError(f"{where}: frames have shape {clip.frames.shape}, expected (frames, {self.dim})")
+        with np.errstate(over="ignore"):  # reported below, with the clip's name
+            frames = clip.frames.astype(self.dtype)
+        if not np.isfinite(frames).all():
+            overflow = np.isfinite(clip.frames).all()
+            raise CacheFormatError(
+                f"{where}: its features " + ("overflow float16; use --dtype float32" if overflow else "are not finite")
+            )
+        shapes = [None if a is None else a.shape for a in (clip.vad, clip.vad_pooled)]
+        expected = [(len(frames), 3), (3,)] if self.vad_names else [None, None]
+        if shapes != expected:
+            raise CacheFormatError(f"{where}: vad and vad_pooled have shapes {shapes}, expected {expected}")
+        vad, pooled = (None if a is None else a.astype(np.float32) for a in (clip.vad, clip.vad_pooled))
+        return Clip(clip.id, frames, vad, pooled, clip.seconds)
+
+    def must_match(self, stored: "Header", where: str) -> None:
+        """Refuse to mix features made in different ways.
+
+        Raises:
+            StaleCacheError: the fingerprint of the cache at `where` is another; names the fields that differ.
+            CacheFormatError: its layout is another.
+        """
+        differing = differences(stored.fingerprint, self.fingerprint)
+        if differing:
+            raise StaleCacheError(
+                f"{where} holds features made otherwise: {'; '.join(differing)}. Choose a new --cache path, or use the "
+                "settings the cache was made with (`emi cache info` shows them)"
+            )
+        if (stored.dim, stored.vad_names) != (self.dim, self.vad_names):
+            raise CacheFormatError(
+                f"{where} holds {stored.dim} features per frame with {stored.vad_names or 'no VAD'}, and {self.dim} "
+                f"with {self.vad_names or 'no VAD'} were to be added; choose a new --cache path"
+            )
+
+    def to_attributes(self) -> dict[str, Any]:
+        """The root attributes as JSON-able values."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": dict(self.fingerprint),
+            "dim": self.dim,
+            "vad_names": list(self.vad_names),
+            "hop_seconds": self.hop_seconds,
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> "Header":
+        """Read the root attributes back.
+
+        Raises:
+            CacheFormatError: not a feature cache, a later version, or attributes that are incomplete.
+        """
+        if attributes.get("format") != FORMAT:
+            raise CacheFormatError(
+                f"{where} is not an {FORMAT} cache (its format is {attributes.get('format')!r}); choose another "
+                "path, or make one with `emi extract MEDIA --cache PATH`"
+            )
+        if attributes.get("version") != VERSION:
+            raise CacheFormatError(
+                f"{where} has cache version {attributes.get('version')!r}, and this emi reads version {VERSION}; "
+                "upgrade with `pip install --upgrade emi`"
+            )
+        try:
+            return cls(
+                fingerprint=dict(attributes["fingerprint"]),
+                dim=int(attributes["dim"]),
+                vad_names=tuple(attributes["vad_names"]),
+                hop_seconds=float(attributes["hop_seconds"]),
+                provenance=dict(attributes["provenance"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheFormatError(f"{where} has a damaged header: {error!r}; restore it from a copy") from error
+
+
+def little_endian(array: Array) -> Array:
+    """Contiguous little-endian view or copy: the byte order in which every array is stored."""
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+
+
+def index_crc32c(ids: Sequence[str], offsets: Array, seconds: Array, checksums: Array) -> int:
+    """CRC-32C over the arrays that say which rows belong to which clip (ids UTF-8, each ended by NUL)."""
+    crc = google_crc32c.extend(0, "".join(f"{i}\0" for i in ids).encode())
+    for array in (offsets, seconds, checksums):
+        crc = google_crc32c.extend(crc, little_endian(array).tobytes())
+    return int(crc)
+
+
+def segment_arrays(clips: Sequence[Clip]) -> dict[str, Array]:
+    """Lay clips out as the arrays of one segment; `ids` is an object array of str."""
+    lengths = [len(clip.frames) for clip in clips]
+    arrays: dict[str, Array] = {
+        "frames": np.concatenate([clip.frames for clip in clips]),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "ids": np.array([clip.id for clip in clips], dtype=object),
+        "seconds": np.array([clip.seconds for clip in clips], dtype=np.float64),
+        "checksums": np.array([clip.checksum() for clip in clips], dtype=np.uint32),
+    }
+    if clips[0].vad is not None:
+        arrays["vad"] = np.concatenate([clip.vad for clip in clips if clip.vad is not None])
+        arrays["vad_pooled"] = np.stack([clip.vad_pooled for clip in clips if clip.vad_pooled is not None])
+    return {name: array if name == "ids" else little_endian(array) for name, array in arrays.items()}

@@ -1,0 +1,140 @@
+"""Fill a cache: clips are collected in memory and committed as whole segments."""
+
+import secrets
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from cache import fingerprint as fp
+from cache.container import StrPath, open_container
+from cache.errors import CacheError, CacheWriteError
+from cache.format import Clip, Header, index_crc32c, segment_arrays
+from cache.reader import FeatureCache
+
+SEGMENT_BYTES = 64 << 20
+"""A segment is committed at this size: large enough that shards read fast, small enough to hold in memory."""
+SEGMENT_SECONDS = 60.0
+"""A slow extraction commits at least this often, which bounds what a crash can cost."""
+
+
+class CacheWriter:
+    """Appends clips to a cache, which it creates where there is none.
+
+    Use it as a context manager: leaving it commits what is pending, also after Ctrl-C or an error.
+
+    Args:
+        path: `NAME.zarr` or `NAME.h5`.
+        header: fingerprint and layout of what will be written.
+        segment_bytes: size of `frames` at which a segment is committed.
+        segment_seconds: time after which a segment is committed.
+
+    Raises:
+        StaleCacheError: the cache holds features with another fingerprint; names the fields that differ.
+        CacheLockedError: an HDF5 cache that another process is writing.
+        CacheFormatError: the path holds something else.
+    """
+
+    def __init__(
+        self,
+        path: StrPath,
+        header: Header,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        segment_seconds: float = SEGMENT_SECONDS,
+    ) -> None:
+        self.header = header
+        self._container = open_container(path)
+        self._limits = (segment_bytes, segment_seconds)
+        self._pending: dict[str, Clip] = {}
+        self._pending_bytes = 0
+        self._started = time.monotonic()
+        with _write_errors(self._container.path):
+            if self._container.read_attributes() is None:
+                self._container.create(header.to_attributes())
+            self._container.lock()
+        with FeatureCache(path) as store:
+            try:
+                header.must_match(store.header, store.path)
+            except CacheError:
+                self._container.close()
+                raise
+            self._done = dict(zip(store.ids, store.seconds.tolist(), strict=True))
+
+    @property
+    def done(self) -> Mapping[str, float]:
+        """Seconds of each clip that is committed or pending, by id."""
+        return self._done
+
+    def add(self, clip: Clip) -> None:
+        """Take one clip; commits a segment when enough is pending.
+
+        Raises:
+            CacheError: the clip is there already.
+            CacheFormatError: shapes or values do not fit the cache.
+            CacheWriteError: the commit failed.
+        """
+        if clip.id in self._done:
+            raise CacheError(f"clip {clip.id!r} is already in {self._container.path}; a cache holds a clip once")
+        clip = self.header.stored(clip)
+        self._pending[clip.id] = clip
+        self._pending_bytes += clip.frames.nbytes
+        self._done[clip.id] = clip.seconds
+        if self._pending_bytes >= self._limits[0] or time.monotonic() - self._started >= self._limits[1]:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what is pending as one segment; returns when it is on the disk."""
+        if not self._pending:
+            return
+        clips = list(self._pending.values())
+        self._pending, self._pending_bytes = (
+            {},
+            0,
+        )  # dropped even if the write fails: a retry would fail again
+        arrays = segment_arrays(clips)
+        attributes = {
+            "clips": len(clips),
+            "frames": len(arrays["frames"]),
+            "fingerprint_sha256": fp.digest(self.header.fingerprint),
+            "index_crc32c": index_crc32c(
+                [clip.id for clip in clips], arrays["offsets"], arrays["seconds"], arrays["checksums"]
+            ),
+        }
+        with _write_errors(self._container.path):
+            self._container.write_segment(_segment_name(), arrays, attributes)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.commit()
+        finally:
+            self._container.close()
+
+
+def _segment_name() -> str:
+    """Sorts by time, and is unique across processes and machines."""
+    return f"{time.time_ns():020d}-{secrets.token_hex(4)}"
+
+
+class _write_errors:  # noqa: N801 - used as a statement
+    """Turn the operating system's errors into one that says that the cache is intact."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, CacheError):
+            raise CacheWriteError(
+                f"{self._path} could not be written: {error}. Everything committed before is intact; make room or "
+                "mend the permission, then run the same command again"
+            ) from error
