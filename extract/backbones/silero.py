@@ -1,0 +1,182 @@
+"""The encoder of silero-vad (MIT licence, weights inside its wheel) as a batched torch module.
+
+Voice activity detection, not valence-arousal-dominance: it serves as a small backbone that needs no download.
+
+The weights are those of `silero_vad.jit`, the model that the package itself streams. The wheel's
+`silero_vad_16k.safetensors` holds another training run (silero-vad 6.2.1 to 6.2.3: speech probabilities differ by up
+to 0.23 from the package's own), so it is not used.
+"""
+
+import hashlib
+import importlib.util
+import itertools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from extract.backbones.protocol import Features, Identity
+from extract.errors import BackboneError
+
+WINDOW = 512
+"""Samples per frame at 16 kHz: 32 ms."""
+CONTEXT = 64
+"""Samples of the previous window that precede each window; zeros before the first."""
+STFT_SIZE, STFT_HOP, BINS = 256, 128, 129
+CHANNELS = (BINS, 128, 64, 64, 128)
+STRIDES = (1, 2, 2, 1)
+HIDDEN = 128
+ENCODE_WINDOWS = 256
+"""Windows encoded at a time: their intermediate values stay in a core's cache."""
+DIM = CHANNELS[-1] + 2 * HIDDEN
+"""Convolution output 128, then the LSTM's h 128 and c 128."""
+
+
+class SileroBackbone(nn.Module):
+    """Maps waveforms to (frames, 384) at 32 ms; see the module's docstring for what the 384 are.
+
+    All windows of a batch go through the convolutions together, each written as one matrix product over (kernel x
+    channels) rows: five times oneDNN's convolutions at these sizes. The LSTM steps through time over clips sorted by
+    length, so that nothing is computed on padding. Differentiable.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stft = nn.Conv1d(1, 2 * BINS, STFT_SIZE, STFT_HOP, bias=False)
+        self.convolutions = nn.ModuleList(nn.Conv1d(a, b, 3, padding=1) for a, b in itertools.pairwise(CHANNELS))
+        self.rnn = nn.LSTMCell(CHANNELS[-1], HIDDEN)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Windows of 512 samples, the last one zero-padded; at least one."""
+        return max(1, -(-num_samples // WINDOW))
+
+    def forward(self, waveforms: Sequence[Tensor]) -> Features:
+        """See `Backbone`."""
+        lengths = [self.num_frames(len(w)) for w in waveforms]
+        windows = torch.cat([self._windows(w, n) for w, n in zip(waveforms, lengths, strict=True)])
+        encoded = torch.cat([self._encode(block) for block in windows.split(ENCODE_WINDOWS)])
+        hidden, cell = self._recur(encoded, lengths)
+        return Features(torch.cat([encoded, hidden, cell], dim=1), lengths)
+
+    def _windows(self, waveform: Tensor, count: int) -> Tensor:
+        """(samples,) → (count, CONTEXT + WINDOW), each window behind the end of the one before."""
+        padded = functional.pad(waveform, (CONTEXT, count * WINDOW - len(waveform)))
+        return padded.unfold(0, CONTEXT + WINDOW, WINDOW)
+
+    def _encode(self, windows: Tensor) -> Tensor:
+        """(windows, samples) → (windows, 128)."""
+        x = functional.pad(windows, (0, CONTEXT), mode="reflect").unfold(1, STFT_SIZE, STFT_HOP)  # (windows, 4, 256)
+        spectrum = x @ self.stft.weight.squeeze(1).t()  # (windows, 4, 2 * BINS)
+        x = torch.sqrt(spectrum[..., :BINS] ** 2 + spectrum[..., BINS:] ** 2)
+        for convolution, stride in zip(self.convolutions, STRIDES, strict=True):
+            x = functional.relu(_convolve(x, cast(nn.Conv1d, convolution), stride))
+        return x.squeeze(1)
+
+    def _recur(self, encoded: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """h and c, each (total frames, 128), of the LSTM over every clip from a zero state."""
+        rows, active = _step_major(lengths)
+        rows = rows.to(encoded.device)
+        inputs = functional.linear(encoded[rows], self.rnn.weight_ih, self.rnn.bias_ih + self.rnn.bias_hh)
+        recurrent = self.rnn.weight_hh.t().contiguous()
+        h = c = encoded.new_zeros(active[0], HIDDEN)
+        hidden, cell = [], []
+        for from_input in inputs.split(active):
+            n = len(from_input)
+            i, f, g, o = torch.addmm(from_input, h[:n], recurrent).split(HIDDEN, dim=1)
+            c = torch.sigmoid(f) * c[:n] + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            hidden.append(h)
+            cell.append(c)
+        back = torch.empty_like(rows)
+        back[rows] = torch.arange(len(rows), device=rows.device)
+        return torch.cat(hidden)[back], torch.cat(cell)[back]
+
+
+def _convolve(x: Tensor, convolution: nn.Conv1d, stride: int) -> Tensor:
+    """A convolution of kernel 3 and padding 1 over (batch, steps, channels), as a matrix product."""
+    weight, bias = convolution.weight, convolution.bias
+    rows = (
+        functional.pad(x, (0, 0, 1, 1)).unfold(1, weight.shape[2], stride).flatten(2)
+    )  # (batch, out steps, channels * kernel)
+    return functional.linear(rows, weight.flatten(1), bias)
+
+
+def _step_major(lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Order packed frames by time step, longest clip first.
+
+    Returns:
+        (total frames,) rows of the packed frames, and how many clips are still running at each step.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    starts = torch.tensor([0, *itertools.accumulate(lengths)][:-1])[order]
+    sizes = torch.tensor(lengths)[order]
+    steps = torch.arange(int(sizes[0]))
+    active = (sizes[None, :] > steps[:, None]).sum(1).tolist()
+    return torch.cat([starts[:n] + t for t, n in enumerate(active)]), active
+
+
+class SileroFamily:
+    """See `Family`."""
+
+    def identify(self, name: str) -> Identity:
+        """Hash the wheel's weights."""
+        layout = (
+            f"window {WINDOW} context {CONTEXT} stft {STFT_SIZE}/{STFT_HOP} conv {CHANNELS}/{STRIDES} lstm {HIDDEN}"
+        )
+        return Identity(
+            source=name,
+            fingerprint={
+                "backbone": name,
+                "weights_sha256": hashlib.sha256(weights_file().read_bytes()).hexdigest(),
+                "config_sha256": hashlib.sha256(layout.encode()).hexdigest(),
+                "layer": "conv+h+c",
+                "normalisation": "none",
+            },
+            dim=DIM,
+            hop_seconds=WINDOW / 16_000,
+            precisions=("fp32",),
+            small=True,
+        )
+
+    def load(self, identity: Identity, device: torch.device, precision: str) -> SileroBackbone:  # noqa: ARG002
+        """Build the module; it always computes in float32, which is fast enough everywhere."""
+        with warnings.catch_warnings():  # TorchScript is deprecated, and the form in which the package ships
+            warnings.simplefilter("ignore", DeprecationWarning)
+            state = torch.jit.load(str(weights_file()), map_location="cpu").state_dict()
+        backbone = SileroBackbone()
+        backbone.load_state_dict(_renamed(state))
+        return backbone.eval().to(device)
+
+
+SILERO = SileroFamily()
+
+
+def weights_file() -> Path:
+    """The weights inside the installed silero-vad package, found without importing it.
+
+    Importing silero_vad calls `torch.set_num_threads(1)` for the whole process.
+    """
+    spec = importlib.util.find_spec("silero_vad")
+    if spec is None or not spec.submodule_search_locations:
+        raise BackboneError(
+            "the silero backbone needs the package silero-vad; install it with `pip install silero-vad`"
+        )
+    return Path(spec.submodule_search_locations[0]) / "data" / "silero_vad.jit"
+
+
+def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = {"stft.weight": "_model.stft.forward_basis_buffer"}
+    for i in range(len(STRIDES)):
+        names |= {f"convolutions.{i}.{p}": f"_model.encoder.{i}.reparam_conv.{p}" for p in ("weight", "bias")}
+    names |= {f"rnn.{p}_{g}": f"_model.decoder.rnn.{p}_{g}" for p in ("weight", "bias") for g in ("ih", "hh")}
+    missing = [old for old in names.values() if old not in state]
+    if missing:
+        raise BackboneError(
+            f"silero-vad's weights lack {missing[0]}; this emi knows silero-vad 6.2, install it with "
+            "`pip install 'silero-vad==6.2.3'`"
+        )
+    return {new: state[old] for new, old in names.items()}
