@@ -1,0 +1,1 @@
+"""Stage 2: labels, batches, heads, losses, metrics and the trainer, on cached features."""

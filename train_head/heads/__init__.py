@@ -1,0 +1,44 @@
+"""Heads by name: modules that map (batch, frames, dim) features and their lengths to (batch, targets).
+
+Padded frames and neighbours in a batch never change a clip's result. To add a head, write a file like `mean.py` and
+add its line here.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+from torch import nn
+
+from train_head.errors import TrainSettingsError
+from train_head.heads.lstm import LstmHead
+from train_head.heads.mean import MeanHead
+from train_head.suggest import unknown
+
+HEADS: dict[str, type[nn.Module]] = {
+    "lstm": LstmHead,
+    "mean": MeanHead,
+}
+
+__all__ = ["HEADS", "LstmHead", "MeanHead", "build_head", "head_options"]
+
+
+def head_options(name: str, options: dict[str, Any]) -> Any:
+    """Check the options of a head and fill in their defaults.
+
+    Raises:
+        TrainSettingsError: unknown head or option, or a value out of range.
+    """
+    if name not in HEADS:
+        raise TrainSettingsError(unknown("head", name, HEADS))
+    kind: Any = HEADS[name].Options  # type: ignore[attr-defined]
+    known = [field.name for field in fields(kind)]
+    for key in options:
+        if key not in known:
+            raise TrainSettingsError(unknown(f"option of head {name!r}", key, known))
+    return kind(**options)
+
+
+def build_head(name: str, options: dict[str, Any], dim: int, targets: int) -> nn.Module:
+    """A head with fresh weights for (batch, frames, dim) features."""
+    resolved = head_options(name, options)
+    return HEADS[name](dim, targets, resolved)

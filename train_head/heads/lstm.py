@@ -1,0 +1,69 @@
+"""The paper's head: an LSTM's last state beside the time mean of its input."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from train_head.errors import TrainSettingsError
+from train_head.heads.pooling import last_valid, time_mean
+
+OUTPUTS = {"linear": nn.Identity, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+"""The authors' code has no activation at the output; the final paper speaks of tanh."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LstmOptions:
+    """Settings of `LstmHead`; the defaults are the paper's.
+
+    Attributes:
+        hidden: size of the LSTM's state; 0 takes the input's size (1027 in the paper).
+        layers: stacked LSTM layers.
+        dropout: between the LSTM layers.
+        global_vector: whether the time mean of the input stands beside the last state.
+        output: "linear", "tanh" or "sigmoid".
+    """
+
+    hidden: int = 0
+    layers: int = 2
+    dropout: float = 0.1
+    global_vector: bool = True
+    output: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.hidden < 0 or self.layers < 1:
+            raise TrainSettingsError(f"hidden must be 0 or more and layers 1 or more, got {self.hidden}, {self.layers}")
+        if not 0 <= self.dropout < 1:
+            raise TrainSettingsError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.output not in OUTPUTS:
+            raise TrainSettingsError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
+
+
+class LstmHead(nn.Module):
+    """LSTM → concat [time mean of the input, last state] → Linear → Tanh → Linear (arXiv 2403.11879, section 3).
+
+    Batches are padded and the last valid state is taken, which gives the numbers of a PackedSequence at ten times its
+    speed on CPU: an LSTM in one direction never sees the padding behind a clip before the clip's last state.
+    """
+
+    Options = LstmOptions
+
+    def __init__(self, dim: int, targets: int, options: LstmOptions) -> None:
+        super().__init__()
+        hidden = options.hidden or dim
+        between = options.dropout if options.layers > 1 else 0.0
+        self.lstm = nn.LSTM(dim, hidden, options.layers, batch_first=True, dropout=between)
+        self.global_vector = options.global_vector
+        width = hidden + dim * options.global_vector
+        self.regressor = nn.Sequential(
+            nn.Linear(width, width), nn.Tanh(), nn.Linear(width, targets), OUTPUTS[options.output]()
+        )
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, dim) and (batch,) → (batch, targets)."""
+        states, _ = self.lstm(frames)  # (batch, frames, hidden)
+        summary = last_valid(states, lengths)
+        if self.global_vector:
+            summary = torch.cat([time_mean(frames, lengths), summary], dim=1)
+        out: Tensor = self.regressor(summary)
+        return out

@@ -1,0 +1,129 @@
+"""Read label and prediction CSVs: a Filename column and one column per target."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.container import StrPath
+from cache.ids import clip_id
+from train_head.errors import LabelError
+
+FILENAME = "Filename"
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """One split.
+
+    Attributes:
+        path: the CSV.
+        filenames: the Filename column as written, in file order.
+        ids: the clip ids they stand for.
+        names: the targets, in column order.
+        values: (clips, targets) float32 in [0, 1]; (clips, 0) where the file has no targets.
+    """
+
+    path: str
+    filenames: tuple[str, ...]
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> "Labels":
+        """The split restricted to some of its rows."""
+        return Labels(
+            self.path,
+            tuple(self.filenames[i] for i in rows),
+            tuple(self.ids[i] for i in rows),
+            self.names,
+            self.values[list(rows)],
+        )
+
+
+def read_labels(path: StrPath, scale: float = 1.0, *, check_range: bool = True) -> Labels:
+    """Read a CSV of targets.
+
+    Args:
+        path: CSV with a header; Filename may be any column.
+        scale: values are divided by it; 100 for labels from 0 to 100.
+        check_range: whether a value outside [0, 1] is an error (predictions may lie outside).
+
+    Raises:
+        LabelError: no such file, no Filename, a duplicate or empty clip, or a value that is missing, not a number or
+            out of range, with its line.
+    """
+    place = Path(path)
+    if not place.is_file():
+        raise LabelError(f"there is no label file at {place}")
+    with place.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        header = [cell.strip() for cell in next(rows, [])]
+        column = _check_header(place, header)
+        filenames: list[str] = []
+        values: list[list[float]] = []
+        lines: dict[str, int] = {}
+        for cells in rows:
+            if not any(cell.strip() for cell in cells):
+                continue
+            where = f"{place}, line {rows.line_num}"
+            if len(cells) != len(header):
+                raise LabelError(f"{where}: {len(cells)} cells, and the header has {len(header)}")
+            name = cells.pop(column).strip()
+            if clip_id(name) in lines:
+                raise LabelError(f"{where}: clip {name!r} stands in line {lines[clip_id(name)]} already")
+            lines[clip_id(name)] = rows.line_num
+            if not name:
+                raise LabelError(f"{where}: the Filename is empty")
+            filenames.append(name)
+            targets = [h for i, h in enumerate(header) if i != column]
+            values.append(
+                [_number(c, f"{where}, {t}", scale, check_range) for c, t in zip(cells, targets, strict=True)]
+            )
+    if not filenames:
+        raise LabelError(f"{place} has a header and no rows")
+    names = tuple(h for i, h in enumerate(header) if i != column)
+    array = np.array(values, dtype=np.float32).reshape(len(filenames), len(names))
+    return Labels(str(place), tuple(filenames), tuple(map(clip_id, filenames)), names, array)
+
+
+def write_predictions(path: Path, labels: Labels, names: Sequence[str], values: NDArray[np.floating]) -> None:
+    """Write predictions with the header and row order of the labels; nine digits keep float32 exact."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([FILENAME, *names])
+        for name, row in zip(labels.filenames, values, strict=True):
+            writer.writerow([name, *(f"{value:.9g}" for value in row)])
+    temporary.replace(path)
+
+
+def _check_header(place: Path, header: list[str]) -> int:
+    if FILENAME not in header:
+        raise LabelError(f"{place} has no {FILENAME} column; its header is {','.join(header)!r}")
+    twice = {name for name in header if header.count(name) > 1}
+    if twice:
+        raise LabelError(f"{place}: column {sorted(twice)[0]!r} stands twice in the header")
+    if "" in header:
+        raise LabelError(f"{place}: column {header.index('') + 1} has no name")
+    return header.index(FILENAME)
+
+
+def _number(cell: str, where: str, scale: float, check_range: bool) -> float:
+    try:
+        value = float(cell) / scale
+    except ValueError:
+        raise LabelError(f"{where}: {cell!r} is not a number") from None
+    if not math.isfinite(value):
+        raise LabelError(f"{where}: {cell!r} is not a finite number")
+    if check_range and not 0.0 <= value <= 1.0:
+        hint = "; give --label-scale 100 for labels from 0 to 100" if scale == 1.0 and 1.0 < value <= 100.0 else ""
+        raise LabelError(f"{where}: {cell.strip()} is outside 0 to {scale:g}{hint}")
+    return value

@@ -1,0 +1,117 @@
+"""The folder of a run: what it holds, and whether it belongs to the run that is asked for.
+
+config.toml             all settings, resolved, and what the run was made from
+metrics.jsonl           one line per epoch
+best.safetensors        weights of the best epoch
+last.pt                 everything needed to go on exactly where a run stopped
+predictions_valid.csv   (and predictions_test.csv) from the best weights, header as in the labels
+README.md               model card
+"""
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from train_head.errors import RunFolderError
+
+CONFIG, METRICS, BEST, LAST, CARD = "config.toml", "metrics.jsonl", "best.safetensors", "last.pt", "README.md"
+
+
+def prepare_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """Create the folder, or check that it holds the same run.
+
+    Paths are recorded and not compared: what was read is compared by its hash.
+
+    Raises:
+        RunFolderError: it holds another run, naming the settings that differ, or something else.
+    """
+    if (folder / CONFIG).is_file():
+        stored = read_config_file(folder)
+        differing = _differences(_compared(stored), _compared(json.loads(json.dumps(config))))
+        if differing:
+            raise RunFolderError(
+                f"{folder} holds another run: {'; '.join(differing[:4])}. Choose a new --out, or remove that folder"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose a new --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG, tomli_w.dumps(config).encode())
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The run's config.toml.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise RunFolderError(
+            f"{folder} is no run folder: it has no {CONFIG}; make one with `emi train-head --out {folder}`"
+        )
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write last.pt in one atomic step."""
+    temporary = folder / f"{LAST}.tmp"
+    torch.save(dict(state), temporary)
+    _replace(temporary, folder / LAST)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """Read last.pt, or None where the run has not finished an epoch."""
+    path = folder / LAST
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Write metrics.jsonl whole, so that it never disagrees with last.pt."""
+    write_atomically(folder / METRICS, "".join(json.dumps(record) + "\n" for record in history).encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, flush, rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    _replace(temporary, path)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": content for inner, content in value.items()}
+        else:
+            flat[key] = value
+    return {key: value for key, value in flat.items() if key not in _NOT_COMPARED}
+
+
+_NOT_COMPARED = frozenset({"data.caches", "data.train", "data.valid", "data.test", "features.source"})
+
+
+def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    keys = sorted(stored.keys() | wanted.keys())
+    return [f"{k} (there {stored.get(k)!r}, now {wanted.get(k)!r})" for k in keys if stored.get(k) != wanted.get(k)]
