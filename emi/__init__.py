@@ -1,0 +1,43 @@
+"""Emotional mimicry intensity from audio: extract features once, train heads in seconds, predict.
+
+    import emi
+    emi.extract("clips/", "features.zarr", backbone="silero")
+    run = emi.train_head("features.zarr", train="train_split.csv", valid="valid_split.csv", out="runs/a")
+    emi.load("runs/a").predict(["clip.mp4"])
+
+Names are imported on first use, so that `import emi` and `emi --help` load neither torch nor transformers.
+"""
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cache.errors import EmiError
+    from cache.reader import open_cache
+    from emi.api import extract, train_head
+    from emi.prediction import load
+
+__all__ = ["EmiError", "extract", "load", "open_cache", "train_head"]
+
+# OpenMP's threads spin while they wait, which is a little faster on an idle machine and ruinous on a shared one: with
+# one of two cores busy, a small model ran 100 times slower (measured). torch reads this when it is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_HOMES = {
+    "EmiError": "cache.errors",
+    "extract": "emi.api",
+    "load": "emi.prediction",
+    "open_cache": "cache.reader",
+    "train_head": "emi.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'emi' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

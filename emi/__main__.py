@@ -1,0 +1,5 @@
+"""`python -m emi` is the `emi` command."""
+
+from emi.cli import main
+
+main()

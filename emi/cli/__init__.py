@@ -1,0 +1,73 @@
+"""The `emi` command. Each command lives in its own file and imports what is heavy only when it runs."""
+
+import signal
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from cache.errors import EmiError
+from emi.cli import cache_info, demo_data, evaluate, extract, predict, train_head
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="emi",
+    help="Emotional mimicry intensity from audio: extract features once, train heads in seconds, predict.",
+    epilog="Start with: emi demo-data demo && emi extract demo/audio --cache demo.zarr",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+cache_app = typer.Typer(help="Look at feature caches.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cache_app, name="cache")
+
+app.command("extract", epilog=extract.EXAMPLE)(extract.extract)
+app.command("train-head", epilog=train_head.EXAMPLE)(train_head.train_head)
+app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
+app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("demo-data", epilog=demo_data.EXAMPLE)(demo_data.demo_data)
+cache_app.command("info", epilog=cache_info.EXAMPLE)(cache_info.info)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"emi {version('emi')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line: a user's error is one sentence and exit code 2, an interruption 130."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(arguments)
+    except EmiError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"emi: {error}", err=True)
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
+            typer.echo("emi: stopped; what was finished is kept, and the same command goes on from there", err=True)
+        raise
+
+
+def _interrupt(*_: object) -> None:
+    """Let SIGTERM unwind like Ctrl-C, so that finished work is committed."""
+    raise KeyboardInterrupt

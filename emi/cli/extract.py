@@ -1,0 +1,110 @@
+"""`emi extract`: media into a feature cache."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from extract.run import ExtractPlan, ExtractSummary
+
+EXAMPLE = (
+    "Example: emi extract clips/ --cache features.zarr --backbone audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
+)
+FAILURES_SHOWN = 20
+
+
+def extract(
+    media: Annotated[
+        str, typer.Argument(help="Folder (searched recursively), CSV with a Filename column, or text list.")
+    ],
+    cache: Annotated[str, typer.Option(help="Feature cache to fill: NAME.zarr or NAME.h5.")],
+    backbone: Annotated[str, typer.Option(help="silero, a Hugging Face id, or a local checkpoint folder.")] = "silero",
+    max_seconds: Annotated[float, typer.Option(help="Use this much of each clip.")] = 12.0,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Storage of the frames: float16 or float32.")] = "float16",
+    media_root: Annotated[
+        Path | None, typer.Option(help="Where the paths of a CSV or list start [default: its own folder].")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Do only this share of the clips, from 1/N to N/N.")
+    ] = None,
+    batch_seconds: Annotated[
+        float | None, typer.Option(help="Bound on clips x longest clip of a batch [default: by device].")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Decoding threads; 0 takes one per core.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Turn media into a feature cache. Run it again to go on where it stopped.
+
+    Files that cannot be read are listed in failures.csv beside the cache, the others go on, and the exit code is 1.
+    """
+    from emi.console import Progress
+    from extract import run
+    from extract.settings import ExtractSettings
+
+    settings = ExtractSettings(
+        backbone=backbone,
+        max_seconds=max_seconds,
+        precision=precision,
+        device=device,
+        dtype=dtype,
+        media_root=media_root,
+        shard=shard,
+        batch_seconds=batch_seconds,
+        workers=workers,
+    )
+    if dry_run:
+        _show_plan(run.plan(media, cache, settings), cache, settings.resolved_device().type)
+        return
+    progress: Progress | None = None
+
+    def show(done: int, total: int, seconds: float) -> None:
+        if progress is not None:
+            progress(done, total, seconds)
+
+    def on_plan(plan: "ExtractPlan") -> None:
+        nonlocal progress
+        if plan.todo:
+            _show_plan(plan, cache, settings.resolved_device().type)
+            progress = Progress(plan.todo, "extracting").__enter__()
+
+    started = time.monotonic()
+    try:
+        summary = run.extract(media, cache, settings, on_plan=on_plan, on_progress=show)
+    finally:
+        if progress is not None:
+            progress.__exit__(None, None, None)
+    _show_summary(summary, time.monotonic() - started)
+    if summary.failures:
+        raise typer.Exit(1)
+
+
+def _show_plan(plan: "ExtractPlan", cache: str, device: str) -> None:
+    header = plan.header
+    vad = f" and {', '.join(header.vad_names)}" if header.vad_names else ""
+    typer.echo(
+        f"{len(plan.sources)} clips, {plan.todo} to do -> {cache}\n"
+        f"{header.fingerprint['backbone']}: {header.dim} features{vad} every {1000 * header.hop_seconds:g} ms, first "
+        f"{header.fingerprint['max_seconds']:g} s of each clip\n"
+        f"{header.fingerprint['precision']} on {device} ({plan.precision_reason}), stored as "
+        f"{header.fingerprint['dtype']}"
+    )
+
+
+def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:
+    if not summary.written and not summary.failures:
+        typer.echo(f"nothing to do: all {summary.present} clips are in {summary.cache}")
+        return
+    typer.echo(
+        f"wrote {summary.written} clips ({summary.seconds / 60:.1f} min of audio) to {summary.cache} in {elapsed:.1f} s"
+        + (f"; {summary.present} were there" if summary.present else "")
+    )
+    if summary.failures:
+        typer.echo(f"{len(summary.failures)} clips could not be read (also in {summary.failures_file}):", err=True)
+        for failure in summary.failures[:FAILURES_SHOWN]:
+            typer.echo(f"  {failure.path or failure.id}: {failure.reason}", err=True)
+        if len(summary.failures) > FAILURES_SHOWN:
+            typer.echo(f"  … and {len(summary.failures) - FAILURES_SHOWN} more", err=True)

@@ -1,0 +1,120 @@
+"""From media to intensities with a trained run: the same path as extraction and training, without a cache."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cache.container import StrPath
+from cache.errors import EmiError
+from cache.format import Header
+from extract.backbones import Backbone, family_of, identify
+from extract.clips import Failure, extract_clips, windows
+from extract.errors import MediaListError
+from extract.run import make_header
+from extract.settings import ExtractSettings
+from extract.sources import Source, find_media
+from train_head.labels import FILENAME
+from train_head.model import TrainedHead, load_head
+
+Record = dict[str, Any]
+"""`Filename` (the clip's id) and one float per target."""
+
+
+class UnreadableMediaError(EmiError, ValueError):
+    """Some of the media could not be read."""
+
+
+class Model:
+    """A trained head with the backbone that its features came from.
+
+    Args:
+        trained: from `train_head.model.load_head`.
+        backbone: where the backbone is now, if not where it was when the features were made.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        StaleCacheError: the backbone's weights or configuration are not those the head was trained with.
+    """
+
+    def __init__(self, trained: TrainedHead, *, backbone: str | None = None, device: str = "auto") -> None:
+        self.trained = trained
+        self.names = trained.names
+        made_with = trained.features["fingerprint"]
+        self._settings = ExtractSettings(
+            backbone=backbone or trained.features["source"],
+            max_seconds=made_with["max_seconds"],
+            precision=made_with["precision"],
+            dtype=made_with["dtype"],
+            device=device,
+        )
+        identity = identify(self._settings.backbone)
+        self._header = make_header(identity, self._settings, made_with["precision"])
+        trained_on = Header(
+            fingerprint=made_with, dim=trained.features["dim"], vad_names=tuple(trained.features["vad_names"])
+        )
+        self._header.must_match(trained_on, str(trained.folder))
+        self._small = identity.small
+        self._device = self._settings.resolved_device()
+        self._backbone: Backbone = family_of(self._settings.backbone).load(
+            identity, self._device, made_with["precision"]
+        )
+
+    def predict(self, media: StrPath | Sequence[StrPath]) -> list[Record]:
+        """Intensities of every clip, in order of id.
+
+        Args:
+            media: a folder, a list file, a media file, or several of these.
+
+        Returns:
+            One record per clip: its id as `Filename`, and a float per target (not clipped to [0, 1]).
+
+        Raises:
+            UnreadableMediaError: a file cannot be read; `iterate` carries on over those.
+            MediaListError: nothing found, or two files with one id.
+        """
+        results = list(self.iterate(media))
+        failures = [result for result in results if isinstance(result, Failure)]
+        if failures:
+            raise UnreadableMediaError(
+                f"{len(failures)} of {len(results)} files cannot be read; the first, {failures[0].path}, "
+                f"{failures[0].reason}"
+            )
+        return sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
+
+    def iterate(self, media: StrPath | Sequence[StrPath]) -> Iterator[Record | Failure]:
+        """Yield a record or a failure per clip as they come."""
+        sources = _sources([media] if isinstance(media, str) or not isinstance(media, Sequence) else media)
+        seconds = self._settings.max_seconds
+        batch_seconds, parallel_batches = self._settings.batching(self._small)
+        clips = extract_clips(
+            windows(sources, seconds),
+            self._backbone,
+            device=self._device,
+            max_seconds=seconds,
+            batch_seconds=batch_seconds,
+            parallel_batches=parallel_batches,
+        )
+        for clip in clips:
+            if isinstance(clip, Failure):
+                yield clip
+            else:
+                values = self.trained.predict(self._header.stored(clip))
+                yield {FILENAME: clip.id, **dict(zip(self.names, values.tolist(), strict=True))}
+
+
+def load(run: StrPath, *, backbone: str | None = None, device: str = "auto") -> Model:
+    """Load a run folder for prediction.
+
+    Raises:
+        RunFolderError: it is no finished run.
+        BackboneError: the backbone cannot be found; name its place with `backbone`.
+    """
+    return Model(load_head(run), backbone=backbone, device=device)
+
+
+def _sources(media: Sequence[StrPath]) -> list[Source]:
+    sources = sorted(source for place in media for source in find_media(place))
+    for one, other in itertools.pairwise(sources):
+        if one.id == other.id:
+            raise MediaListError(f"{one.path} and {other.path} have one id, {one.id!r}; predict them separately")
+    return sources
