@@ -1,0 +1,64 @@
+"""Fixtures that several suites share: spoken-like audio files and a small labelled data set."""
+
+import csv
+import os
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import emi  # first, so that its OpenMP setting precedes torch
+
+assert emi.__all__
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int = 16_000) -> None:
+    """Write (samples,) float in [-1, 1] as 16-bit PCM with the standard library."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+
+
+def voice(seconds: float, pitch: float, loudness: float, rng: np.random.Generator, rate: int = 16_000) -> np.ndarray:
+    """A buzz with harmonics, syllable-like swells and noise."""
+    t = np.arange(round(seconds * rate)) / rate
+    buzz = sum(np.sin(2 * np.pi * pitch * k * t) / k for k in range(1, 12))
+    swell = 0.55 + 0.45 * np.sin(2 * np.pi * 4 * t)
+    return loudness * 0.2 * buzz * swell + 0.003 * rng.normal(size=len(t))
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `audio/` of 40 short clips with train and valid CSVs: Joy sets the pitch, Calm the loudness."""
+    root = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(7)
+    rows = []
+    for i in range(40):
+        joy, calm = rng.uniform(size=2).round(3)
+        write_wav(root / "audio" / f"{i:05d}.wav", voice(rng.uniform(0.3, 1.2), 100 + 200 * joy, 1 - 0.9 * calm, rng))
+        rows.append([i, joy, calm])
+    for name, part in (("train", rows[:28]), ("valid", rows[28:])):
+        with (root / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["Filename", "Joy", "Calm"], *part])
+    return root
+
+
+@pytest.fixture(scope="session")
+def labelled_cache(labelled: Path) -> Path:
+    """Its silero features."""
+    path = labelled / "features.zarr"
+    emi.extract(labelled / "audio", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def ravdess() -> Path:
+    """Real labelled speech: the folder that EMI_RAVDESS names (audio/, train_split.csv, valid_split.csv)."""
+    folder = os.environ.get("EMI_RAVDESS")
+    if not folder:
+        pytest.skip("EMI_RAVDESS does not name a folder with the RAVDESS clips")
+    return Path(folder)

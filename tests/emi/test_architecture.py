@@ -1,0 +1,55 @@
+"""The one direction of imports, and what must stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("cache", "extract", "train_head", "emi")
+MAY_IMPORT = {"cache": set(), "extract": {"cache"}, "train_head": {"cache"}, "emi": {"cache", "extract", "train_head"}}
+
+
+def imported(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_lies_below_them(package):
+    for path in (ROOT / package).rglob("*.py"):
+        others = imported(path) & set(PACKAGES) - {package}
+        assert others <= MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {others - MAY_IMPORT[package]}"
+
+
+def test_the_cache_never_imports_torch():
+    assert not any({"torch", "transformers"} & imported(path) for path in (ROOT / "cache").rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "code", ["import emi", "import cache", "import sys; sys.argv = ['emi', '--help']; import emi.cli; emi.cli.app()"]
+)
+def test_the_surface_loads_neither_torch_nor_transformers(code):
+    verdict = "'HEAVY' if {'torch', 'transformers'} & set(sys.modules) else 'LIGHT'"
+    check = f"import atexit, sys; atexit.register(lambda: print({verdict}))"
+    result = subprocess.run([sys.executable, "-c", f"{check}\n{code}"], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "LIGHT"
+
+
+def test_importing_the_product_leaves_torchs_threads_alone():
+    code = "import emi, torch; n = torch.get_num_threads(); import emi.prediction; assert torch.get_num_threads() == n"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_file_is_longer_than_400_lines():
+    long = {
+        p.name: n
+        for d in (*PACKAGES, "tests")
+        for p in (ROOT / d).rglob("*.py")
+        if (n := len(p.read_text().splitlines())) > 400
+    }
+    assert not long
