@@ -1,0 +1,76 @@
+# Every target makes .venv where it is missing. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+DEMO := artifacts/demo
+ifdef MEDIA
+  # The paper's backbone for your own media; it comes from the Hugging Face hub, or name a local folder.
+  BACKBONE ?= audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim
+else
+  BACKBONE ?= silero
+  MEDIA := $(DEMO)/audio
+  DEMO_READY := $(DEMO)/demo.json
+  HEAD_OPTIONS ?= --config configs/demo.toml
+endif
+CACHE ?= artifacts/features.zarr
+TRAIN ?= $(DEMO)/train_split.csv
+VALID ?= $(DEMO)/valid_split.csv
+RUN ?= artifacts/run
+HEAD_OPTIONS ?=
+
+.PHONY: help setup demo features train-head sweep finetune test test-slow lint bench docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo; echo "features and train-head take MEDIA= CACHE= TRAIN= VALID= BACKBONE= RUN= HEAD_OPTIONS= and fall back to demo data."
+
+setup: $(READY) ## make .venv with everything pinned in constraints.txt
+
+# uv installs the pinned set in a fraction of pip's time; where it is not to be had, pip does the same.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emi needs Python 3.11 or 3.12: make setup PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if $(BIN)/python -m pip install --quiet uv -c constraints.txt; then \
+	  $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,demo]'; \
+	else \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo]'; \
+	fi
+	touch $@
+
+$(DEMO)/demo.json: | $(READY)
+	$(BIN)/emi demo-data $(DEMO)
+
+demo: train-head ## speak demo clips, extract features, train the paper's head, print the table
+
+features: $(READY) $(DEMO_READY) ## stage 1: MEDIA -> CACHE
+	$(BIN)/emi extract $(MEDIA) --cache $(CACHE) --backbone $(BACKBONE)
+
+train-head: features ## stage 2: CACHE, TRAIN, VALID -> RUN
+	$(BIN)/emi train-head --cache $(CACHE) --train $(TRAIN) --valid $(VALID) --out $(RUN) $(HEAD_OPTIONS)
+
+sweep finetune: ## not in this version; CHANGELOG.md says what is
+	@echo "make $@ is not in this version of emi; see CHANGELOG.md"; exit 1
+
+test: $(READY) ## the test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## the long soaks
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY) ## measure extraction beside its peers
+	$(BIN)/python benchmarks/extract.py
+
+docs: $(READY) ## run every snippet of README.md and docs/
+	$(BIN)/python -m pytest tests/docs
+
+clean: ## remove what make made (not .venv)
+	rm -rf artifacts dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
