@@ -2,7 +2,8 @@
 
 A cache is a set of segments, each written once. Both containers (Zarr v3 group, HDF5 file) hold the same tree:
 
-    /                      attributes: format, version, fingerprint, dim, vad_names, hop_seconds, provenance
+    /                      attributes: format, version, fingerprint, dim, vad_names, hop_seconds, provenance,
+                           header_crc32c over all of these
     /segments/<name>       attributes: clips, frames, fingerprint_sha256, index_crc32c
     /segments/<name>/...   the arrays of `ARRAYS`
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import CacheFormatError, StaleCacheError
-from cache.fingerprint import Fingerprint, differences
+from cache.fingerprint import Fingerprint, canonical, differences
 
 FORMAT = "emi-features"
 VERSION = 1
@@ -94,6 +95,10 @@ class Header:
             CacheFormatError: shapes do not fit this cache, or values are not finite in the storage dtype.
         """
         where = f"clip {clip.id!r}"
+        if not clip.id or "\0" in clip.id or not _is_utf8(clip.id):
+            raise CacheFormatError(f"{where}: an id is UTF-8 text without NUL; rename the file")
+        if not (np.isfinite(clip.seconds) and clip.seconds >= 0):
+            raise CacheFormatError(f"{where}: its length is {clip.seconds} seconds")
         if clip.frames.ndim != 2 or clip.frames.shape[1] != self.dim or not len(clip.frames):
             raise CacheFormatError(f"{where}: frames have shape {clip.frames.shape}, expected (frames, {self.dim})")
         with np.errstate(over="ignore"):  # reported below, with the clip's name
@@ -107,6 +112,8 @@ class Header:
         expected = [(len(frames), 3), (3,)] if self.vad_names else [None, None]
         if shapes != expected:
             raise CacheFormatError(f"{where}: vad and vad_pooled have shapes {shapes}, expected {expected}")
+        if not all(a is None or np.isfinite(a).all() for a in (clip.vad, clip.vad_pooled)):
+            raise CacheFormatError(f"{where}: its vad or vad_pooled is not finite")
         vad, pooled = (None if a is None else a.astype(np.float32) for a in (clip.vad, clip.vad_pooled))
         return Clip(clip.id, frames, vad, pooled, clip.seconds)
 
@@ -130,8 +137,8 @@ class Header:
             )
 
     def to_attributes(self) -> dict[str, Any]:
-        """The root attributes as JSON-able values."""
-        return {
+        """The root attributes as JSON-able values, with a checksum over them."""
+        attributes: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "fingerprint": dict(self.fingerprint),
@@ -140,6 +147,7 @@ class Header:
             "hop_seconds": self.hop_seconds,
             "provenance": dict(self.provenance),
         }
+        return attributes | {"header_crc32c": _header_crc32c(attributes)}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> "Header":
@@ -159,6 +167,8 @@ class Header:
                 "upgrade with `pip install --upgrade emi`"
             )
         try:
+            if attributes["header_crc32c"] != _header_crc32c(attributes):
+                raise ValueError("it does not match its checksum")
             return cls(
                 fingerprint=dict(attributes["fingerprint"]),
                 dim=int(attributes["dim"]),
@@ -168,6 +178,19 @@ class Header:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CacheFormatError(f"{where} has a damaged header: {error!r}; restore it from a copy") from error
+
+
+def _header_crc32c(attributes: Mapping[str, Any]) -> int:
+    guarded = {key: value for key, value in attributes.items() if key != "header_crc32c"}
+    return int(google_crc32c.value(canonical(guarded).encode()))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def little_endian(array: Array) -> Array:

@@ -1,14 +1,21 @@
 """A feature cache as one HDF5 file, with atomic commits through `cache.journal`.
 
-Every array is contiguous and uncompressed, so that a plain `h5py` read is one seek. Attributes that are mappings or
-lists are JSON text.
+Every array is contiguous and uncompressed, so that reading rows is one seek, for us as for plain `h5py`. Attributes
+that are mappings or lists are JSON text.
+
+A reader parses the file once, through h5py, into a snapshot: attributes, index arrays, and the place of each large
+array in the file. Committed bytes never move, so the snapshot stays true while a writer appends, costs no HDF5 state
+per read, needs no right to write, and survives a fork.
 """
 
 import fcntl
 import io
 import json
 import os
+import time
+import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +24,62 @@ import numpy as np
 
 from cache import journal
 from cache.errors import CacheFormatError, CacheLockedError
-from cache.format import INDEX_ARRAYS, Array
+from cache.format import FORMAT, INDEX_ARRAYS, Array
+
+_LIBVER = ("v108", "v108")
+"""The file format of HDF5 1.8 (2008), which keeps a checksum over each piece of its metadata. In the one before, h5py's
+default, a flipped byte could make segments vanish without a word, or crash the interpreter."""
+_SUPERBLOCK_BYTES = 96
+"""The head of the file holds the address of its end, which every commit changes."""
+_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an array lies in the file."""
+
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    attributes: dict[str, Any]
+    index: dict[str, Array]
+    places: dict[str, _Place]
+
+
+class _Snapshot:
+    """The cache as of one commit."""
+
+    def __init__(self, path: Path) -> None:
+        """Parse the file; tried again where a commit came in between."""
+        descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        for attempt in range(_ATTEMPTS):
+            before = _state(path, descriptor)
+            failure: Exception | None = None
+            try:
+                self._bytes = journal.Overlay(descriptor, journal.pending(path))
+                with h5py.File(self._bytes, "r") as file:
+                    self.attributes = _attributes(file)
+                    self.segments = _parse_segments(file) if self.attributes.get("format") == FORMAT else {}
+            except Exception as error:  # half of a commit may look like anything
+                failure = error
+            if _state(path, descriptor) == before:
+                if failure is not None:
+                    raise failure
+                return
+            time.sleep(0.001 * attempt)
+        raise OSError(f"{path} changes faster than it can be read")
+
+    def rows(self, segment: str, array: str, start: int, stop: int) -> Array:
+        """Rows start:stop of one array."""
+        place = self.segments[segment].places[array]
+        row_bytes = place.dtype.itemsize * int(np.prod(place.shape[1:]))
+        content = self._bytes.read_at(place.offset + start * row_bytes, (stop - start) * row_bytes)
+        return np.frombuffer(content, place.dtype).reshape(stop - start, *place.shape[1:])
 
 
 class Hdf5Container:
@@ -26,7 +88,7 @@ class Hdf5Container:
     def __init__(self, path: str) -> None:
         self.path = path
         self._path = Path(path)
-        self._readable: h5py.File | None = None
+        self._snapshot: _Snapshot | None = None
         self._locked: BinaryIO | None = None
 
     def read_attributes(self) -> dict[str, Any] | None:
@@ -34,24 +96,26 @@ class Hdf5Container:
         if not self._path.exists():
             return None
         try:
-            return _attributes(self._reader())
-        except (OSError, ValueError, RuntimeError) as error:
-            if isinstance(error, PermissionError):
-                raise
+            return self._read().attributes
+        except PermissionError:
+            raise
+        except Exception as error:  # HDF5 may raise anything over a file that is not, or no longer, what it wrote
             raise CacheFormatError(
-                f"{self.path} cannot be opened as HDF5 ({error}); choose another path, or restore it from a copy"
+                f"{self.path} cannot be read as HDF5 ({error}); choose another path, or restore it from a copy"
             ) from error
 
     def create(self, attributes: Mapping[str, Any]) -> None:
         """Build an empty file in memory and link it into place, so that it appears whole."""
         content = io.BytesIO()
-        with h5py.File(content, "w") as file:
-            file.create_group("segments")
+        with h5py.File(content, "w", libver=_LIBVER) as file:
+            file.create_group("segments").attrs["count"] = 0
             _set_attributes(file, attributes)
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(content.getvalue())
+            if not self._path.exists():
+                journal.journal_path(self._path).unlink(missing_ok=True)  # of a cache that was deleted
             os.link(temporary, self._path)
         except FileExistsError:
             return  # another process made it meanwhile; the caller compares fingerprints
@@ -72,55 +136,78 @@ class Hdf5Container:
                 "a .zarr cache, which takes any number"
             ) from None
         self._locked = file
-        journal.replay(self._path, file)
+        journal.replay(self._path, file.fileno())
 
     def segment_names(self) -> list[str]:
         """Segments sorted by name, which starts with the time of writing."""
-        return sorted(self._reader()["segments"])
+        return sorted(self._read().segments)
 
     def read_segment(self, name: str) -> tuple[dict[str, Any], dict[str, Array]]:
         """Attributes and index arrays of one segment."""
-        group = self._reader()[f"segments/{name}"]
-        arrays = {key: np.asarray(group[key][()]) for key in INDEX_ARRAYS if key != "ids"}
-        arrays["ids"] = np.asarray(group["ids"].asstr()[()], dtype=object)
-        return _attributes(group), arrays
+        segment = self._read().segments[name]
+        return segment.attributes, segment.index
 
     def read_rows(self, segment: str, array: str, start: int, stop: int) -> Array:
         """Rows start:stop of one array."""
-        return np.asarray(self._reader()[f"segments/{segment}/{array}"][start:stop])
+        return self._read().rows(segment, array, start, stop)
 
     def write_segment(self, name: str, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
         """Let HDF5 write into memory, then commit the bytes through the journal."""
         self.lock()
         assert self._locked is not None
-        overlay = journal.Overlay(self._locked)
-        with h5py.File(overlay, "r+") as file:
+        descriptor = self._locked.fileno()
+        journal.replay(self._path, descriptor)  # one is left where applying it failed in the commit before this
+        overlay = journal.Overlay(descriptor)
+        with h5py.File(overlay, "r+", libver=_LIBVER) as file:
             group = file.create_group(f"segments/{name}")
             for key, values in arrays.items():
                 group.create_dataset(key, data=_utf8(values) if key == "ids" else values)
             _set_attributes(group, attributes)
+            file["segments"].attrs["count"] = len(file["segments"])
         overlay.commit(self._path)
-        self._close_reader()
+        self._snapshot = None
 
     def close(self) -> None:
-        """Close the file and let go of the lock."""
-        self._close_reader()
+        """Forget the snapshot and let go of the lock."""
+        self._snapshot = None
         if self._locked is not None:
             self._locked.close()
             self._locked = None
 
-    def _reader(self) -> h5py.File:
-        if self._readable is None:
-            if self._locked is None:
-                journal.recover(self._path)
-            # No HDF5 lock: a committed segment never changes, and NFS mounts often refuse locks to readers.
-            self._readable = h5py.File(self._path, "r", locking=False)
-        return self._readable
+    def _read(self) -> _Snapshot:
+        if self._snapshot is None:
+            self._snapshot = _Snapshot(self._path)
+        return self._snapshot
 
-    def _close_reader(self) -> None:
-        if self._readable is not None:
-            self._readable.close()
-            self._readable = None
+
+def _state(path: Path, descriptor: int) -> tuple[object, ...]:
+    """What differs before and after a commit, wholly or partly applied."""
+    try:
+        left = journal.journal_path(path).stat()
+        waiting = (left.st_ino, left.st_mtime_ns)
+    except FileNotFoundError:
+        waiting = None
+    file = os.fstat(descriptor)
+    return waiting, file.st_size, file.st_mtime_ns, os.pread(descriptor, _SUPERBLOCK_BYTES, 0)
+
+
+def _parse_segments(file: h5py.File) -> dict[str, _Segment]:
+    """All segments; their number is stored beside them, for a damaged list may look like a shorter one."""
+    segments = {name: _parse(group) for name, group in file["segments"].items()}
+    if len(segments) != file["segments"].attrs["count"]:
+        raise OSError(f"{len(segments)} segments are listed of {file['segments'].attrs['count']}")
+    return segments
+
+
+def _parse(group: Any) -> _Segment:
+    index = {key: np.asarray(group[key][()]) for key in INDEX_ARRAYS if key != "ids"}
+    index["ids"] = np.asarray(group["ids"].asstr()[()], dtype=object)
+    places = {
+        name: _Place(array.id.get_offset(), array.dtype, array.shape)
+        for name, array in group.items()
+        if name not in INDEX_ARRAYS
+    }
+    return _Segment(_attributes(group), index, places)
 
 
 def _utf8(ids: Array) -> Array:

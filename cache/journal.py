@@ -9,21 +9,23 @@ flag to clear by hand after a crash), and a redo journal as databases use it. Th
 2. writes the few kilobytes that change inside the old file to `NAME.h5.journal`, renamed into place: the commit,
 3. applies them and deletes the journal.
 
-Whoever opens the cache next repeats step 3 where a journal is left, so a crash loses at most the segment in flight.
+Where a journal is left, readers see it applied (they read through an `Overlay` of their own and write nothing), and the
+next writer repeats step 3. A crash loses at most the segment in flight.
 """
 
-import fcntl
 import io
 import json
 import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import google_crc32c
 
 _MAGIC = b"EMIJRNL1"
+_HEAD = struct.Struct("<8sII")
+"""Magic, CRC-32C of the rest, size of the list of extents."""
 Extent = tuple[int, bytes]
 
 
@@ -36,28 +38,37 @@ class Overlay(io.RawIOBase):
     """A file whose writes stay in memory; give it to `h5py.File` in place of a path.
 
     Never raises from a write, since HDF5 cannot pass an exception on cleanly: disk errors surface in `commit`.
+
+    Args:
+        descriptor: the open file below; the caller closes it.
+        extents: bytes that lie over the file from the start (`pending`).
     """
 
-    def __init__(self, base: BinaryIO) -> None:
-        self._base = base
-        self._base_size = self._size = os.fstat(base.fileno()).st_size
+    def __init__(self, descriptor: int, extents: Iterable[Extent] = ()) -> None:
+        self._base = descriptor
+        self._base_size = self._size = os.fstat(descriptor).st_size
         self._position = 0
-        self._extents: list[Extent] = []
+        self._extents: list[Extent] = list(extents)
 
     def readinto(self, buffer: Any) -> int:
         """Fill from the file, then from the writes in their order."""
         view = memoryview(buffer).cast("B")
-        start, count = self._position, min(len(view), max(0, self._size - self._position))
-        view[:count] = bytes(count)
+        content = self.read_at(self._position, len(view))
+        view[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def read_at(self, start: int, count: int) -> bytearray:
+        """Up to `count` bytes from an offset, without moving."""
+        content = bytearray(min(count, max(0, self._size - start)))
         if start < self._base_size:
-            stored = os.pread(self._base.fileno(), min(count, self._base_size - start), start)
-            view[: len(stored)] = stored
+            stored = os.pread(self._base, min(len(content), self._base_size - start), start)
+            content[: len(stored)] = stored
         for offset, data in self._extents:
-            low, high = max(offset, start), min(offset + len(data), start + count)
+            low, high = max(offset, start), min(offset + len(data), start + len(content))
             if low < high:
-                view[low - start : high - start] = data[low - offset : high - offset]
-        self._position += count
-        return count
+                content[low - start : high - start] = data[low - offset : high - offset]
+        return content
 
     def write(self, data: Any) -> int:
         """Keep a copy of the bytes."""
@@ -103,62 +114,82 @@ class Overlay(io.RawIOBase):
         end = self._base_size
         inside = [(o, d[: end - o]) for o, d in self._extents if o < end]
         beyond = [(max(o, end), d[max(0, end - o) :]) for o, d in self._extents if o + len(d) > end]
-        _write_extents(self._base, beyond)
-        os.ftruncate(self._base.fileno(), max(self._size, end))
-        os.fsync(self._base.fileno())
-        _write_journal(journal_path(path), inside)
+        try:
+            _write_extents(self._base, beyond)
+            os.ftruncate(self._base, max(self._size, end))
+            os.fsync(self._base)
+            _write_journal(journal_path(path), inside)
+        except OSError:
+            if not journal_path(path).exists():
+                os.ftruncate(self._base, end)  # a full disk needs the room
+            raise
         replay(path, self._base)
-        self._base_size = self._size = os.fstat(self._base.fileno()).st_size
+        self._base_size = self._size = os.fstat(self._base).st_size
         self._extents.clear()
 
 
-def replay(path: Path, file: BinaryIO) -> None:
+def replay(path: Path, descriptor: int) -> None:
     """Apply and delete a journal that is left beside `path`; harmless to repeat. The caller holds the lock."""
-    journal = journal_path(path)
-    if not journal.exists():
-        return
-    _write_extents(file, _read_journal(journal))
-    os.fsync(file.fileno())
-    journal.unlink()
-
-
-def recover(path: Path) -> None:
-    """Finish a commit that a crash cut short, waiting for a live writer to end its own."""
     if not journal_path(path).exists():
         return
-    with path.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        replay(path, file)
+    _write_extents(descriptor, pending(path))
+    os.fsync(descriptor)
+    journal_path(path).unlink()
 
 
-def _write_extents(file: BinaryIO, extents: Iterable[Extent]) -> None:
+def pending(path: Path) -> list[Extent]:
+    """What a commit that was cut short, or is under way, has still to apply to the file.
+
+    Raises:
+        OSError: the journal is damaged.
+    """
+    try:
+        return _read_journal(journal_path(path))
+    except FileNotFoundError:
+        return []
+
+
+def _write_extents(descriptor: int, extents: Iterable[Extent]) -> None:
     for offset, data in extents:
         view = memoryview(data)
         while view:
-            written = os.pwrite(file.fileno(), view, offset)
+            written = os.pwrite(descriptor, view, offset)
             view, offset = view[written:], offset + written
 
 
 def _write_journal(journal: Path, extents: list[Extent]) -> None:
     head = json.dumps([(offset, len(data)) for offset, data in extents]).encode()
     body = b"".join([head, *(data for _, data in extents)])
-    record = _MAGIC + struct.pack("<II", google_crc32c.value(body), len(head)) + body
+    record = _HEAD.pack(_MAGIC, google_crc32c.value(body), len(head)) + body
     temporary = journal.with_name(journal.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(record)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(journal)
+    try:
+        with temporary.open("wb") as file:
+            file.write(record)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(journal)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(journal.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name must be on the disk before the first byte inside the old file changes
+    finally:
+        os.close(folder)
 
 
 def _read_journal(journal: Path) -> list[Extent]:
     record = journal.read_bytes()
-    crc, head_size = struct.unpack_from("<II", record, len(_MAGIC))
-    body = record[len(_MAGIC) + 8 :]
-    if not record.startswith(_MAGIC) or google_crc32c.value(body) != crc:
+    try:
+        magic, crc, head_size = _HEAD.unpack_from(record)
+        body = record[_HEAD.size :]
+        intact = magic == _MAGIC and google_crc32c.value(body) == crc
+        head = json.loads(body[:head_size]) if intact else []
+    except (struct.error, ValueError):
+        intact = False
+    if not intact:
         raise OSError(f"{journal} is damaged; restore it and its cache from a copy")
     extents, at = [], head_size
-    for offset, size in json.loads(body[:head_size]):
+    for offset, size in head:
         extents.append((offset, body[at : at + size]))
         at += size
     return extents

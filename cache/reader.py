@@ -137,7 +137,12 @@ class FeatureCache:
 
     def _load_index(self) -> None:
         container = self._open()
-        self._segments = container.segment_names()
+        try:
+            self._segments = container.segment_names()
+        except Exception as error:  # a container may raise anything over damaged bytes
+            raise DamagedCacheError(
+                f"{self.path}: the list of segments cannot be read: {error!r}; restore the cache from a copy"
+            ) from error
         self.ids: list[str] = []
         self._row: dict[str, int] = {}
         columns: list[tuple[Array, ...]] = []
@@ -171,7 +176,7 @@ class FeatureCache:
             raise self._damage(None, name, repr(error)) from error
         if not intact:
             raise self._damage(None, name, "the index does not match its checksum")
-        if attributes["fingerprint_sha256"] != fp.digest(self.header.fingerprint):
+        if attributes.get("fingerprint_sha256") != fp.digest(self.header.fingerprint):
             raise self._damage(None, name, "it was made with another fingerprint than the cache's header states")
         return arrays
 

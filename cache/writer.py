@@ -48,17 +48,17 @@ class CacheWriter:
         self._pending: dict[str, Clip] = {}
         self._pending_bytes = 0
         self._started = time.monotonic()
-        with _write_errors(self._container.path):
-            if self._container.read_attributes() is None:
-                self._container.create(header.to_attributes())
-            self._container.lock()
-        with FeatureCache(path) as store:
-            try:
+        try:
+            with _write_errors(self._container.path):
+                if self._container.read_attributes() is None:
+                    self._container.create(header.to_attributes())
+                self._container.lock()
+            with FeatureCache(path) as store:
                 header.must_match(store.header, store.path)
-            except CacheError:
-                self._container.close()
-                raise
-            self._done = dict(zip(store.ids, store.seconds.tolist(), strict=True))
+                self._done = dict(zip(store.ids, store.seconds.tolist(), strict=True))
+        except BaseException:
+            self._container.close()  # and with it the lock
+            raise
 
     @property
     def done(self) -> Mapping[str, float]:
@@ -100,8 +100,13 @@ class CacheWriter:
                 [clip.id for clip in clips], arrays["offsets"], arrays["seconds"], arrays["checksums"]
             ),
         }
-        with _write_errors(self._container.path):
-            self._container.write_segment(_segment_name(), arrays, attributes)
+        try:
+            with _write_errors(self._container.path):
+                self._container.write_segment(_segment_name(), arrays, attributes)
+        except BaseException:
+            for clip in clips:
+                del self._done[clip.id]
+            raise
         self._started = time.monotonic()
 
     def __enter__(self) -> "CacheWriter":

@@ -8,6 +8,7 @@ nor plain zarr sees the segment, so what a crash leaves behind is invisible. Eac
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ class ZarrContainer:
         """Root attributes, or None where there is no Zarr group."""
         if self._local is not None and not self._local.exists():
             return None
+        if self._local is not None and not self._local.is_dir():
+            raise CacheFormatError(f"{self.path} is a file, and a Zarr feature cache is a folder; choose another path")
         try:
             return dict(self._group("r").attrs)
         except (zarr.errors.GroupNotFoundError, FileNotFoundError):
-            if self._local is not None and any(self._local.iterdir()):
+            if self._local is not None and not _left_by_create(self._local):
                 raise CacheFormatError(
                     f"{self.path} exists but is no Zarr group; choose another path, or remove it yourself"
                 ) from None
@@ -83,10 +86,15 @@ class ZarrContainer:
     def write_segment(self, name: str, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
         """Write the arrays, flush them to the disk, then put the group metadata."""
         prefix = f"segments/{name}"
-        for key, values in arrays.items():
-            _write_array(f"{self.path}/{prefix}/{key}", values)
-        if self._local is not None:
-            _fsync_tree(self._local / prefix)
+        try:
+            for key, values in arrays.items():
+                _write_array(f"{self.path}/{prefix}/{key}", values)
+            if self._local is not None:
+                _fsync_tree(self._local / prefix)
+        except BaseException:
+            if self._local is not None:
+                shutil.rmtree(self._local / prefix, ignore_errors=True)  # a full disk needs the room
+            raise
         zarr.create_group(f"{self.path}/{prefix}", attributes=dict(attributes), zarr_format=3)
         if self._local is not None:
             _fsync_tree(self._local / prefix, files=("zarr.json",))
@@ -104,6 +112,12 @@ class ZarrContainer:
         if key not in self._arrays:
             self._arrays[key] = zarr.open_array(self.path, path=f"segments/{segment}/{name}", mode="r")
         return self._arrays[key]
+
+
+def _left_by_create(folder: Path) -> bool:
+    """Whether all that lies here is what an interrupted `create` leaves: it puts the root's metadata last."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix != ".partial")
+    return all(name in ("segments", "segments/zarr.json") for name in names)
 
 
 def _write_array(path: str, values: Array) -> None:

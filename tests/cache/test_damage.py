@@ -1,0 +1,209 @@
+"""Never silently wrong: whatever happens to stored bytes, reading raises an `EmiError` or gives what was written."""
+
+import json
+import os
+import random
+import re
+import shutil
+import struct
+
+import h5py
+import pytest
+import zarr
+
+from cache import CacheError, CacheFormatError, CacheWriter, DamagedCacheError, EmiError, open_cache
+
+
+@pytest.fixture
+def everything(contents):
+    def everything(path):
+        with open_cache(path) as store:
+            return store.header, contents(path), store.load(store.ids)[0].tobytes()
+
+    return everything
+
+
+def files_of(path):
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def is_commit_record(path):
+    """`segments/<name>/zarr.json` is the commit: without it there is no segment, only what a crash left."""
+    return path.name == "zarr.json" and path.parent.parent.name == "segments"
+
+
+def outcome(read, before):
+    """What reading damaged bytes comes to; only the first two are right."""
+    try:
+        return "same" if read() == before else "different"
+    except EmiError:
+        return "refused"
+    except Exception as error:
+        return repr(error)
+
+
+def flipped(sound, offset):
+    """The bytes with one of them changed."""
+    damaged = bytearray(sound)
+    damaged[offset] ^= random.Random(offset).randrange(1, 256)
+    return damaged
+
+
+def wrong_after_flips(file, offsets, read, before):
+    """Flip one byte at each offset of a file in turn, and list what was neither refused nor the same."""
+    sound, wrong = file.read_bytes(), []
+    for offset in offsets:
+        file.write_bytes(flipped(sound, offset))
+        if (result := outcome(read, before)) not in ("same", "refused"):
+            wrong.append((file.name, offset, result))
+    file.write_bytes(sound)
+    return wrong
+
+
+@pytest.mark.parametrize("part", ["frames", "vad", "vad_pooled", "ids", "offsets", "seconds", "checksums", ""])
+def test_a_flipped_byte_anywhere_in_a_zarr_segment_is_found(tmp_path, part, make_cache, everything):
+    root = make_cache(tmp_path / "a.zarr", "ab")
+    before = everything(root)
+    (segment,) = [p for p in (root / "segments").iterdir() if p.is_dir()]
+    for file in files_of(segment / part) if part else [segment / "zarr.json"]:
+        size = file.stat().st_size
+        offsets = random.Random(size).sample(range(size), min(size, 4))
+        assert wrong_after_flips(file, offsets, lambda: everything(root), before) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_flipped_byte_in_any_place_of_a_zarr_cache_is_found(tmp_path, make_cache, everything):
+    root = make_cache(tmp_path / "a.zarr", "ab")
+    before = everything(root)
+    for file in files_of(root):
+        assert wrong_after_flips(file, range(file.stat().st_size), lambda: everything(root), before) == []
+
+
+def try_flips_of_hdf5(path, start, step, everything, report):
+    """Report `offset outcome` for each flip; each in a new file, as HDF5 knows an open one by its inode."""
+    sound, before = path.read_bytes(), everything(path)
+    for offset in range(start, len(sound), step):
+        os.write(report, f"{offset} ".encode())
+        copy = path.with_name(f"{offset}.h5")
+        copy.write_bytes(flipped(sound, offset))
+        os.write(report, outcome(lambda copy=copy: everything(copy), before).encode() + b"\n")
+        copy.unlink()
+
+
+@pytest.mark.parametrize("step", [151, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_a_flipped_byte_anywhere_in_an_hdf5_cache_is_found(tmp_path, step, make_cache, everything, fork, exit_code):
+    """In a child, since HDF5 may crash over damaged metadata, and not only raise."""
+    path, start, found = make_cache(tmp_path / "a.h5", "ab"), 3, []
+    while start < path.stat().st_size:
+        read, report = os.pipe()
+        child = fork(try_flips_of_hdf5, path, start, step, everything, report, seconds=3600)
+        os.close(report)
+        with os.fdopen(read) as reports:
+            lines = reports.read().splitlines()
+        if code := exit_code(child):
+            lines[-1] += f"the interpreter died with {code}"
+        found += [line.split(maxsplit=1) for line in lines]
+        start = int(found[-1][0]) + step
+    assert [(offset, result) for offset, result in found if result not in ("same", "refused")] == []
+    assert len(found) == len(range(3, path.stat().st_size, step))
+
+
+HEADER = [
+    ("dim", "4", "5"),
+    ("hop_seconds", "0.02", "0.03"),
+    ("vad_names", "arousal", "brousal"),
+    ("provenance", "2.", "3."),
+]
+
+
+@pytest.mark.parametrize(("field", "old", "new"), HEADER)
+def test_a_changed_header_is_found(copy, field, old, new, everything):
+    before = everything(copy)
+    if copy.suffix == ".zarr":
+        root = zarr.open_group(copy, mode="r+")
+        root.attrs[field] = json.loads(json.dumps(root.attrs[field]).replace(old, new))
+    else:
+        with h5py.File(copy, "r+") as file:
+            value = file.attrs[field]
+            file.attrs[field] = value.replace(old, new) if isinstance(value, str) else type(value)(new)
+    with pytest.raises(EmiError):
+        assert everything(copy) != before
+
+
+@pytest.mark.parametrize("part", ["frames", "vad", "vad_pooled"])
+def test_a_damaged_clip_is_named_and_leaves_the_others_readable(copy, ids, part, make_header, make_clip, record):
+    victim = ids[1]
+    stored = make_header().stored(make_clip(victim))
+    needle = getattr(stored, part).tobytes()
+    (file,) = [f for f in files_of(copy) if needle in f.read_bytes()]
+    file.write_bytes(file.read_bytes().replace(needle, bytes([needle[0] ^ 1]) + needle[1:]))
+    with open_cache(copy) as store:
+        for read in (lambda: store[victim], lambda: store.load(ids)):
+            with pytest.raises(DamagedCacheError, match=re.escape(f"clip {victim!r}")) as caught:
+                read()
+            assert str(copy) in str(caught.value)
+        for other in ids[:1] + ids[2:]:
+            assert record(store[other]) == record(make_header().stored(make_clip(other)))
+
+
+def test_damage_to_the_index_is_found_when_the_cache_is_opened(copy, ids, make_clip):
+    needle = struct.pack("<d", make_clip(ids[0]).seconds)
+    (file,) = [f for f in files_of(copy) if needle in f.read_bytes()]
+    file.write_bytes(file.read_bytes().replace(needle, bytes(8)))
+    with pytest.raises(DamagedCacheError, match="index of segment"):
+        open_cache(copy)
+
+
+def test_a_deleted_or_truncated_file_of_a_zarr_cache_is_found(tmp_path, make_cache, everything):
+    """Zarr itself reads a missing chunk as zeros."""
+    root = make_cache(tmp_path / "a.zarr", ["a"])
+    before = everything(root)
+    for file in files_of(root):
+        sound = file.read_bytes()
+        for remaining in (None, len(sound) // 2):
+            if remaining is None and is_commit_record(file):
+                continue
+            file.unlink() if remaining is None else file.write_bytes(sound[:remaining])
+            assert outcome(lambda: everything(root), before) in ("same", "refused"), (file, remaining)
+            file.write_bytes(sound)
+
+
+def test_a_missing_chunk_is_found_by_the_read_of_its_clips(tmp_path, make_cache):
+    root = make_cache(tmp_path / "a.zarr", "ab")
+    (segment,) = [p for p in (root / "segments").iterdir() if p.is_dir()]
+    shutil.rmtree(segment / "frames" / "c")
+    with open_cache(root) as store, pytest.raises(DamagedCacheError, match="clip 'b'"):
+        store["b"]
+
+
+def test_a_truncated_hdf5_cache_is_refused(tmp_path, make_cache, everything):
+    path = make_cache(tmp_path / "a.h5", "ab")
+    sound = path.read_bytes()
+    for size in [0, 1, 8, 100, len(sound) // 2, len(sound) - 1]:
+        cut = tmp_path / f"{size}.h5"
+        cut.write_bytes(sound[:size])
+        with pytest.raises(CacheFormatError):
+            everything(cut)
+
+
+def test_bytes_behind_the_end_of_an_hdf5_cache_do_no_harm(tmp_path, make_cache, everything, expected, contents):
+    """A crash leaves some there."""
+    path = make_cache(tmp_path / "a.h5", "ab")
+    with path.open("ab") as file:
+        file.write(b"what was in flight" * 1000)
+    assert contents(path) == expected("ab")
+    make_cache(path, "cde")
+    assert contents(path) == expected("abcde")
+
+
+def test_a_writer_refuses_a_damaged_cache(copy, ids, make_header, make_cache, expected, contents):
+    needle = ids[0].encode()
+    files = [f for f in files_of(copy) if needle in f.read_bytes()]
+    sound = files[0].read_bytes()
+    files[0].write_bytes(sound.replace(needle, needle[::-1]))
+    with pytest.raises(CacheError):
+        CacheWriter(copy, make_header())
+    files[0].write_bytes(sound)
+    make_cache(copy, ["new"])
+    assert contents(copy) == expected([*ids, "new"])

@@ -1,0 +1,136 @@
+"""A disk that is full, for real and at every step: the writer says so, and what was committed is intact."""
+
+import errno
+import os
+import shutil
+import subprocess
+
+import pytest
+import zarr
+
+from cache import CacheWriteError, CacheWriter
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of its own, of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={4 * MEGABYTE}", "tmpfs", str(disk)]
+    if os.getuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs takes root and the right to mount")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+def test_a_full_disk_costs_no_committed_clip_and_is_no_obstacle_once_there_is_room(
+    tiny_disk, suffix, make_cache, make_header, make_clip, record, expected, contents
+):
+    path, ballast = tiny_disk / f"a{suffix}", tiny_disk / "ballast"
+    make_cache(path, "ab")
+    ballast.write_bytes(bytes(2 * MEGABYTE))
+    large = make_clip("large", frames=3 * MEGABYTE // 8 - 20_000)  # 3 MB of frames, and VAD on top
+    with CacheWriter(path, make_header()) as writer:
+        writer.add(large)
+        with pytest.raises(CacheWriteError, match=r"No space left on device.*committed before is intact; make room"):
+            writer.commit()
+        assert contents(path) == expected("ab")
+        assert "large" not in writer.done
+        ballast.unlink()
+        writer.add(make_clip("c"))
+    make_cache(path, "d")
+    assert contents(path) == expected("abcd")
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def full_store(*_):
+    full()
+
+
+def fail_hdf5_from(step, patch):
+    """From the n-th write on, the disk takes half of one write and no more; it can still delete."""
+    taken, real = [0], os.pwrite
+
+    def pwrite(descriptor, data, offset):
+        taken[0] += 1
+        if taken[0] < step:
+            return real(descriptor, data, offset)
+        if taken[0] == step:
+            return real(descriptor, data[: max(1, len(data) // 2)], offset)
+        return full()
+
+    patch.setattr(os, "pwrite", pwrite)
+
+
+def fail_zarr_from(step, patch):
+    taken, put = [0], zarr.storage.LocalStore.set
+
+    async def counted(store, key, value):
+        taken[0] += 1
+        if taken[0] >= step:
+            full()
+        await put(store, key, value)
+
+    patch.setattr(zarr.storage.LocalStore, "set", counted)
+
+
+@pytest.mark.parametrize("step", [1, 2, 6, 15])
+def test_a_disk_that_fills_up_at_any_write_is_reported_and_the_writer_goes_on(
+    path, step, make_cache, make_header, make_clip, expected, contents, monkeypatch
+):
+    make_cache(path, "ab")
+    with CacheWriter(path, make_header()) as writer:
+        writer.add(make_clip("c"))
+        with monkeypatch.context() as patch:
+            (fail_zarr_from if path.suffix == ".zarr" else fail_hdf5_from)(step, patch)
+            with pytest.raises(CacheWriteError, match="No space left"):
+                writer.commit()
+        if path.suffix == ".zarr":
+            assert contents(path) == expected("ab")
+        for name in "cd":
+            writer.add(make_clip(name))
+    assert contents(path) == expected("abcd")
+
+
+def test_a_failed_commit_gives_its_room_back(path, make_cache, make_header, make_clip, monkeypatch):
+    def sizes():
+        return {p: p.stat().st_size for p in path.parent.rglob("*") if p.is_file()}
+
+    make_cache(path, "ab")
+    before = sizes()
+    with CacheWriter(path, make_header()) as writer:
+        writer.add(make_clip("c"))
+        with monkeypatch.context() as patch:
+            (fail_zarr_from if path.suffix == ".zarr" else fail_hdf5_from)(3, patch)
+            with pytest.raises(CacheWriteError):
+                writer.commit()
+    assert sizes() == before
+
+
+def test_a_full_disk_while_the_cache_is_made_leaves_room_for_another_try(
+    path, make_cache, make_header, expected, contents, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", full)
+        patch.setattr(zarr.storage.LocalStore, "set", full_store)
+        with pytest.raises(CacheWriteError, match="No space left"):
+            CacheWriter(path, make_header())
+    make_cache(path, "a")
+    assert contents(path) == expected("a")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_place_without_the_right_to_write_is_reported(path, make_header, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for name in ("mkdir", "link"):
+        monkeypatch.setattr(os, name, refused)
+    with pytest.raises(CacheWriteError, match=r"Permission denied.*mend the permission"):
+        CacheWriter(path, make_header())
