@@ -28,9 +28,10 @@ sys.path[0] = str(Path(__file__).parents[1])  # this file is named like the pack
 import emi  # sets in the environment of the rows how OpenMP waits
 from cache import CacheWriter, Clip, Header
 from extract.backbones import identify
-from extract.backbones.speech_transformers import TRANSFORMERS
-from extract.clips import plan_batches
-from extract.media import SAMPLE_RATE, decode
+from extract.backbones.transformers_family import TRANSFORMERS
+from extract.media import decode
+from extract.plan import plan_batches
+from extract.settings import SAMPLE_RATE
 from extract.sources import find_media
 
 ROWS = (

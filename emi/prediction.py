@@ -8,8 +8,10 @@ from cache.container import StrPath
 from cache.errors import EmiError
 from cache.format import Header
 from extract.backbones import Backbone, family_of, identify
-from extract.clips import Failure, extract_clips, windows
+from extract.clips import extract_clips
 from extract.errors import MediaListError
+from extract.failures import Failure
+from extract.plan import windows
 from extract.run import make_header
 from extract.settings import ExtractSettings
 from extract.sources import Source, find_media

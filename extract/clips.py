@@ -1,66 +1,22 @@
-"""From sources to features: decode ahead in threads, batch by length, run the backbone.
-
-Work is done window by window. A window is a fixed run of consecutive sources, and its batches are planned from all its
-clips before any is skipped because the cache has it. Batches therefore depend on the whole input only, not on what was
-done before: a resumed or sharded run computes each clip among the same neighbours, hence the same bytes.
-"""
+"""From sources to features, window by window (`extract.plan`): decode ahead in threads, run the backbone on batches."""
 
 import contextlib
 import os
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 
 from cache.format import Clip
 from extract.backbones.protocol import Backbone
 from extract.errors import MediaError
-from extract.media import SAMPLE_RATE, Waveform, decode
+from extract.failures import Failure
+from extract.media import Waveform, decode
+from extract.plan import plan_batches
 from extract.sources import Source
 
-WINDOW_CLIPS = 128
-WINDOW_SECONDS = 1536.0
-"""Bounds of a window; three of them are in memory at a time (3 x 98 MB of float32 at most)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A clip that could not be turned into features, and why. `path` is empty where the file is not to blame."""
-
-    id: str
-    path: str
-    reason: str
-
-
 Decoded = tuple[Source, Waveform | Failure]
-
-
-def windows(sources: Sequence[Source], max_seconds: float) -> list[Sequence[Source]]:
-    """Cut the sorted sources into the windows within which batches are planned."""
-    size = max(1, min(WINDOW_CLIPS, int(WINDOW_SECONDS / max_seconds)))
-    return [sources[i : i + size] for i in range(0, len(sources), size)]
-
-
-def plan_batches(num_samples: Sequence[int], batch_seconds: float) -> list[list[int]]:
-    """Group clips of similar length so that clips x longest clip stays within a bound.
-
-    Args:
-        num_samples: samples of each clip.
-        batch_seconds: the bound; a single longer clip is a batch of its own.
-
-    Returns:
-        Indices of each batch, longest clips first, so that a lack of memory shows at the start.
-    """
-    order = sorted(range(len(num_samples)), key=lambda i: (-num_samples[i], i))
-    batches: list[list[int]] = []
-    for i in order:
-        if batches and (len(batches[-1]) + 1) * num_samples[batches[-1][0]] <= batch_seconds * SAMPLE_RATE:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 def extract_clips(
@@ -100,10 +56,10 @@ def extract_clips(
             for decoded in _decode_ahead(todo, decoders, max_seconds):
                 readable = []
                 for source, result in decoded:
-                    if isinstance(result, Failure):
-                        yield result
-                    else:
+                    if not isinstance(result, Failure):
                         readable.append((source, result))
+                    elif source.id not in done:  # a clip that the cache has may be gone by now
+                        yield result
                 for batch in plan_batches([len(waveform.samples) for _, waveform in readable], batch_seconds):
                     clips = [readable[i] for i in batch]
                     if any(source.id not in done for source, _ in clips):

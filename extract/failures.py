@@ -3,11 +3,19 @@
 import csv
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from extract.clips import Failure
-
 COLUMNS = ("id", "path", "reason", "cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A clip that could not be turned into features, and why. `path` is empty where the file is not to blame."""
+
+    id: str
+    path: str
+    reason: str
 
 
 def failures_path(cache: str) -> Path:

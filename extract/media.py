@@ -15,15 +15,14 @@ import torchaudio
 from numpy.typing import NDArray
 
 from extract.errors import MediaError
-from extract.truncation import TOLERANCE_SECONDS, is_cut_off, stated_seconds
-
-SAMPLE_RATE = 16_000
-RESAMPLER = "torchaudio sinc_interp_hann width 6"
-"""Name in the fingerprint: torchaudio's default windowed sinc of six zero crossings."""
+from extract.settings import SAMPLE_RATE
+from extract.truncation import EXACT_KINDS, TOLERANCE_SECONDS, is_cut_off, stated_seconds
 
 _MARGIN_SECONDS = 0.1
 """Decoded beyond the cut, so that the resampler's filter sees at the cut what it would see in the whole file."""
 _FULL_SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "s64": 2.0**63}
+_PLAYLISTS = frozenset({"concat", "dash", "hls", "imf", "sdp"})
+"""Demuxers that read other files than the one named; FFmpeg chooses by content, whatever the suffix."""
 _KERNEL_LIMIT = 1 << 24
 """Coefficients of torchaudio's resampling kernel above which its memory (4 bytes each, several copies) explodes."""
 
@@ -55,6 +54,8 @@ def decode(path: Path, max_seconds: float = 12.0) -> Waveform:
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"is not a media file that FFmpeg can read ({_why(error)})") from error
     with container:
+        if container.format.name in _PLAYLISTS:
+            raise MediaError("is a playlist that points to other files, not a media file")
         if not container.streams.audio:
             raise MediaError("has no audio track")
         stream = container.streams.audio[0]
@@ -113,12 +114,15 @@ def _resampler(rate: int) -> torchaudio.transforms.Resample:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise MediaError("is a folder, not a media file")
-    if not path.exists():
-        raise MediaError("does not exist")
-    if path.stat().st_size == 0:
-        raise MediaError("is empty (0 bytes)")
+    try:
+        if path.is_dir():
+            raise MediaError("is a folder, not a media file")
+        if not path.exists():
+            raise MediaError("does not exist")
+        if path.stat().st_size == 0:
+            raise MediaError("is empty (0 bytes)")
+    except OSError as error:  # a folder without permission, a name that is too long, a broken disk
+        raise MediaError(f"cannot be read ({_why(error)})") from error
 
 
 def _read_mono(
@@ -163,7 +167,8 @@ def _mono(frame: av.AudioFrame) -> NDArray[np.float32]:
 
 def _check_complete(path: Path, kind: str, seconds: float, stated: float | None, ended: bool, damage: str) -> None:
     """Refuse what is empty, broken off or cut off; damage after the stated end is trailing rubbish and harmless."""
-    reached = stated is not None and seconds >= stated - TOLERANCE_SECONDS
+    tolerance = 0.0005 if kind in EXACT_KINDS else TOLERANCE_SECONDS
+    reached = stated is not None and seconds >= stated - tolerance
     if damage and not (seconds and reached):
         raise MediaError(f"is damaged or truncated at {seconds:.2f} s ({damage})")
     if not seconds:

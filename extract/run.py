@@ -14,10 +14,9 @@ from cache.format import Clip, Header
 from cache.reader import open_cache
 from cache.writer import CacheWriter
 from extract.backbones import Identity, family_of, identify
-from extract.clips import Failure, extract_clips, windows
-from extract.failures import write_failures
-from extract.media import RESAMPLER, SAMPLE_RATE
-from extract.settings import ExtractSettings
+from extract.failures import Failure, write_failures
+from extract.plan import windows
+from extract.settings import RESAMPLER, SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
 
 Progress = Callable[[int, int, float], None]
@@ -117,6 +116,8 @@ def extract(
 
 
 def _fill(plan: ExtractPlan, settings: ExtractSettings, summary: ExtractSummary, on_progress: Progress) -> None:
+    from extract.clips import extract_clips  # imports torch, which a run with nothing to do never needs
+
     device = settings.resolved_device()
     backbone = family_of(settings.backbone).load(plan.identity, device, plan.header.fingerprint["precision"])
     batch_seconds, parallel_batches = settings.batching(plan.identity.small)
@@ -137,7 +138,7 @@ def _fill(plan: ExtractPlan, settings: ExtractSettings, summary: ExtractSummary,
                 on_progress(summary.written + len(summary.failures), plan.todo, min(seconds, settings.max_seconds))
         finally:
             results.close()
-            tried = [source.id for source in plan.sources]
+            tried = [*writer.done, *(failure.id for failure in summary.failures)]
             summary.failures_file = write_failures(summary.cache, summary.failures, tried)
 
 

@@ -4,10 +4,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from extract.errors import ExtractSettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLE_RATE = 16_000
+"""Hz; all media are brought to it."""
+RESAMPLER = "torchaudio sinc_interp_hann width 6"
+"""Name in the fingerprint: torchaudio's default windowed sinc of six zero crossings."""
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
@@ -59,12 +66,14 @@ class ExtractSettings:
             raise ExtractSettingsError(f"--shard takes I/N with 1 <= I <= N, for example 2/8, got {self.shard!r}")
         return int(index) - 1, int(count)
 
-    def resolved_device(self) -> torch.device:
+    def resolved_device(self) -> "torch.device":
         """The device to compute on.
 
         Raises:
             ExtractSettingsError: CUDA was asked for and is not there.
         """
+        import torch
+
         there = torch.cuda.is_available()
         if self.device == "cuda" and not there:
             raise ExtractSettingsError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
@@ -82,7 +91,7 @@ class ExtractSettings:
                     f"--precision {self.precision}: backbone {self.backbone} computes in {', '.join(supported)} only"
                 )
             return self.precision, "as asked for"
-        if self.resolved_device().type == "cuda" and "bf16" in supported:
+        if "bf16" in supported and self.resolved_device().type == "cuda":
             return "bf16", "the CUDA device's matrix units"
         return "fp32", "exact, and no faster unit is used here"
 

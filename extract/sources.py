@@ -48,12 +48,14 @@ def find_media(media: StrPath, media_root: StrPath | None = None) -> list[Source
         sources = [Source(_id_of(path, place), path) for path in _walk(place)]
     elif not place.exists():
         raise MediaListError(f"there is nothing at {place}; name a folder of media, a CSV or a text list")
-    elif place.suffix.lower() == ".csv":
-        sources = list(_from_csv(place, root or place.parent))
-    elif place.suffix.lower() in LIST_SUFFIXES:
-        sources = list(_from_list(place, root or place.parent))
+    elif place.suffix.lower() == ".csv" or place.suffix.lower() in LIST_SUFFIXES:
+        read = _from_csv if place.suffix.lower() == ".csv" else _from_list
+        try:
+            sources = list(read(place, (root or place.parent).absolute()))
+        except UnicodeDecodeError as error:
+            raise MediaListError(f"{place} is not UTF-8 text ({error}); save it as UTF-8") from error
     else:
-        sources = [Source(place.stem, place)]
+        sources = [Source(_id_of(place, place.parent), place)]
     if not sources:
         raise MediaListError(f"{place} holds no media (looked for {' '.join(sorted(SUFFIXES))})")
     _refuse_clashes(sources)
@@ -62,15 +64,20 @@ def find_media(media: StrPath, media_root: StrPath | None = None) -> list[Source
 
 def _walk(root: Path) -> Iterator[Path]:
     seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         identity = os.stat(folder)
         if (identity.st_dev, identity.st_ino) in seen:  # a link that leads back up
             folders.clear()
             continue
         seen.add((identity.st_dev, identity.st_ino))
         media_like = [name for name in folders if _is_media(name)]  # a folder named x.wav: reported when decoded
-        folders[:] = [n for n in folders if not n.startswith(".") and n not in media_like]
+        # Sorted, because of two links to one folder the first gives the ids, on every machine the same.
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in media_like)
         yield from (Path(folder, name) for name in [*files, *media_like] if _is_media(name))
+
+
+def _unreadable(error: OSError) -> None:
+    raise MediaListError(f"folder {error.filename} cannot be read ({error.strerror}); mend its permission") from error
 
 
 def _is_media(name: str) -> bool:
@@ -78,6 +85,8 @@ def _is_media(name: str) -> bool:
 
 
 def _id_of(path: Path, root: Path) -> str:
+    if not path.is_relative_to(root):
+        raise MediaListError(f"{path} is not under {root}; name a folder that holds all clips with --media-root")
     name = path.relative_to(root).with_suffix("").as_posix()
     try:
         name.encode()

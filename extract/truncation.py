@@ -13,6 +13,8 @@ import av.container
 
 TOLERANCE_SECONDS = 0.25
 """Encoder delay and padding make decoded and stated lengths differ by up to a few frames (AAC, MP3: 0.1 s)."""
+EXACT_KINDS = ("aiff", "flac", "wav")
+"""Formats whose headers state the very number of samples."""
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)
 """RIFF sizes that streaming writers leave in place because they did not know the length."""
 

@@ -19,7 +19,7 @@ def predict(
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on."""
     from emi.prediction import load
-    from extract.clips import Failure
+    from extract.failures import Failure
     from train_head.labels import FILENAME
 
     loaded = load(model, backbone=backbone, device=device)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, FPS = 160, 120, 12
 
-# mp3: LAME's compression_level 7 takes 16 ms for 2 s of speech, 5 takes 21 ms, 2 takes 62 ms. Its psychoacoustics
+# mp3: LAME's compression_level 7 takes 16 ms for 2 s of noise, 5 takes 21 ms, 2 takes 62 ms. Its psychoacoustics
 # hardly matter at 64 kbit/s for one channel of 22 kHz.
 MP3_BIT_RATE, MP3_EFFORT = 64_000, "7"
 AAC_BIT_RATE = 64_000

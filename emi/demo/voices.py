@@ -6,7 +6,7 @@ import numpy as np
 
 # A speaker is an accent of English plus a voice variant of espeak-ng. Every variant is used once, so no vocal tract
 # is heard in both splits. Chosen by measurement among the 100 variants: no clipping, no whisper,
-# no robots; median pitch 75-130 Hz for the low ones and 170-255 Hz for the high ones.
+# no robots; median pitch 95-120 Hz for the low ones and 170-255 Hz for the high ones.
 LOW_VOICES = (
     "en-us+m1",
     "en+m2",

@@ -8,8 +8,8 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from extract.backbones.protocol import Backbone, Family, Features, Identity
-from extract.backbones.silero import SILERO
-from extract.backbones.speech_transformers import TRANSFORMERS
+from extract.backbones.silero_family import SILERO
+from extract.backbones.transformers_family import TRANSFORMERS
 
 __all__ = ["BACKBONES", "Backbone", "Family", "Features", "Identity", "family_of", "identify"]
 

@@ -2,16 +2,16 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from extract.errors import BackboneError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = (
     "model.safetensors",
@@ -58,15 +58,19 @@ class Checkpoint:
         parts = [{k: v for k, v in part.items() if k not in _NOT_NUMBERS} for part in (self.config, self.preprocessor)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def tensors(self, prefix: str) -> dict[str, Tensor]:
+    def tensors(self, prefix: str) -> "dict[str, Tensor]":
         """The tensors whose names start with a prefix, by the rest of their names."""
+        import torch
+        from safetensors import safe_open
+
         found: dict[str, Tensor] = {}
         for path in self.weight_files():
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt") as file:
                     found |= {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
             else:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                mmap = zipfile.is_zipfile(path)  # not so before torch 1.6
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
                 found |= {key: value for key, value in state.items() if key.startswith(prefix)}
         return {key.removeprefix(prefix): value for key, value in found.items()}
 
@@ -82,7 +86,7 @@ def find_checkpoint(name: str) -> Checkpoint:
         BackboneError: it is not to be had, or no checkpoint of a speech model.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not name or not folder.is_dir():  # an empty name would be the working folder
         folder = _from_hub(name)
     config = folder / "config.json"
     if not config.is_file():
@@ -98,14 +102,22 @@ def _from_hub(name: str) -> Path:
 
     for local in (True, False):
         try:
+            if not local:  # one plain request: without a network the download itself retries for 23 s
+                huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, "config.json"), timeout=10)
             config = Path(huggingface_hub.hf_hub_download(name, "config.json", local_files_only=local))
             for optional in CONFIGS[1:]:
                 _fetch(name, optional, local)
-            weights = next(path for wanted in WEIGHTS if (path := _fetch(name, wanted, local)))
+            weights = next((path for wanted in WEIGHTS if (path := _fetch(name, wanted, local))), None)
+            if weights is None and local:
+                continue
+            if weights is None:
+                raise BackboneError(f"{name} on the hub holds none of {', '.join(WEIGHTS)}; choose another checkpoint")
             if weights.suffix == ".json":
                 for shard in sorted(set(_json(weights)["weight_map"].values())):
                     huggingface_hub.hf_hub_download(name, shard, local_files_only=local)
             return config.parent
+        except BackboneError:
+            raise
         except HFValidationError:
             break
         except Exception as error:  # the hub's client raises many kinds, down to the HTTP library's

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +43,16 @@ class Features:
         vad_pooled: (clips, 3) float32, or None.
     """
 
-    frames: Tensor
+    frames: "Tensor"
     lengths: Sequence[int]
-    vad: Tensor | None = None
-    vad_pooled: Tensor | None = None
+    vad: "Tensor | None" = None
+    vad_pooled: "Tensor | None" = None
 
 
 class Backbone(Protocol):
     """A loaded model: a torch module that maps waveforms to features, equal to running each clip alone."""
 
-    def __call__(self, waveforms: Sequence[Tensor]) -> Features:
+    def __call__(self, waveforms: Sequence["Tensor"]) -> Features:
         """Run a batch of (samples,) float32 waveforms at 16 kHz, not normalised, on the backbone's device."""
 
     def num_frames(self, num_samples: int) -> int:
@@ -64,5 +65,5 @@ class Family(Protocol):
     def identify(self, name: str) -> Identity:
         """Describe a backbone from its files, without building the model."""
 
-    def load(self, identity: Identity, device: torch.device, precision: str) -> Backbone:
+    def load(self, identity: Identity, device: "torch.device", precision: str) -> Backbone:
         """Build the model in evaluation mode; `precision` is "fp32", "bf16" or "fp16"."""

@@ -7,33 +7,31 @@ The weights are those of `silero_vad.jit`, the model that the package itself str
 to 0.23 from the package's own), so it is not used.
 """
 
-import hashlib
-import importlib.util
 import itertools
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extract.backbones.protocol import Features, Identity
+from extract.backbones.protocol import Features
+from extract.backbones.silero_family import (
+    BINS,
+    CHANNELS,
+    CONTEXT,
+    HIDDEN,
+    STFT_HOP,
+    STFT_SIZE,
+    STRIDES,
+    WINDOW,
+    weights_file,
+)
 from extract.errors import BackboneError
 
-WINDOW = 512
-"""Samples per frame at 16 kHz: 32 ms."""
-CONTEXT = 64
-"""Samples of the previous window that precede each window; zeros before the first."""
-STFT_SIZE, STFT_HOP, BINS = 256, 128, 129
-CHANNELS = (BINS, 128, 64, 64, 128)
-STRIDES = (1, 2, 2, 1)
-HIDDEN = 128
 ENCODE_WINDOWS = 256
 """Windows encoded at a time: their intermediate values stay in a core's cache."""
-DIM = CHANNELS[-1] + 2 * HIDDEN
-"""Convolution output 128, then the LSTM's h 128 and c 128."""
 
 
 class SileroBackbone(nn.Module):
@@ -71,7 +69,8 @@ class SileroBackbone(nn.Module):
         """(windows, samples) → (windows, 128)."""
         x = functional.pad(windows, (0, CONTEXT), mode="reflect").unfold(1, STFT_SIZE, STFT_HOP)  # (windows, 4, 256)
         spectrum = x @ self.stft.weight.squeeze(1).t()  # (windows, 4, 2 * BINS)
-        x = torch.sqrt(spectrum[..., :BINS] ** 2 + spectrum[..., BINS:] ** 2)
+        power = spectrum[..., :BINS] ** 2 + spectrum[..., BINS:] ** 2
+        x = torch.sqrt(power.clamp_min(1e-30))  # the root's slope at zero is infinite: silence would give NaN gradients
         for convolution, stride in zip(self.convolutions, STRIDES, strict=True):
             x = functional.relu(_convolve(x, cast(nn.Conv1d, convolution), stride))
         return x.squeeze(1)
@@ -119,53 +118,18 @@ def _step_major(lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
     return torch.cat([starts[:n] + t for t, n in enumerate(active)]), active
 
 
-class SileroFamily:
-    """See `Family`."""
+def load_silero(device: torch.device) -> SileroBackbone:
+    """The backbone in evaluation mode, with the weights of the installed silero-vad package.
 
-    def identify(self, name: str) -> Identity:
-        """Hash the wheel's weights."""
-        layout = (
-            f"window {WINDOW} context {CONTEXT} stft {STFT_SIZE}/{STFT_HOP} conv {CHANNELS}/{STRIDES} lstm {HIDDEN}"
-        )
-        return Identity(
-            source=name,
-            fingerprint={
-                "backbone": name,
-                "weights_sha256": hashlib.sha256(weights_file().read_bytes()).hexdigest(),
-                "config_sha256": hashlib.sha256(layout.encode()).hexdigest(),
-                "layer": "conv+h+c",
-                "normalisation": "none",
-            },
-            dim=DIM,
-            hop_seconds=WINDOW / 16_000,
-            precisions=("fp32",),
-            small=True,
-        )
-
-    def load(self, identity: Identity, device: torch.device, precision: str) -> SileroBackbone:  # noqa: ARG002
-        """Build the module; it always computes in float32, which is fast enough everywhere."""
-        with warnings.catch_warnings():  # TorchScript is deprecated, and the form in which the package ships
-            warnings.simplefilter("ignore", DeprecationWarning)
-            state = torch.jit.load(str(weights_file()), map_location="cpu").state_dict()
-        backbone = SileroBackbone()
-        backbone.load_state_dict(_renamed(state))
-        return backbone.eval().to(device)
-
-
-SILERO = SileroFamily()
-
-
-def weights_file() -> Path:
-    """The weights inside the installed silero-vad package, found without importing it.
-
-    Importing silero_vad calls `torch.set_num_threads(1)` for the whole process.
+    Raises:
+        BackboneError: the package is missing, or of a version with other weights.
     """
-    spec = importlib.util.find_spec("silero_vad")
-    if spec is None or not spec.submodule_search_locations:
-        raise BackboneError(
-            "the silero backbone needs the package silero-vad; install it with `pip install silero-vad`"
-        )
-    return Path(spec.submodule_search_locations[0]) / "data" / "silero_vad.jit"
+    with warnings.catch_warnings():  # TorchScript is deprecated, and the form in which the package ships
+        warnings.simplefilter("ignore", DeprecationWarning)
+        state = torch.jit.load(str(weights_file()), map_location="cpu").state_dict()
+    backbone = SileroBackbone()
+    backbone.load_state_dict(_renamed(state))
+    return backbone.eval().to(device)
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,28 +1,27 @@
 """wav2vec 2.0, HuBERT and WavLM checkpoints of the transformers library, with audEERING's regression head.
 
-Equal to running the library on each clip alone and unpadded:
+Equal to running the library on each clip alone and unpadded. Every clip is normalised over its own samples; then
 
-- every clip is normalised over its own samples before padding;
-- "layer" models (`feat_extract_norm`) run padded with an attention mask: 3e-6 from single clips, measured;
-- "group" models normalise over time and would see the padding even with a mask (1.2 off): equal lengths only.
+- wav2vec 2.0 and HuBERT run packed, without padding (`packed_encoder`);
+- WavLM and models with adapters run in the library: "layer" models (`feat_extract_norm`) padded with an attention mask,
+  3e-6 from single clips (measured); "group" models normalise over time and would see the padding even with a mask (1.2
+  off), so only clips of equal length share a batch.
 """
 
 import itertools
-import math
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extract.backbones.checkpoint import Checkpoint, find_checkpoint
-from extract.backbones.protocol import Features, Identity
+from extract.backbones.checkpoint import Checkpoint
+from extract.backbones.packed_encoder import PackedEncoder, supports
+from extract.backbones.protocol import Features
 from extract.errors import BackboneError
 
-MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
-VAD_NAMES = frozenset({"arousal", "dominance", "valence"})
 _TASK_WEIGHTS = {
     "ForCTC": ("lm_head.",),
     "ForPreTraining": ("quantizer.", "project_q.", "project_hid."),
@@ -31,6 +30,8 @@ _TASK_WEIGHTS = {
     "ForAudioFrameClassification": ("classifier.", "layer_weights"),
 }
 """Weights beside the encoder that a checkpoint may hold, by the end of its architecture's name."""
+_TRAINING_ONLY = ("masked_spec_embed",)
+"""Weights of SpecAugment, which some checkpoints lack (facebook/wav2vec2-base-960h)."""
 
 
 class RegressionHead(nn.Module):
@@ -47,14 +48,22 @@ class RegressionHead(nn.Module):
 
 
 class SpeechTransformer(nn.Module):
-    """An encoder of the transformers library as a `Backbone`: last hidden state per 20 ms, VAD where it has a head."""
+    """An encoder of the transformers library as a `Backbone`: last hidden state per 20 ms, VAD where it has a head.
 
-    def __init__(self, encoder: nn.Module, head: RegressionHead | None, normalise: bool, autocast: torch.dtype | None):
+    Args:
+        encoder: in evaluation mode, on the device it will run on.
+        head: the regression head, or None.
+        normalise: whether clips are brought to zero mean and unit variance.
+        dtype: of the matrix products.
+    """
+
+    def __init__(self, encoder: nn.Module, head: RegressionHead | None, normalise: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.normalise = normalise
-        self._autocast = autocast
+        self._dtype = dtype
+        self._packed = PackedEncoder(encoder, dtype) if supports(encoder.config) else None
         config: Any = encoder.config
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
         self._receptive_field = receptive_field(config.conv_kernel, config.conv_stride)
@@ -71,7 +80,7 @@ class SpeechTransformer(nn.Module):
         """See `Backbone`."""
         lengths = [self.num_frames(len(w)) for w in waveforms]
         prepared = [self._prepare(w) for w in waveforms]
-        frames = torch.cat(self._encode(prepared, lengths))  # (total frames, dim)
+        frames = self._packed(prepared)[0] if self._packed else self._encode_padded(prepared, lengths)
         if self.head is None:
             return Features(frames, lengths)
         means = torch.stack([clip.mean(dim=0) for clip in frames.split(lengths)])
@@ -83,8 +92,8 @@ class SpeechTransformer(nn.Module):
             waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
         return functional.pad(waveform, (0, max(0, self._receptive_field - len(waveform))))
 
-    def _encode(self, waveforms: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-        """(frames, dim) float32 of each clip."""
+    def _encode_padded(self, waveforms: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+        """(total frames, dim) float32, by the library."""
         out: list[Tensor] = [torch.empty(0)] * len(waveforms)
         for group in self._groups(waveforms):
             sizes = torch.tensor([len(waveforms[i]) for i in group], device=waveforms[0].device)
@@ -92,11 +101,15 @@ class SpeechTransformer(nn.Module):
             mask = None
             if bool((sizes != batch.shape[1]).any()):
                 mask = (torch.arange(batch.shape[1], device=batch.device) < sizes[:, None]).long()
-            with torch.autocast(batch.device.type, self._autocast, enabled=self._autocast is not None):
+            with (
+                torch.autocast(batch.device.type, self._dtype, enabled=self._dtype != torch.float32),
+                warnings.catch_warnings(),
+            ):
+                warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")  # WavLM, transformers 5.23
                 hidden = self.encoder(batch, attention_mask=mask).last_hidden_state  # (clips, frames, dim)
             for row, i in enumerate(group):
                 out[i] = hidden[row, : lengths[i]].float()
-        return out
+        return torch.cat(out)
 
     def _groups(self, waveforms: Sequence[Tensor]) -> list[list[int]]:
         """Indices that may share one padded batch."""
@@ -106,41 +119,27 @@ class SpeechTransformer(nn.Module):
         return [list(group) for _, group in itertools.groupby(order, key=lambda i: len(waveforms[i]))]
 
 
-class TransformersFamily:
-    """See `Family`."""
+def load_speech_transformer(
+    checkpoint: Checkpoint, device: torch.device, precision: str, *, normalise: bool, has_head: bool
+) -> SpeechTransformer:
+    """Build the model in evaluation mode; the weights of the file and of the model must be the same set.
 
-    def identify(self, name: str) -> Identity:
-        """Read the configuration and hash the weights."""
-        checkpoint = find_checkpoint(name)
-        config = checkpoint.config
-        _check_supported(checkpoint)
-        return Identity(
-            source=name,
-            fingerprint={
-                "backbone": _display_name(name),
-                "weights_sha256": checkpoint.weights_sha256(),
-                "config_sha256": checkpoint.config_sha256(),
-                "layer": "last",
-                "normalisation": "clip-mean-variance" if _normalises(checkpoint) else "none",
-            },
-            dim=config.get("hidden_size", 768),
-            hop_seconds=math.prod(config.get("conv_stride", _DEFAULT_STRIDES)) / 16_000,
-            vad_names=_vad_names(checkpoint),
-        )
+    Args:
+        checkpoint: where the weights are.
+        device: where it will run.
+        precision: of the matrix products: "fp32", "bf16" or "fp16".
+        normalise: whether clips are brought to zero mean and unit variance.
+        has_head: whether the checkpoint has audEERING's regression head.
 
-    def load(self, identity: Identity, device: torch.device, precision: str) -> SpeechTransformer:
-        """Build the model; every weight of the file must be used and every weight of the model be in the file."""
-        checkpoint = find_checkpoint(identity.source)
-        head = _load_head(checkpoint) if identity.vad_names else None
-        encoder = _load_encoder(checkpoint, has_head=head is not None)
-        autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        if precision == "fp32":
-            torch.backends.cudnn.allow_tf32 = False  # convolutions would silently round their inputs to 10 bits
-        return SpeechTransformer(encoder, head, _normalises(checkpoint), autocast).eval().to(device)
-
-
-TRANSFORMERS = TransformersFamily()
-_DEFAULT_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+    Raises:
+        BackboneError: a weight is missing, unexpected or of another shape.
+    """
+    encoder = _load_encoder(checkpoint, has_head=has_head)
+    head = _load_head(checkpoint) if has_head else None
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # convolutions would silently round their inputs to 10 bits
+    return SpeechTransformer(encoder.eval().to(device), head, normalise, dtype).eval().to(device)
 
 
 def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
@@ -149,35 +148,6 @@ def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
     for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
         field = (field - 1) * stride + kernel
     return field
-
-
-def _display_name(name: str) -> str:
-    """A hub id as it is; a folder by its own name, so that moving it changes nothing."""
-    folder = Path(name).expanduser()
-    return folder.resolve().name if folder.is_dir() else name
-
-
-def _check_supported(checkpoint: Checkpoint) -> None:
-    kind = checkpoint.config.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise BackboneError(
-            f"{checkpoint.folder} is a {kind!r} model, and emi runs {', '.join(MODEL_TYPES)}; choose one of those, or "
-            "--backbone silero"
-        )
-    rate = checkpoint.preprocessor.get("sampling_rate", 16_000)
-    if rate != 16_000:
-        raise BackboneError(f"{checkpoint.folder} expects {rate} Hz audio, and emi decodes to 16000 Hz")
-
-
-def _normalises(checkpoint: Checkpoint) -> bool:
-    return bool(checkpoint.preprocessor.get("do_normalize", True))
-
-
-def _vad_names(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The head's outputs in the checkpoint's order, where they are arousal, dominance and valence."""
-    labels = checkpoint.config.get("id2label") or {}
-    names = tuple(str(labels[key]).lower() for key in sorted(labels, key=int))
-    return names if len(names) == 3 and set(names) == VAD_NAMES else ()
 
 
 def _load_head(checkpoint: Checkpoint) -> RegressionHead:
@@ -197,14 +167,27 @@ def _load_head(checkpoint: Checkpoint) -> RegressionHead:
 
 def _load_encoder(checkpoint: Checkpoint, *, has_head: bool) -> nn.Module:
     from transformers import AutoModel
+    from transformers.utils import logging
 
-    encoder, report = AutoModel.from_pretrained(
-        checkpoint.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
-    )
+    logging.disable_progress_bar()  # loading takes a second, and the extraction shows its own
+    try:
+        encoder, report = AutoModel.from_pretrained(
+            checkpoint.folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
+    except Exception as error:  # the readers of damaged files raise many kinds
+        first_line = str(error).strip().partition("\n")[0]
+        raise BackboneError(
+            f"{checkpoint.folder}: {checkpoint.weight_files()[0].name} or config.json cannot be loaded ({first_line}); "
+            "download the checkpoint again"
+        ) from error
     allowed = _allowed_extras(checkpoint) + (("classifier.",) if has_head else ())
     extra = [key for key in report["unexpected_keys"] if not key.startswith(allowed)]
     problems = {
-        "missing": report["missing_keys"],
+        "missing": [key for key in report["missing_keys"] if key not in _TRAINING_ONLY],
         "unexpected": extra,
         "misshapen": report["mismatched_keys"],
     }

@@ -40,6 +40,15 @@ def test_the_surface_loads_neither_torch_nor_transformers(code):
     assert result.stdout.splitlines()[-1] == "LIGHT"
 
 
+def test_an_extraction_with_nothing_to_do_needs_no_torch(labelled, labelled_cache):
+    arguments = ["emi", "extract", str(labelled / "audio"), "--cache", str(labelled_cache)]
+    code = f"import sys; sys.argv = {arguments}; from emi.cli import app; app(standalone_mode=False)"
+    code += "; print('HEAVY' if 'torch' in sys.modules else 'LIGHT')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "nothing to do" in result.stdout
+    assert result.stdout.splitlines()[-1] == "LIGHT"
+
+
 def test_importing_the_product_leaves_torchs_threads_alone():
     code = "import emi, torch; n = torch.get_num_threads(); import emi.prediction; assert torch.get_num_threads() == n"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,91 @@
+"""Describe a wav2vec 2.0, HuBERT or WavLM checkpoint from its files, without importing torch."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extract.backbones.checkpoint import Checkpoint, find_checkpoint
+from extract.backbones.protocol import Identity
+from extract.errors import BackboneError
+
+if TYPE_CHECKING:
+    import torch
+
+    from extract.backbones.speech_transformers import SpeechTransformer
+
+MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
+VAD_NAMES = frozenset({"arousal", "dominance", "valence"})
+_DEFAULT_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+
+
+class TransformersFamily:
+    """See `Family`."""
+
+    def identify(self, name: str) -> Identity:
+        """Read the configuration and hash the weights."""
+        checkpoint = find_checkpoint(name)
+        config = checkpoint.config
+        _check_supported(checkpoint)
+        return Identity(
+            source=name,
+            fingerprint={
+                "backbone": _display_name(name),
+                "weights_sha256": checkpoint.weights_sha256(),
+                "config_sha256": checkpoint.config_sha256(),
+                "layer": "last",
+                "normalisation": "clip-mean-variance" if _normalises(checkpoint) else "none",
+            },
+            dim=config.get("hidden_size", 768),
+            hop_seconds=math.prod(config.get("conv_stride", _DEFAULT_STRIDES)) / 16_000,
+            vad_names=_vad_names(checkpoint),
+        )
+
+    def load(self, identity: Identity, device: "torch.device", precision: str) -> "SpeechTransformer":
+        """Build the model; every weight of the file must be used and every weight of the model be in the file."""
+        from extract.backbones.speech_transformers import load_speech_transformer
+
+        checkpoint = find_checkpoint(identity.source)
+        return load_speech_transformer(
+            checkpoint,
+            device,
+            precision,
+            normalise=_normalises(checkpoint),
+            has_head=bool(identity.vad_names),
+        )
+
+
+TRANSFORMERS = TransformersFamily()
+
+
+def _display_name(name: str) -> str:
+    """A hub id as it is; a folder by its own name, so that moving it changes nothing."""
+    folder = Path(name).expanduser()
+    return folder.resolve().name if folder.is_dir() else name
+
+
+def _check_supported(checkpoint: Checkpoint) -> None:
+    kind = checkpoint.config.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise BackboneError(
+            f"{checkpoint.folder} is a {kind!r} model, and emi runs {', '.join(MODEL_TYPES)}; choose one of those, or "
+            "--backbone silero"
+        )
+    if checkpoint.config.get("add_adapter"):
+        raise BackboneError(
+            f"{checkpoint.folder} has an adapter that shortens its output (add_adapter), and emi runs none; choose a "
+            "checkpoint without, or --backbone silero"
+        )
+    rate = checkpoint.preprocessor.get("sampling_rate", 16_000)
+    if rate != 16_000:
+        raise BackboneError(f"{checkpoint.folder} expects {rate} Hz audio, and emi decodes to 16000 Hz")
+
+
+def _normalises(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.preprocessor.get("do_normalize", True))
+
+
+def _vad_names(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The head's outputs in the checkpoint's order, where they are arousal, dominance and valence."""
+    labels = checkpoint.config.get("id2label") or {}
+    names = tuple(str(labels[key]).lower() for key in sorted(labels, key=int))
+    return names if len(names) == 3 and set(names) == VAD_NAMES else ()

@@ -1,0 +1,146 @@
+"""Planning of batches, and the pipeline of decoding threads, backbone threads and the caller."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import extract.clips
+from extract.backbones import Features
+from extract.clips import extract_clips
+from extract.errors import MediaError
+from extract.failures import Failure
+from extract.media import Waveform
+from extract.plan import plan_batches, windows
+from extract.sources import Source
+
+
+@given(lengths=st.lists(st.integers(1, 400_000), max_size=60), bound=st.floats(0.01, 300))
+def test_every_clip_is_in_one_batch_longest_first_and_within_the_bound(lengths, bound):
+    batches = plan_batches(lengths, bound)
+    flat = [i for batch in batches for i in batch]
+    assert sorted(flat) == list(range(len(lengths)))
+    assert [lengths[i] for i in flat] == sorted(lengths, reverse=True)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= bound * 16_000
+
+
+@given(lengths=st.lists(st.integers(1, 400_000), min_size=1, max_size=60))
+def test_batches_are_not_smaller_than_they_must_be(lengths):
+    for first, second in zip(batches := plan_batches(lengths, 48.0), batches[1:], strict=False):
+        assert (len(first) + 1) * lengths[first[0]] > 48.0 * 16_000
+        assert lengths[first[-1]] >= lengths[second[0]]
+
+
+@given(count=st.integers(0, 700), max_seconds=st.floats(0.1, 5000))
+def test_windows_hold_every_source_in_order_and_a_bounded_length(count, max_seconds):
+    cut = windows(range(count), max_seconds)
+    assert [source for window in cut for source in window] == list(range(count))
+    assert all(1 <= len(window) <= 128 for window in cut)
+    assert all(len(window) == 1 or len(window) * max_seconds <= 1536 for window in cut)
+
+
+class Counting:
+    """A backbone that notes its batches: every frame of a clip is its length."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, waveforms):
+        self.batches.append([len(w) for w in waveforms])
+        return Features(torch.cat([torch.full((1, 2), float(len(w))) for w in waveforms]), [1] * len(waveforms))
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """Run `extract_clips` over made-up clips; "bad…" cannot be decoded. Returns the generator, backbone and decoded."""
+    decoded = []
+
+    def decode(path, max_seconds):
+        decoded.append(path.name)
+        if path.name.startswith("bad"):
+            raise MediaError("is bad")
+        return Waveform(np.zeros(100 + int(path.name[-3:]), np.float32), 1.0)
+
+    def start(names, window=4, **options):
+        sources = [Source(name, Path(name)) for name in names]
+        planned = [sources[i : i + window] for i in range(0, len(sources), window)]
+        backbone = Counting()
+        defaults = {"device": torch.device("cpu"), "max_seconds": 12.0, "batch_seconds": 1e-9, "workers": 2}
+        return extract_clips(planned, backbone, **defaults | options), backbone, decoded
+
+    monkeypatch.setattr(extract.clips, "decode", decode)
+    return start
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith(("decode", "backbone"))]
+
+
+@pytest.mark.parametrize("parallel_batches", [1, 3])
+def test_every_clip_comes_out_once_with_its_own_features(pipeline, parallel_batches):
+    names = [f"{i:03d}" for i in range(30)]
+    results, _, _ = pipeline(names, parallel_batches=parallel_batches)
+    clips = {clip.id: float(clip.frames[0, 0]) for clip in results}
+    assert clips == {name: 100 + int(name) for name in names}
+    assert threads() == []
+
+
+def test_a_clip_that_is_done_is_computed_with_its_batch_and_not_given_again(pipeline):
+    results, backbone, _ = pipeline(["000", "001", "002", "003"], batch_seconds=1.0, done={"001"})
+    assert {clip.id for clip in results} == {"000", "002", "003"}
+    assert backbone.batches == [[103, 102, 101, 100]]
+
+
+def test_windows_and_batches_that_are_done_cost_nothing(pipeline):
+    names = [f"{i:03d}" for i in range(8)]
+    results, backbone, decoded = pipeline(names, done=set(names[:4]) | {"006"})
+    assert {clip.id for clip in results} == {"004", "005", "007"}
+    assert sorted(decoded) == names[4:]
+    assert sorted(backbone.batches) == [[104], [105], [107]]
+
+
+def test_a_clip_that_cannot_be_decoded_is_a_failure_among_the_others(pipeline):
+    results = list(pipeline(["000", "bad1", "002"])[0])
+    assert [r for r in results if isinstance(r, Failure)] == [Failure("bad1", "bad1", "is bad")]
+    assert {r.id for r in results} == {"000", "bad1", "002"}
+
+
+def test_a_clip_that_is_done_and_now_unreadable_is_no_failure(pipeline):
+    results, _, _ = pipeline(["000", "bad1", "002"], done={"bad1"})
+    assert {r.id for r in results} == {"000", "002"}
+
+
+def test_decoding_runs_at_most_two_windows_ahead(pipeline):
+    """So memory does not grow with the number of clips."""
+    results, _, decoded = pipeline([f"{i:03d}" for i in range(400)])
+    next(results)
+    assert len(decoded) <= 3 * 4
+    results.close()
+    assert threads() == []
+
+
+def test_closing_the_generator_ends_its_threads_and_restores_torchs(pipeline):
+    before = torch.get_num_threads()
+    results, _, _ = pipeline([f"{i:03d}" for i in range(40)], parallel_batches=2)
+    next(results)
+    assert torch.get_num_threads() == 1
+    results.close()
+    assert threads() == []
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_an_error_thrown_in_or_raised_by_the_backbone_ends_the_threads(pipeline, kind):
+    results, backbone, _ = pipeline([f"{i:03d}" for i in range(40)])
+    with pytest.raises(kind):
+        results.throw(kind())
+    results, backbone, _ = pipeline([f"{i:03d}" for i in range(40)])
+    backbone.batches = None  # its next call fails
+    with pytest.raises(AttributeError):
+        list(results)
+    assert threads() == []
