@@ -107,6 +107,14 @@ def test_a_flipped_byte_anywhere_in_an_hdf5_cache_is_found(
     assert len(found) == len(range(first, path.stat().st_size, step))
 
 
+def test_hdf5_keeps_checksums_over_its_own_metadata(tmp_path, make_cache):
+    """Without, a flipped byte can take a segment off the list unnoticed, or HDF5 down with it."""
+    content = make_cache(tmp_path / "a.h5", "ab").read_bytes()
+    assert content[8] >= 2, "version of the superblock"
+    assert b"OHDR" in content, "object headers with checksums"
+    assert b"SNOD" not in content, "symbol tables, which have none"
+
+
 HEADER = [
     ("dim", "4", "5"),
     ("hop_seconds", "0.02", "0.03"),
