@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from extract.backbones.checkpoint import Checkpoint
 from extract.backbones.packed_encoder import PackedEncoder, supports
+from extract.backbones.packed_weights import wrong_below_float32
 from extract.backbones.protocol import Features
 from extract.errors import BackboneError
 
@@ -64,6 +65,8 @@ class SpeechTransformer(nn.Module):
         self.normalise = normalise
         self._dtype = dtype
         self._packed = PackedEncoder(encoder, dtype) if supports(encoder.config) else None
+        if self._packed is None and wrong_below_float32(encoder.encoder.pos_conv_embed.conv.weight):
+            _keep_in_float32(encoder.encoder.pos_conv_embed.conv)
         config: Any = encoder.config
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
         self._receptive_field = receptive_field(config.conv_kernel, config.conv_stride)
@@ -117,6 +120,18 @@ class SpeechTransformer(nn.Module):
             return [list(range(len(waveforms)))]
         order = sorted(range(len(waveforms)), key=lambda i: len(waveforms[i]))
         return [list(group) for _, group in itertools.groupby(order, key=lambda i: len(waveforms[i]))]
+
+
+def _keep_in_float32(module: nn.Module) -> None:
+    """Take a module out of autocast."""
+    forward = module.forward
+
+    def in_float32(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            result: Tensor = forward(x.float())
+            return result
+
+    module.forward = in_float32
 
 
 def load_speech_transformer(

@@ -1,0 +1,128 @@
+"""The convolutional front end of wav2vec 2.0 and HuBERT over many clips at once, without padding.
+
+The clips lie one behind the other in a single signal, each at a multiple of the total stride (320 samples), so a frame
+of the long signal is a frame of one clip; the few frames that straddle two clips are dropped.
+
+Every layer is one matrix product over channels-last rows: kernel 3 with stride 2 reads rows of 3 x channels that start
+2 x channels apart. LayerNorm and GELU then run over the last axis as they are.
+
+On a CPU the time goes to memory, not to arithmetic, if a layer runs over a whole batch (6 MB per second of audio and
+layer 0 alone). So the seven layers run over one block of frames after the other, small enough that all that lies
+between the waveform and the features stays in a core's cache; a block costs 80 samples of overlap. A GPU takes the
+whole batch as one block.
+
+"group" models normalise each channel of layer 0 over the clip's time. A convolution being linear, mean and variance of
+its outputs follow from the mean and covariance of its inputs, (kernel) and (kernel x kernel) numbers per clip, so that
+these models run in blocks as well, with one scale and shift per clip and channel.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from extract.backbones.packed_weights import PackedLinear
+
+BLOCK_FRAMES = 64
+"""Frames (of 20 ms) per block on a CPU: 2 MB after layer 1 in bfloat16, what a core's own cache holds."""
+
+
+class FrontEnd:
+    """Runs `model.feature_extractor` of transformers packed, for inference.
+
+    Args:
+        extractor: with float32 weights, on its device.
+        config: of the model.
+        dtype: of the matrix products and of what lies between them.
+    """
+
+    def __init__(self, extractor: Any, config: Any, dtype: torch.dtype) -> None:
+        self._layers = [_Layer(layer, dtype) for layer in extractor.conv_layers]
+        self._stride = math.prod(config.conv_stride)
+        self._dtype = dtype
+
+    def __call__(self, waveforms: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """Run normalised waveforms of at least one receptive field each.
+
+        Returns:
+            (total frames, channels), the clips one after the other, and the frames of each clip.
+        """
+        slots = [-(-len(w) // self._stride) for w in waveforms]  # frames of each clip, and those that straddle
+        offsets = torch.tensor([0, *slots]).cumsum(0).tolist()
+        scales = [self._layers[0].scale_of(w) for w in waveforms]
+        tail = self._samples(1) - self._stride
+        signal = torch.cat(
+            [functional.pad(w, (0, n * self._stride - len(w))) for w, n in zip(waveforms, slots, strict=True)]
+            + [waveforms[0].new_zeros(tail)]
+        )
+        block = BLOCK_FRAMES if signal.device.type == "cpu" else offsets[-1]
+        blocks = []
+        for first in range(0, offsets[-1], block):
+            frames = min(block, offsets[-1] - first)
+            x = signal[first * self._stride :][: self._samples(frames)].unsqueeze(1)  # (samples, 1)
+            rows_per_frame = self._stride // self._layers[0].stride
+            spans = [
+                (max(0, a - first) * rows_per_frame, (b - first) * rows_per_frame, scale)
+                for a, b, scale in zip(offsets, offsets[1:], scales, strict=False)
+                if scale is not None and a < first + frames and b > first
+            ]
+            for layer in self._layers:
+                x = layer(x, spans)
+            blocks.append(x)
+        lengths = [self._frames(len(w)) for w in waveforms]
+        keep = torch.cat([torch.arange(start, start + n) for start, n in zip(offsets, lengths, strict=False)])
+        return torch.cat(blocks)[keep.to(signal.device)], lengths
+
+    def _frames(self, samples: int) -> int:
+        for layer in self._layers:
+            samples = (samples - layer.kernel) // layer.stride + 1
+        return samples
+
+    def _samples(self, frames: int) -> int:
+        """Samples that this many frames need: their receptive field."""
+        for layer in reversed(self._layers):
+            frames = (frames - 1) * layer.stride + layer.kernel
+        return frames
+
+
+class _Layer:
+    """Convolution, normalisation and activation over (rows, channels)."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        conv = layer.conv
+        self.kernel, self.stride = conv.kernel_size[0], conv.stride[0]
+        self._taps = conv.weight.detach().permute(0, 2, 1).flatten(1)  # (out, kernel x in)
+        self._linear = PackedLinear(self._taps, conv.bias, dtype)
+        self._conv_bias = conv.bias
+        self._norm = getattr(layer, "layer_norm", None)
+        self._activation = layer.activation
+
+    def __call__(self, x: Tensor, spans: Sequence[tuple[int, int, tuple[Tensor, Tensor]]]) -> Tensor:
+        """(rows, in) → (rows // stride, out); `spans` are (first row, end row, scale and shift) of group models."""
+        x = x.contiguous()
+        count, channels = (len(x) - self.kernel) // self.stride + 1, x.shape[1]
+        x = self._linear(x.as_strided((count, self.kernel * channels), (self.stride * channels, 1), x.storage_offset()))
+        if isinstance(self._norm, nn.LayerNorm):
+            x = functional.layer_norm(x, self._norm.normalized_shape, self._norm.weight, self._norm.bias, self._norm.eps)
+        elif isinstance(self._norm, nn.GroupNorm):
+            for first, end, (scale, shift) in spans:
+                x[first:end] = x[first:end] * scale + shift
+        return self._activation(x)
+
+    def scale_of(self, waveform: Tensor) -> tuple[Tensor, Tensor] | None:
+        """GroupNorm's (scale, shift), each (out,) float32, over the time of one clip; None for other norms."""
+        if not isinstance(self._norm, nn.GroupNorm):
+            return None
+        windows = waveform.unfold(0, self.kernel, self.stride).double()
+        taps = self._taps.double()
+        centred = windows - windows.mean(dim=0)
+        covariance = centred.t() @ centred / len(windows)
+        variance = ((taps @ covariance) * taps).sum(dim=1)
+        mean = taps @ windows.mean(dim=0)
+        if self._conv_bias is not None:
+            mean = mean + self._conv_bias.double()
+        scale = torch.rsqrt(variance + self._norm.eps) * self._norm.weight
+        return scale.float(), (self._norm.bias - mean * scale).float()
