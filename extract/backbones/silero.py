@@ -37,9 +37,9 @@ ENCODE_WINDOWS = 256
 class SileroBackbone(nn.Module):
     """Maps waveforms to (frames, 384) at 32 ms; see the module's docstring for what the 384 are.
 
-    All windows of a batch go through the convolutions together, each written as one matrix product over (kernel x
-    channels) rows: five times oneDNN's convolutions at these sizes. The LSTM steps through time over clips sorted by
-    length, so that nothing is computed on padding. Differentiable.
+    All windows of a batch go through the convolutions together, each written as one matrix product over rows of
+    (kernel x channels): five times oneDNN's convolutions at these sizes. The LSTM steps through time over clips sorted
+    by length, so that nothing is computed on padding. Differentiable.
     """
 
     def __init__(self) -> None:
@@ -56,52 +56,69 @@ class SileroBackbone(nn.Module):
         """See `Backbone`."""
         lengths = [self.num_frames(len(w)) for w in waveforms]
         windows = torch.cat([self._windows(w, n) for w, n in zip(waveforms, lengths, strict=True)])
-        encoded = torch.cat([self._encode(block) for block in windows.split(ENCODE_WINDOWS)])
-        hidden, cell = self._recur(encoded, lengths)
-        return Features(torch.cat([encoded, hidden, cell], dim=1), lengths)
+        bases = self._bases()
+        taps = [c.weight.transpose(1, 2).flatten(1) for c in cast("list[nn.Conv1d]", list(self.convolutions))]
+        encoded = torch.cat([self._encode(block, bases, taps) for block in windows.split(ENCODE_WINDOWS)])
+        return Features(torch.cat([encoded, self._recur(encoded, lengths)], dim=1), lengths)
 
     def _windows(self, waveform: Tensor, count: int) -> Tensor:
         """(samples,) → (count, CONTEXT + WINDOW), each window behind the end of the one before."""
         padded = functional.pad(waveform, (CONTEXT, count * WINDOW - len(waveform)))
         return padded.unfold(0, CONTEXT + WINDOW, WINDOW)
 
-    def _encode(self, windows: Tensor) -> Tensor:
-        """(windows, samples) → (windows, 128)."""
-        x = functional.pad(windows, (0, CONTEXT), mode="reflect").unfold(1, STFT_SIZE, STFT_HOP)  # (windows, 4, 256)
-        spectrum = x @ self.stft.weight.squeeze(1).t()  # (windows, 4, 2 * BINS)
-        power = spectrum[..., :BINS] ** 2 + spectrum[..., BINS:] ** 2
-        x = torch.sqrt(power.clamp_min(1e-30))  # the root's slope at zero is infinite: silence would give NaN gradients
-        for convolution, stride in zip(self.convolutions, STRIDES, strict=True):
-            x = functional.relu(_convolve(x, cast(nn.Conv1d, convolution), stride))
+    def _bases(self) -> tuple[Tensor, Tensor]:
+        """The STFT's (samples, 2 * BINS) for a window's first three steps and for its last.
+
+        The package extends each window by its last 64 samples in reverse; folding the basis instead is the same product.
+        """
+        basis = self.stft.weight.squeeze(1).t()
+        inside = STFT_SIZE - CONTEXT
+        mirrored = functional.pad(basis[inside:].flip(0), (0, 0, inside - CONTEXT - 1, 1))
+        return basis, basis[:inside] + mirrored
+
+    def _encode(self, windows: Tensor, bases: tuple[Tensor, Tensor], taps: Sequence[Tensor]) -> Tensor:
+        """(windows, samples) → (windows, 128); `taps` are the convolutions' weights as (out, kernel x in)."""
+        basis, last_basis = bases
+        last = windows[:, -len(last_basis) :] @ last_basis  # (windows, 2 * BINS)
+        others = windows.unfold(1, STFT_SIZE, STFT_HOP) @ basis  # (windows, 3, 2 * BINS)
+        x = torch.cat([_magnitude(others), _magnitude(last).unsqueeze(1)], dim=1)  # (windows, 4, BINS)
+        for convolution, weight, stride in zip(self.convolutions, taps, STRIDES, strict=True):
+            x = functional.relu(_convolve(x, weight, cast(nn.Conv1d, convolution).bias, stride))
         return x.squeeze(1)
 
-    def _recur(self, encoded: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """h and c, each (total frames, 128), of the LSTM over every clip from a zero state."""
+    def _recur(self, encoded: Tensor, lengths: Sequence[int]) -> Tensor:
+        """(total frames, 2 * HIDDEN): h and c of the LSTM over every clip from a zero state."""
         rows, active = _step_major(lengths)
         rows = rows.to(encoded.device)
-        inputs = functional.linear(encoded[rows], self.rnn.weight_ih, self.rnn.bias_ih + self.rnn.bias_hh)
+        inputs = functional.linear(encoded, self.rnn.weight_ih, self.rnn.bias_ih + self.rnn.bias_hh)[rows]
         recurrent = self.rnn.weight_hh.t().contiguous()
         h = c = encoded.new_zeros(active[0], HIDDEN)
-        hidden, cell = [], []
+        states = []
         for from_input in inputs.split(active):
             n = len(from_input)
-            i, f, g, o = torch.addmm(from_input, h[:n], recurrent).split(HIDDEN, dim=1)
-            c = torch.sigmoid(f) * c[:n] + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            hidden.append(h)
-            cell.append(c)
+            gates = torch.addmm(from_input, h[:n], recurrent)
+            i, f = torch.sigmoid(gates[:, : 2 * HIDDEN]).split(HIDDEN, dim=1)
+            c = torch.addcmul(f * c[:n], i, torch.tanh(gates[:, 2 * HIDDEN : 3 * HIDDEN]))
+            h = torch.sigmoid(gates[:, 3 * HIDDEN :]) * torch.tanh(c)
+            states += [h, c]
         back = torch.empty_like(rows)
         back[rows] = torch.arange(len(rows), device=rows.device)
-        return torch.cat(hidden)[back], torch.cat(cell)[back]
+        return torch.cat([torch.cat(states[::2]), torch.cat(states[1::2])], dim=1)[back]
 
 
-def _convolve(x: Tensor, convolution: nn.Conv1d, stride: int) -> Tensor:
-    """A convolution of kernel 3 and padding 1 over (batch, steps, channels), as a matrix product."""
-    weight, bias = convolution.weight, convolution.bias
-    rows = (
-        functional.pad(x, (0, 0, 1, 1)).unfold(1, weight.shape[2], stride).flatten(2)
-    )  # (batch, out steps, channels * kernel)
-    return functional.linear(rows, weight.flatten(1), bias)
+def _magnitude(spectrum: Tensor) -> Tensor:
+    """(…, 2 * BINS) real and imaginary parts → (…, BINS)."""
+    power = spectrum[..., :BINS].square() + spectrum[..., BINS:].square()
+    return power.clamp_min(1e-30).sqrt()  # the root's slope at zero is infinite: silence would give NaN gradients
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """A convolution of kernel 3 and padding 1 over (batch, steps, channels), as a product with (out, 3 x channels)."""
+    x = functional.pad(x, (0, 0, 1, 1))
+    batch, steps, channels = x.shape
+    size = (batch, (steps - 3) // stride + 1, 3 * channels)
+    rows = x.as_strided(size, (steps * channels, stride * channels, 1), x.storage_offset()).flatten(0, 1)
+    return functional.linear(rows, weight, bias).view(batch, size[1], -1)
 
 
 def _step_major(lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
