@@ -18,6 +18,8 @@ class Container(Protocol):
     """
 
     path: str
+    one_writer: bool
+    """Whether a second writer is refused while one writes."""
 
     def read_attributes(self) -> dict[str, Any] | None:
         """Root attributes, or None where there is no cache yet."""

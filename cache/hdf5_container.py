@@ -85,6 +85,8 @@ class _Snapshot:
 class Hdf5Container:
     """See `cache.container.Container`. One process writes at a time; reading goes on meanwhile."""
 
+    one_writer = True
+
     def __init__(self, path: str) -> None:
         self.path = path
         self._path = Path(path)

@@ -28,6 +28,8 @@ CHUNK_BYTES = 1 << 20
 class ZarrContainer:
     """See `cache.container.Container`. Any number of processes may write at once, each its own segments."""
 
+    one_writer = False
+
     def __init__(self, path: str) -> None:
         self.path = path
         self._local = None if "://" in path else Path(path)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 
@@ -11,13 +12,14 @@ class Progress:
     Args:
         total: clips to handle.
         verb: what is done to them.
+        waiting: gives the shares of the stages that the work waits for, shown behind the rate.
     """
 
     EVERY_SECONDS = 10.0
     """Time between plain lines."""
 
-    def __init__(self, total: int, verb: str) -> None:
-        self._total, self._verb = total, verb
+    def __init__(self, total: int, verb: str, waiting: Callable[[], str] | None = None) -> None:
+        self._total, self._verb, self._waiting = total, verb, waiting
         self._started = time.monotonic()
         self._shown = self._started - self.EVERY_SECONDS + 1.0  # the first line comes after a second
         self._audio = 0.0
@@ -51,7 +53,8 @@ class Progress:
 
     def _rate(self, done: int) -> str:
         elapsed = max(1e-6, time.monotonic() - self._started)
-        return f"{done / elapsed:.1f} clips/s, {self._audio / elapsed:.0f} x real time"
+        rate = f"{done / elapsed:.1f} clips/s, {self._audio / elapsed:.0f} x real time"
+        return f"{rate}, waiting for: {self._waiting()}" if self._waiting else rate
 
     def _make_bar(self):  # type: ignore[no-untyped-def]
         from rich.console import Console

@@ -1,10 +1,22 @@
-"""From sources to features, window by window (`extract.plan`): decode ahead in threads, run the backbone on batches."""
+"""From sources to features, window by window (`extract.plan`): decode, run the backbone, hand over; all at once.
+
+Three stages overlap, each bounded by the next, so that memory does not grow with the number of clips:
+
+- decoding threads fill one window ahead of the one whose batches are being computed. Threads, not processes: FFmpeg
+  and the resampler let go of Python's lock, and a process would have to import torch for the resampler, which takes
+  longer than decoding a thousand clips;
+- backbone threads run batches. On a CPU each takes one core: a batch of its own per core needs no meeting of cores at
+  every operation, and leaves what lies between operations in the core's cache. On CUDA two threads with a stream each
+  let one batch travel while the other is computed;
+- the caller stores what is yielded, in the planned order.
+"""
 
 import contextlib
-import os
-from collections import deque
+import threading
+import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 
 import torch
 
@@ -14,9 +26,11 @@ from extract.errors import MediaError
 from extract.failures import Failure
 from extract.media import Waveform, decode
 from extract.plan import plan_batches
+from extract.settings import SAMPLE_RATE, available_cores
 from extract.sources import Source
+from extract.stats import PipelineStats
 
-Decoded = tuple[Source, Waveform | Failure]
+Results = list[Clip | Failure]
 
 
 def extract_clips(
@@ -27,13 +41,12 @@ def extract_clips(
     max_seconds: float,
     batch_seconds: float,
     parallel_batches: int = 1,
+    dtype: torch.dtype = torch.float32,
     done: Collection[str] = (),
     workers: int = 0,
+    stats: PipelineStats | None = None,
 ) -> Generator[Clip | Failure, None, None]:
     """Yield the features of every source in the windows that is not done, and a `Failure` for each unreadable one.
-
-    Decoding, the backbone and the caller overlap: the next window is decoded, and the next batches are computed, while
-    the caller stores what was yielded.
 
     Args:
         planned: windows from `windows`.
@@ -41,80 +54,223 @@ def extract_clips(
         device: where the waveforms are sent.
         max_seconds: cut of each clip.
         batch_seconds: see `plan_batches`.
-        parallel_batches: batches computed at once; above 1 each has one thread to itself.
+        parallel_batches: batches computed at once; on a CPU they share the cores.
+        dtype: to which frames are brought on the device.
         done: ids to leave out; read as the iteration goes on.
         workers: decoding threads; 0 takes one per core.
+        stats: filled as the iteration goes on.
     """
+    stats = stats or PipelineStats()
     todo = [window for window in planned if any(source.id not in done for source in window)]
+    cores = available_cores()
+    threads = max(1, cores // parallel_batches) if device.type == "cpu" else torch.get_num_threads()
     with (
-        _intraop_threads(1 if parallel_batches > 1 else torch.get_num_threads()),
-        ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="decode") as decoders,
+        _intraop_threads(threads),
+        ThreadPoolExecutor(workers or cores, thread_name_prefix="decode") as decoders,
         ThreadPoolExecutor(parallel_batches, thread_name_prefix="backbone") as computers,
     ):
-        running: deque[Future[list[Clip]]] = deque()
+        computer = _Computer(backbone, device, dtype, stats)
+        feeder = _Feeder(todo, done, max_seconds, batch_seconds, decoders, computers, computer, 2 * parallel_batches)
         try:
-            for decoded in _decode_ahead(todo, decoders, max_seconds):
-                readable = []
-                for source, result in decoded:
-                    if not isinstance(result, Failure):
-                        readable.append((source, result))
-                    elif source.id not in done:  # a clip that the cache has may be gone by now
+            while (step := _timed(feeder.next, stats, "decode")) is not None:
+                results = step if isinstance(step, list) else _timed(step.result, stats, "device")
+                started = time.monotonic()
+                for result in results:
+                    if result.id not in done:
                         yield result
-                for batch in plan_batches([len(waveform.samples) for _, waveform in readable], batch_seconds):
-                    clips = [readable[i] for i in batch]
-                    if any(source.id not in done for source, _ in clips):
-                        running.append(computers.submit(_run, clips, backbone, device))
-                    while len(running) > 2 * parallel_batches:
-                        yield from (clip for clip in running.popleft().result() if clip.id not in done)
-            while running:
-                yield from (clip for clip in running.popleft().result() if clip.id not in done)
+                stats.write += time.monotonic() - started
         finally:
+            feeder.stop()
             decoders.shutdown(wait=False, cancel_futures=True)
             computers.shutdown(wait=False, cancel_futures=True)
 
 
-def _decode_ahead(
-    todo: Sequence[Sequence[Source]], pool: ThreadPoolExecutor, max_seconds: float
-) -> Iterator[list[Decoded]]:
-    """Decoded windows in order, one window ahead of the caller."""
-    ahead: list[Future[Decoded]] = []
-    for window in [*todo, []]:
-        current, ahead = ahead, [pool.submit(_decode, source, max_seconds) for source in window]
-        if current:
-            yield [future.result() for future in current]
+class _Feeder:
+    """A thread that decodes windows, plans their batches and submits them, a bounded number ahead of the consumer."""
+
+    def __init__(
+        self,
+        todo: Sequence[Sequence[Source]],
+        done: Collection[str],
+        max_seconds: float,
+        batch_seconds: float,
+        decoders: ThreadPoolExecutor,
+        computers: ThreadPoolExecutor,
+        computer: "_Computer",
+        ahead: int,
+    ) -> None:
+        self._todo, self._done = todo, done
+        self._max_seconds, self._batch_seconds = max_seconds, batch_seconds
+        self._decoders, self._computers, self._computer = decoders, computers, computer
+        self._steps: SimpleQueue[Results | Future[Results] | BaseException | None] = SimpleQueue()
+        self._slots = threading.Semaphore(ahead)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._feed, name="decode-feeder", daemon=True)
+        self._thread.start()
+
+    def next(self) -> "Results | Future[Results] | None":
+        """The next batch, whose future may not be finished; failures as they are; None at the end."""
+        step = self._steps.get()
+        self._slots.release()
+        if isinstance(step, BaseException):
+            raise step
+        return step
+
+    def stop(self) -> None:
+        """End the thread, wherever it is."""
+        self._stopped.set()
+        self._slots.release()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._thread.join()
+
+    def _feed(self) -> None:
+        try:
+            for window, decoded in self._decode_ahead():
+                readable = [(s, w) for s in window if isinstance(w := decoded.get(s.id), Waveform)]
+                failures: Results = [f for f in decoded.values() if isinstance(f, Failure)]
+                if failures:
+                    self._put(failures)
+                for batch in plan_batches([len(waveform.samples) for _, waveform in readable], self._batch_seconds):
+                    clips = [readable[i] for i in batch]
+                    if any(source.id not in self._done for source, _ in clips):
+                        self._put(clips)
+            self._steps.put(None)
+        except BaseException as error:  # handed to the consumer
+            self._steps.put(error)
+
+    def _put(self, step: "Results | list[tuple[Source, Waveform]]") -> None:
+        self._slots.acquire()
+        if self._stopped.is_set():
+            raise _Stopped
+        if isinstance(step[0], Failure):
+            self._steps.put(step)
+        else:
+            self._steps.put(self._computers.submit(self._computer, step))  # type: ignore[arg-type]
+
+    def _decode_ahead(self) -> "Iterator[tuple[Sequence[Source], dict[str, Waveform | Failure]]]":
+        """Windows in order with their decoded clips, those of the next window being decoded meanwhile."""
+        ahead = [self._decode_missing(window) for window in self._todo[:1]]
+        for i, window in enumerate(self._todo):
+            ahead += [self._decode_missing(following) for following in self._todo[i + 1 : i + 2]]
+            decoded = {id: future.result() for id, future in ahead.pop(0).items()}
+            others = [source for source in window if source.id not in decoded]
+            if others and not all(isinstance(result, Failure) for result in decoded.values()):
+                # batches are those of the whole window; what the cache has and can no longer be read is no failure
+                found = list(self._decoders.map(self._decode, others))
+                decoded |= {s.id: w for s, w in zip(others, found, strict=True) if isinstance(w, Waveform)}
+            yield window, decoded
+
+    def _decode_missing(self, window: Sequence[Source]) -> "dict[str, Future[Waveform | Failure]]":
+        return {s.id: self._decoders.submit(self._decode, s) for s in window if s.id not in self._done}
+
+    def _decode(self, source: Source) -> "Waveform | Failure":
+        try:
+            return decode(source.path, self._max_seconds)
+        except MediaError as error:
+            return Failure(source.id, str(source.path), str(error))
+        except Exception as error:  # whatever one file does, the others go on
+            return Failure(source.id, str(source.path), f"broke its decoder ({type(error).__name__}: {error})")
+
+
+class _Stopped(Exception):  # noqa: N818 - no error: the consumer has gone
+    pass
+
+
+class _Computer:
+    """Runs batches; one that does not fit into memory is halved, and so are all later ones of its size."""
+
+    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype, stats: PipelineStats) -> None:
+        self._backbone, self._device, self._dtype, self._stats = backbone, device, dtype, stats
+        self._streams = threading.local()
+
+    def __call__(self, clips: Sequence[tuple[Source, Waveform]]) -> Results:
+        halves = clips[: len(clips) // 2], clips[len(clips) // 2 :]
+        limit = self._stats.halved_to
+        if len(clips) == 1 or limit is None or _seconds(clips) <= limit:
+            try:
+                return self._run(clips)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            if len(clips) == 1:
+                return [self._too_large(*clips[0])]
+            self._stats.halved_to = min(max(map(_seconds, halves)), limit or float("inf"))
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        return self(halves[0]) + self(halves[1])
+
+    def _run(self, clips: Sequence[tuple[Source, Waveform]]) -> Results:
+        samples = [len(waveform.samples) for _, waveform in clips]
+        with torch.inference_mode(), self._stream():
+            features = self._backbone(self._waveforms(clips))
+            frames = _converted(features.frames, self._dtype).cpu().split(list(features.lengths))
+            vad = None if features.vad is None else features.vad.cpu().split(list(features.lengths))
+            pooled = None if features.vad_pooled is None else features.vad_pooled.cpu()
+        self._stats.samples += sum(samples)
+        if getattr(self._backbone, "pads", False):
+            self._stats.padding += max(samples) * len(samples) - sum(samples)
+        return [
+            Clip(
+                source.id,
+                frames[i].numpy(),
+                None if vad is None else vad[i].numpy(),
+                None if pooled is None else pooled[i].numpy(),
+                waveform.seconds,
+            )
+            for i, (source, waveform) in enumerate(clips)
+        ]
+
+    def _waveforms(self, clips: Sequence[tuple[Source, Waveform]]) -> Sequence[torch.Tensor]:
+        waveforms = [torch.from_numpy(waveform.samples) for _, waveform in clips]
+        if self._device.type != "cuda":
+            return waveforms
+        joined = torch.cat(waveforms).pin_memory().to(self._device, non_blocking=True)  # one transfer, not one per clip
+        return joined.split([len(w) for w in waveforms])
+
+    def _stream(self) -> contextlib.AbstractContextManager[object]:
+        if self._device.type != "cuda":
+            return contextlib.nullcontext()
+        if not hasattr(self._streams, "own"):
+            self._streams.own = torch.cuda.Stream(self._device)
+        return torch.cuda.stream(self._streams.own)
+
+    def _too_large(self, source: Source, waveform: Waveform) -> Failure:
+        return Failure(
+            source.id,
+            str(source.path),
+            f"needs more memory for its {_seconds([(source, waveform)]):.1f} s than {self._device} has; end what else uses "
+            "the memory, or lower --max-seconds in a cache of its own",
+        )
+
+
+def _seconds(clips: Sequence[tuple[Source, Waveform]]) -> float:
+    return sum(len(waveform.samples) for _, waveform in clips) / SAMPLE_RATE
+
+
+def _timed(wait, stats: PipelineStats, stage: str):  # type: ignore[no-untyped-def]
+    started = time.monotonic()
+    try:
+        return wait()
+    finally:
+        setattr(stats, stage, getattr(stats, stage) + time.monotonic() - started)
+
+
+def _converted(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """In the storage dtype, unless a value overflows: the cache then says which clip it was."""
+    converted = frames.to(dtype)
+    return converted if bool(converted.isfinite().all()) else frames
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager
 def _intraop_threads(count: int) -> Iterator[None]:
-    """Set torch's threads per operation for a while; for small models one batch per core beats two cores per batch."""
+    """Set torch's threads per operation for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _run(clips: Sequence[tuple[Source, Waveform]], backbone: Backbone, device: torch.device) -> list[Clip]:
-    with torch.inference_mode():
-        features = backbone([torch.from_numpy(waveform.samples).to(device) for _, waveform in clips])
-        frames = features.frames.cpu().split(list(features.lengths))
-        vad = None if features.vad is None else features.vad.cpu().split(list(features.lengths))
-        pooled = None if features.vad_pooled is None else features.vad_pooled.cpu()
-    return [
-        Clip(
-            source.id,
-            frames[i].numpy(),
-            None if vad is None else vad[i].numpy(),
-            None if pooled is None else pooled[i].numpy(),
-            waveform.seconds,
-        )
-        for i, (source, waveform) in enumerate(clips)
-    ]
-
-
-def _decode(source: Source, max_seconds: float) -> Decoded:
-    try:
-        return source, decode(source.path, max_seconds)
-    except MediaError as error:
-        return source, Failure(source.id, str(source.path), str(error))

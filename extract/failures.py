@@ -1,8 +1,10 @@
 """`failures.csv` beside a cache: one row per clip that could not be read."""
 
+import contextlib
 import csv
+import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ def failures_path(cache: str) -> Path:
     return Path("failures.csv") if "://" in cache else Path(cache).parent / "failures.csv"
 
 
-def write_failures(cache: str, failures: Sequence[Failure], tried: Sequence[str]) -> Path | None:
+def write_failures(cache: str, failures: Sequence[Failure], tried: Collection[str]) -> Path | None:
     """Replace the rows of the clips that this run tried; rows of other caches and other shards stay.
 
     Returns:
@@ -31,6 +33,13 @@ def write_failures(cache: str, failures: Sequence[Failure], tried: Sequence[str]
     """
     path, name = failures_path(cache), os.path.basename(cache.rstrip("/"))
     attempted = set(tried)
+    if not failures and not path.exists():
+        return None
+    with _locked(path.parent):
+        return _replace(path, name, failures, attempted)
+
+
+def _replace(path: Path, name: str, failures: Sequence[Failure], attempted: set[str]) -> Path | None:
     kept = [row for row in _rows(path) if row["cache"] != name or row["id"] not in attempted]
     rows = kept + [{"id": f.id, "path": f.path, "reason": f.reason, "cache": name} for f in failures]
     if not rows:
@@ -43,6 +52,17 @@ def write_failures(cache: str, failures: Sequence[Failure], tried: Sequence[str]
         writer.writerows(sorted(rows, key=lambda row: (row["cache"], row["id"])))
     temporary.replace(path)
     return path
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time: jobs that end together would drop each other's rows."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

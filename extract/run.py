@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +14,13 @@ from cache.format import Clip, Header
 from cache.reader import open_cache
 from cache.writer import CacheWriter
 from extract.backbones import Identity, family_of, identify
+from extract.errors import ExtractSettingsError
 from extract.failures import Failure, write_failures
 from extract.plan import windows
+from extract.processes import run_processes
 from extract.settings import RESAMPLER, SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
+from extract.stats import PipelineStats
 
 Progress = Callable[[int, int, float], None]
 """Called with clips handled so far, clips to handle, and seconds of audio of the clip just finished."""
@@ -29,14 +32,16 @@ class ExtractPlan:
 
     Attributes:
         windows: this job's share of the clips, sorted by id, in the windows in which batches are planned.
-        todo: how many clips the cache lacks.
+        total: how many clips the whole input has.
+        present: ids of this job's share that the cache holds.
         header: fingerprint and layout of the cache.
         identity: the backbone.
         precision_reason: why this precision was chosen.
     """
 
     windows: Sequence[Sequence[Source]]
-    todo: int
+    total: int
+    present: Collection[str]
     header: Header
     identity: Identity
     precision_reason: str
@@ -46,10 +51,26 @@ class ExtractPlan:
         """The clips of all windows."""
         return [source for window in self.windows for source in window]
 
+    @property
+    def todo(self) -> int:
+        """How many clips the cache lacks."""
+        return sum(map(len, self.windows)) - len(self.present)
+
 
 @dataclass(kw_only=True)
 class ExtractSummary:
-    """What a run did: clips written, clips that the cache had before, audio seconds used, and the failures."""
+    """What a run did.
+
+    Attributes:
+        cache: where.
+        written: clips.
+        present: clips that the cache had before.
+        seconds: of audio that was written, before the cut.
+        failures: the clips that could not be.
+        failures_file: where these are listed.
+        stats: what the run waited for.
+        notes: sentences that a user should read.
+    """
 
     cache: str
     written: int = 0
@@ -57,6 +78,16 @@ class ExtractSummary:
     seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
     failures_file: Path | None = None
+    stats: PipelineStats = field(default_factory=PipelineStats)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, other: "ExtractSummary") -> None:
+        """Take in what another process did."""
+        self.written += other.written
+        self.seconds += other.seconds
+        self.failures += other.failures
+        self.notes += other.notes
+        self.stats.add(other.stats)
 
 
 def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings: ExtractSettings) -> ExtractPlan:
@@ -67,20 +98,32 @@ def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings:
         StaleCacheError: the cache holds features made otherwise.
     """
     container = open_container(cache)
+    if settings.processes > 1 and container.one_writer:
+        raise ExtractSettingsError(
+            f"--processes {settings.processes}: one process at a time writes an HDF5 file; use a cache NAME.zarr"
+        )
     sources = find_media(media, settings.media_root)
     identity = identify(settings.backbone)
-    precision, reason = settings.resolved_precision(identity.precisions)
-    header = make_header(identity, settings, precision)
-    done: set[str] = set()
+    stored, done = None, frozenset[str]()
     if container.read_attributes() is not None:
         with open_cache(cache) as store:
-            header.must_match(store.header, store.path)
-            done = set(store.ids)
+            stored, done = store.header, frozenset(store.ids)
     container.close()
+    in_cache = stored.fingerprint.get("precision") if stored else None
+    precision, reason = settings.resolved_precision(identity.precisions, in_cache)
+    header = make_header(identity, settings, precision)
+    if stored:
+        header.must_match(stored, os.fspath(cache))
     index, count = settings.shard_numbers()
     share = windows(sources, settings.max_seconds)[index::count]
-    todo = sum(source.id not in done for window in share for source in window)
-    return ExtractPlan(windows=share, todo=todo, header=header, identity=identity, precision_reason=reason)
+    return ExtractPlan(
+        windows=share,
+        total=len(sources),
+        present=frozenset(source.id for window in share for source in window if source.id in done),
+        header=header,
+        identity=identity,
+        precision_reason=reason,
+    )
 
 
 def extract(
@@ -90,6 +133,7 @@ def extract(
     *,
     on_plan: Callable[[ExtractPlan], None] | None = None,
     on_progress: Progress | None = None,
+    stats: PipelineStats | None = None,
 ) -> ExtractSummary:
     """Extract the features of all media that the cache lacks; unreadable files are collected, not raised.
 
@@ -101,6 +145,7 @@ def extract(
         settings: how to extract.
         on_plan: called once before work starts.
         on_progress: called after each clip.
+        stats: filled as the run goes on.
 
     Raises:
         EmiError: see `plan`; nothing was written then.
@@ -109,18 +154,40 @@ def extract(
     planned = plan(media, cache, settings)
     if on_plan:
         on_plan(planned)
-    summary = ExtractSummary(cache=os.fspath(cache), present=len(planned.sources) - planned.todo)
-    if planned.todo:
-        _fill(planned, settings, summary, on_progress or (lambda *_: None))
+    summary = ExtractSummary(cache=os.fspath(cache), present=len(planned.present), stats=stats or PipelineStats())
+    if not planned.todo:
+        return summary
+    tried: set[str] = set()
+
+    def on_clip(id: str, seconds: float) -> None:
+        tried.add(id)
+        if on_progress:
+            on_progress(len(tried), planned.todo, seconds)
+
+    processes = settings.resolved_processes()
+    try:
+        if processes > 1 and not open_container(cache).one_writer:
+            with CacheWriter(cache, planned.header):
+                pass  # made once, before many open it
+            run_processes(planned, settings, summary, processes, on_clip)
+        else:
+            fill(planned, settings, summary, on_clip)
+    finally:
+        summary.failures_file = write_failures(summary.cache, summary.failures, {*planned.present, *tried})
     return summary
 
 
-def _fill(plan: ExtractPlan, settings: ExtractSettings, summary: ExtractSummary, on_progress: Progress) -> None:
-    from extract.clips import extract_clips  # imports torch, which a run with nothing to do never needs
+def fill(
+    plan: ExtractPlan, settings: ExtractSettings, summary: ExtractSummary, on_clip: Callable[[str, float], None]
+) -> None:
+    """Extract the clips of a plan that the cache lacks, in this process; adds what it did to the summary."""
+    import torch  # which a run with nothing to do never needs
+
+    from extract.clips import extract_clips
 
     device = settings.resolved_device()
     backbone = family_of(settings.backbone).load(plan.identity, device, plan.header.fingerprint["precision"])
-    batch_seconds, parallel_batches = settings.batching(plan.identity.small)
+    batch_seconds, parallel_batches = settings.batching(plan.identity.small, plan.total)
     with CacheWriter(summary.cache, plan.header) as writer:
         results = extract_clips(
             plan.windows,
@@ -129,17 +196,16 @@ def _fill(plan: ExtractPlan, settings: ExtractSettings, summary: ExtractSummary,
             max_seconds=settings.max_seconds,
             batch_seconds=batch_seconds,
             parallel_batches=parallel_batches,
+            dtype=torch.float16 if settings.dtype == "float16" else torch.float32,
             done=writer.done,
             workers=settings.workers,
+            stats=summary.stats,
         )
         try:
             for result in results:
-                seconds = _take(result, writer, summary)
-                on_progress(summary.written + len(summary.failures), plan.todo, min(seconds, settings.max_seconds))
+                on_clip(result.id, min(_take(result, writer, summary), settings.max_seconds))
         finally:
             results.close()
-            tried = [*writer.done, *(failure.id for failure in summary.failures)]
-            summary.failures_file = write_failures(summary.cache, summary.failures, tried)
 
 
 def _take(result: Clip | Failure, writer: CacheWriter, summary: ExtractSummary) -> float:

@@ -16,6 +16,9 @@ SAMPLE_RATE = 16_000
 RESAMPLER = "torchaudio sinc_interp_hann width 6"
 """Name in the fingerprint: torchaudio's default windowed sinc of six zero crossings."""
 
+CUDA_BYTES_PER_SECOND = 32 << 20
+"""Device memory for a second of audio in a large model's batch, from above: the front end's first layers in float32."""
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
@@ -28,13 +31,15 @@ class ExtractSettings:
     Attributes:
         backbone: name, Hugging Face id or local folder.
         max_seconds: only this much of each clip is used (12 in the paper).
-        precision: arithmetic of the backbone; "auto" is bf16 on CUDA, fp32 on CPU.
+        precision: arithmetic of the backbone; "auto" is that of a cache that exists, else bf16 where the device
+            multiplies it in hardware, else fp32.
         device: "auto" takes CUDA where there is one.
         dtype: storage dtype of the frames.
         media_root: where the paths of a CSV or list start; its own folder by default.
         shard: this job's share as "I/N" (I from 1 to N), or None for everything.
         batch_seconds: upper bound of clips x longest clip in one batch.
-        workers: decoding threads; 0 takes one per core.
+        workers: decoding threads of each process; 0 takes one per core.
+        processes: processes that share the work, each with a GPU of its own; 0 takes one per GPU, or one on a CPU.
     """
 
     backbone: str = "silero"
@@ -46,6 +51,7 @@ class ExtractSettings:
     shard: str | None = None
     batch_seconds: float | None = None
     workers: int = 0
+    processes: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in (("precision", PRECISIONS), ("dtype", DTYPES), ("device", DEVICES)):
@@ -55,6 +61,9 @@ class ExtractSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ExtractSettingsError(f"{name} must be above zero, got {value}")
+        for name in ("workers", "processes"):
+            if getattr(self, name) < 0:
+                raise ExtractSettingsError(f"{name} must be 0 (automatic) or above, got {getattr(self, name)}")
         self.shard_numbers()
 
     def shard_numbers(self) -> tuple[int, int]:
@@ -79,8 +88,12 @@ class ExtractSettings:
             raise ExtractSettingsError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
         return torch.device("cuda" if there and self.device != "cpu" else "cpu")
 
-    def resolved_precision(self, supported: Sequence[str]) -> tuple[str, str]:
+    def resolved_precision(self, supported: Sequence[str], in_cache: str | None = None) -> tuple[str, str]:
         """(precision, the reason for it), among those that the backbone supports.
+
+        Args:
+            supported: what the backbone computes in.
+            in_cache: precision of the features that the cache holds already, which auto goes on with.
 
         Raises:
             ExtractSettingsError: the backbone cannot compute in the precision asked for.
@@ -91,18 +104,50 @@ class ExtractSettings:
                     f"--precision {self.precision}: backbone {self.backbone} computes in {', '.join(supported)} only"
                 )
             return self.precision, "as asked for"
-        if "bf16" in supported and self.resolved_device().type == "cuda":
-            return "bf16", "the CUDA device's matrix units"
-        return "fp32", "exact, and no faster unit is used here"
+        if in_cache is not None and in_cache in supported:
+            return in_cache, "as in the cache"
+        if "bf16" not in supported:
+            return "fp32", "the only one of this backbone"
+        if self.resolved_device().type == "cuda":
+            return "bf16", "the GPU's matrix units"
+        unit = bfloat16_unit()
+        return (
+            ("bf16", f"this processor multiplies it in hardware: {unit}") if unit else ("fp32", "no bfloat16 unit here")
+        )
 
-    def batching(self, small: bool) -> tuple[float, int]:
-        """(batch seconds, parallel batches) for a backbone.
+    def batching(self, small: bool, clips: int) -> tuple[float, int]:
+        """(batch seconds, parallel batches) for a backbone and the number of clips in the whole input.
 
-        On a CPU a large model gains nothing from batches above a few clips; a small one pays per call, not per second,
-        and runs one batch per core. A GPU is filled by large batches.
+        On a CPU a batch of a few clips per core keeps what lies between two operations in the core's cache; a small
+        model pays per call, not per second, and takes more. A GPU is filled by batches as large as half its free memory
+        allows, up to 480 s, of which two are under way.
         """
         if self.resolved_device().type == "cuda":
-            return self.batch_seconds or 480.0, 1
-        if small:
-            return self.batch_seconds or 240.0, os.cpu_count() or 1
-        return self.batch_seconds or 48.0, 1
+            import torch
+
+            fits = torch.cuda.mem_get_info()[0] / 2 / 2 / CUDA_BYTES_PER_SECOND
+            return self.batch_seconds or min(480.0, max(16.0, fits)), 2
+        return self.batch_seconds or (240.0 if small else 16.0), max(1, min(available_cores(), clips))
+
+    def resolved_processes(self) -> int:
+        """How many processes share the work."""
+        if self.processes or self.device == "cpu":
+            return max(1, self.processes)
+        import torch
+
+        return max(1, torch.cuda.device_count())
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which a scheduler or a container may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bfloat16_unit() -> str | None:
+    """The processor's instructions that multiply bfloat16, best first, or None; read from Linux, without torch."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    flags = next((line.split() for line in text.splitlines() if line.startswith(("flags", "Features"))), [])
+    return next((unit for unit in ("amx_bf16", "avx512_bf16") if unit in flags), None)

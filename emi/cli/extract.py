@@ -35,6 +35,9 @@ def extract(
         float | None, typer.Option(help="Bound on clips x longest clip of a batch [default: by device].")
     ] = None,
     workers: Annotated[int, typer.Option(help="Decoding threads; 0 takes one per core.")] = 0,
+    processes: Annotated[
+        int, typer.Option(help="Processes that share the work, a GPU each; 0 takes one per GPU (Zarr only).")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Turn media into a feature cache. Run it again to go on where it stopped.
@@ -44,6 +47,7 @@ def extract(
     from emi.console import Progress
     from extract import run
     from extract.settings import ExtractSettings
+    from extract.stats import PipelineStats
 
     settings = ExtractSettings(
         backbone=backbone,
@@ -55,11 +59,13 @@ def extract(
         shard=shard,
         batch_seconds=batch_seconds,
         workers=workers,
+        processes=processes,
     )
     if dry_run:
         _show_plan(run.plan(media, cache, settings), cache, settings.resolved_device().type)
         return
     progress: Progress | None = None
+    stats = PipelineStats()
 
     def show(done: int, total: int, seconds: float) -> None:
         if progress is not None:
@@ -69,11 +75,11 @@ def extract(
         nonlocal progress
         if plan.todo:
             _show_plan(plan, cache, settings.resolved_device().type)
-            progress = Progress(plan.todo, "extracting").__enter__()
+            progress = Progress(plan.todo, "extracting", stats.waiting).__enter__()
 
     started = time.monotonic()
     try:
-        summary = run.extract(media, cache, settings, on_plan=on_plan, on_progress=show)
+        summary = run.extract(media, cache, settings, on_plan=on_plan, on_progress=show, stats=stats)
     finally:
         if progress is not None:
             progress.__exit__(None, None, None)
@@ -95,13 +101,34 @@ def _show_plan(plan: "ExtractPlan", cache: str, device: str) -> None:
 
 
 def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:
+    for note in summary.notes:
+        typer.echo(note, err=True)
     if not summary.written and not summary.failures:
-        typer.echo(f"nothing to do: all {summary.present} clips are in {summary.cache}")
+        typer.echo(
+            f"nothing to do: all {summary.present} clips are in {summary.cache}"
+            if summary.present
+            else "nothing to do: this share holds no clips; there are fewer windows of clips than shares"
+        )
         return
     typer.echo(
         f"wrote {summary.written} clips ({summary.seconds / 60:.1f} min of audio) to {summary.cache} in {elapsed:.1f} s"
         + (f"; {summary.present} were there" if summary.present else "")
     )
+    stats = summary.stats
+    typer.echo(
+        f"waited for: {stats.waiting()}"
+        + (
+            f"; padding {100 * stats.padding / (stats.samples + stats.padding):.1f} % of the batches"
+            if stats.padding
+            else ""
+        )
+    )
+    if stats.halved_to is not None:
+        typer.echo(
+            f"memory ran out: batches were halved to {stats.halved_to:.0f} s of audio; --batch-seconds "
+            f"{stats.halved_to:.0f} spares the attempts next time",
+            err=True,
+        )
     if summary.failures:
         typer.echo(f"{len(summary.failures)} clips could not be read (also in {summary.failures_file}):", err=True)
         for failure in summary.failures[:FAILURES_SHOWN]:

@@ -106,7 +106,9 @@ class _Layer:
         count, channels = (len(x) - self.kernel) // self.stride + 1, x.shape[1]
         x = self._linear(x.as_strided((count, self.kernel * channels), (self.stride * channels, 1), x.storage_offset()))
         if isinstance(self._norm, nn.LayerNorm):
-            x = functional.layer_norm(x, self._norm.normalized_shape, self._norm.weight, self._norm.bias, self._norm.eps)
+            x = functional.layer_norm(
+                x, self._norm.normalized_shape, self._norm.weight, self._norm.bias, self._norm.eps
+            )
         elif isinstance(self._norm, nn.GroupNorm):
             for first, end, (scale, shift) in spans:
                 x[first:end] = x[first:end] * scale + shift

@@ -34,6 +34,7 @@ class PackedLinear:
         self._dtype = dtype
 
     def __call__(self, rows: Tensor) -> Tensor:
+        """Apply to rows that may overlap in memory (`Tensor.as_strided`)."""
         rows = rows.to(self._dtype)
         if not self._packed:
             return functional.linear(rows, self._weight, self._bias)
@@ -42,7 +43,7 @@ class PackedLinear:
 
 
 class PackedConv1d:
-    """A "same" convolution over time, (time, channels) → (time, channels), without its last frame if the kernel is even.
+    """A "same" convolution over (time, channels); an even kernel's extra last frame is dropped.
 
     Args:
         weight: (channels, channels per group, kernel).
@@ -65,6 +66,7 @@ class PackedConv1d:
         self._dtype = dtype
 
     def __call__(self, rows: Tensor) -> Tensor:
+        """Apply to a whole signal."""
         rows = rows.to(self._dtype)
         time = len(rows)
         if self._packed:

@@ -20,7 +20,7 @@ class Identity:
         hop_seconds: time from one frame to the next.
         vad_names: names of the regression head's outputs in their order, or empty.
         precisions: the arithmetics it can compute in, of "fp32", "bf16" and "fp16".
-        small: whether a batch is too little work to share between cores, so that each core takes one of its own.
+        small: whether a call costs more than a second of audio, so that batches should be large.
     """
 
     source: str

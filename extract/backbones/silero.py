@@ -69,7 +69,7 @@ class SileroBackbone(nn.Module):
     def _bases(self) -> tuple[Tensor, Tensor]:
         """The STFT's (samples, 2 * BINS) for a window's first three steps and for its last.
 
-        The package extends each window by its last 64 samples in reverse; folding the basis instead is the same product.
+        The package extends each window by its last 64 samples in reverse; folding the basis gives the same product.
         """
         basis = self.stft.weight.squeeze(1).t()
         inside = STFT_SIZE - CONTEXT

@@ -65,12 +65,19 @@ class SpeechTransformer(nn.Module):
         self.normalise = normalise
         self._dtype = dtype
         self._packed = PackedEncoder(encoder, dtype) if supports(encoder.config) else None
-        if self._packed is None and wrong_below_float32(encoder.encoder.pos_conv_embed.conv.weight):
-            _keep_in_float32(encoder.encoder.pos_conv_embed.conv)
-        config: Any = encoder.config
+        library: Any = encoder
+        position = library.encoder.pos_conv_embed.conv
+        if self.pads and wrong_below_float32(position.weight):
+            _keep_in_float32(position)
+        config = library.config
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
         self._receptive_field = receptive_field(config.conv_kernel, config.conv_stride)
         self._maskable = config.feat_extract_norm == "layer"
+
+    @property
+    def pads(self) -> bool:
+        """Whether a batch is computed with padding, rather than packed."""
+        return self._packed is None
 
     def num_frames(self, num_samples: int) -> int:
         """L ← (L - kernel) // stride + 1 per convolution; clips under one receptive field are padded to one frame."""

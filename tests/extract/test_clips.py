@@ -1,6 +1,8 @@
 """Planning of batches, and the pipeline of decoding threads, backbone threads and the caller."""
 
+import re
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from extract.failures import Failure
 from extract.media import Waveform
 from extract.plan import plan_batches, windows
 from extract.sources import Source
+from extract.stats import PipelineStats
 
 
 @given(lengths=st.lists(st.integers(1, 400_000), max_size=60), bound=st.floats(0.01, 300))
@@ -45,13 +48,16 @@ def test_windows_hold_every_source_in_order_and_a_bounded_length(count, max_seco
 
 
 class Counting:
-    """A backbone that notes its batches: every frame of a clip is its length."""
+    """A backbone that notes its batches: every frame of a clip is its length. It has memory for `fits` samples."""
 
-    def __init__(self):
+    def __init__(self, fits=10**9):
         self.batches = []
+        self.fits = fits
 
     def __call__(self, waveforms):
         self.batches.append([len(w) for w in waveforms])
+        if sum(self.batches[-1]) > self.fits:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         return Features(torch.cat([torch.full((1, 2), float(len(w))) for w in waveforms]), [1] * len(waveforms))
 
 
@@ -64,12 +70,14 @@ def pipeline(monkeypatch):
         decoded.append(path.name)
         if path.name.startswith("bad"):
             raise MediaError("is bad")
+        if path.name.startswith("bug"):
+            raise ZeroDivisionError("rate is 0")
         return Waveform(np.zeros(100 + int(path.name[-3:]), np.float32), 1.0)
 
-    def start(names, window=4, **options):
+    def start(names, window=4, fits=10**9, **options):
         sources = [Source(name, Path(name)) for name in names]
         planned = [sources[i : i + window] for i in range(0, len(sources), window)]
-        backbone = Counting()
+        backbone = Counting(fits)
         defaults = {"device": torch.device("cpu"), "max_seconds": 12.0, "batch_seconds": 1e-9, "workers": 2}
         return extract_clips(planned, backbone, **defaults | options), backbone, decoded
 
@@ -144,3 +152,73 @@ def test_an_error_thrown_in_or_raised_by_the_backbone_ends_the_threads(pipeline,
     with pytest.raises(AttributeError):
         list(results)
     assert threads() == []
+
+
+def test_a_file_that_breaks_the_decoder_is_a_failure_that_names_it(pipeline):
+    results = list(pipeline(["000", "bug1", "002"])[0])
+    assert [r for r in results if isinstance(r, Failure)] == [
+        Failure("bug1", "bug1", "broke its decoder (ZeroDivisionError: rate is 0)")
+    ]
+    assert {r.id for r in results} == {"000", "bug1", "002"}
+
+
+def test_a_clip_that_still_cannot_be_read_costs_its_neighbours_no_decoding(pipeline):
+    results, _, decoded = pipeline(["000", "001", "bad1", "003"], done={"000", "001", "003"})
+    assert [r.id for r in results] == ["bad1"]
+    assert decoded == ["bad1"]
+
+
+def test_a_clip_that_can_be_read_again_is_computed_with_its_whole_batch(pipeline):
+    results, backbone, decoded = pipeline(["000", "001", "002"], batch_seconds=1.0, done={"000", "001"})
+    assert [r.id for r in results] == ["002"]
+    assert sorted(decoded) == ["000", "001", "002"]
+    assert backbone.batches == [[102, 101, 100]]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_so_are_those_behind_it(pipeline):
+    stats = PipelineStats()
+    names = [f"{i:03d}" for i in (10, 11, 12, 13, 0, 1, 2, 3)]
+    results, backbone, _ = pipeline(names, fits=250, batch_seconds=1.0, stats=stats)
+    assert {clip.id: clip.frames[0, 0] for clip in results} == {name: 100 + int(name) for name in names}
+    assert [len(batch) for batch in backbone.batches] == [4, 2, 2, 2, 2]  # the second window is not tried whole
+    assert stats.halved_to == (113 + 112) / 16_000
+
+
+def test_a_clip_that_never_fits_is_a_failure_and_the_others_go_on(pipeline):
+    results = list(pipeline(["000", "001", "050", "003"], fits=110, batch_seconds=1.0)[0])
+    (failure,) = [r for r in results if isinstance(r, Failure)]
+    assert failure.id == "050"
+    assert "more memory" in failure.reason
+    assert {r.id for r in results} == {"000", "001", "003", "050"}
+
+
+def test_the_seconds_of_the_stages_are_those_of_the_run(pipeline):
+    stats = PipelineStats()
+    results, _, _ = pipeline([f"{i:03d}" for i in range(8)], stats=stats)
+    started = time.monotonic()
+    for _ in results:
+        time.sleep(0.02)
+    assert stats.decode + stats.device + stats.write == pytest.approx(time.monotonic() - started, rel=0.3)
+    assert stats.write >= 8 * 0.02
+    assert stats.samples == sum(100 + i for i in range(8))
+    assert stats.padding == 0
+    shares = re.fullmatch(r"decode (\d+) % · device (\d+) % · write (\d+) %", stats.waiting())
+    assert 99 <= sum(map(int, shares.groups())) <= 101
+
+
+def test_padding_is_counted_where_a_backbone_pads(pipeline):
+    stats = PipelineStats()
+    results, backbone, _ = pipeline(["000", "002"], batch_seconds=1.0, stats=stats)
+    backbone.pads = True
+    list(results)
+    assert (stats.samples, stats.padding) == (202, 2)
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float16, torch.float32), (torch.float32, torch.float32)])
+def test_frames_that_overflow_the_storage_dtype_stay_as_they_are(pipeline, dtype, kept):
+    results, _, _ = pipeline(["000"], dtype=dtype)
+    assert torch.from_numpy(next(results).frames).dtype == dtype
+    results, backbone, _ = pipeline(["000"], dtype=dtype)
+    backbone.fits = 0
+    backbone.__class__ = type("Large", (Counting,), {"__call__": lambda *_: Features(torch.full((1, 2), 1e6), [1])})
+    assert torch.from_numpy(next(results).frames).dtype == kept

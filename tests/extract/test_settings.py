@@ -1,10 +1,13 @@
 """Settings of an extraction: what is refused, and what "auto" becomes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import extract.settings
 from extract.errors import ExtractSettingsError
-from extract.settings import ExtractSettings
+from extract.settings import ExtractSettings, available_cores, bfloat16_unit
 
 ALL = ("fp32", "bf16", "fp16")
 
@@ -45,13 +48,35 @@ def test_a_shard_counts_from_one():
     assert [ExtractSettings(shard=f"{i}/3").shard_numbers() for i in (1, 2, 3)] == [(0, 3), (1, 3), (2, 3)]
 
 
-def test_auto_takes_cuda_and_bf16_where_they_are(cuda):
+def test_auto_takes_bf16_where_the_device_multiplies_it_in_hardware(cuda, monkeypatch):
     settings = ExtractSettings()
-    assert (settings.resolved_device().type, settings.resolved_precision(ALL)[0]) == ("cpu", "fp32")
+    for unit, precision in ((None, "fp32"), ("amx_bf16", "bf16")):
+        monkeypatch.setattr(extract.settings, "bfloat16_unit", lambda unit=unit: unit)
+        assert settings.resolved_precision(ALL)[0] == precision
+        assert str(unit or "no bfloat16 unit") in settings.resolved_precision(ALL)[1]
     cuda(True)
     assert (settings.resolved_device().type, settings.resolved_precision(ALL)[0]) == ("cuda", "bf16")
     assert settings.resolved_precision(("fp32",))[0] == "fp32"
-    assert ExtractSettings(device="cpu").resolved_precision(ALL)[0] == "fp32"
+
+
+def test_auto_goes_on_in_the_precision_of_the_cache():
+    for precision in ALL:
+        assert ExtractSettings().resolved_precision(ALL, precision) == (precision, "as in the cache")
+    assert ExtractSettings().resolved_precision(("fp32",), "bf16")[0] == "fp32"  # and the cache refuses
+    assert ExtractSettings(precision="fp32").resolved_precision(ALL, "bf16")[0] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "unit"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16", "amx_bf16"),
+        ("flags\t\t: fpu avx512f avx512_bf16", "avx512_bf16"),
+        ("flags\t\t: fpu avx512f", None),
+    ],
+)
+def test_the_bfloat16_unit_is_read_from_the_processors_flags(monkeypatch, flags, unit):
+    monkeypatch.setattr(Path, "read_text", lambda _: f"processor\t: 0\n{flags}\n")
+    assert bfloat16_unit() == unit
 
 
 def test_cuda_that_is_not_there_and_a_precision_that_a_backbone_lacks_are_refused(cuda):
@@ -61,9 +86,22 @@ def test_cuda_that_is_not_there_and_a_precision_that_a_backbone_lacks_are_refuse
         ExtractSettings(precision="bf16").resolved_precision(("fp32",))
 
 
-def test_batches_are_large_on_a_gpu_and_one_per_core_for_a_small_model(cuda):
-    assert ExtractSettings().batching(small=False) == (48.0, 1)
-    assert ExtractSettings(batch_seconds=5).batching(small=False) == (5, 1)
-    assert ExtractSettings().batching(small=True)[1] >= 1
+def test_batches_are_one_per_core_on_a_cpu_and_fill_half_of_a_gpus_free_memory(cuda, monkeypatch):
+    assert ExtractSettings().batching(small=False, clips=1) == (16.0, 1)
+    assert ExtractSettings().batching(small=False, clips=10**6) == (16.0, available_cores())
+    assert ExtractSettings(batch_seconds=5).batching(small=False, clips=1) == (5, 1)
+    assert ExtractSettings().batching(small=True, clips=1)[0] == 240.0
     cuda(True)
-    assert ExtractSettings().batching(small=True) == (480.0, 1)
+    for free_gib, seconds in ((1, 16.0), (8, 64.0), (139, 480.0)):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda free=free_gib: (free << 30, 141 << 30))
+        assert ExtractSettings().batching(small=False, clips=9) == (seconds, 2)
+    assert ExtractSettings(batch_seconds=5).batching(small=False, clips=9) == (5, 2)
+
+
+def test_one_process_per_gpu_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert ExtractSettings().resolved_processes() == 4
+    assert ExtractSettings(processes=3).resolved_processes() == 3
+    assert ExtractSettings(device="cpu").resolved_processes() == 1
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert ExtractSettings().resolved_processes() == 1
