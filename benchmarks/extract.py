@@ -9,14 +9,14 @@ time as trained ones. Every row runs in a process of its own, so that its peak m
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,116 +28,137 @@ sys.path[0] = str(Path(__file__).parents[1])  # this file is named like the pack
 import emi  # sets in the environment of the rows how OpenMP waits
 from cache import CacheWriter, Clip, Header
 from extract.backbones import identify
+from extract.backbones.packed_weights import PackedLinear
 from extract.backbones.transformers_family import TRANSFORMERS
 from extract.media import decode
 from extract.plan import plan_batches
-from extract.settings import SAMPLE_RATE
+from extract.settings import SAMPLE_RATE, ExtractSettings, available_cores
 from extract.sources import find_media
 
-ROWS = (
-    "gemm fp32",
-    "gemm bf16",
-    "decode only",
-    "write only",
+GEMM = ("gemm fp32", "gemm bf16", "gemm fp32, packed weight", "gemm bf16, packed weight")
+BACKBONE = (
     "(a) transformers, one clip, fp32",
     "(b) transformers, padded batch, fp32",
     "(b) transformers, padded batch, bf16 autocast",
     "(c) ONNX Runtime, one clip, fp32",
     "(d) emi, fp32",
     "(e) emi, bf16",
-    "silero, decoding included",
 )
-CUDA_LEFT_OUT = ("(c) ONNX Runtime, one clip, fp32", "silero, decoding included")
+PIPELINE = ("decode only", "write only", "silero, media to cache")
+MEMORY = ("silero, 1,000 clips of 0.5 s", "silero, 10,000 clips of 0.5 s")
+CUDA_LEFT_OUT = ("(c) ONNX Runtime, one clip, fp32", "gemm fp32, packed weight", "gemm bf16, packed weight")
+LENGTHS = {"EMI": (6.9, 2.6), "RAVDESS": (3.7, 0.34)}
+"""Mean and spread of the clips' seconds: Hume-Vidmimic2 (95 % under 11.5 s) and RAVDESS."""
+PASSES = 3
 
 
 def main() -> None:
-    """Run every row in a process of its own and print the table."""
+    """Run every row in a process of its own and print the tables."""
     options = parse()
-    if options.row:
-        print(json.dumps(measure(options)))
-        return
     with tempfile.TemporaryDirectory() as folder:
         options.checkpoint = options.checkpoint or str(make_checkpoint(Path(folder) / "checkpoint", options.quick))
-        options.flops = options.flops or flops_per_second(options.checkpoint)
-        clips = options.clips or str(make_clips(Path(folder) / "clips", options.count))
-        results = [run_row(row, clips, options) for row in ROWS if options.device == "cpu" or row not in CUDA_LEFT_OUT]
-    rates = {row["name"].split()[1]: row["gflops"] for row in results if row["name"].startswith("gemm")}
+        options.flops = flops_per_second(options.checkpoint)
+        results = [run_row(row, "", options) for row in GEMM if options.device == "cpu" or row not in CUDA_LEFT_OUT]
+        for lengths, (mean, spread) in list(LENGTHS.items())[: 1 if options.quick else None]:
+            clips = str(make_clips(Path(folder) / lengths, options.count, mean, spread))
+            for row in BACKBONE:
+                if options.device == "cpu" or row not in CUDA_LEFT_OUT:
+                    results.append(run_row(row, clips, options) | {"lengths": lengths})
+        clips = options.clips or str(make_clips(Path(folder) / "many", 20 if options.quick else 600, *LENGTHS["EMI"]))
+        results += [run_row(row, clips, options) for row in PIPELINE]
+        if options.device == "cpu":
+            for row in MEMORY:
+                count = int(row.split()[1].replace(",", "")) // (100 if options.quick else 1)
+                results.append(run_row(row, str(make_clips(Path(folder) / str(count), count, 0.5, 0)), options))
+    rates = {row["name"]: row["gflops"] for row in results if "gflops" in row}
     for row in results:
-        if "x_real_time" in row and row.get("precision"):
-            row["percent_of_gemm"] = 100 * row["x_real_time"] * options.flops / 1e9 / rates[row["precision"]]
-    print_table(results, options)
+        if "precision" in row:
+            row["gflops_used"] = row["x_real_time"] * options.flops / 1e9
+            for name, rate in rates.items():
+                if row["precision"] in name:
+                    row["percent_of_" + name.replace(",", "").replace(" ", "_")] = 100 * row["gflops_used"] / rate
+    print_tables(results, options)
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
 
 
 def parse() -> argparse.Namespace:
-    """Command line; `--row` and what follows it are for the script's own child processes."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small backbone and few clips: does it run at all?")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--clips", help="folder of media [default: generated, lengths as in Hume-Vidmimic2]")
-    parser.add_argument("--count", type=int, help="clips used by the slow rows [default: 24; 6 with --quick]")
+    parser.add_argument("--clips", help="folder of media for decoding and silero [default: 600 generated WAV files]")
+    parser.add_argument("--count", type=int, help="clips for the backbone's rows [default: 24; 4 with --quick]")
     parser.add_argument("--json", help="write the rows here")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
-    parser.add_argument("--flops", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", help="folder of a wav2vec 2.0 checkpoint [default: made at random]")
     options = parser.parse_args()
-    options.count = options.count or (6 if options.quick else 24)
+    options.count = options.count or (4 if options.quick else 24)
     return options
 
 
 def run_row(row: str, clips: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One row in a child process."""
-    command = [sys.executable, __file__, "--row", row, "--clips", clips, "--device", options.device]
-    command += ["--checkpoint", options.checkpoint, "--count", str(options.count)]
+    """One row in a process of its own, forked from a server that has imported the libraries and done nothing else."""
     print(f"{row} ...", file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        return {"name": row, "error": f"exit code {done.returncode}"}
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["emi", "torchaudio", "transformers.models.wav2vec2.modeling_wav2vec2"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(measure, row, clips, options).result()
+        except Exception as error:  # a row that fails, or is killed for its memory, leaves the others
+            return {"name": row, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one row: the median of three passes after a warm-up."""
-    row, device = options.row, torch.device(options.device)
+def measure(row: str, clips: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one row: the median of the passes after a warm-up."""
+    device = torch.device(options.device)
     if row.startswith("gemm"):
-        return {"name": row, "gflops": gemm_rate(torch.float32 if row.endswith("fp32") else torch.bfloat16, device)}
-    sources = find_media(options.clips)
-    light = row in ("decode only", "write only") or row.startswith("silero")
-    sources = sources if light else sources[:: max(1, len(sources) // options.count)][: options.count]
+        dtype = torch.float32 if "fp32" in row else torch.bfloat16
+        return {"name": row, "gflops": gemm_rate(dtype, device, packed="packed" in row)}
+    sources = find_media(clips)
+    if row in MEMORY:
+        emi.extract(clips, f"{clips}.zarr", backbone="silero")
+        return {"name": row, "clips": len(sources), "peak_mb": peak_mb()}
     waveforms = [decode(source.path).samples for source in sources]
     seconds = sum(map(len, waveforms)) / SAMPLE_RATE
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    work = WORK[row](options, sources, waveforms, device)
+    before = peak_mb()
+    work = WORK[row](argparse.Namespace(**vars(options) | {"row": row, "clips": clips}), sources, waveforms, device)
+    work(2)
     times = []
-    for _ in range(4):
+    for _ in range(1 if options.quick else PASSES):
         started = time.perf_counter()
-        work()
+        work(len(waveforms))
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result = {"name": row, "clips": len(waveforms), "audio_seconds": seconds}
-    result |= {
-        "x_real_time": seconds / float(np.median(times[1:])),
-        "peak_mb": peak / 1024,
-        "above_input_mb": (peak - before) / 1024,
+    result = {
+        "name": row,
+        "clips": len(waveforms),
+        "audio_seconds": seconds,
+        "x_real_time": seconds / float(np.median(times)),
+        "peak_mb": peak_mb(),
+        "above_input_mb": peak_mb() - before,
     }
-    if "fp32" in row or "bf16" in row:
+    if device.type == "cuda":
+        result["device_peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    if row in BACKBONE:
         result["precision"] = "bf16" if "bf16" in row else "fp32"
     return result
 
 
-Work = Callable[[], object]
+def peak_mb() -> float:
+    """Largest resident memory of this process so far; getrusage would count its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+Work = Callable[[int], object]
+"""Handles the first so many clips."""
 
 
 def decode_only(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
     """Threads that decode, as extraction uses them."""
-    from concurrent.futures import ThreadPoolExecutor
-
     pool = ThreadPoolExecutor(os.cpu_count())
-    return lambda: list(pool.map(lambda source: len(decode(source.path).samples), sources))
+    return lambda count: list(pool.map(lambda source: len(decode(source.path).samples), sources[:count]))
 
 
 def write_only(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
@@ -145,9 +166,9 @@ def write_only(options: argparse.Namespace, sources: Any, waveforms: Any, device
     header = Header(fingerprint={"dtype": "float16"}, dim=1024)
     frames = [np.random.default_rng(0).normal(size=(max(1, len(w) // 320), 1024)).astype(np.float16) for w in waveforms]
 
-    def write() -> None:
+    def write(count: int) -> None:
         with tempfile.TemporaryDirectory() as folder, CacheWriter(Path(folder) / "c.zarr", header) as writer:
-            for i, clip in enumerate(frames):
+            for i, clip in enumerate(frames[:count]):
                 writer.add(Clip(str(i), clip, None, None, 1.0))
 
     return write
@@ -166,8 +187,8 @@ def transformers_single(options: argparse.Namespace, sources: Any, waveforms: An
     model, extractor = library(options, device)
 
     @torch.inference_mode()
-    def run() -> None:
-        for waveform in waveforms:
+    def run(count: int) -> None:
+        for waveform in waveforms[:count]:
             values = extractor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
             model(values.to(device)).last_hidden_state.cpu()
 
@@ -177,12 +198,11 @@ def transformers_single(options: argparse.Namespace, sources: Any, waveforms: An
 def transformers_batched(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
     """Padded batches of similar length with an attention mask."""
     model, extractor = library(options, device)
-    batches = plan_batches([len(w) for w in waveforms], 480 if device.type == "cuda" else 48)
     autocast = "bf16" in options.row
 
     @torch.inference_mode()
-    def run() -> None:
-        for batch in batches:
+    def run(count: int) -> None:
+        for batch in plan_batches([len(w) for w in waveforms[:count]], 480 if device.type == "cuda" else 48):
             clips = [waveforms[i] for i in batch]
             inputs = extractor(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -217,8 +237,8 @@ def onnx_single(options: argparse.Namespace, sources: Any, waveforms: Any, devic
     del model
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def run() -> None:
-        for waveform in waveforms:
+    def run(count: int) -> None:
+        for waveform in waveforms[:count]:
             values = extractor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="np").input_values
             session.run(["frames"], {"signal": values})
 
@@ -226,22 +246,27 @@ def onnx_single(options: argparse.Namespace, sources: Any, waveforms: Any, devic
 
 
 def ours(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
-    """The product's backbone on its own batches."""
+    """The product's backbone on its own batches, as many at once as in an extraction, without decoding and writing."""
     backbone = TRANSFORMERS.load(identify(options.checkpoint), device, "bf16" if "bf16" in options.row else "fp32")
-    batches = plan_batches([len(w) for w in waveforms], 480 if device.type == "cuda" else 48)
+    batch_seconds, parallel = ExtractSettings(device=device.type).batching(small=False, clips=len(waveforms))
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, available_cores() // parallel))
+    pool = ThreadPoolExecutor(parallel)
 
-    @torch.inference_mode()
-    def run() -> None:
-        for batch in batches:
+    def run_batch(batch: list[int]) -> None:
+        with torch.inference_mode():
             backbone([torch.from_numpy(waveforms[i]).to(device) for i in batch]).frames.half().cpu()
+
+    def run(count: int) -> None:
+        list(pool.map(run_batch, plan_batches([len(w) for w in waveforms[:count]], batch_seconds)))
 
     return run
 
 
 def silero(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
-    """Media to cache with the small backbone."""
+    """Media to cache with the small backbone; nothing is left out but the start of Python."""
 
-    def run() -> None:
+    def run(count: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             emi.extract(options.clips, Path(folder) / "c.zarr", backbone="silero")
 
@@ -257,21 +282,23 @@ WORK: dict[str, Callable[..., Work]] = {
     "(c) ONNX Runtime, one clip, fp32": onnx_single,
     "(d) emi, fp32": ours,
     "(e) emi, bf16": ours,
-    "silero, decoding included": silero,
+    "silero, media to cache": silero,
 }
 
 
-def gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of the backbone's own largest product, (frames, 1024) @ (1024, 4096), best of ten."""
+def gemm_rate(dtype: torch.dtype, device: torch.device, *, packed: bool) -> float:
+    """GFLOP/s of the backbone's own largest product, (frames, 1024) @ (1024, 4096), best of thirty."""
     rows = 8192 if device.type == "cuda" else 2400
     a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((rows, 1024), (4096, 1024)))
+    product = PackedLinear(b, None, dtype) if packed else lambda a: torch.nn.functional.linear(a, b)
     best = float("inf")
-    for _ in range(10):
-        started = time.perf_counter()
-        torch.nn.functional.linear(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
+    with torch.inference_mode():
+        for _ in range(30):
+            started = time.perf_counter()
+            product(a)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - started)
     return 2 * rows * 1024 * 4096 / best / 1e9
 
 
@@ -306,35 +333,36 @@ def make_checkpoint(folder: Path, quick: bool) -> Path:
     return folder
 
 
-def make_clips(folder: Path, count: int) -> Path:
-    """Noise with the lengths of Hume-Vidmimic2: mean 6.9 s, 95 % under 11.5 s."""
+def make_clips(folder: Path, count: int, mean: float, spread: float) -> Path:
+    """Noise whose lengths are normally distributed, between 0.5 and 12 s."""
     import wave
 
     rng = np.random.default_rng(0)
     folder.mkdir()
-    for i, seconds in enumerate(np.clip(rng.normal(6.9, 2.6, count), 0.5, 12)):
-        samples = (3000 * rng.normal(size=int(seconds * SAMPLE_RATE))).astype("<i2")
+    for i, seconds in enumerate(np.clip(rng.normal(mean, spread, count), 0.5, 12)):
+        samples = (3000 * rng.standard_normal(int(seconds * SAMPLE_RATE), np.float32)).astype("<i2")
         with wave.open(str(folder / f"{i:05d}.wav"), "wb") as file:
             file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
             file.writeframes(samples.tobytes())
     return folder
 
 
-def print_table(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
+def print_tables(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Markdown, ready for docs/performance.md."""
     gpu = f", {torch.cuda.get_device_name()}" if options.device == "cuda" else ""
     print(f"{cpu_name()}, {os.cpu_count()} cores{gpu}; torch {torch.__version__}, {platform.python_version()}")
     print(f"{options.flops / 1e9:.1f} GFLOP per second of audio, counted\n")
-    print("| row | x real time | % of GEMM | GFLOP/s | peak MB |\n|---|---|---|---|---|")
+    print("| row | clips | x real time | GFLOP/s | % of GEMM | % of packed GEMM | peak MB |")
+    print("|---|---|---|---|---|---|---|")
     for row in results:
         if "error" in row:
-            print(f"| {row['name']} | failed: {row['error']} | | | |")
+            print(f"| {row['name']} | failed: {row['error']} | | | | | |")
             continue
-        percent = f"{row['percent_of_gemm']:.0f}" if "percent_of_gemm" in row else ""
-        speed = f"{row['x_real_time']:.1f}" if "x_real_time" in row else ""
-        rate = f"{row['gflops']:.0f}" if "gflops" in row else ""
-        peak = f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""
-        print(f"| {row['name']} | {speed} | {percent} | {rate} | {peak} |")
+        percents = [row.get(f"percent_of_gemm_{row.get('precision')}{end}") for end in ("", "_packed_weight")]
+        figures = [row.get("x_real_time"), row.get("gflops", row.get("gflops_used")), *percents, row.get("peak_mb")]
+        shown = ["" if figure is None else f"{figure:,.1f}" if figure < 100 else f"{figure:,.0f}" for figure in figures]
+        lengths = f", {row['lengths']} lengths" if "lengths" in row else ""
+        print(f"| {row['name']} | {row.get('clips', '')}{lengths} | {' | '.join(shown)} |")
 
 
 def cpu_name() -> str:

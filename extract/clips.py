@@ -2,9 +2,8 @@
 
 Three stages overlap, each bounded by the next, so that memory does not grow with the number of clips:
 
-- decoding threads fill one window ahead of the one whose batches are being computed. Threads, not processes: FFmpeg
-  and the resampler let go of Python's lock, and a process would have to import torch for the resampler, which takes
-  longer than decoding a thousand clips;
+- decoding threads fill one window ahead of the one whose batches are being computed. From `PROCESSES_FROM` clips on
+  each of them has a process that decodes for it (`extract.decoder`); it resamples, which frees Python's lock, itself;
 - backbone threads run batches. On a CPU each takes one core: a batch of its own per core needs no meeting of cores at
   every operation, and leaves what lies between operations in the core's cache. On CUDA two threads with a stream each
   let one batch travel while the other is computed;
@@ -22,15 +21,19 @@ import torch
 
 from cache.format import Clip
 from extract.backbones.protocol import Backbone
+from extract.decoder import Decoder
 from extract.errors import MediaError
 from extract.failures import Failure
-from extract.media import Waveform, decode
+from extract.media import Recording, Waveform, decode
 from extract.plan import plan_batches
 from extract.settings import SAMPLE_RATE, available_cores
 from extract.sources import Source
 from extract.stats import PipelineStats
 
 Results = list[Clip | Failure]
+
+PROCESSES_FROM = 200
+"""Clips from which decoding processes are worth their start; until one has started, its thread decodes."""
 
 
 def extract_clips(
@@ -57,7 +60,7 @@ def extract_clips(
         parallel_batches: batches computed at once; on a CPU they share the cores.
         dtype: to which frames are brought on the device.
         done: ids to leave out; read as the iteration goes on.
-        workers: decoding threads; 0 takes one per core.
+        workers: decoding threads or processes; 0 takes one per core.
         stats: filled as the iteration goes on.
     """
     stats = stats or PipelineStats()
@@ -66,11 +69,11 @@ def extract_clips(
     threads = max(1, cores // parallel_batches) if device.type == "cpu" else torch.get_num_threads()
     with (
         _intraop_threads(threads),
-        ThreadPoolExecutor(workers or cores, thread_name_prefix="decode") as decoders,
+        _Decoders(workers or cores, max_seconds, in_processes=sum(map(len, todo)) >= PROCESSES_FROM) as decoders,
         ThreadPoolExecutor(parallel_batches, thread_name_prefix="backbone") as computers,
     ):
         computer = _Computer(backbone, device, dtype, stats)
-        feeder = _Feeder(todo, done, max_seconds, batch_seconds, decoders, computers, computer, 2 * parallel_batches)
+        feeder = _Feeder(todo, done, batch_seconds, decoders, computers, computer, 2 * parallel_batches)
         try:
             while (step := _timed(feeder.next, stats, "decode")) is not None:
                 results = step if isinstance(step, list) else _timed(step.result, stats, "device")
@@ -81,8 +84,49 @@ def extract_clips(
                 stats.write += time.monotonic() - started
         finally:
             feeder.stop()
-            decoders.shutdown(wait=False, cancel_futures=True)
             computers.shutdown(wait=False, cancel_futures=True)
+
+
+class _Decoders:
+    """Threads that turn sources into waveforms, each through a process of its own if so wished."""
+
+    def __init__(self, workers: int, max_seconds: float, *, in_processes: bool) -> None:
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._max_seconds, self._in_processes = max_seconds, in_processes
+        self._own = threading.local()
+        self._processes: list[Decoder] = []
+
+    def submit(self, source: Source) -> "Future[Waveform | Failure]":
+        """Decode in turn; a clip that cannot be decoded is a `Failure`, whatever went wrong."""
+        return self._threads.submit(self._decode, source)
+
+    def _decode(self, source: Source) -> "Waveform | Failure":
+        try:
+            if not self._in_processes:
+                return decode(source.path, self._max_seconds)
+            if not hasattr(self._own, "decoder"):
+                self._own.decoder = Decoder()
+                self._processes.append(self._own.decoder)
+            if not self._own.decoder.ready():
+                return decode(source.path, self._max_seconds)
+            recording: Recording = self._own.decoder.read(source.path, self._max_seconds)
+            return recording.waveform(self._max_seconds)
+        except MediaError as error:
+            return Failure(source.id, str(source.path), str(error))
+        except Exception as error:  # whatever one file does, the others go on
+            return Failure(source.id, str(source.path), f"broke its decoder ({type(error).__name__}: {error})")
+
+    def cancel(self) -> None:
+        """Drop what has not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> "_Decoders":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.close()
 
 
 class _Feeder:
@@ -92,15 +136,13 @@ class _Feeder:
         self,
         todo: Sequence[Sequence[Source]],
         done: Collection[str],
-        max_seconds: float,
         batch_seconds: float,
-        decoders: ThreadPoolExecutor,
+        decoders: _Decoders,
         computers: ThreadPoolExecutor,
         computer: "_Computer",
         ahead: int,
     ) -> None:
-        self._todo, self._done = todo, done
-        self._max_seconds, self._batch_seconds = max_seconds, batch_seconds
+        self._todo, self._done, self._batch_seconds = todo, done, batch_seconds
         self._decoders, self._computers, self._computer = decoders, computers, computer
         self._steps: SimpleQueue[Results | Future[Results] | BaseException | None] = SimpleQueue()
         self._slots = threading.Semaphore(ahead)
@@ -120,7 +162,7 @@ class _Feeder:
         """End the thread, wherever it is."""
         self._stopped.set()
         self._slots.release()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._decoders.cancel()
         self._thread.join()
 
     def _feed(self) -> None:
@@ -156,20 +198,13 @@ class _Feeder:
             others = [source for source in window if source.id not in decoded]
             if others and not all(isinstance(result, Failure) for result in decoded.values()):
                 # batches are those of the whole window; what the cache has and can no longer be read is no failure
-                found = list(self._decoders.map(self._decode, others))
-                decoded |= {s.id: w for s, w in zip(others, found, strict=True) if isinstance(w, Waveform)}
+                found = [self._decoders.submit(source) for source in others]
+                again = zip(others, [future.result() for future in found], strict=True)
+                decoded |= {source.id: result for source, result in again if isinstance(result, Waveform)}
             yield window, decoded
 
     def _decode_missing(self, window: Sequence[Source]) -> "dict[str, Future[Waveform | Failure]]":
-        return {s.id: self._decoders.submit(self._decode, s) for s in window if s.id not in self._done}
-
-    def _decode(self, source: Source) -> "Waveform | Failure":
-        try:
-            return decode(source.path, self._max_seconds)
-        except MediaError as error:
-            return Failure(source.id, str(source.path), str(error))
-        except Exception as error:  # whatever one file does, the others go on
-            return Failure(source.id, str(source.path), f"broke its decoder ({type(error).__name__}: {error})")
+        return {s.id: self._decoders.submit(s) for s in window if s.id not in self._done}
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: the consumer has gone
@@ -238,8 +273,8 @@ class _Computer:
         return Failure(
             source.id,
             str(source.path),
-            f"needs more memory for its {_seconds([(source, waveform)]):.1f} s than {self._device} has; end what else uses "
-            "the memory, or lower --max-seconds in a cache of its own",
+            f"needs more memory for its {_seconds([(source, waveform)]):.1f} s than {self._device} has; end what else "
+            "uses the memory, or lower --max-seconds in a cache of its own",
         )
 
 
@@ -257,8 +292,11 @@ def _timed(wait, stats: PipelineStats, stage: str):  # type: ignore[no-untyped-d
 
 def _converted(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """In the storage dtype, unless a value overflows: the cache then says which clip it was."""
-    converted = frames.to(dtype)
-    return converted if bool(converted.isfinite().all()) else frames
+    if dtype != torch.float16:
+        return frames.to(dtype)
+    converted = frames.half()
+    exponents = converted.view(torch.int16) & 0x7C00
+    return converted if int(exponents.max()) < 0x7C00 else frames
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,28 +1,36 @@
-"""Decode the audio of any media file to a 16 kHz mono waveform with PyAV, which carries its own FFmpeg."""
+"""Decode the audio of any media file to a 16 kHz mono waveform with PyAV, which carries its own FFmpeg.
+
+Reading imports no torch, so that decoding processes start at once; resampling does.
+"""
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import av.container
 import numpy as np
-import torch
-import torchaudio
 from numpy.typing import NDArray
 
 from extract.errors import MediaError
 from extract.settings import SAMPLE_RATE
 from extract.truncation import EXACT_KINDS, TOLERANCE_SECONDS, is_cut_off, stated_seconds
 
+if TYPE_CHECKING:
+    import torchaudio
+
 _MARGIN_SECONDS = 0.1
 """Decoded beyond the cut, so that the resampler's filter sees at the cut what it would see in the whole file."""
 _FULL_SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "s64": 2.0**63}
 _PLAYLISTS = frozenset({"concat", "dash", "hls", "imf", "sdp"})
 """Demuxers that read other files than the one named; FFmpeg chooses by content, whatever the suffix."""
+_OPTIONS = {"protocol_whitelist": "file"}
+_WAV_OPTIONS = {"max_probe_packets": "8"}
+"""FFmpeg looks through a whole WAV file for DTS in disguise, which takes longer than decoding it; 32 KiB will do."""
 _KERNEL_LIMIT = 1 << 24
 """Coefficients of torchaudio's resampling kernel above which its memory (4 bytes each, several copies) explodes."""
 
@@ -40,17 +48,46 @@ class Waveform:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """Decoded audio at the file's own rate.
+
+    Attributes:
+        samples: (samples,) float32 mono, a little longer than the cut.
+        rate: Hz.
+        seconds: see `Waveform`.
+    """
+
+    samples: NDArray[np.float32]
+    rate: int
+    seconds: float
+
+    def waveform(self, max_seconds: float) -> Waveform:
+        """Resample and cut."""
+        return Waveform(resample(self.samples, self.rate)[: round(max_seconds * SAMPLE_RATE)], self.seconds)
+
+
 def decode(path: Path, max_seconds: float = 12.0) -> Waveform:
+    """Read the first `max_seconds` of a file's audio track and resample it once.
+
+    Raises:
+        MediaError: see `read`.
+    """
+    return read(path, max_seconds).waveform(max_seconds)
+
+
+def read(path: Path, max_seconds: float) -> Recording:
     """Read the first `max_seconds` of a file's audio track; decoding stops there.
 
-    Channels are averaged in float32 (swresample's own downmix is 3 dB louder), then resampled once.
+    Channels are averaged in float32 (swresample's own downmix is 3 dB louder).
 
     Raises:
         MediaError: the file cannot be read, with the reason.
     """
     _check_file(path)
+    options = _OPTIONS | (_WAV_OPTIONS if path.suffix.lower() == ".wav" else {})
     try:
-        container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", metadata_errors="ignore", options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"is not a media file that FFmpeg can read ({_why(error)})") from error
     with container:
@@ -71,10 +108,9 @@ def decode(path: Path, max_seconds: float = 12.0) -> Waveform:
         raise MediaError(
             f"has samples that are not finite (NaN or infinity), the first at {_first_bad(mono) / rate:.3f} s"
         )
-    samples = resample(mono, rate)[: round(max_seconds * SAMPLE_RATE)]
     if not ended:
         seconds = max(seconds, container_seconds if stated is None else stated)
-    return Waveform(samples, seconds)
+    return Recording(mono, rate, seconds)
 
 
 def resample(mono: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
@@ -88,6 +124,8 @@ def resample(mono: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     divisor = math.gcd(rate, SAMPLE_RATE)
     if (rate // divisor) * (SAMPLE_RATE // divisor) > _KERNEL_LIMIT:
         return _resample_polyphase(mono, SAMPLE_RATE // divisor, rate // divisor)
+    import torch
+
     with torch.inference_mode():
         return np.asarray(_resampler(rate)(torch.from_numpy(mono)).numpy())
 
@@ -108,8 +146,10 @@ def _lowpass(factor: int) -> NDArray[np.float64]:
 
 
 @functools.lru_cache(maxsize=32)
-def _resampler(rate: int) -> torchaudio.transforms.Resample:
+def _resampler(rate: int) -> "torchaudio.transforms.Resample":
     """Building one costs up to 160 ms, so one is kept per rate."""
+    import torchaudio
+
     return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
 
 
@@ -129,33 +169,34 @@ def _read_mono(
     container: av.container.InputContainer, stream: av.AudioStream, max_seconds: float
 ) -> tuple[NDArray[np.float32], int, bool, str]:
     """Decode up to `max_seconds`: (samples,) at the file's rate, the rate, whether it ended, and what broke it off."""
-    pieces: list[NDArray[np.float32]] = []
+    pieces: list[tuple[tuple[str, int], NDArray[Any]]] = []
     rate, count, damage, ended = 0, 0, "", True
     try:
         for frame in _frames(container, stream):
             if rate and frame.sample_rate != rate:
                 raise MediaError(f"changes its sample rate from {rate} to {frame.sample_rate} Hz; re-encode it")
             rate = frame.sample_rate
-            pieces.append(_mono(frame))
-            count += len(pieces[-1])
+            pieces.append(((frame.format.name, frame.layout.nb_channels), frame.to_ndarray()))
+            count += frame.samples
             if count >= max_seconds * rate:
                 ended = False
                 break
     except av.error.FFmpegError as error:
         damage = _why(error)
-    return (np.concatenate(pieces) if pieces else np.zeros(0, np.float32)), rate, ended, damage
+    alike = itertools.groupby(pieces, key=lambda piece: piece[0])  # one group, unless the stream changes its layout
+    mono = [_mono(np.concatenate([array for _, array in group], axis=1), *layout) for layout, group in alike]
+    return (np.concatenate(mono) if mono else np.zeros(0, np.float32)), rate, ended, damage
 
 
 def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
     yield from container.decode(stream)
 
 
-def _mono(frame: av.AudioFrame) -> NDArray[np.float32]:
-    """(samples,) float32 in [-1, 1], the mean over channels."""
-    array: NDArray[Any] = frame.to_ndarray()  # planar (channels, samples), packed (1, samples * channels)
-    if not frame.format.is_planar:
-        array = array.reshape(-1, frame.layout.nb_channels).T
-    kind = frame.format.packed.name if frame.format.is_planar else frame.format.name
+def _mono(array: NDArray[Any], sample_format: str, channels: int) -> NDArray[np.float32]:
+    """(samples,) float32 in [-1, 1], the mean over channels, of planar (channels, samples) or packed (1, all)."""
+    if not sample_format.endswith("p"):
+        array = array.reshape(-1, channels).T
+    kind = sample_format.removesuffix("p")
     scale = _FULL_SCALE.get(kind)
     values = array.astype(np.float32)
     if kind == "u8":

@@ -4,15 +4,17 @@ Each process takes every n-th window of batches, so that the features are those 
 that dies is started again once with what is left of its share; the others never wait for it.
 """
 
-import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from extract.child import how_it_ended, start_child
 from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
@@ -27,15 +29,31 @@ class _Worker:
     """A process, its share, and what it last said."""
 
     number: int
-    process: Any
+    process: "subprocess.Popen[bytes]"
     connection: Connection
     last_clip: str = ""
     summary: "ExtractSummary | None" = None
     error: BaseException | None = field(default=None)
 
+    def take(self, on_clip: Callable[[str, float], None]) -> bool:
+        """Take in one message; returns whether there may be more."""
+        try:
+            message = self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.wait()
+            return False
+        if isinstance(message, tuple):
+            self.last_clip = message[0]
+            on_clip(*message)
+        elif isinstance(message, BaseException):
+            self.error = message
+        else:
+            self.summary = message
+        return True
+
     def died(self) -> str:
-        code = self.process.exitcode
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        """How it ended without a summary, and after which clip."""
+        how = how_it_ended(self.process.returncode)
         after = f" after clip {self.last_clip!r}" if self.last_clip else " before its first clip"
         return f"process {self.number + 1} {how}{after}"
 
@@ -84,57 +102,40 @@ def _run_all(
     on_clip: Callable[[str, float], None],
 ) -> Sequence[_Worker]:
     """Run one process per share to its end, whatever that is."""
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     workers = []
     try:
         for number, share in shares.items():
-            ours, theirs = context.Pipe(duplex=False)
-            arguments = (share, replace(settings, processes=1), cache, number, count, theirs)
-            process = context.Process(target=_work, args=arguments, name=f"extract-{number + 1}")
-            process.start()
-            theirs.close()
-            workers.append(_Worker(number, process, ours))
+            process, connection = start_child("extract.processes")
+            workers.append(_Worker(number, process, connection))
+            connection.send((share, replace(settings, processes=1), cache, number, count))
         open_ends = {worker.connection: worker for worker in workers}
         while open_ends:
             for ready in multiprocessing.connection.wait(list(open_ends)):
                 assert isinstance(ready, Connection)
-                worker = open_ends[ready]
-                try:
-                    message = ready.recv()
-                except EOFError:
-                    worker.process.join()
+                if not open_ends[ready].take(on_clip):
                     del open_ends[ready]
-                    continue
-                if isinstance(message, tuple):
-                    worker.last_clip = message[0]
-                    on_clip(*message)
-                elif isinstance(message, BaseException):
-                    worker.error = message
-                else:
-                    worker.summary = message
     finally:
         for worker in workers:
-            if worker.process.is_alive():
-                worker.process.terminate()  # it commits what it has, as after Ctrl-C
+            worker.process.terminate()  # it commits what it has, as after Ctrl-C
         for worker in workers:
-            worker.process.join()
+            worker.process.wait()
             worker.connection.close()
     return workers
 
 
-def _work(
-    share: "ExtractPlan", settings: ExtractSettings, cache: str, number: int, count: int, parent: Connection
-) -> None:
+def main() -> None:
     """What each process does: take a GPU, or a part of the cores, and fill its share."""
     signal.signal(signal.SIGTERM, _interrupt)
+    parent = Connection(int(sys.argv[1]))
     try:
+        share, settings, cache, number, count = parent.recv()
         _take_device(number, count)
         from extract.run import ExtractSummary, fill
 
         summary = ExtractSummary(cache=cache)
         fill(share, settings, summary, lambda id, seconds: parent.send((id, seconds)))
         parent.send(summary)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError, ConnectionError):  # or the parent is gone
         os._exit(INTERRUPTED)
     except Exception as error:  # raised again by the parent
         parent.send(error)
@@ -154,3 +155,7 @@ def _take_device(number: int, count: int) -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,7 @@ from extract.backbones.silero_family import (
 )
 from extract.errors import BackboneError
 
-ENCODE_WINDOWS = 256
+ENCODE_WINDOWS = 512
 """Windows encoded at a time: their intermediate values stay in a core's cache."""
 
 

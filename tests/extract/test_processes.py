@@ -3,15 +3,22 @@
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import emi
+import extract.clips
+import extract.decoder
 import extract.plan
 import extract.processes
 from extract import run
-from extract.errors import ExtractSettingsError
+from extract.child import start_child
+from extract.decoder import Decoder
+from extract.errors import ExtractSettingsError, MediaError
+from extract.media import read
 from extract.settings import ExtractSettings
 
 
@@ -44,15 +51,29 @@ def test_failures_of_all_processes_are_listed_once(tmp_path, clips, small_window
     assert len(Path(summary.failures_file).read_text().splitlines()) == 3
 
 
-def test_a_process_that_is_killed_is_named_and_its_share_done_again(tmp_path, clips, read_cache, small_windows):
+@pytest.fixture
+def started(monkeypatch):
+    """Every child that `extract.processes` starts, as (process, connection)."""
+    children = []
+
+    def start(module):
+        children.append(start_child(module))
+        return children[-1]
+
+    monkeypatch.setattr(extract.processes, "start_child", start)
+    return children
+
+
+def test_a_process_that_is_killed_is_named_and_its_share_done_again(
+    tmp_path, clips, read_cache, small_windows, started
+):
     emi.extract(clips, tmp_path / "one.zarr", dtype="float32")
     killed = []
 
     def kill_one(done, total, seconds):
         if done == 2 and not killed:
-            victim = extract.processes.multiprocessing.active_children()[0]
-            killed.append(victim.pid)
-            os.kill(victim.pid, signal.SIGKILL)
+            killed.append(started[0][0].pid)
+            os.kill(killed[0], signal.SIGKILL)
 
     settings = ExtractSettings(dtype="float32", processes=2)
     summary = run.extract(clips, tmp_path / "two.zarr", settings, on_progress=kill_one)
@@ -63,7 +84,7 @@ def test_a_process_that_is_killed_is_named_and_its_share_done_again(tmp_path, cl
 
 
 def test_an_interrupted_parent_ends_its_processes_and_the_rest_is_done_later(
-    tmp_path, clips, read_cache, small_windows
+    tmp_path, clips, read_cache, small_windows, started
 ):
     def interrupt(done, total, seconds):
         raise KeyboardInterrupt
@@ -71,7 +92,8 @@ def test_an_interrupted_parent_ends_its_processes_and_the_rest_is_done_later(
     settings = ExtractSettings(dtype="float32", processes=2)
     with pytest.raises(KeyboardInterrupt):
         run.extract(clips, tmp_path / "two.zarr", settings, on_progress=interrupt)
-    assert not extract.processes.multiprocessing.active_children()
+    assert len(started) == 2
+    assert all(child.poll() is not None for child, _ in started)
     emi.extract(clips, tmp_path / "two.zarr", dtype="float32")
     emi.extract(clips, tmp_path / "one.zarr", dtype="float32")
     assert read_cache(tmp_path / "two.zarr") == read_cache(tmp_path / "one.zarr")
@@ -91,3 +113,57 @@ def test_an_hdf5_file_takes_one_process(tmp_path, clips):
     with pytest.raises(ExtractSettingsError, match="one process at a time writes an HDF5 file"):
         emi.extract(clips, tmp_path / "f.h5", processes=2)
     assert not (tmp_path / "f.h5").exists()
+
+
+def test_a_decoder_reads_as_this_process_does_and_survives_what_it_cannot_read(clips, tmp_path):
+    (tmp_path / "text.wav").write_text("no audio")
+    decoder = Decoder()
+    try:
+        for path in sorted(clips.glob("*.wav")):
+            ours, expected = decoder.read(path, 0.5), read(path, 0.5)
+            np.testing.assert_array_equal(ours.samples, expected.samples)
+            assert (ours.rate, ours.seconds) == (expected.rate, expected.seconds)
+        with pytest.raises(MediaError, match="not a media file"):
+            decoder.read(tmp_path / "text.wav", 0.5)
+        assert decoder.read(path, 0.5).seconds == expected.seconds
+    finally:
+        decoder.close()
+
+
+def test_a_decoding_process_that_dies_is_reported_with_its_clip_and_replaced(clips):
+    decoder = Decoder()
+    os.kill(decoder._child.pid, signal.SIGSTOP)  # so that it dies with this clip in hand
+    threading.Timer(0.5, decoder._child.kill).start()
+    try:
+        with pytest.raises(MediaError, match="being decoded when its process was killed by signal 9"):
+            decoder.read(clips / "00001.wav", 0.5)
+        assert decoder.read(clips / "00001.wav", 0.5).seconds == pytest.approx(0.3)
+    finally:
+        decoder.close()
+
+
+def test_a_run_whose_decoding_processes_are_killed_loses_their_clips_only(tmp_path, clips, read_cache, monkeypatch):
+    monkeypatch.setattr(extract.clips, "PROCESSES_FROM", 1)
+    monkeypatch.setattr(Decoder, "ready", lambda _: True)
+    started = []
+    monkeypatch.setattr(extract.decoder, "start_child", lambda name: started.append(start_child(name)) or started[-1])
+    emi.extract(clips, tmp_path / "whole.zarr", dtype="float32", workers=2)
+    assert len(started) == 2
+    assert all(child.poll() is not None for child, _ in started)  # none outlives its run
+
+    original = Decoder.read
+
+    def dies_over_one(decoder, path, max_seconds):
+        if path.name == "00004.wav":
+            decoder._child.kill()
+            decoder._child.wait()
+        return original(decoder, path, max_seconds)
+
+    monkeypatch.setattr(Decoder, "read", dies_over_one)
+    summary = emi.extract(clips, tmp_path / "f.zarr", dtype="float32", workers=2)
+    (failure,) = summary.failures
+    assert (failure.id, summary.written) == ("00004", 9)
+    assert "killed by signal 9" in failure.reason
+    monkeypatch.setattr(Decoder, "read", original)
+    assert emi.extract(clips, tmp_path / "f.zarr", dtype="float32").written == 1
+    assert read_cache(tmp_path / "f.zarr") == read_cache(tmp_path / "whole.zarr")
