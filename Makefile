@@ -21,6 +21,7 @@ TRAIN ?= $(DEMO)/train_split.csv
 VALID ?= $(DEMO)/valid_split.csv
 RUN ?= artifacts/run
 HEAD_OPTIONS ?=
+BENCH ?=
 
 .PHONY: help setup demo features train-head sweep finetune test test-slow lint bench docs clean
 
@@ -66,8 +67,9 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY) ## measure extraction beside its peers
-	$(BIN)/python benchmarks/extract.py
+bench: $(READY) ## measure extraction beside its peers; BENCH="--clips FOLDER", "--quick" or "--device cuda"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/extract.py $(BENCH)
 
 docs: $(READY) ## run every snippet of README.md and docs/
 	$(BIN)/python -m pytest tests/docs

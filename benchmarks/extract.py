@@ -47,6 +47,16 @@ BACKBONE = (
 PIPELINE = ("decode only", "write only", "silero, media to cache")
 MEMORY = ("silero, 1,000 clips of 0.5 s", "silero, 10,000 clips of 0.5 s")
 CUDA_LEFT_OUT = ("(c) ONNX Runtime, one clip, fp32", "gemm fp32, packed weight", "gemm bf16, packed weight")
+PROFILE = {
+    "matrix products": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention"),
+    "GELU": ("aten::gelu",),
+    "LayerNorm": ("aten::native_layer_norm",),
+    "positional convolution": ("mkldnn::_convolution_pointwise", "aten::cudnn_convolution"),
+    "copies": ("aten::copy_", "aten::cat", "aten::index", "aten::fill_"),
+    "residual sums": ("aten::add", "aten::add_"),
+}
+"""What the time of (e) goes to, by torch's operators; the rest is "other"."""
 LENGTHS = {"EMI": (6.9, 2.6), "RAVDESS": (3.7, 0.34)}
 """Mean and spread of the clips' seconds: Hume-Vidmimic2 (95 % under 11.5 s) and RAVDESS."""
 PASSES = 3
@@ -66,6 +76,7 @@ def main() -> None:
                     results.append(run_row(row, clips, options) | {"lengths": lengths})
         clips = options.clips or str(make_clips(Path(folder) / "many", 20 if options.quick else 600, *LENGTHS["EMI"]))
         results += [run_row(row, clips, options) for row in PIPELINE]
+        results.append(run_row("profile of (e)", str(Path(folder) / "EMI"), options))
         if options.device == "cpu":
             for row in MEMORY:
                 count = int(row.split()[1].replace(",", "")) // (100 if options.quick else 1)
@@ -115,6 +126,8 @@ def measure(row: str, clips: str, options: argparse.Namespace) -> dict[str, Any]
         dtype = torch.float32 if "fp32" in row else torch.bfloat16
         return {"name": row, "gflops": gemm_rate(dtype, device, packed="packed" in row)}
     sources = find_media(clips)
+    if row == "profile of (e)":
+        return {"name": row, "percent": profile(options, [decode(source.path).samples for source in sources], device)}
     if row in MEMORY:
         emi.extract(clips, f"{clips}.zarr", backbone="silero")
         return {"name": row, "clips": len(sources), "peak_mb": peak_mb()}
@@ -143,6 +156,26 @@ def measure(row: str, clips: str, options: argparse.Namespace) -> dict[str, Any]
     if row in BACKBONE:
         result["precision"] = "bf16" if "bf16" in row else "fp32"
     return result
+
+
+def profile(options: argparse.Namespace, waveforms: Any, device: torch.device) -> dict[str, float]:
+    """Percent of the operators' own time, one batch after the other with one thread."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    backbone = TRANSFORMERS.load(identify(options.checkpoint), device, "bf16")
+    batch_seconds, _ = ExtractSettings(device=device.type).batching(small=False, clips=len(waveforms))
+    torch.set_num_threads(1)
+    on_cuda = device.type == "cuda"
+    with torch.inference_mode(), torch_profile(activities=list(ProfilerActivity)[: 1 + on_cuda]) as recorded:
+        for batch in plan_batches([len(w) for w in waveforms], batch_seconds):
+            backbone([torch.from_numpy(waveforms[i]).to(device) for i in batch])
+    own = {
+        event.key: event.self_device_time_total if on_cuda else event.self_cpu_time_total
+        for event in recorded.key_averages()
+    }
+    shares = {name: 100 * sum(own.get(key, 0) for key in keys) / sum(own.values()) for name, keys in PROFILE.items()}
+    return shares | {"other": 100 - sum(shares.values())}
 
 
 def peak_mb() -> float:
@@ -355,6 +388,8 @@ def print_tables(results: list[dict[str, Any]], options: argparse.Namespace) -> 
     print("| row | clips | x real time | GFLOP/s | % of GEMM | % of packed GEMM | peak MB |")
     print("|---|---|---|---|---|---|---|")
     for row in results:
+        if "percent" in row:
+            continue
         if "error" in row:
             print(f"| {row['name']} | failed: {row['error']} | | | | | |")
             continue
@@ -363,6 +398,9 @@ def print_tables(results: list[dict[str, Any]], options: argparse.Namespace) -> 
         shown = ["" if figure is None else f"{figure:,.1f}" if figure < 100 else f"{figure:,.0f}" for figure in figures]
         lengths = f", {row['lengths']} lengths" if "lengths" in row else ""
         print(f"| {row['name']} | {row.get('clips', '')}{lengths} | {' | '.join(shown)} |")
+    for row in results:
+        if "percent" in row:
+            print(f"\n{row['name']}: " + ", ".join(f"{name} {value:.0f} %" for name, value in row["percent"].items()))
 
 
 def cpu_name() -> str:

@@ -91,6 +91,8 @@ class Header:
     def stored(self, clip: Clip) -> Clip:
         """Cast a clip to the dtypes in which it is stored, which are those that a head must be given.
 
+        Frames that have their dtype already are not copied.
+
         Raises:
             CacheFormatError: shapes do not fit this cache, or values are not finite in the storage dtype.
         """
@@ -206,11 +208,11 @@ def index_crc32c(ids: Sequence[str], offsets: Array, seconds: Array, checksums: 
     return int(crc)
 
 
-def segment_arrays(clips: Sequence[Clip]) -> dict[str, Array]:
-    """Lay clips out as the arrays of one segment; `ids` is an object array of str."""
+def segment_arrays(clips: Sequence[Clip], frames: Array) -> dict[str, Array]:
+    """Lay clips out as the arrays of one segment; `frames` are theirs, joined; `ids` is an object array of str."""
     lengths = [len(clip.frames) for clip in clips]
     arrays: dict[str, Array] = {
-        "frames": np.concatenate([clip.frames for clip in clips]),
+        "frames": frames,
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "ids": np.array([clip.id for clip in clips], dtype=object),
         "seconds": np.array([clip.seconds for clip in clips], dtype=np.float64),

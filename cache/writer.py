@@ -3,7 +3,10 @@
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
+
+import numpy as np
 
 from cache import fingerprint as fp
 from cache.container import StrPath, open_container
@@ -11,8 +14,8 @@ from cache.errors import CacheError, CacheWriteError
 from cache.format import Clip, Header, index_crc32c, segment_arrays
 from cache.reader import FeatureCache
 
-SEGMENT_BYTES = 64 << 20
-"""A segment is committed at this size: large enough that shards read fast, small enough to hold in memory."""
+SEGMENT_BYTES = 32 << 20
+"""A segment is committed before it exceeds this: large enough that few are opened, small enough to hold in memory."""
 SEGMENT_SECONDS = 60.0
 """A slow extraction commits at least this often, which bounds what a crash can cost."""
 
@@ -44,9 +47,11 @@ class CacheWriter:
     ) -> None:
         self.header = header
         self._container = open_container(path)
-        self._limits = (segment_bytes, segment_seconds)
+        self._segment_seconds = segment_seconds
         self._pending: dict[str, Clip] = {}
-        self._pending_bytes = 0
+        rows = max(1, segment_bytes // (header.dim * header.dtype.itemsize))
+        self._frames = np.empty((rows, header.dim), header.dtype)
+        self._rows = 0  # of self._frames that are pending
         self._started = time.monotonic()
         try:
             with _write_errors(self._container.path):
@@ -76,36 +81,37 @@ class CacheWriter:
         if clip.id in self._done:
             raise CacheError(f"clip {clip.id!r} is already in {self._container.path}; a cache holds a clip once")
         clip = self.header.stored(clip)
-        self._pending[clip.id] = clip
-        self._pending_bytes += clip.frames.nbytes
+        if self._rows + len(clip.frames) > len(self._frames):
+            self.commit()
+            if len(clip.frames) > len(self._frames):
+                self._frames = np.empty_like(clip.frames)
+        frames = self._frames[self._rows : self._rows + len(clip.frames)]
+        frames[:] = clip.frames  # the caller may reuse its own
+        self._rows += len(frames)
+        self._pending[clip.id] = replace(clip, frames=frames)
         self._done[clip.id] = clip.seconds
-        if self._pending_bytes >= self._limits[0] or time.monotonic() - self._started >= self._limits[1]:
+        if self._rows == len(self._frames) or time.monotonic() - self._started >= self._segment_seconds:
             self.commit()
 
     def commit(self) -> None:
         """Write what is pending as one segment; returns when it is on the disk."""
         if not self._pending:
             return
-        clips = list(self._pending.values())
-        self._pending, self._pending_bytes = (
-            {},
-            0,
-        )  # dropped even if the write fails: a retry would fail again
-        arrays = segment_arrays(clips)
+        ids = list(self._pending)
+        arrays = segment_arrays(list(self._pending.values()), self._frames[: self._rows])
+        self._pending, self._rows = {}, 0  # also if the write fails: a retry would fail again
         attributes = {
-            "clips": len(clips),
+            "clips": len(ids),
             "frames": len(arrays["frames"]),
             "fingerprint_sha256": fp.digest(self.header.fingerprint),
-            "index_crc32c": index_crc32c(
-                [clip.id for clip in clips], arrays["offsets"], arrays["seconds"], arrays["checksums"]
-            ),
+            "index_crc32c": index_crc32c(ids, arrays["offsets"], arrays["seconds"], arrays["checksums"]),
         }
         try:
             with _write_errors(self._container.path):
                 self._container.write_segment(_segment_name(), arrays, attributes)
         except BaseException:
-            for clip in clips:
-                del self._done[clip.id]
+            for id in ids:
+                del self._done[id]
             raise
         self._started = time.monotonic()
 

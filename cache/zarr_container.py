@@ -2,7 +2,7 @@
 
 A segment's arrays are written first and its group metadata (`segments/<name>/zarr.json`) last: that one put is the
 commit, atomic on a local disk (zarr renames a temporary file) as on an object store. Without it, neither this reader
-nor plain zarr sees the segment, so what a crash leaves behind is invisible. Each array is one shard, one file.
+nor plain zarr sees the segment, so what a crash leaves behind is invisible. Each array is a few shards, one file each.
 """
 
 import asyncio
@@ -23,6 +23,8 @@ from cache.format import INDEX_ARRAYS, Array
 
 CHUNK_BYTES = 1 << 20
 """Size of an inner chunk of a shard: what one random clip read fetches at least."""
+SHARD_BYTES = 8 << 20
+"""Size of a shard, which is one file or object; zarr holds it three times while it writes it."""
 
 
 class ZarrContainer:
@@ -123,19 +125,19 @@ def _left_by_create(folder: Path) -> bool:
 
 
 def _write_array(path: str, values: Array) -> None:
-    """One array as one shard of chunks of about CHUNK_BYTES; strings as one chunk.
+    """One array in shards of chunks of about CHUNK_BYTES, one shard after the other; strings as one chunk.
 
     The path is opened as a store of its own: created inside the group, zarr would write the metadata of the parent
     groups too, and the parent's metadata is the commit.
     """
     if values.dtype == object:
         values = values.astype(np.dtypes.StringDType())
-        chunks, shards = values.shape, None
+        step, chunks, shards = len(values), values.shape, None
     else:
         row_bytes = max(1, values[:1].nbytes)
         rows = min(len(values), max(1, CHUNK_BYTES // row_bytes))
-        chunks = (rows, *values.shape[1:])
-        shards = (-(-len(values) // rows) * rows, *values.shape[1:])
+        step = min(-(-len(values) // rows), max(1, SHARD_BYTES // (rows * row_bytes))) * rows
+        chunks, shards = (rows, *values.shape[1:]), (step, *values.shape[1:])
     array = zarr.create_array(
         path,
         shape=values.shape,
@@ -146,7 +148,8 @@ def _write_array(path: str, values: Array) -> None:
         zarr_format=3,
         config={"write_empty_chunks": True},
     )
-    array[:] = values
+    for start in range(0, len(values), step):
+        array[start : start + step] = values[start : start + step]
 
 
 def _fsync_tree(folder: Path, files: tuple[str, ...] | None = None) -> None:

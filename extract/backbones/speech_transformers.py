@@ -60,7 +60,6 @@ class SpeechTransformer(nn.Module):
 
     def __init__(self, encoder: nn.Module, head: RegressionHead | None, normalise: bool, dtype: torch.dtype) -> None:
         super().__init__()
-        self.encoder = encoder
         self.head = head
         self.normalise = normalise
         self._dtype = dtype
@@ -70,6 +69,7 @@ class SpeechTransformer(nn.Module):
         if self.pads and wrong_below_float32(position.weight):
             _keep_in_float32(position)
         config = library.config
+        self.encoder = encoder if self.pads else None  # the packed one has the weights in a layout of its own
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
         self._receptive_field = receptive_field(config.conv_kernel, config.conv_stride)
         self._maskable = config.feat_extract_norm == "layer"
@@ -104,6 +104,7 @@ class SpeechTransformer(nn.Module):
 
     def _encode_padded(self, waveforms: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
         """(total frames, dim) float32, by the library."""
+        assert self.encoder is not None
         out: list[Tensor] = [torch.empty(0)] * len(waveforms)
         for group in self._groups(waveforms):
             sizes = torch.tensor([len(waveforms[i]) for i in group], device=waveforms[0].device)
@@ -192,6 +193,8 @@ def _load_encoder(checkpoint: Checkpoint, *, has_head: bool) -> nn.Module:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading takes a second, and the extraction shows its own
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of the regression head as "unexpected"; what matters is raised below
     try:
         encoder, report = AutoModel.from_pretrained(
             checkpoint.folder,
@@ -206,6 +209,8 @@ def _load_encoder(checkpoint: Checkpoint, *, has_head: bool) -> nn.Module:
             f"{checkpoint.folder}: {checkpoint.weight_files()[0].name} or config.json cannot be loaded ({first_line}); "
             "download the checkpoint again"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     allowed = _allowed_extras(checkpoint) + (("classifier.",) if has_head else ())
     extra = [key for key in report["unexpected_keys"] if not key.startswith(allowed)]
     problems = {

@@ -79,7 +79,6 @@ def test_a_checkpoint_in_half_precision_is_computed_in_float32(tmp_path, media, 
     tiny.save_preprocessor(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     backbone, _ = load(tmp_path)
-    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
     waveform = media.speech(0.5)
     ours = features(backbone, waveform)
     assert ours.dtype == torch.float32
