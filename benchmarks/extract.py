@@ -167,7 +167,8 @@ def profile(options: argparse.Namespace, waveforms: Any, device: torch.device) -
     batch_seconds, _ = ExtractSettings(device=device.type).batching(small=False, clips=len(waveforms))
     torch.set_num_threads(1)
     on_cuda = device.type == "cuda"
-    with torch.inference_mode(), torch_profile(activities=list(ProfilerActivity)[: 1 + on_cuda]) as recorded:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    with torch.inference_mode(), torch_profile(activities=activities) as recorded:
         for batch in plan_batches([len(w) for w in waveforms], batch_seconds):
             backbone([torch.from_numpy(waveforms[i]).to(device) for i in batch])
     own = {

@@ -23,7 +23,7 @@ from cache.format import INDEX_ARRAYS, Array
 
 CHUNK_BYTES = 1 << 20
 """Size of an inner chunk of a shard: what one random clip read fetches at least."""
-SHARD_BYTES = 8 << 20
+SHARD_BYTES = 4 << 20
 """Size of a shard, which is one file or object; zarr holds it three times while it writes it."""
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import extract.plan
 from cache import open_cache
 from extract.backbones import BACKBONES, Features, Identity
 from extract.backbones.silero import SileroBackbone
-from extract.failures import COLUMNS, failures_path, write_failures
+from extract.failures import COLUMNS, Failure, failures_path, write_failures
 
 BAD = {
     "damaged": "truncated",
@@ -168,3 +169,17 @@ def test_a_cache_at_a_url_has_its_failures_in_the_working_folder(tmp_path, monke
     assert rows(path) == [{"id": "ü,\n", "path": "p", "reason": 'a "quoted" reason', "cache": "f.zarr"}]
     assert write_failures("memory://f.zarr", [], ["ü,\n"]) is None
     assert os.listdir(tmp_path) == []
+
+
+def test_jobs_that_end_together_keep_each_others_rows(tmp_path):
+    def job(number):
+        for i in range(10):
+            write_failures(str(tmp_path / "f.zarr"), [Failure(f"{number}-{i}", "x", "is bad")], [f"{number}-{i}"])
+
+    threads = [threading.Thread(target=job, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with (tmp_path / "failures.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 60

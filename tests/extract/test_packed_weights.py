@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from extract.backbones import packed_weights
 from extract.backbones.packed_weights import PackedConv1d, PackedLinear, can_pack, wrong_below_float32
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -14,10 +15,12 @@ def relative_error(ours, expected):
     return float((ours.float() - expected).norm() / expected.norm())
 
 
+@pytest.mark.parametrize("intel", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 10, 512), (49, 512, 1024), (700, 96, 3)])
-def test_a_linear_layer_equals_torchs(rows, inputs, outputs, biased, dtype):
+def test_a_linear_layer_equals_torchs(monkeypatch, rows, inputs, outputs, biased, dtype, intel):
+    monkeypatch.setattr(packed_weights, "mkl_is_at_home", lambda: intel)
     torch.manual_seed(0)
     x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs) if biased else None
     with torch.inference_mode():
@@ -26,7 +29,9 @@ def test_a_linear_layer_equals_torchs(rows, inputs, outputs, biased, dtype):
     assert relative_error(ours, functional.linear(x, weight, bias)) < ROUNDING[dtype]
 
 
-def test_a_linear_layer_reads_rows_that_overlap_in_memory():
+@pytest.mark.parametrize("intel", [True, False])
+def test_a_linear_layer_reads_rows_that_overlap_in_memory(monkeypatch, intel):
+    monkeypatch.setattr(packed_weights, "mkl_is_at_home", lambda: intel)
     torch.manual_seed(0)
     signal, weight = torch.randn(101, 8), torch.randn(16, 24)
     with torch.inference_mode():

@@ -1,0 +1,24 @@
+"""Every benchmark runs with --quick and writes rows with a name and figures; minutes long."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_runs_quickly_and_writes_its_rows(script, labelled, tmp_path):
+    clips = [str(labelled / "audio")] if script.stem == "precision" else []
+    command = [sys.executable, str(script), *clips, "--quick", "--json", str(tmp_path / "rows.json")]
+    subprocess.run(command, check=True, timeout=600)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows
+    for row in rows:
+        assert row["name"]
+        assert "error" not in row or "onnx" in row["error"]  # an extra: .[bench]
+        assert "error" in row or len(row) > 1
