@@ -32,7 +32,7 @@ from extract.backbones.packed_weights import PackedLinear
 from extract.backbones.transformers_family import TRANSFORMERS
 from extract.media import decode
 from extract.plan import plan_batches
-from extract.settings import SAMPLE_RATE, ExtractSettings, available_cores
+from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import find_media
 
 GEMM = ("gemm fp32", "gemm bf16", "gemm fp32, packed weight", "gemm bf16, packed weight")
@@ -164,7 +164,7 @@ def profile(options: argparse.Namespace, waveforms: Any, device: torch.device) -
     from torch.profiler import profile as torch_profile
 
     backbone = TRANSFORMERS.load(identify(options.checkpoint), device, "bf16")
-    batch_seconds, _ = ExtractSettings(device=device.type).batching(small=False, clips=len(waveforms))
+    batch_seconds, _ = ExtractSettings(device=device.type).batching(small=False)
     torch.set_num_threads(1)
     on_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
@@ -190,7 +190,7 @@ Work = Callable[[int], object]
 
 
 def decode_only(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
-    """Threads that decode, as extraction uses them."""
+    """Two threads that decode, as extraction does for fewer than 200 clips."""
     pool = ThreadPoolExecutor(os.cpu_count())
     return lambda count: list(pool.map(lambda source: len(decode(source.path).samples), sources[:count]))
 
@@ -282,9 +282,9 @@ def onnx_single(options: argparse.Namespace, sources: Any, waveforms: Any, devic
 def ours(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
     """The product's backbone on its own batches, as many at once as in an extraction, without decoding and writing."""
     backbone = TRANSFORMERS.load(identify(options.checkpoint), device, "bf16" if "bf16" in options.row else "fp32")
-    batch_seconds, parallel = ExtractSettings(device=device.type).batching(small=False, clips=len(waveforms))
+    batch_seconds, parallel = ExtractSettings(device=device.type).batching(small=False)
     if device.type == "cpu":
-        torch.set_num_threads(max(1, available_cores() // parallel))
+        torch.set_num_threads(1)
     pool = ThreadPoolExecutor(parallel)
 
     def run_batch(batch: list[int]) -> None:

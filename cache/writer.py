@@ -87,8 +87,8 @@ class CacheWriter:
                 self._frames = np.empty_like(clip.frames)
         frames = self._frames[self._rows : self._rows + len(clip.frames)]
         frames[:] = clip.frames  # the caller may reuse its own
-        self._rows += len(frames)
         self._pending[clip.id] = replace(clip, frames=frames)
+        self._rows += len(frames)
         self._done[clip.id] = clip.seconds
         if self._rows == len(self._frames) or time.monotonic() - self._started >= self._segment_seconds:
             self.commit()

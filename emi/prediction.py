@@ -87,7 +87,7 @@ class Model:
         """Yield a record or a failure per clip as they come."""
         sources = _sources([media] if isinstance(media, str) or not isinstance(media, Sequence) else media)
         seconds = self._settings.max_seconds
-        batch_seconds, parallel_batches = self._settings.batching(self._small, len(sources))
+        batch_seconds, parallel_batches = self._settings.batching(self._small)
         clips = extract_clips(
             windows(sources, seconds),
             self._backbone,

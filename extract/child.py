@@ -8,22 +8,30 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
 
-def start_child(module: str) -> tuple["subprocess.Popen[bytes]", Connection]:
+def start_child(
+    module: str, environment: Mapping[str, str] | None = None
+) -> tuple["subprocess.Popen[bytes]", Connection]:
     """Run `python -m module DESCRIPTOR`; the child takes its end with `Connection(int(sys.argv[1]))`.
+
+    Args:
+        module: which imports what this process imports, from the same places and from no others.
+        environment: variables to set beside those of this process.
 
     Returns:
         The process and the parent's end. A child whose parent is gone reads EOFError from its own.
     """
+    places = [path or os.getcwd() for path in sys.path if isinstance(path, str)]  # notebooks put other things there
     ours, theirs = multiprocessing.Pipe()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno())],
+            [sys.executable, "-P", "-m", module, str(theirs.fileno())],  # -P: not from the working directory
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env=os.environ | (environment or {}) | {"PYTHONPATH": os.pathsep.join(places)},
         )
     return process, ours
 

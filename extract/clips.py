@@ -21,10 +21,10 @@ import torch
 
 from cache.format import Clip
 from extract.backbones.protocol import Backbone
-from extract.decoder import Decoder
+from extract.decoder import Decoder, DecoderUnavailableError
 from extract.errors import MediaError
 from extract.failures import Failure
-from extract.media import Recording, Waveform, decode
+from extract.media import Waveform, decode
 from extract.plan import plan_batches
 from extract.settings import SAMPLE_RATE, available_cores
 from extract.sources import Source
@@ -57,7 +57,7 @@ def extract_clips(
         device: where the waveforms are sent.
         max_seconds: cut of each clip.
         batch_seconds: see `plan_batches`.
-        parallel_batches: batches computed at once; on a CPU they share the cores.
+        parallel_batches: batches computed at once; on a CPU each has one thread.
         dtype: to which frames are brought on the device.
         done: ids to leave out; read as the iteration goes on.
         workers: decoding threads or processes; 0 takes one per core.
@@ -66,13 +66,12 @@ def extract_clips(
     stats = stats or PipelineStats()
     todo = [window for window in planned if any(source.id not in done for source in window)]
     cores = available_cores()
-    threads = max(1, cores // parallel_batches) if device.type == "cpu" else torch.get_num_threads()
     with (
-        _intraop_threads(threads),
+        _one_thread_per_operation(device),
         _Decoders(workers or cores, max_seconds, in_processes=sum(map(len, todo)) >= PROCESSES_FROM) as decoders,
         ThreadPoolExecutor(parallel_batches, thread_name_prefix="backbone") as computers,
     ):
-        computer = _Computer(backbone, device, dtype, stats)
+        computer = _Computer(backbone, device, dtype, stats, parallel_batches)
         feeder = _Feeder(todo, done, batch_seconds, decoders, computers, computer, 2 * parallel_batches)
         try:
             while (step := _timed(feeder.next, stats, "decode")) is not None:
@@ -102,19 +101,25 @@ class _Decoders:
 
     def _decode(self, source: Source) -> "Waveform | Failure":
         try:
-            if not self._in_processes:
-                return decode(source.path, self._max_seconds)
-            if not hasattr(self._own, "decoder"):
-                self._own.decoder = Decoder()
-                self._processes.append(self._own.decoder)
-            if not self._own.decoder.ready():
-                return decode(source.path, self._max_seconds)
-            recording: Recording = self._own.decoder.read(source.path, self._max_seconds)
-            return recording.waveform(self._max_seconds)
+            if self._in_processes:
+                try:
+                    if (decoder := self._decoder()).ready():
+                        return decoder.read(source.path, self._max_seconds).waveform(self._max_seconds)
+                except (DecoderUnavailableError, OSError):  # no processes to be had here
+                    self._in_processes = False
+            return decode(source.path, self._max_seconds)
         except MediaError as error:
             return Failure(source.id, str(source.path), str(error))
         except Exception as error:  # whatever one file does, the others go on
             return Failure(source.id, str(source.path), f"broke its decoder ({type(error).__name__}: {error})")
+
+    def _decoder(self) -> Decoder:
+        """This thread's own."""
+        if not hasattr(self._own, "decoder"):
+            self._own.decoder = Decoder()
+            self._processes.append(self._own.decoder)
+        decoder: Decoder = self._own.decoder
+        return decoder
 
     def cancel(self) -> None:
         """Drop what has not begun."""
@@ -214,25 +219,49 @@ class _Stopped(Exception):  # noqa: N818 - no error: the consumer has gone
 class _Computer:
     """Runs batches; one that does not fit into memory is halved, and so are all later ones of its size."""
 
-    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype, stats: PipelineStats) -> None:
+    def __init__(
+        self, backbone: Backbone, device: torch.device, dtype: torch.dtype, stats: PipelineStats, parallel: int
+    ) -> None:
         self._backbone, self._device, self._dtype, self._stats = backbone, device, dtype, stats
         self._streams = threading.local()
+        self._parallel, self._running = parallel, threading.Semaphore(parallel)
+        self._taking_all, self._counting = threading.Lock(), threading.Lock()
 
     def __call__(self, clips: Sequence[tuple[Source, Waveform]]) -> Results:
         halves = clips[: len(clips) // 2], clips[len(clips) // 2 :]
         limit = self._stats.halved_to
         if len(clips) == 1 or limit is None or _seconds(clips) <= limit:
-            try:
-                return self._run(clips)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-            if len(clips) == 1:
-                return [self._too_large(*clips[0])]
+            with self._running:
+                results = self._run_if_it_fits(clips)
+            if results is None and len(clips) == 1:
+                with self._alone():
+                    results = self._run_if_it_fits(clips)
+                return results or [self._too_large(*clips[0])]
+            if results is not None:
+                return results
             self._stats.halved_to = min(max(map(_seconds, halves)), limit or float("inf"))
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
         return self(halves[0]) + self(halves[1])
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Without any other batch on the device."""
+        with self._taking_all:
+            for _ in range(self._parallel):
+                self._running.acquire()
+        try:
+            yield
+        finally:
+            self._running.release(self._parallel)
+
+    def _run_if_it_fits(self, clips: Sequence[tuple[Source, Waveform]]) -> Results | None:
+        try:
+            return self._run(clips)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
     def _run(self, clips: Sequence[tuple[Source, Waveform]]) -> Results:
         samples = [len(waveform.samples) for _, waveform in clips]
@@ -241,9 +270,10 @@ class _Computer:
             frames = _converted(features.frames, self._dtype).cpu().split(list(features.lengths))
             vad = None if features.vad is None else features.vad.cpu().split(list(features.lengths))
             pooled = None if features.vad_pooled is None else features.vad_pooled.cpu()
-        self._stats.samples += sum(samples)
-        if getattr(self._backbone, "pads", False):
-            self._stats.padding += max(samples) * len(samples) - sum(samples)
+        with self._counting:
+            self._stats.samples += sum(samples)
+            if getattr(self._backbone, "pads", False):
+                self._stats.padding += max(samples) * len(samples) - sum(samples)
         return [
             Clip(
                 source.id,
@@ -300,14 +330,16 @@ def _converted(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    signs = ("allocate memory", "out of memory", "ALLOC_FAILED")  # torch's on a CPU, CUDA's, and its libraries'
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in signs)
 
 
 @contextlib.contextmanager
-def _intraop_threads(count: int) -> Iterator[None]:
-    """Set torch's threads per operation for a while."""
+def _one_thread_per_operation(device: torch.device) -> Iterator[None]:
+    """For a while, on a CPU; the bytes of a matrix product depend on the threads that share it."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     try:
         yield
     finally:

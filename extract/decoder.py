@@ -16,45 +16,53 @@ from extract.errors import MediaError
 from extract.media import Recording, read
 
 
+class DecoderUnavailableError(Exception):
+    """The process cannot be started here; decode in this one."""
+
+
 class Decoder:
-    """The parent's side of one decoding process, started when first used and again after it died. Not thread-safe."""
+    """The parent's side of one decoding process, replaced when it dies. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._child, self._connection = start_child("extract.decoder")
-        self._ready = False
+        self._start()
 
     def ready(self) -> bool:
-        """Whether the process has started, which takes 0.3 s; `read` waits for it."""
-        if not self._ready and self._connection.poll():
-            self._await_start()
-        return self._ready
+        """Whether the process has started, which takes 0.3 s; `read` waits for it.
 
-    def _await_start(self) -> None:
-        with contextlib.suppress(EOFError, ConnectionError):  # `read` reports a process that died
-            self._connection.recv()
-        self._ready = True
+        Raises:
+            DecoderUnavailableError: it died before it could read anything.
+        """
+        if not self._started and self._connection.poll():
+            self._await_start()
+        return self._started
 
     def read(self, path: Path, max_seconds: float) -> Recording:
         """As `extract.media.read`.
 
         Raises:
             MediaError: the file cannot be read, or the process died over it.
+            DecoderUnavailableError: see `ready`.
         """
-        if not self._ready:
-            self._await_start()
+        self._await_start()
         try:
             self._connection.send((path, max_seconds))
+        except ConnectionError:  # it died with nothing in hand
+            self._restart()
+            self._await_start()
+            self._connection.send((path, max_seconds))
+        samples = np.empty(0, np.float32)
+        try:
             reply = self._connection.recv()
-            if isinstance(reply, Exception):
-                raise reply
-            count, rate, seconds = reply
-            samples = np.empty(count, np.float32)
-            self._connection.recv_bytes_into(samples.view(np.uint8).data)
+            if not isinstance(reply, Exception):
+                samples = np.empty(reply[0], np.float32)
+                self._connection.recv_bytes_into(samples.view(np.uint8).data)
         except (EOFError, ConnectionError):
             ended = how_it_ended(self._child.wait())
-            self.close()
-            self.__init__()  # type: ignore[misc]
+            self._restart()
             raise MediaError(f"was being decoded when its process {ended}") from None
+        if isinstance(reply, Exception):
+            raise reply
+        _, rate, seconds = reply
         return Recording(samples, rate, seconds)
 
     def close(self) -> None:
@@ -63,22 +71,42 @@ class Decoder:
         self._child.kill()
         self._child.wait()
 
+    def _start(self) -> None:
+        self._child, self._connection = start_child("extract.decoder")
+        self._started = False
+
+    def _restart(self) -> None:
+        self.close()
+        self._start()
+
+    def _await_start(self) -> None:
+        if self._started:
+            return
+        try:
+            self._connection.recv()
+        except (EOFError, ConnectionError):
+            raise DecoderUnavailableError(how_it_ended(self._child.wait())) from None
+        self._started = True
+
 
 def main() -> None:
     """The child's side: read files until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to end
     connection = Connection(int(sys.argv[1]))
-    connection.send("ready")
     with contextlib.suppress(EOFError, ConnectionError):
+        connection.send("ready")
         while True:
-            path, max_seconds = connection.recv()
-            try:
-                recording = read(path, max_seconds)
-            except Exception as error:  # whatever one file does, the next can be read
-                connection.send(error)
-                continue
-            connection.send((len(recording.samples), recording.rate, recording.seconds))
-            connection.send_bytes(recording.samples.view(np.uint8).data)
+            _answer(connection, *connection.recv())
+
+
+def _answer(connection: Connection, path: Path, max_seconds: float) -> None:
+    try:
+        recording = read(path, max_seconds)
+    except Exception as error:  # whatever one file does, the next can be read
+        connection.send(error)
+        return
+    connection.send((len(recording.samples), recording.rate, recording.seconds))
+    connection.send_bytes(recording.samples.view(np.uint8).data)
 
 
 if __name__ == "__main__":

@@ -17,3 +17,7 @@ class BackboneError(EmiError, ValueError):
 
 class ExtractSettingsError(EmiError, ValueError):
     """An option of the extraction is out of range or does not go with another."""
+
+
+class ExtractProcessError(EmiError):
+    """Processes that shared an extraction died; what they committed is kept."""

@@ -4,116 +4,144 @@ Each process takes every n-th window of batches, so that the features are those 
 that dies is started again once with what is left of its share; the others never wait for it.
 """
 
+import contextlib
 import multiprocessing.connection
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from extract.child import how_it_ended, start_child
+from extract.errors import ExtractProcessError
+from extract.failures import Failure
 from extract.settings import ExtractSettings
+from extract.stats import PipelineStats
 
 if TYPE_CHECKING:
-    from extract.run import ExtractPlan, ExtractSummary
+    from extract.run import ExtractPlan
 
+OnResult = Callable[[str, float, Failure | None], None]
+"""Called with a clip's id and seconds, and its failure if it is one."""
 ATTEMPTS = 2
 INTERRUPTED = 130
 
 
 @dataclass
 class _Worker:
-    """A process, its share, and what it last said."""
+    """A process and what it last said."""
 
     number: int
     process: "subprocess.Popen[bytes]"
     connection: Connection
+    stats: PipelineStats = field(default_factory=PipelineStats)
     last_clip: str = ""
-    summary: "ExtractSummary | None" = None
-    error: BaseException | None = field(default=None)
+    finished: bool = False
+    error: BaseException | None = None
 
-    def take(self, on_clip: Callable[[str, float], None]) -> bool:
+    def take(self, on_result: OnResult) -> bool:
         """Take in one message; returns whether there may be more."""
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionError):
             self.process.wait()
             return False
-        if isinstance(message, tuple):
-            self.last_clip = message[0]
-            on_clip(*message)
-        elif isinstance(message, BaseException):
+        if isinstance(message, BaseException):
             self.error = message
+        elif message is None:
+            self.finished = True
         else:
-            self.summary = message
+            self.stats, result = message
+            self.last_clip = result[0]
+            on_result(*result)
         return True
 
     def died(self) -> str:
-        """How it ended without a summary, and after which clip."""
-        how = how_it_ended(self.process.returncode)
+        """How it ended without a last word, and after which clip."""
         after = f" after clip {self.last_clip!r}" if self.last_clip else " before its first clip"
-        return f"process {self.number + 1} {how}{after}"
+        return f"process {self.number + 1} {how_it_ended(self.process.returncode)}{after}"
 
 
 def run_processes(
     plan: "ExtractPlan",
     settings: ExtractSettings,
-    summary: "ExtractSummary",
+    cache: str,
     count: int,
-    on_clip: Callable[[str, float], None],
-) -> None:
-    """Fill the cache of a plan with `count` processes; what they did is added to the summary.
+    stats: PipelineStats,
+    on_result: OnResult,
+) -> list[str]:
+    """Fill the cache of a plan with `count` processes.
 
     Args:
         plan: what is to be done; the cache exists.
         settings: how.
-        summary: added to; `notes` say which processes died.
+        cache: its path.
         count: of processes.
-        on_clip: called with the id and the seconds of every clip that a process has finished.
+        stats: what they waited for is added, as they go on.
+        on_result: called for every clip that a process has finished.
+
+    Returns:
+        A sentence for each process that died and was started again.
 
     Raises:
+        ExtractProcessError: a process died twice.
         Exception: what a process raised, once the others are done.
     """
-    shares = {number: replace(plan, windows=plan.windows[number::count]) for number in range(count)}
-    for attempt in range(ATTEMPTS):
-        workers = _run_all(shares, settings, summary.cache, count, on_clip)
+    shares = {number: plan.share(number, count) for number in range(count)}
+    shares = {number: share for number, share in shares.items() if share.todo}
+    notes: list[str] = []
+    handled: set[str] = set()
+
+    def note_result(id: str, seconds: float, failure: Failure | None) -> None:
+        if id not in handled:  # a failure of the first attempt is tried again
+            handled.add(id)
+            on_result(id, seconds, failure)
+
+    for _ in range(ATTEMPTS):
+        workers = _run_all(shares, settings, cache, count, stats, note_result)
         for worker in workers:
-            if worker.summary is not None:
-                summary.add(worker.summary)
+            if worker.finished:
                 del shares[worker.number]
             elif worker.error is None:
-                again = "; starting it again" if attempt + 1 < ATTEMPTS else "; the same command does what it left"
-                summary.notes.append(worker.died() + again)
+                notes.append(worker.died())
         errors = [worker.error for worker in workers if worker.error is not None]
         if errors:
             raise errors[0]
         if not shares:
-            return
+            return [f"{note}; what it left was done by another" for note in notes]
+    raise ExtractProcessError(
+        f"{'; '.join(notes)}: what was left is missing in {cache}. The same command goes on from there; with "
+        "--processes 1 it says more"
+    )
 
 
 def _run_all(
-    shares: "dict[int, ExtractPlan]",
+    shares: "Mapping[int, ExtractPlan]",
     settings: ExtractSettings,
     cache: str,
     count: int,
-    on_clip: Callable[[str, float], None],
-) -> Sequence[_Worker]:
+    stats: PipelineStats,
+    on_result: OnResult,
+) -> list[_Worker]:
     """Run one process per share to its end, whatever that is."""
-    workers = []
+    workers: list[_Worker] = []
+    before = replace(stats)
     try:
         for number, share in shares.items():
-            process, connection = start_child("extract.processes")
+            process, connection = start_child("extract.processes", _gpu(number))
             workers.append(_Worker(number, process, connection))
-            connection.send((share, replace(settings, processes=1), cache, number, count))
+            with contextlib.suppress(ConnectionError):  # it died: its end is found below
+                connection.send((share, replace(settings, processes=1), cache, number, count))
         open_ends = {worker.connection: worker for worker in workers}
         while open_ends:
             for ready in multiprocessing.connection.wait(list(open_ends)):
                 assert isinstance(ready, Connection)
-                if not open_ends[ready].take(on_clip):
+                if not open_ends[ready].take(on_result):
                     del open_ends[ready]
+            stats.become_sum_of([before, *(worker.stats for worker in workers)])
     finally:
         for worker in workers:
             worker.process.terminate()  # it commits what it has, as after Ctrl-C
@@ -123,34 +151,35 @@ def _run_all(
     return workers
 
 
+def _gpu(number: int) -> Mapping[str, str]:
+    """The variable that leaves a process one GPU, in turn; set before its torch can look."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    there = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    visible = there.split(",")
+    return {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]}
+
+
 def main() -> None:
-    """What each process does: take a GPU, or a part of the cores, and fill its share."""
+    """What each process does: take a part of the cores, and fill its share."""
     signal.signal(signal.SIGTERM, _interrupt)
     parent = Connection(int(sys.argv[1]))
     try:
         share, settings, cache, number, count = parent.recv()
-        _take_device(number, count)
-        from extract.run import ExtractSummary, fill
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, cores[number % len(cores) :: count])
+        from extract.run import fill
 
-        summary = ExtractSummary(cache=cache)
-        fill(share, settings, summary, lambda id, seconds: parent.send((id, seconds)))
-        parent.send(summary)
+        stats = PipelineStats()
+        fill(share, settings, cache, stats, lambda *result: parent.send((stats, result)))
+        parent.send(None)
     except (KeyboardInterrupt, EOFError, ConnectionError):  # or the parent is gone
         os._exit(INTERRUPTED)
     except Exception as error:  # raised again by the parent
         parent.send(error)
-
-
-def _take_device(number: int, count: int) -> None:
-    """Before torch is imported: one GPU per process in turn, and cores without another process's threads on them."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[number % len(cores) :: count])
-    import torch  # counts the GPUs without starting CUDA
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
-    if visible != [""]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
 
 
 def _interrupt(*_: object) -> None:

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from extract.backbones import Identity, family_of, identify
 from extract.errors import ExtractSettingsError
 from extract.failures import Failure, write_failures
 from extract.plan import windows
-from extract.processes import run_processes
+from extract.processes import OnResult, run_processes
 from extract.settings import RESAMPLER, SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
 from extract.stats import PipelineStats
@@ -32,7 +32,6 @@ class ExtractPlan:
 
     Attributes:
         windows: this job's share of the clips, sorted by id, in the windows in which batches are planned.
-        total: how many clips the whole input has.
         present: ids of this job's share that the cache holds.
         header: fingerprint and layout of the cache.
         identity: the backbone.
@@ -40,7 +39,6 @@ class ExtractPlan:
     """
 
     windows: Sequence[Sequence[Source]]
-    total: int
     present: Collection[str]
     header: Header
     identity: Identity
@@ -55,6 +53,12 @@ class ExtractPlan:
     def todo(self) -> int:
         """How many clips the cache lacks."""
         return sum(map(len, self.windows)) - len(self.present)
+
+    def share(self, number: int, count: int) -> "ExtractPlan":
+        """Every `count`-th window, from the given one on."""
+        windows = self.windows[number::count]
+        present = frozenset(source.id for window in windows for source in window if source.id in self.present)
+        return replace(self, windows=windows, present=present)
 
 
 @dataclass(kw_only=True)
@@ -80,14 +84,6 @@ class ExtractSummary:
     failures_file: Path | None = None
     stats: PipelineStats = field(default_factory=PipelineStats)
     notes: list[str] = field(default_factory=list)
-
-    def add(self, other: "ExtractSummary") -> None:
-        """Take in what another process did."""
-        self.written += other.written
-        self.seconds += other.seconds
-        self.failures += other.failures
-        self.notes += other.notes
-        self.stats.add(other.stats)
 
 
 def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings: ExtractSettings) -> ExtractPlan:
@@ -118,7 +114,6 @@ def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings:
     share = windows(sources, settings.max_seconds)[index::count]
     return ExtractPlan(
         windows=share,
-        total=len(sources),
         present=frozenset(source.id for window in share for source in window if source.id in done),
         header=header,
         identity=identity,
@@ -159,36 +154,39 @@ def extract(
         return summary
     tried: set[str] = set()
 
-    def on_clip(id: str, seconds: float) -> None:
+    def on_result(id: str, seconds: float, failure: Failure | None) -> None:
         tried.add(id)
+        if failure:
+            summary.failures.append(failure)
+        else:
+            summary.written += 1
+            summary.seconds += seconds
         if on_progress:
-            on_progress(len(tried), planned.todo, seconds)
+            on_progress(len(tried), planned.todo, min(seconds, settings.max_seconds))
 
     processes = settings.resolved_processes()
     try:
         if processes > 1 and not open_container(cache).one_writer:
             with CacheWriter(cache, planned.header):
                 pass  # made once, before many open it
-            run_processes(planned, settings, summary, processes, on_clip)
+            summary.notes = run_processes(planned, settings, summary.cache, processes, summary.stats, on_result)
         else:
-            fill(planned, settings, summary, on_clip)
+            fill(planned, settings, summary.cache, summary.stats, on_result)
     finally:
         summary.failures_file = write_failures(summary.cache, summary.failures, {*planned.present, *tried})
     return summary
 
 
-def fill(
-    plan: ExtractPlan, settings: ExtractSettings, summary: ExtractSummary, on_clip: Callable[[str, float], None]
-) -> None:
-    """Extract the clips of a plan that the cache lacks, in this process; adds what it did to the summary."""
+def fill(plan: ExtractPlan, settings: ExtractSettings, cache: str, stats: PipelineStats, on_result: OnResult) -> None:
+    """Extract the clips of a plan that the cache lacks, in this process."""
     import torch  # which a run with nothing to do never needs
 
     from extract.clips import extract_clips
 
     device = settings.resolved_device()
     backbone = family_of(settings.backbone).load(plan.identity, device, plan.header.fingerprint["precision"])
-    batch_seconds, parallel_batches = settings.batching(plan.identity.small, plan.total)
-    with CacheWriter(summary.cache, plan.header) as writer:
+    batch_seconds, parallel_batches = settings.batching(plan.identity.small)
+    with CacheWriter(cache, plan.header) as writer:
         results = extract_clips(
             plan.windows,
             backbone,
@@ -199,28 +197,25 @@ def fill(
             dtype=torch.float16 if settings.dtype == "float16" else torch.float32,
             done=writer.done,
             workers=settings.workers,
-            stats=summary.stats,
+            stats=stats,
         )
         try:
             for result in results:
-                on_clip(result.id, min(_take(result, writer, summary), settings.max_seconds))
+                failure = _store(result, writer)
+                on_result(result.id, 0.0 if isinstance(result, Failure) else result.seconds, failure)
         finally:
             results.close()
 
 
-def _take(result: Clip | Failure, writer: CacheWriter, summary: ExtractSummary) -> float:
-    """Write a clip or note a failure; returns the clip's seconds."""
+def _store(result: Clip | Failure, writer: CacheWriter) -> Failure | None:
+    """Write a clip; returns why not, where it cannot be."""
     if isinstance(result, Failure):
-        summary.failures.append(result)
-        return 0.0
+        return result
     try:
         writer.add(result)
     except CacheFormatError as error:  # the features of this clip cannot be stored; those of the others can
-        summary.failures.append(Failure(result.id, "", str(error)))
-        return 0.0
-    summary.written += 1
-    summary.seconds += result.seconds
-    return result.seconds
+        return Failure(result.id, "", str(error))
+    return None
 
 
 def make_header(identity: Identity, settings: ExtractSettings, precision: str) -> Header:

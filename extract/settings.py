@@ -115,19 +115,19 @@ class ExtractSettings:
             ("bf16", f"this processor multiplies it in hardware: {unit}") if unit else ("fp32", "no bfloat16 unit here")
         )
 
-    def batching(self, small: bool, clips: int) -> tuple[float, int]:
-        """(batch seconds, parallel batches) for a backbone and the number of clips in the whole input.
+    def batching(self, small: bool) -> tuple[float, int]:
+        """(batch seconds, parallel batches) for a backbone; the same on every run, for the bytes depend on the batches.
 
-        On a CPU a batch of a few clips per core keeps what lies between two operations in the core's cache; a small
-        model pays per call, not per second, and takes more. A GPU is filled by batches as large as half its free memory
-        allows, up to 480 s, of which two are under way.
+        On a CPU each core takes batches of a few clips, which keeps what lies between two operations in the core's
+        cache; a small model pays per call, not per second, and takes more. A GPU is filled by batches as large as half
+        its memory allows, in steps of two up to 480 s, of which two are under way.
         """
         if self.resolved_device().type == "cuda":
             import torch
 
-            fits = torch.cuda.mem_get_info()[0] / 2 / 2 / CUDA_BYTES_PER_SECOND
-            return self.batch_seconds or min(480.0, max(16.0, fits)), 2
-        return self.batch_seconds or (240.0 if small else 16.0), max(1, min(available_cores(), clips))
+            fits = torch.cuda.mem_get_info()[1] / 2 / 2 / CUDA_BYTES_PER_SECOND
+            return self.batch_seconds or next((s for s in (480.0, 240.0, 120.0, 60.0, 30.0) if s <= fits), 15.0), 2
+        return self.batch_seconds or (240.0 if small else 16.0), available_cores()
 
     def resolved_processes(self) -> int:
         """How many processes share the work."""

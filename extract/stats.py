@@ -1,5 +1,6 @@
 """What an extraction waited for. Apart from `extract.clips`, so that reading it imports no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -23,11 +24,11 @@ class PipelineStats:
     padding: int = 0
     halved_to: float | None = None
 
-    def add(self, other: "PipelineStats") -> None:
-        """Take in what another process measured."""
+    def become_sum_of(self, parts: "Sequence[PipelineStats]") -> None:
+        """Take the sums over several processes."""
         for name in ("decode", "device", "write", "samples", "padding"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.halved_to = min((s.halved_to for s in (self, other) if s.halved_to is not None), default=None)
+            setattr(self, name, sum(getattr(part, name) for part in parts))
+        self.halved_to = min((part.halved_to for part in parts if part.halved_to is not None), default=None)
 
     def waiting(self) -> str:
         """For example "decode 12 % · device 85 % · write 3 %"."""

@@ -5,7 +5,7 @@ that costs a third of the time in bfloat16. In float32 torch asks MKL instead, w
 processors and holds itself back on AMD's, where oneDNN is asked here.
 
 Packing the weight once is what torch's own compiler does when it freezes a model; the same private operators are used
-here, and where a build of torch lacks them (or on CUDA, which has no such layout) the public functions compute the same.
+here. Where a build of torch lacks them, and on CUDA, which has no such layout, the public functions compute the same.
 """
 
 import functools

@@ -222,3 +222,25 @@ def test_frames_that_overflow_the_storage_dtype_stay_as_they_are(pipeline, dtype
     backbone.fits = 0
     backbone.__class__ = type("Large", (Counting,), {"__call__": lambda *_: Features(torch.full((1, 2), 1e6), [1])})
     assert torch.from_numpy(next(results).frames).dtype == kept
+
+
+def test_a_clip_that_fits_alone_is_no_failure_because_others_are_on_the_device(pipeline):
+    lock, on_device = threading.Lock(), []
+
+    class Crowded(Counting):
+        def __call__(self, waveforms):
+            with lock:
+                on_device.append(1)
+                full = len(on_device) > 1
+            try:
+                time.sleep(0.01)
+                if full:
+                    raise RuntimeError("CUDA error: out of memory")
+                return super().__call__(waveforms)
+            finally:
+                with lock:
+                    on_device.pop()
+
+    results, backbone, _ = pipeline([f"{i:03d}" for i in range(20)], parallel_batches=2)
+    backbone.__class__ = Crowded
+    assert not [r for r in results if isinstance(r, Failure)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import emi
+import extract.child
 import extract.clips
 import extract.decoder
 import extract.plan
@@ -17,7 +18,7 @@ import extract.processes
 from extract import run
 from extract.child import start_child
 from extract.decoder import Decoder
-from extract.errors import ExtractSettingsError, MediaError
+from extract.errors import ExtractProcessError, ExtractSettingsError, MediaError
 from extract.media import read
 from extract.settings import ExtractSettings
 
@@ -56,8 +57,8 @@ def started(monkeypatch):
     """Every child that `extract.processes` starts, as (process, connection)."""
     children = []
 
-    def start(module):
-        children.append(start_child(module))
+    def start(module, environment=None):
+        children.append(start_child(module, environment))
         return children[-1]
 
     monkeypatch.setattr(extract.processes, "start_child", start)
@@ -132,6 +133,7 @@ def test_a_decoder_reads_as_this_process_does_and_survives_what_it_cannot_read(c
 
 def test_a_decoding_process_that_dies_is_reported_with_its_clip_and_replaced(clips):
     decoder = Decoder()
+    decoder.read(clips / "00001.wav", 0.5)
     os.kill(decoder._child.pid, signal.SIGSTOP)  # so that it dies with this clip in hand
     threading.Timer(0.5, decoder._child.kill).start()
     try:
@@ -144,7 +146,7 @@ def test_a_decoding_process_that_dies_is_reported_with_its_clip_and_replaced(cli
 
 def test_a_run_whose_decoding_processes_are_killed_loses_their_clips_only(tmp_path, clips, read_cache, monkeypatch):
     monkeypatch.setattr(extract.clips, "PROCESSES_FROM", 1)
-    monkeypatch.setattr(Decoder, "ready", lambda _: True)
+    monkeypatch.setattr(Decoder, "ready", lambda decoder: decoder._await_start() or True)
     started = []
     monkeypatch.setattr(extract.decoder, "start_child", lambda name: started.append(start_child(name)) or started[-1])
     emi.extract(clips, tmp_path / "whole.zarr", dtype="float32", workers=2)
@@ -155,8 +157,8 @@ def test_a_run_whose_decoding_processes_are_killed_loses_their_clips_only(tmp_pa
 
     def dies_over_one(decoder, path, max_seconds):
         if path.name == "00004.wav":
-            decoder._child.kill()
-            decoder._child.wait()
+            os.kill(decoder._child.pid, signal.SIGSTOP)
+            threading.Timer(0.3, decoder._child.kill).start()
         return original(decoder, path, max_seconds)
 
     monkeypatch.setattr(Decoder, "read", dies_over_one)
@@ -167,3 +169,75 @@ def test_a_run_whose_decoding_processes_are_killed_loses_their_clips_only(tmp_pa
     monkeypatch.setattr(Decoder, "read", original)
     assert emi.extract(clips, tmp_path / "f.zarr", dtype="float32").written == 1
     assert read_cache(tmp_path / "f.zarr") == read_cache(tmp_path / "whole.zarr")
+
+
+def test_a_process_that_dies_twice_is_an_error_and_the_others_work_is_kept(tmp_path, clips, small_windows, monkeypatch):
+    def start(module, environment=None, count=[0]):  # noqa: B006 - counts the calls
+        count[0] += 1
+        child, connection = start_child(module, environment)
+        if count[0] > 1:
+            child.kill()
+        return child, connection
+
+    monkeypatch.setattr(extract.processes, "start_child", start)
+    with pytest.raises(ExtractProcessError, match=r"killed by signal 9.*killed by signal 9.*The same command"):
+        emi.extract(clips, tmp_path / "f.zarr", processes=2)
+    with emi.open_cache(tmp_path / "f.zarr") as store:
+        assert 0 < len(store) < 10
+    assert len(emi.open_cache(tmp_path / "f.zarr")) + emi.extract(clips, tmp_path / "f.zarr").written == 10
+
+
+def test_an_interrupted_parent_has_listed_the_failures_so_far(tmp_path, clips, small_windows):
+    damaged = shutil.copytree(clips, tmp_path / "damaged")
+    for file in damaged.rglob("*.wav"):
+        file.write_bytes(b"no audio")
+
+    def interrupt(done, total, seconds):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.extract(damaged, tmp_path / "f.zarr", ExtractSettings(processes=2), on_progress=interrupt)
+    assert len((tmp_path / "failures.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_a_share_without_work_starts_no_process(tmp_path, clips, small_windows, started):
+    emi.extract(clips, tmp_path / "f.zarr", shard="1/5")
+    emi.extract(clips, tmp_path / "f.zarr", shard="2/5")
+    emi.extract(clips, tmp_path / "f.zarr", shard="3/5")
+    emi.extract(clips, tmp_path / "f.zarr", shard="4/5")
+    assert emi.extract(clips, tmp_path / "f.zarr", processes=2).written == 2
+    assert len(started) == 1
+
+
+def test_children_do_not_import_what_lies_in_the_working_directory(tmp_path, clips, monkeypatch):
+    for name in ("extract", "cache", "av", "random"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(extract.child.sys, "path", [path for path in extract.child.sys.path if path] + [tmp_path])
+    decoder = Decoder()
+    try:
+        assert decoder.read(clips / "00001.wav", 0.5).seconds == pytest.approx(0.3)
+    finally:
+        decoder.close()
+
+
+def test_without_decoding_processes_the_threads_decode(tmp_path, clips, monkeypatch):
+    monkeypatch.setattr(extract.clips, "PROCESSES_FROM", 1)
+    monkeypatch.setattr(extract.decoder, "start_child", lambda _: start_child("extract.no_such_module"))
+    monkeypatch.setattr(Decoder, "ready", Decoder._await_start)
+    summary = emi.extract(clips, tmp_path / "f.zarr")
+    assert (summary.written, summary.failures) == (10, [])
+    monkeypatch.setattr(extract.decoder, "start_child", lambda _: (_ for _ in ()).throw(OSError("no more processes")))
+    assert emi.extract(clips, tmp_path / "g.zarr").written == 10
+
+
+def test_a_decoder_that_died_with_nothing_in_hand_costs_no_clip(clips):
+    decoder = Decoder()
+    try:
+        decoder.read(clips / "00001.wav", 0.5)
+        decoder._child.kill()
+        decoder._child.wait()
+        assert decoder.read(clips / "00002.wav", 0.5).seconds == pytest.approx(1.4)
+    finally:
+        decoder.close()

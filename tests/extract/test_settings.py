@@ -87,15 +87,15 @@ def test_cuda_that_is_not_there_and_a_precision_that_a_backbone_lacks_are_refuse
 
 
 def test_batches_are_one_per_core_on_a_cpu_and_fill_half_of_a_gpus_free_memory(cuda, monkeypatch):
-    assert ExtractSettings().batching(small=False, clips=1) == (16.0, 1)
-    assert ExtractSettings().batching(small=False, clips=10**6) == (16.0, available_cores())
-    assert ExtractSettings(batch_seconds=5).batching(small=False, clips=1) == (5, 1)
-    assert ExtractSettings().batching(small=True, clips=1)[0] == 240.0
+    assert ExtractSettings().batching(small=False) == (16.0, available_cores())
+    assert ExtractSettings(batch_seconds=5).batching(small=False)[0] == 5
+    assert ExtractSettings().batching(small=True)[0] == 240.0
     cuda(True)
-    for free_gib, seconds in ((1, 16.0), (8, 64.0), (139, 480.0)):
-        monkeypatch.setattr("torch.cuda.mem_get_info", lambda free=free_gib: (free << 30, 141 << 30))
-        assert ExtractSettings().batching(small=False, clips=9) == (seconds, 2)
-    assert ExtractSettings(batch_seconds=5).batching(small=False, clips=9) == (5, 2)
+    for gib, seconds in ((1, 15.0), (8, 60.0), (24, 120.0), (141, 480.0)):
+        for free in (1, gib):  # what is free at the moment does not change the batches
+            monkeypatch.setattr("torch.cuda.mem_get_info", lambda free=free, gib=gib: (free << 30, gib << 30))
+            assert ExtractSettings().batching(small=False) == (seconds, 2)
+    assert ExtractSettings(batch_seconds=5).batching(small=False) == (5, 2)
 
 
 def test_one_process_per_gpu_unless_told_otherwise(monkeypatch):
