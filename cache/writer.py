@@ -14,7 +14,7 @@ from cache.errors import CacheError, CacheWriteError
 from cache.format import Clip, Header, index_crc32c, segment_arrays
 from cache.reader import FeatureCache
 
-SEGMENT_BYTES = 24 << 20
+SEGMENT_BYTES = 16 << 20
 """A segment is committed before it exceeds this: large enough that few are opened, small enough to hold in memory."""
 SEGMENT_SECONDS = 60.0
 """A slow extraction commits at least this often, which bounds what a crash can cost."""
