@@ -38,7 +38,7 @@ class ExtractSettings:
         media_root: where the paths of a CSV or list start; its own folder by default.
         shard: this job's share as "I/N" (I from 1 to N), or None for everything.
         batch_seconds: upper bound of clips x longest clip in one batch.
-        workers: decoding threads of each process; 0 takes one per core.
+        workers: threads or processes that decode; 0 takes one per core.
         processes: processes that share the work, each with a GPU of its own; 0 takes one per GPU, or one on a CPU.
     """
 

@@ -22,7 +22,7 @@ def extract(
     cache: Annotated[str, typer.Option(help="Feature cache to fill: NAME.zarr or NAME.h5.")],
     backbone: Annotated[str, typer.Option(help="silero, a Hugging Face id, or a local checkpoint folder.")] = "silero",
     max_seconds: Annotated[float, typer.Option(help="Use this much of each clip.")] = 12.0,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto (bf16 where the hardware has it), fp32, bf16 or fp16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Storage of the frames: float16 or float32.")] = "float16",
     media_root: Annotated[
@@ -34,7 +34,7 @@ def extract(
     batch_seconds: Annotated[
         float | None, typer.Option(help="Bound on clips x longest clip of a batch [default: by device].")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Decoding threads; 0 takes one per core.")] = 0,
+    workers: Annotated[int, typer.Option(help="Threads or processes that decode; 0 takes one per core.")] = 0,
     processes: Annotated[
         int, typer.Option(help="Processes that share the work, a GPU each; 0 takes one per GPU (Zarr only).")
     ] = 0,
