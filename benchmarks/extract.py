@@ -26,13 +26,16 @@ import torch
 sys.path[0] = str(Path(__file__).parents[1])  # this file is named like the package it measures
 
 import emi  # sets in the environment of the rows how OpenMP waits
+from benchmarks._material import cpu_name, make_checkpoint, make_clips, peak_mb, repeat_clips
+from benchmarks._peers import Work, flops_per_second, onnx_single, transformers_batched, transformers_single
 from cache import CacheWriter, Clip, Header
 from extract.backbones import identify
 from extract.backbones.packed_weights import PackedLinear
 from extract.backbones.transformers_family import TRANSFORMERS
+from extract.decoding import Decoders
 from extract.media import decode
 from extract.plan import plan_batches
-from extract.settings import SAMPLE_RATE, ExtractSettings
+from extract.settings import SAMPLE_RATE, ExtractSettings, available_cores
 from extract.sources import find_media
 
 GEMM = ("gemm fp32", "gemm bf16", "gemm fp32, packed weight", "gemm bf16, packed weight")
@@ -44,7 +47,8 @@ BACKBONE = (
     "(d) emi, fp32",
     "(e) emi, bf16",
 )
-PIPELINE = ("decode only", "write only", "silero, media to cache")
+PIPELINE = ("decode only, threads", "decode only, processes", "write only", "silero, media to cache")
+WHOLE = "emi, media to cache"
 MEMORY = ("silero, 1,000 clips of 0.5 s", "silero, 10,000 clips of 0.5 s")
 CUDA_LEFT_OUT = ("(c) ONNX Runtime, one clip, fp32", "gemm fp32, packed weight", "gemm bf16, packed weight")
 PROFILE = {
@@ -76,6 +80,9 @@ def main() -> None:
                     results.append(run_row(row, clips, options) | {"lengths": lengths})
         clips = options.clips or str(make_clips(Path(folder) / "many", 20 if options.quick else 600, *LENGTHS["EMI"]))
         results += [run_row(row, clips, options) for row in PIPELINE]
+        if options.hours:
+            repeated = repeat_clips(Path(clips), Path(folder) / "hours", options.hours)
+            results.append(run_row(WHOLE, str(repeated), options))
         results.append(run_row("profile of (e)", str(Path(folder) / "EMI"), options))
         if options.device == "cpu":
             for row in MEMORY:
@@ -99,6 +106,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small backbone and few clips: does it run at all?")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--clips", help="folder of media for decoding and silero [default: 600 generated WAV files]")
+    parser.add_argument("--hours", type=float, help="also run the paper's backbone, media to cache, on so many hours")
     parser.add_argument("--count", type=int, help="clips for the backbone's rows [default: 24; 4 with --quick]")
     parser.add_argument("--json", help="write the rows here")
     parser.add_argument("--checkpoint", help="folder of a wav2vec 2.0 checkpoint [default: made at random]")
@@ -128,6 +136,13 @@ def measure(row: str, clips: str, options: argparse.Namespace) -> dict[str, Any]
     sources = find_media(clips)
     if row == "profile of (e)":
         return {"name": row, "percent": profile(options, [decode(source.path).samples for source in sources], device)}
+    if row == WHOLE:
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            done = emi.extract(clips, Path(folder) / "c.zarr", backbone=options.checkpoint, device=options.device)
+            elapsed = time.perf_counter() - started
+        figures = {"clips": done.written, "audio_seconds": done.seconds, "x_real_time": done.seconds / elapsed}
+        return {"name": row, **figures, "waited_for": done.stats.waiting(), "peak_mb": peak_mb()}
     if row in MEMORY:
         emi.extract(clips, f"{clips}.zarr", backbone="silero")
         return {"name": row, "clips": len(sources), "peak_mb": peak_mb()}
@@ -179,20 +194,17 @@ def profile(options: argparse.Namespace, waveforms: Any, device: torch.device) -
     return shares | {"other": 100 - sum(shares.values())}
 
 
-def peak_mb() -> float:
-    """Largest resident memory of this process so far; getrusage would count its parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
-Work = Callable[[int], object]
-"""Handles the first so many clips."""
-
-
 def decode_only(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
-    """Two threads that decode, as extraction does for fewer than 200 clips."""
-    pool = ThreadPoolExecutor(os.cpu_count())
-    return lambda count: list(pool.map(lambda source: len(decode(source.path).samples), sources[:count]))
+    """As many decoders as cores, in threads of this process or in processes of their own."""
+
+    def run(count: int) -> None:
+        for future in [decoders.submit(source) for source in sources[:count]]:
+            future.result()
+
+    decoders = Decoders(available_cores(), 12.0, in_processes="processes" in options.row)
+    while not decoders.started():  # each thread starts its own
+        run(4 * available_cores())
+    return run
 
 
 def write_only(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
@@ -206,77 +218,6 @@ def write_only(options: argparse.Namespace, sources: Any, waveforms: Any, device
                 writer.add(Clip(str(i), clip, None, None, 1.0))
 
     return write
-
-
-def library(options: argparse.Namespace, device: torch.device) -> Any:
-    """The transformers model and its input normalisation, as its users write it."""
-    from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
-
-    model = Wav2Vec2Model.from_pretrained(options.checkpoint, dtype=torch.float32).eval().to(device)
-    return model, Wav2Vec2FeatureExtractor(return_attention_mask=True)
-
-
-def transformers_single(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
-    """One clip at a time."""
-    model, extractor = library(options, device)
-
-    @torch.inference_mode()
-    def run(count: int) -> None:
-        for waveform in waveforms[:count]:
-            values = extractor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
-            model(values.to(device)).last_hidden_state.cpu()
-
-    return run
-
-
-def transformers_batched(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
-    """Padded batches of similar length with an attention mask."""
-    model, extractor = library(options, device)
-    autocast = "bf16" in options.row
-
-    @torch.inference_mode()
-    def run(count: int) -> None:
-        for batch in plan_batches([len(w) for w in waveforms[:count]], 480 if device.type == "cuda" else 48):
-            clips = [waveforms[i] for i in batch]
-            inputs = extractor(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                model(**inputs).last_hidden_state.cpu()
-
-    return run
-
-
-def onnx_single(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
-    """ONNX Runtime, one clip at a time: the route the checkpoint's authors recommend."""
-    import warnings
-
-    import onnxruntime
-
-    model, extractor = library(options, device)
-    model.config.return_dict = False
-    path = Path(options.checkpoint) / "model.onnx"
-    if not path.exists():
-        warnings.simplefilter("ignore")
-        model.set_attn_implementation("eager")
-        fold_weight_norm(model)
-        torch.onnx.export(
-            model,
-            (torch.randn(1, 16000),),
-            str(path),
-            input_names=["signal"],
-            output_names=["frames"],
-            dynamic_axes={"signal": {0: "batch", 1: "time"}, "frames": {0: "batch", 1: "time"}},
-            opset_version=17,
-            dynamo=False,
-        )
-    del model
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(count: int) -> None:
-        for waveform in waveforms[:count]:
-            values = extractor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="np").input_values
-            session.run(["frames"], {"signal": values})
-
-    return run
 
 
 def ours(options: argparse.Namespace, sources: Any, waveforms: Any, device: torch.device) -> Work:
@@ -308,7 +249,8 @@ def silero(options: argparse.Namespace, sources: Any, waveforms: Any, device: to
 
 
 WORK: dict[str, Callable[..., Work]] = {
-    "decode only": decode_only,
+    "decode only, threads": decode_only,
+    "decode only, processes": decode_only,
     "write only": write_only,
     "(a) transformers, one clip, fp32": transformers_single,
     "(b) transformers, padded batch, fp32": transformers_batched,
@@ -336,51 +278,6 @@ def gemm_rate(dtype: torch.dtype, device: torch.device, *, packed: bool) -> floa
     return 2 * rows * 1024 * 4096 / best / 1e9
 
 
-def flops_per_second(checkpoint: str) -> float:
-    """Floating-point operations of the model per second of audio, counted on a 7 s clip."""
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import Wav2Vec2Model
-
-    model = Wav2Vec2Model.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
-    fold_weight_norm(model)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.randn(1, 7 * SAMPLE_RATE))
-    return counter.get_total_flops() / 7
-
-
-def fold_weight_norm(model: Any) -> None:
-    """Give the positional convolution a plain weight, which exporters and counters can follow."""
-    torch.nn.utils.parametrize.remove_parametrizations(model.encoder.pos_conv_embed.conv, "weight")
-
-
-def make_checkpoint(folder: Path, quick: bool) -> Path:
-    """Random weights in the shape of the paper's backbone; two small layers with --quick."""
-    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
-
-    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 12}
-    if quick:
-        shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
-    config = Wav2Vec2Config(**shape, feat_extract_norm="layer", conv_bias=True, do_stable_layer_norm=True)
-    torch.manual_seed(0)
-    Wav2Vec2Model(config).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor().save_pretrained(folder)
-    return folder
-
-
-def make_clips(folder: Path, count: int, mean: float, spread: float) -> Path:
-    """Noise whose lengths are normally distributed, between 0.5 and 12 s."""
-    import wave
-
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for i, seconds in enumerate(np.clip(rng.normal(mean, spread, count), 0.5, 12)):
-        samples = (3000 * rng.standard_normal(int(seconds * SAMPLE_RATE), np.float32)).astype("<i2")
-        with wave.open(str(folder / f"{i:05d}.wav"), "wb") as file:
-            file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-            file.writeframes(samples.tobytes())
-    return folder
-
-
 def print_tables(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Markdown, ready for docs/performance.md."""
     gpu = f", {torch.cuda.get_device_name()}" if options.device == "cuda" else ""
@@ -402,13 +299,6 @@ def print_tables(results: list[dict[str, Any]], options: argparse.Namespace) -> 
     for row in results:
         if "percent" in row:
             print(f"\n{row['name']}: " + ", ".join(f"{name} {value:.0f} %" for name, value in row["percent"].items()))
-
-
-def cpu_name() -> str:
-    """Model name of the processor, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 sys.path[0] = str(Path(__file__).parents[1])  # this file's folder holds one named like a package
 
 import emi
+from benchmarks._material import make_checkpoint
 from cache import open_cache
 
 
@@ -80,38 +80,6 @@ def compare(folder: Path) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def make_checkpoint(folder: Path, quick: bool) -> Path:
-    """Random weights in the layout of audEERING's checkpoint, regression head included."""
-    from safetensors.torch import save_file
-    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
-
-    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 12}
-    if quick:
-        shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
-    config = Wav2Vec2Config(
-        **shape,
-        feat_extract_norm="layer",
-        conv_bias=True,
-        do_stable_layer_norm=True,
-        architectures=["Wav2Vec2ForSpeechClassification"],
-        id2label={"0": "arousal", "1": "dominance", "2": "valence"},
-    )
-    torch.manual_seed(0)
-    hidden = config.hidden_size
-    weights = {f"wav2vec2.{name}": tensor for name, tensor in Wav2Vec2Model(config).state_dict().items()}
-    weights |= {
-        "classifier.dense.weight": torch.randn(hidden, hidden) / hidden**0.5,
-        "classifier.dense.bias": torch.zeros(hidden),
-        "classifier.out_proj.weight": torch.randn(3, hidden) / hidden**0.5,
-        "classifier.out_proj.bias": torch.zeros(3),
-    }
-    folder.mkdir()
-    config.save_pretrained(folder)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
-    Wav2Vec2FeatureExtractor().save_pretrained(folder)
-    return folder
 
 
 if __name__ == "__main__":

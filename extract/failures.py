@@ -56,10 +56,11 @@ def _replace(path: Path, name: str, failures: Sequence[Failure], attempted: set[
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time: jobs that end together would drop each other's rows."""
+    """One process at a time, where the file system has locks: jobs that end together would drop each other's rows."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -52,6 +52,10 @@ class Features:
 class Backbone(Protocol):
     """A loaded model: a torch module that maps waveforms to features, equal to running each clip alone."""
 
+    @property
+    def pads(self) -> bool:
+        """Whether a batch is computed with padding, which the report then counts."""
+
     def __call__(self, waveforms: Sequence["Tensor"]) -> Features:
         """Run a batch of (samples,) float32 waveforms at 16 kHz, not normalised, on the backbone's device."""
 

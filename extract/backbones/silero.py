@@ -42,6 +42,8 @@ class SileroBackbone(nn.Module):
     by length, so that nothing is computed on padding. Differentiable.
     """
 
+    pads = False
+
     def __init__(self) -> None:
         super().__init__()
         self.stft = nn.Conv1d(1, 2 * BINS, STFT_SIZE, STFT_HOP, bias=False)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import extract.clips
+import extract.decoding
 from extract.backbones import Features
 from extract.clips import extract_clips
 from extract.errors import MediaError
@@ -50,6 +50,8 @@ def test_windows_hold_every_source_in_order_and_a_bounded_length(count, max_seco
 class Counting:
     """A backbone that notes its batches: every frame of a clip is its length. It has memory for `fits` samples."""
 
+    pads = False
+
     def __init__(self, fits=10**9):
         self.batches = []
         self.fits = fits
@@ -81,7 +83,7 @@ def pipeline(monkeypatch):
         defaults = {"device": torch.device("cpu"), "max_seconds": 12.0, "batch_seconds": 1e-9, "workers": 2}
         return extract_clips(planned, backbone, **defaults | options), backbone, decoded
 
-    monkeypatch.setattr(extract.clips, "decode", decode)
+    monkeypatch.setattr(extract.decoding, "decode", decode)
     return start
 
 

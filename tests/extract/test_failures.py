@@ -144,9 +144,13 @@ class Extreme:
 
     def load(self, identity, *_):
         value = {"overflow": 1e6, "nan": np.nan}[identity.source]
-        return lambda waveforms: Features(
-            torch.stack([torch.full((2,), value if len(w) == 4800 else 1.0) for w in waveforms]), [1] * len(waveforms)
-        )
+
+        def backbone(waveforms):
+            frames = torch.stack([torch.full((2,), value if len(w) == 4800 else 1.0) for w in waveforms])
+            return Features(frames, [1] * len(waveforms))
+
+        backbone.pads = False
+        return backbone
 
 
 @pytest.mark.parametrize(("name", "reason"), [("overflow", "--dtype float32"), ("nan", "not finite")])

@@ -199,6 +199,7 @@ def test_a_backbone_that_fails_midway_keeps_what_was_done(tmp_path, clips, monke
             raise RuntimeError("broken")
         return backbone(waveforms)
 
+    fails.pads = False
     monkeypatch.setattr(SileroFamily, "load", lambda *_: fails)
     with pytest.raises(RuntimeError, match="broken"):
         emi.extract(clips, tmp_path / "f.zarr", batch_seconds=1e-3)

@@ -1,0 +1,136 @@
+"""Run batches of clips on the device, from several threads at once."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from cache.format import Clip
+from extract.backbones.protocol import Backbone
+from extract.failures import Failure
+from extract.media import Waveform
+from extract.settings import SAMPLE_RATE
+from extract.sources import Source
+from extract.stats import PipelineStats
+
+Results = list[Clip | Failure]
+
+
+class BatchComputer:
+    """Runs batches; one that does not fit into memory is halved, and so are all later ones of its size.
+
+    Args:
+        backbone: runs on `device`.
+        device: where the waveforms are sent.
+        dtype: to which frames are brought on the device.
+        stats: samples, padding and halving are noted here.
+        parallel: batches that may run at once.
+    """
+
+    def __init__(
+        self, backbone: Backbone, device: torch.device, dtype: torch.dtype, stats: PipelineStats, parallel: int
+    ) -> None:
+        self._backbone, self._device, self._dtype, self._stats = backbone, device, dtype, stats
+        self._streams = threading.local()
+        self._parallel, self._running = parallel, threading.Semaphore(parallel)
+        self._taking_all, self._counting = threading.Lock(), threading.Lock()
+
+    def __call__(self, clips: Sequence[tuple[Source, Waveform]]) -> Results:
+        """Features of every clip in order, or a `Failure` for one that does not fit even alone."""
+        halves = clips[: len(clips) // 2], clips[len(clips) // 2 :]
+        limit = self._stats.halved_to
+        if len(clips) == 1 or limit is None or _seconds(clips) <= limit:
+            with self._running:
+                results = self._run_if_it_fits(clips)
+            if results is None and len(clips) == 1:
+                with self._alone():
+                    results = self._run_if_it_fits(clips)
+                return results or [self._too_large(*clips[0])]
+            if results is not None:
+                return results
+            self._stats.halved_to = min(max(map(_seconds, halves)), limit or float("inf"))
+        return self(halves[0]) + self(halves[1])
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Without any other batch on the device."""
+        with self._taking_all:
+            for _ in range(self._parallel):
+                self._running.acquire()
+        try:
+            yield
+        finally:
+            self._running.release(self._parallel)
+
+    def _run_if_it_fits(self, clips: Sequence[tuple[Source, Waveform]]) -> Results | None:
+        try:
+            return self._run(clips)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _run(self, clips: Sequence[tuple[Source, Waveform]]) -> Results:
+        samples = [len(waveform.samples) for _, waveform in clips]
+        with torch.inference_mode(), self._stream():
+            features = self._backbone(self._waveforms(clips))
+            frames = _converted(features.frames, self._dtype).cpu().split(list(features.lengths))
+            vad = None if features.vad is None else features.vad.cpu().split(list(features.lengths))
+            pooled = None if features.vad_pooled is None else features.vad_pooled.cpu()
+        with self._counting:
+            self._stats.samples += sum(samples)
+            if self._backbone.pads:
+                self._stats.padding += max(samples) * len(samples) - sum(samples)
+        return [
+            Clip(
+                source.id,
+                frames[i].numpy(),
+                None if vad is None else vad[i].numpy(),
+                None if pooled is None else pooled[i].numpy(),
+                waveform.seconds,
+            )
+            for i, (source, waveform) in enumerate(clips)
+        ]
+
+    def _waveforms(self, clips: Sequence[tuple[Source, Waveform]]) -> Sequence[torch.Tensor]:
+        waveforms = [torch.from_numpy(waveform.samples) for _, waveform in clips]
+        if self._device.type != "cuda":
+            return waveforms
+        joined = torch.cat(waveforms).pin_memory().to(self._device, non_blocking=True)  # one transfer, not one per clip
+        return joined.split([len(w) for w in waveforms])
+
+    def _stream(self) -> contextlib.AbstractContextManager[object]:
+        if self._device.type != "cuda":
+            return contextlib.nullcontext()
+        if not hasattr(self._streams, "own"):
+            self._streams.own = torch.cuda.Stream(self._device)
+        return torch.cuda.stream(self._streams.own)
+
+    def _too_large(self, source: Source, waveform: Waveform) -> Failure:
+        return Failure(
+            source.id,
+            str(source.path),
+            f"needs more memory for its {_seconds([(source, waveform)]):.1f} s than {self._device} has; end what else "
+            "uses the memory, or lower --max-seconds in a cache of its own",
+        )
+
+
+def _seconds(clips: Sequence[tuple[Source, Waveform]]) -> float:
+    return sum(len(waveform.samples) for _, waveform in clips) / SAMPLE_RATE
+
+
+def _converted(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """In the storage dtype, unless a value overflows: the cache then says which clip it was."""
+    if dtype != torch.float16:
+        return frames.to(dtype)
+    converted = frames.half()
+    exponents = converted.view(torch.int16) & 0x7C00
+    return converted if int(exponents.max()) < 0x7C00 else frames
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    signs = ("allocate memory", "out of memory", "ALLOC_FAILED")  # torch's on a CPU, CUDA's, and its libraries'
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in signs)
