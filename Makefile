@@ -22,6 +22,8 @@ VALID ?= $(DEMO)/valid_split.csv
 RUN ?= artifacts/run
 HEAD_OPTIONS ?=
 BENCH ?=
+# Which script of benchmarks/: extract, cache, scale or precision.
+BENCH_SCRIPT ?= extract
 
 .PHONY: help setup demo features train-head sweep finetune test test-slow lint bench docs clean
 
@@ -67,9 +69,9 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY) ## measure extraction beside its peers; BENCH="--clips FOLDER", "--quick" or "--device cuda"
+bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale or precision; BENCH="--quick", "--json FILE", …
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/extract.py $(BENCH)
+	$(BIN)/python benchmarks/$(BENCH_SCRIPT).py $(BENCH)
 
 docs: $(READY) ## run every snippet of README.md and docs/
 	$(BIN)/python -m pytest tests/docs

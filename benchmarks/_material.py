@@ -1,6 +1,5 @@
-"""What the benchmarks measure on: checkpoints at random, clips, and the machine's name."""
+"""What the benchmarks of extraction measure on: checkpoints at random, and clips."""
 
-import platform
 import wave
 from pathlib import Path
 
@@ -67,16 +66,3 @@ def repeat_clips(clips: Path, folder: Path, hours: float) -> Path:
         for i, source in enumerate(sources):
             (target / f"{i:05d}{source.path.suffix}").symlink_to(source.path.resolve())
     return folder
-
-
-def peak_mb() -> float:
-    """Largest resident memory of this process so far; getrusage would count its parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def cpu_name() -> str:
-    """Model name of the processor, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -26,7 +26,8 @@ import torch
 sys.path[0] = str(Path(__file__).parents[1])  # this file is named like the package it measures
 
 import emi  # sets in the environment of the rows how OpenMP waits
-from benchmarks._material import cpu_name, make_checkpoint, make_clips, peak_mb, repeat_clips
+from benchmarks._machine import cpu_name, peak_mb
+from benchmarks._material import make_checkpoint, make_clips, repeat_clips
 from benchmarks._peers import Work, flops_per_second, onnx_single, transformers_batched, transformers_single
 from cache import CacheWriter, Clip, Header
 from extract.backbones import identify

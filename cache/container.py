@@ -1,14 +1,43 @@
 """What a storage container must do, and the choice of one by the suffix of its path."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cache.errors import CacheFormatError
 from cache.format import Array
 
+if TYPE_CHECKING:
+    from cache.index import SegmentIndex
+
 StrPath = str | os.PathLike[str]
+
+
+class Rows(Protocol):
+    """An array that may lie elsewhere: rows are asked for when they are written. NumPy arrays are `Rows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+
+    @property
+    def dtype(self) -> Any:
+        """As NumPy has it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Array: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSegment:
+    """A segment to be written: its name, arrays by name (`ids` as an object array of str) and attributes."""
+
+    name: str
+    arrays: Mapping[str, Rows]
+    attributes: Mapping[str, Any]
 
 
 class Container(Protocol):
@@ -20,27 +49,53 @@ class Container(Protocol):
     path: str
     one_writer: bool
     """Whether a second writer is refused while one writes."""
+    remote: bool
+    """Whether reading waits for a network, so that many reads at once pay."""
 
     def read_attributes(self) -> dict[str, Any] | None:
         """Root attributes, or None where there is no cache yet."""
 
-    def create(self, attributes: Mapping[str, Any]) -> None:
-        """Make an empty cache with these root attributes; does nothing where one appeared meanwhile."""
+    def create(self, attributes: Mapping[str, Any], extras: Mapping[str, Array]) -> None:
+        """Make an empty cache with these root attributes and extra arrays, unless one appeared meanwhile."""
 
-    def lock(self) -> None:
-        """Take the right to write; raises CacheLockedError where another writer excludes this one."""
+    def read_extras(self) -> dict[str, Array]:
+        """The arrays that the cache was created with beside its segments."""
 
-    def segment_names(self) -> list[str]:
-        """Committed segments in the order in which they were written."""
+    def lock(self, *, alone: bool = False) -> None:
+        """Take the right to write, or to write alone; raises CacheLockedError where another writer is in the way."""
 
-    def read_segment(self, name: str) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Attributes and the index arrays (`format.INDEX_ARRAYS`) of one segment."""
+    def segment_names(self, known: Collection[str] = ()) -> list[str]:
+        """Committed segments, sorted by name; those in `known` were seen committed before."""
 
-    def read_rows(self, segment: str, array: str, start: int, stop: int) -> Array:
-        """Rows start:stop of one array of one segment."""
+    def read_segment(self, name: str) -> tuple[dict[str, Any], dict[str, Array], dict[str, Any]]:
+        """Attributes, index arrays (`format.INDEX_ARRAYS`) and `SegmentIndex.places` of one segment."""
 
-    def write_segment(self, name: str, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
+    def read_blocks(self) -> list[bytes]:
+        """The blocks of `cache.index`."""
+
+    def write_block(self, name: str, block: bytes) -> None:
+        """Store a block."""
+
+    def read_into(self, segment: "SegmentIndex", array: str, start: int, out: Array) -> None:
+        """Fill a C-contiguous array with the rows of one of a segment's arrays from `start` on."""
+
+    def write_segment(self, segment: NewSegment) -> None:
         """Write and commit one segment."""
+
+    def rewrite(self, replacements: Sequence[tuple[Collection[str], NewSegment | None]]) -> None:
+        """Put new segments in the place of old ones, or nothing; the lock is held alone. Blocks go with the old.
+
+        Whatever `problems` finds with the whole is mended.
+        """
+
+    def problems(self, segment: "SegmentIndex | None" = None) -> list[str]:
+        """What is wrong with stored bytes that no clip's checksum covers: of the whole, or of one segment."""
+
+    def stored(self) -> tuple[int, int]:
+        """(files or objects, bytes) that the cache takes."""
+
+    def leftovers(self) -> tuple[int, int]:
+        """(number, bytes) of segments that a crash left unfinished, or that one of these writes at the moment."""
 
     def close(self) -> None:
         """Release file handles and the writer's lock."""

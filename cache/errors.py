@@ -42,3 +42,7 @@ class CacheWriteError(CacheError, OSError):
 
 class UnknownClipError(CacheError, KeyError):
     """A clip that the cache does not hold was asked for."""
+
+
+class DeriveError(CacheError, ValueError):
+    """A cache cannot be derived from another as asked for."""

@@ -22,8 +22,11 @@ def digest(fingerprint: Fingerprint) -> str:
 
 
 def differences(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
-    """Name the fields that differ, as `field (stored A, wanted B)`, in alphabetical order; empty when equal."""
-    a, b = _compared(stored), _compared(wanted)
+    """Name the fields that differ, as `field (stored A, wanted B)`, in alphabetical order; empty when equal.
+
+    A field inside another is named with a dot: `derived.pool`.
+    """
+    a, b = flattened(_compared(stored)), flattened(_compared(wanted))
     return [
         f"{key} (stored {_shown(a.get(key, _ABSENT))}, wanted {_shown(b.get(key, _ABSENT))})"
         for key in sorted(a.keys() | b.keys())
@@ -35,6 +38,15 @@ def _compared(fingerprint: Fingerprint) -> dict[str, Any]:
     """Leave out the backbone's name where its weights are hashed: a moved or renamed folder is the same model."""
     name_is_redundant = "weights_sha256" in fingerprint
     return {k: v for k, v in fingerprint.items() if not (name_is_redundant and k == "backbone")}
+
+
+def flattened(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields inside others brought to the top, named with dots: `derived.pool`."""
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        inner = isinstance(value, Mapping) and value
+        flat |= flattened(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
 
 
 def _shown(value: object) -> str:

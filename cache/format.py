@@ -3,9 +3,14 @@
 A cache is a set of segments, each written once. Both containers (Zarr v3 group, HDF5 file) hold the same tree:
 
     /                      attributes: format, version, fingerprint, dim, vad_names, hop_seconds, provenance,
-                           header_crc32c over all of these
-    /segments/<name>       attributes: clips, frames, fingerprint_sha256, index_crc32c
+                           extras_crc32c where there are extras, header_crc32c over all of these
+    /segments/<name>       attributes: clips, frames, fingerprint_sha256, index_crc32c, and `replaces` where a segment
+                           takes the place of others: those, if still there, do not count
     /segments/<name>/...   the arrays of `ARRAYS`
+    /index/<name>          uint8: what the segments say of their clips, once more, for fast opening (`cache.index`)
+    /extras/<name>         numeric arrays that the cache was created with (`cache.derive` keeps its transform there)
+
+A reader without our code needs `segments` only, and may pass over the rest.
 
 `checksums[i]` is the CRC-32C of clip i's stored bytes (frames, then vad, then vad_pooled; little-endian, C order).
 `index_crc32c` guards the arrays that say which bytes belong to which clip.
@@ -138,8 +143,8 @@ class Header:
                 f"with {self.vad_names or 'no VAD'} were to be added; choose a new --cache path"
             )
 
-    def to_attributes(self) -> dict[str, Any]:
-        """The root attributes as JSON-able values, with a checksum over them."""
+    def to_attributes(self, extras: Mapping[str, Array] | None = None) -> dict[str, Any]:
+        """The root attributes as JSON-able values, with a checksum over them and one over the extra arrays."""
         attributes: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -149,6 +154,8 @@ class Header:
             "hop_seconds": self.hop_seconds,
             "provenance": dict(self.provenance),
         }
+        if extras:
+            attributes["extras_crc32c"] = extras_crc32c(extras)
         return attributes | {"header_crc32c": _header_crc32c(attributes)}
 
     @classmethod
@@ -205,6 +212,16 @@ def index_crc32c(ids: Sequence[str], offsets: Array, seconds: Array, checksums: 
     crc = google_crc32c.extend(0, "".join(f"{i}\0" for i in ids).encode())
     for array in (offsets, seconds, checksums):
         crc = google_crc32c.extend(crc, little_endian(array).tobytes())
+    return int(crc)
+
+
+def extras_crc32c(extras: Mapping[str, Array]) -> int:
+    """CRC-32C over the extra arrays of a cache: name, dtype, shape and bytes of each, in the order of their names."""
+    crc = 0
+    for name in sorted(extras):
+        array = little_endian(extras[name])
+        crc = google_crc32c.extend(crc, f"{name} {array.dtype.str} {array.shape}\0".encode())
+        crc = google_crc32c.extend(crc, array.tobytes())
     return int(crc)
 
 

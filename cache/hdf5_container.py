@@ -5,17 +5,18 @@ that are mappings or lists are JSON text.
 
 A reader parses the file once, through h5py, into a snapshot: attributes, index arrays, and the place of each large
 array in the file. Committed bytes never move, so the snapshot stays true while a writer appends, costs no HDF5 state
-per read, needs no right to write, and survives a fork.
+per read, needs no right to write, and survives a fork. Where segments are replaced, the whole file is written anew and
+renamed into place; a snapshot keeps the old one.
 """
 
+import contextlib
 import fcntl
 import io
 import json
 import os
 import time
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,8 +24,11 @@ import h5py
 import numpy as np
 
 from cache import journal
+from cache.container import NewSegment, Rows
 from cache.errors import CacheFormatError, CacheLockedError
+from cache.file_rows import copy_from_file
 from cache.format import FORMAT, INDEX_ARRAYS, Array
+from cache.index import SegmentIndex, names_in
 
 _LIBVER = ("v108", "v108")
 """The file format of HDF5 1.8 (2008), which keeps a checksum over each piece of its metadata. In the one before, h5py's
@@ -32,22 +36,11 @@ default, a flipped byte could make segments vanish without a word, or crash the 
 _SUPERBLOCK_BYTES = 96
 """The head of the file holds the address of its end, which every commit changes."""
 _ATTEMPTS = 100
+_COPY_BYTES = 16 << 20
+"""Of an array, written at a time where segments are joined."""
 
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an array lies in the file."""
-
-    offset: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Segment:
-    attributes: dict[str, Any]
-    index: dict[str, Array]
-    places: dict[str, _Place]
+_Parsed = tuple[dict[str, Any], dict[str, Array], dict[str, Any]]
+"""What `read_segment` returns."""
 
 
 class _Snapshot:
@@ -55,37 +48,48 @@ class _Snapshot:
 
     def __init__(self, path: Path) -> None:
         """Parse the file; tried again where a commit came in between."""
-        descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, descriptor)
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
         for attempt in range(_ATTEMPTS):
-            before = _state(path, descriptor)
+            before = _state(path, self.descriptor)
             failure: Exception | None = None
             try:
-                self._bytes = journal.Overlay(descriptor, journal.pending(path))
-                with h5py.File(self._bytes, "r") as file:
-                    self.attributes = _attributes(file)
-                    self.segments = _parse_segments(file) if self.attributes.get("format") == FORMAT else {}
+                self.pending = journal.pending(path)
+                self._parse()
             except Exception as error:  # half of a commit may look like anything
                 failure = error
-            if _state(path, descriptor) == before:
+            if _state(path, self.descriptor) == before:
                 if failure is not None:
                     raise failure
                 return
             time.sleep(0.001 * attempt)
         raise OSError(f"{path} changes faster than it can be read")
 
-    def rows(self, segment: str, array: str, start: int, stop: int) -> Array:
-        """Rows start:stop of one array."""
-        place = self.segments[segment].places[array]
-        row_bytes = place.dtype.itemsize * int(np.prod(place.shape[1:]))
-        content = self._bytes.read_at(place.offset + start * row_bytes, (stop - start) * row_bytes)
-        return np.frombuffer(content, place.dtype).reshape(stop - start, *place.shape[1:])
+    def file(self) -> h5py.File:
+        """The file as h5py sees it."""
+        return h5py.File(journal.Overlay(self.descriptor, self.pending), "r")
+
+    def _parse(self) -> None:
+        with self.file() as file:
+            self.attributes = _attributes(file)
+            self.names: list[str] = []
+            self.blocks: list[bytes] = []
+            if self.attributes.get("format") == FORMAT:
+                self.names = _segment_names(file)
+                self.blocks = _blocks(file)
+            covered = {name for block in self.blocks for name in names_in(block)}
+            self.segments: dict[str, _Parsed] = {}
+            for name in self.names:
+                if name not in covered:
+                    with contextlib.suppress(Exception):  # who asks for a damaged one is told
+                        self.segments[name] = _parse(file[f"segments/{name}"])
 
 
 class Hdf5Container:
     """See `cache.container.Container`. One process writes at a time; reading goes on meanwhile."""
 
     one_writer = True
+    remote = False
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -106,13 +110,15 @@ class Hdf5Container:
                 f"{self.path} cannot be read as HDF5 ({error}); choose another path, or restore it from a copy"
             ) from error
 
-    def create(self, attributes: Mapping[str, Any]) -> None:
+    def create(self, attributes: Mapping[str, Any], extras: Mapping[str, Array]) -> None:
         """Build an empty file in memory and link it into place, so that it appears whole."""
         content = io.BytesIO()
         with h5py.File(content, "w", libver=_LIBVER) as file:
             file.create_group("segments").attrs["count"] = 0
+            for name, values in extras.items():
+                file.create_dataset(f"extras/{name}", data=values)
             _set_attributes(file, attributes)
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
+        temporary = self._temporary()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(content.getvalue())
@@ -124,13 +130,20 @@ class Hdf5Container:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def lock(self) -> None:
+    def read_extras(self) -> dict[str, Array]:
+        """The arrays of the group `extras`, which most caches lack."""
+        with self._read().file() as file:
+            return {name: np.asarray(a[()]) for name, a in file["extras"].items()} if "extras" in file else {}
+
+    def lock(self, *, alone: bool = False) -> None:  # noqa: ARG002 - a writer always is
         """Lock the file itself, as HDF5 does, so that a second writer is refused at once."""
         if self._locked is not None:
             return
         file = self._path.open("r+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                raise BlockingIOError  # the file was rewritten in between, and this is the one that went
         except BlockingIOError:
             file.close()
             raise CacheLockedError(
@@ -140,34 +153,88 @@ class Hdf5Container:
         self._locked = file
         journal.replay(self._path, file.fileno())
 
-    def segment_names(self) -> list[str]:
+    def segment_names(self, known: Collection[str] = ()) -> list[str]:  # noqa: ARG002 - all are listed in one place
         """Segments sorted by name, which starts with the time of writing."""
-        return sorted(self._read().segments)
+        return sorted(self._read().names)
 
-    def read_segment(self, name: str) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Attributes and index arrays of one segment."""
-        segment = self._read().segments[name]
-        return segment.attributes, segment.index
+    def read_segment(self, name: str) -> _Parsed:
+        """Attributes, index arrays and places of one segment."""
+        snapshot = self._read()
+        if name not in snapshot.segments:
+            with snapshot.file() as file:
+                return _parse(file[f"segments/{name}"])
+        return snapshot.segments[name]
 
-    def read_rows(self, segment: str, array: str, start: int, stop: int) -> Array:
-        """Rows start:stop of one array."""
-        return self._read().rows(segment, array, start, stop)
+    def read_blocks(self) -> list[bytes]:
+        """The data sets of `index`."""
+        return self._read().blocks
 
-    def write_segment(self, name: str, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
+    def write_block(self, name: str, block: bytes) -> None:
+        """One data set of bytes."""
+        with self._overlay() as file:
+            file.create_dataset(f"index/{name}", data=np.frombuffer(block, np.uint8))
+
+    def read_into(self, segment: SegmentIndex, array: str, start: int, out: Array) -> None:
+        """Rows from `start` on, from their place in the file."""
+        offset, shape, dtype = segment.places[array]
+        if list(out.shape[1:]) != shape[1:] or out.dtype != dtype or not 0 <= start <= start + len(out) <= shape[0]:
+            raise ValueError(f"rows {start}:{start + len(out)} of {out.dtype} {out.shape[1:]} are not in {shape}")
+        snapshot = self._read()
+        offset += start * (out.nbytes // max(1, len(out)))
+        if snapshot.pending:
+            content = journal.Overlay(snapshot.descriptor, snapshot.pending).read_at(offset, out.nbytes)
+            out.reshape(-1).view(np.uint8)[:] = np.frombuffer(content, np.uint8)
+        else:
+            copy_from_file(snapshot.descriptor, offset, out)
+
+    def write_segment(self, segment: NewSegment) -> None:
         """Let HDF5 write into memory, then commit the bytes through the journal."""
-        self.lock()
-        assert self._locked is not None
-        descriptor = self._locked.fileno()
-        journal.replay(self._path, descriptor)  # one is left where applying it failed in the commit before this
-        overlay = journal.Overlay(descriptor)
-        with h5py.File(overlay, "r+", libver=_LIBVER) as file:
-            group = file.create_group(f"segments/{name}")
-            for key, values in arrays.items():
+        with self._overlay() as file:
+            group = file.create_group(f"segments/{segment.name}")
+            for key, values in segment.arrays.items():
                 group.create_dataset(key, data=_utf8(values) if key == "ids" else values)
-            _set_attributes(group, attributes)
+            _set_attributes(group, segment.attributes)
             file["segments"].attrs["count"] = len(file["segments"])
-        overlay.commit(self._path)
-        self._snapshot = None
+
+    def rewrite(self, replacements: Sequence[tuple[Collection[str], NewSegment | None]]) -> None:
+        """Copy the file without what is replaced, and put the copy in its place: HDF5 gives no room back otherwise."""
+        self.lock()
+        gone = {name for old, _ in replacements for name in old}
+        temporary = self._rewritten()
+        try:
+            with self._read().file() as source, h5py.File(temporary, "w", libver=_LIBVER) as target:
+                for key, value in source.attrs.items():
+                    target.attrs[key] = value
+                if "extras" in source:
+                    source.copy("extras", target)
+                segments = target.create_group("segments")
+                for name in self.segment_names():
+                    if name not in gone:
+                        source.copy(source[f"segments/{name}"], segments, name=name)
+                for _, new in replacements:
+                    if new is not None:
+                        _write_by_blocks(segments.create_group(new.name), new)
+                segments.attrs["count"] = len(segments)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self.close()
+
+    def problems(self, segment: SegmentIndex | None = None) -> list[str]:  # noqa: ARG002
+        """None: HDF5 keeps checksums over its own metadata, and refuses to read what does not match."""
+        return []
+
+    def stored(self) -> tuple[int, int]:
+        """One file."""
+        return 1, self._path.stat().st_size
+
+    def leftovers(self) -> tuple[int, int]:
+        """What a killed `rewrite` left; what other crashes leave in the file, the next commit overwrites."""
+        left = self._rewritten()
+        return (1, left.stat().st_size) if left.exists() else (0, 0)
 
     def close(self) -> None:
         """Forget the snapshot and let go of the lock."""
@@ -181,6 +248,25 @@ class Hdf5Container:
             self._snapshot = _Snapshot(self._path)
         return self._snapshot
 
+    def _rewritten(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.rewritten.tmp")
+
+    def _temporary(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
+
+    @contextlib.contextmanager
+    def _overlay(self) -> Iterator[h5py.File]:
+        """The file to be changed in memory; committed at the end."""
+        self.lock()
+        assert self._locked is not None
+        descriptor = self._locked.fileno()
+        journal.replay(self._path, descriptor)  # one is left where applying it failed in the commit before this
+        overlay = journal.Overlay(descriptor)
+        with h5py.File(overlay, "r+", libver=_LIBVER) as file:
+            yield file
+        overlay.commit(self._path)
+        self._snapshot = None
+
 
 def _state(path: Path, descriptor: int) -> tuple[object, ...]:
     """What differs before and after a commit, wholly or partly applied."""
@@ -193,28 +279,56 @@ def _state(path: Path, descriptor: int) -> tuple[object, ...]:
     return waiting, file.st_size, file.st_mtime_ns, os.pread(descriptor, _SUPERBLOCK_BYTES, 0)
 
 
-def _parse_segments(file: h5py.File) -> dict[str, _Segment]:
+def _segment_names(file: h5py.File) -> list[str]:
     """All segments; their number is stored beside them, for a damaged list may look like a shorter one."""
-    segments = {name: _parse(group) for name, group in file["segments"].items()}
-    if len(segments) != file["segments"].attrs["count"]:
-        raise OSError(f"{len(segments)} segments are listed of {file['segments'].attrs['count']}")
-    return segments
+    names = list(file["segments"])
+    if len(names) != file["segments"].attrs["count"]:
+        raise OSError(f"{len(names)} segments are listed of {file['segments'].attrs['count']}")
+    return names
 
 
-def _parse(group: Any) -> _Segment:
+def _blocks(file: h5py.File) -> list[bytes]:
+    """The data sets of `index`; nothing in the place of what cannot be read, over which HDF5 may raise anything."""
+    try:
+        blocks = list(file["index"].values()) if "index" in file else []
+    except Exception:
+        return [b""]
+    contents = []
+    for block in blocks:
+        try:
+            contents.append(bytes(block[()]))
+        except Exception:
+            contents.append(b"")
+    return contents
+
+
+def _parse(group: Any) -> _Parsed:
     index = {key: np.asarray(group[key][()]) for key in INDEX_ARRAYS if key != "ids"}
     index["ids"] = np.asarray(group["ids"].asstr()[()], dtype=object)
     places = {
-        name: _Place(array.id.get_offset(), array.dtype, array.shape)
+        name: [array.id.get_offset(), list(array.shape), array.dtype.str]
         for name, array in group.items()
         if name not in INDEX_ARRAYS
     }
-    return _Segment(_attributes(group), index, places)
+    return _attributes(group), index, places
 
 
-def _utf8(ids: Array) -> Array:
+def _write_by_blocks(group: Any, segment: NewSegment) -> None:
+    """Arrays that may not fit in memory."""
+    for key, values in segment.arrays.items():
+        if key == "ids":
+            group.create_dataset(key, data=_utf8(values))
+            continue
+        array = group.create_dataset(key, shape=values.shape, dtype=values.dtype)
+        rows = max(1, _COPY_BYTES // max(1, array.dtype.itemsize * int(np.prod(values.shape[1:]))))
+        for start in range(0, len(values), rows):
+            array[start : start + rows] = values[start : start + rows]
+    _set_attributes(group, segment.attributes)
+
+
+def _utf8(ids: Rows) -> Array:
     """Fixed-length UTF-8: contiguous bytes that checksums and memory maps can see, unlike HDF5's string heap."""
-    encoded = [text.encode() for text in ids]
+    encoded = [text.encode() for text in ids[:]]
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
 
 

@@ -1,5 +1,6 @@
 """Read a cache: the same object over either container, checked on every read."""
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import fingerprint as fp
 from cache.container import Container, StrPath, open_container
 from cache.errors import CacheNotFoundError, DamagedCacheError, EmiError, UnknownClipError
-from cache.format import Array, Clip, Header, index_crc32c
+from cache.format import Array, Clip, Header, extras_crc32c
+from cache.gather import Run, mismatches, plan_runs, read_runs, read_stored
+from cache.index import load_index
 
 
 class FeatureCache:
@@ -20,7 +22,14 @@ class FeatureCache:
     opens its own handles.
 
     Args:
-        path: `NAME.zarr` or `NAME.h5`.
+        path: `NAME.zarr` (a folder or a URL) or `NAME.h5`.
+
+    Attributes:
+        ids: clips in the order of writing.
+        seconds: (clips,) float64 lengths of the media before the cut.
+        unindexed: segments whose index had to be read one by one; `cache.writer` packs many into a block.
+        extras_crc32c: checksum of the arrays that the cache was created with beside its clips; None without any.
+        lost: segments that are known to have been there and are gone; reading their clips raises.
 
     Raises:
         CacheNotFoundError: nothing is there.
@@ -38,6 +47,7 @@ class FeatureCache:
                 f"there is no feature cache at {self.path}; make one with `emi extract MEDIA --cache {self.path}`"
             )
         self.header = Header.from_attributes(attributes, self.path)
+        self.extras_crc32c = attributes.get("extras_crc32c")
         self._load_index()
 
     @property
@@ -63,12 +73,30 @@ class FeatureCache:
     @property
     def segments(self) -> Sequence[str]:
         """Names of the committed segments."""
-        return self._segments
+        return [segment.name for segment in self._segments]
 
     @property
     def num_frames(self) -> NDArray[np.int64]:
         """(clips,) frames of each clip, in the order of `ids`."""
-        return np.asarray(self._stop - self._start, np.int64)
+        return self._num_frames
+
+    @functools.cached_property
+    def extras(self) -> dict[str, Array]:
+        """The arrays that the cache was created with beside its clips.
+
+        Raises:
+            DamagedCacheError: they do not match their checksum.
+        """
+        if self.extras_crc32c is None:
+            return {}
+        try:
+            extras = self._open().read_extras()
+            intact = extras_crc32c(extras) == self.extras_crc32c
+        except Exception as error:  # a container may raise anything over damaged bytes
+            raise DamagedCacheError(f"{self.path}: its extras cannot be read: {error!r}; restore a copy") from error
+        if not intact:
+            raise DamagedCacheError(f"{self.path}: its extras do not match their checksum; restore a copy")
+        return extras
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,25 +108,46 @@ class FeatureCache:
         return iter(self.ids)
 
     def __getitem__(self, clip_id: str) -> Clip:
-        row = self._row.get(clip_id)
-        if row is None:
-            raise UnknownClipError(
-                f"{self.path} holds no clip {clip_id!r} (it holds {len(self)}){self._nearest(clip_id)}"
-            )
-        segment = self._segments[self._segment_of[row]]
-        start, stop, within = int(self._start[row]), int(self._stop[row]), int(self._within[row])
+        row = self._row_of(clip_id)
+        segment, number = self._segments[self._segment_of[row]], int(self._within[row])
+        run = Run(segment, number, number + 1)
         try:
-            clip = self._read(clip_id, segment, start, stop, within, float(self.seconds[row]))
+            stored = read_stored(self._open(), self.header, run)
         except EmiError:
             raise
         except Exception as error:  # a container may raise anything over damaged bytes
-            raise self._damage(clip_id, segment, repr(error)) from error
-        if clip.checksum() != self._checksums[row]:
-            raise self._damage(clip_id, segment, "the bytes do not match their checksum")
-        return clip
+            raise self._damage(clip_id, segment.name, repr(error)) from error
+        for reason in mismatches(run, stored).values():
+            raise self._damage(clip_id, segment.name, reason)
+        frames, vad, pooled = stored
+        return Clip(clip_id, frames, vad, None if pooled is None else pooled[0], float(self.seconds[row]))
 
-    def load(self, ids: Sequence[str]) -> tuple[Array, NDArray[np.int64]]:
+    def checksum(self, clip_id: str) -> int:
+        """CRC-32C of a clip's stored bytes, as the index states it.
+
+        Raises:
+            UnknownClipError: the clip is not in the cache.
+        """
+        row = self._row_of(clip_id)
+        return int(self._segments[self._segment_of[row]].checksums[self._within[row]])
+
+    def offsets(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """(len(ids) + 1,) rows that clips take in the array that `load` makes of them.
+
+        Raises:
+            UnknownClipError: an id is not in the cache.
+        """
+        return np.concatenate([[0], np.cumsum(self._num_frames[self._rows_of(ids)])]).astype(np.int64)
+
+    def load(self, ids: Sequence[str], out: Array | None = None) -> tuple[Array, NDArray[np.int64]]:
         """Gather clips into one array, each frame followed by its VAD where the cache has it.
+
+        Several threads read; clips that are neighbours in the cache are read together.
+
+        Args:
+            ids: clips, in the order in which they are wanted.
+            out: (total frames, dim [+ 3]) array to fill, of any float dtype; it may be a memory map that other
+                processes share. Made where not given.
 
         Returns:
             (total frames, dim [+ 3]) in the storage dtype (VAD is rounded to it), and (len(ids) + 1,) int64 offsets:
@@ -107,12 +156,25 @@ class FeatureCache:
         Raises:
             UnknownClipError: an id is not in the cache.
             DamagedCacheError: stored bytes do not match their checksum.
+            ValueError: `out` has another shape, or is read-only.
         """
-        lengths = [self._length(clip_id) for clip_id in ids]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        out = np.empty((offsets[-1], self.dim + len(self.vad_names)), self.header.dtype)
-        for i, clip_id in enumerate(ids):
-            out[offsets[i] : offsets[i + 1]] = self[clip_id].joined()
+        rows, offsets = self._rows_of(ids), self.offsets(ids)
+        shape = (int(offsets[-1]), self.dim + len(self.vad_names))
+        if out is None:
+            out = np.empty(shape, self.header.dtype)
+        elif out.shape != shape:
+            raise ValueError(f"out has shape {out.shape}, and these {len(ids)} clips take {shape}")
+        elif not out.flags.writeable:
+            raise ValueError("out may not be written")
+        runs = plan_runs(
+            self._segments,
+            self._segment_of[rows].tolist(),
+            self._within[rows].tolist(),
+            self.dim * self.header.dtype.itemsize,
+        )
+        for run, wrong in read_runs(self._open(), self.header, runs, out):
+            for number, reason in wrong.items():
+                raise self._damage(run.segment.ids[number], run.segment.name, reason)
         return out, offsets
 
     def close(self) -> None:
@@ -136,64 +198,48 @@ class FeatureCache:
         return self._container
 
     def _load_index(self) -> None:
-        container = self._open()
         try:
-            self._segments = container.segment_names()
+            loaded = load_index(self._open(), self.header)
         except Exception as error:  # a container may raise anything over damaged bytes
             raise DamagedCacheError(
                 f"{self.path}: the list of segments cannot be read: {error!r}; restore the cache from a copy"
             ) from error
-        self.ids: list[str] = []
-        self._row: dict[str, int] = {}
-        columns: list[tuple[Array, ...]] = []
-        for number, name in enumerate(self._segments):
-            arrays = self._segment_index(container, name)
-            ids, offsets = arrays["ids"].tolist(), arrays["offsets"]
-            # Two writers may have made the same clip; the first in order is the one that counts.
-            new = [i for i, clip_id in enumerate(ids) if clip_id not in self._row]
-            self._row.update((ids[i], len(self.ids) + k) for k, i in enumerate(new))
-            self.ids.extend(ids[i] for i in new)
-            columns.append(
-                (
-                    np.full(len(new), number, np.int32),
-                    np.asarray(new, np.int64),
-                    offsets[:-1][new],
-                    offsets[1:][new],
-                    arrays["seconds"][new],
-                    arrays["checksums"][new],
-                )
+        for name, reason in loaded.broken.items():
+            raise self._damage(None, name, reason)
+        self._segments, self.unindexed, self.lost = loaded.segments, loaded.uncovered, loaded.lost
+        self.ids: list[str] = [clip_id for segment in self._segments for clip_id in segment.ids]
+        counts = [len(segment.ids) for segment in self._segments]
+        first = np.cumsum([0, *counts])
+        self._segment_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self._within = (np.arange(first[-1]) - np.repeat(first[:-1], counts)).astype(np.int32)
+        self._num_frames = np.concatenate([np.zeros(0, np.int64), *(np.diff(s.offsets) for s in self._segments)])
+        self.seconds = np.concatenate([np.zeros(0), *(s.seconds for s in self._segments)])
+        self._row = dict(zip(self.ids, range(len(self.ids)), strict=True))
+        if len(self._row) < len(self.ids):
+            self._keep_first()
+
+    def _keep_first(self) -> None:
+        """Two writers may have made the same clip; the first in order is the one that counts."""
+        every, self._row = self.ids, {}
+        rows: list[int] = []
+        for i, clip_id in enumerate(every):
+            if clip_id not in self._row:
+                self._row[clip_id] = len(rows)
+                rows.append(i)
+        self.ids = list(self._row)
+        for name in ("_segment_of", "_within", "_num_frames", "seconds"):
+            setattr(self, name, getattr(self, name)[rows])
+
+    def _rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        return np.fromiter((self._row_of(clip_id) for clip_id in ids), np.int64, len(ids))
+
+    def _row_of(self, clip_id: str) -> int:
+        row = self._row.get(clip_id)
+        if row is None:
+            raise UnknownClipError(
+                f"{self.path} holds no clip {clip_id!r} (it holds {len(self)}){self._nearest(clip_id)}"
             )
-        empty = tuple(np.zeros(0, t) for t in (np.int32, np.int64, np.int64, np.int64, np.float64, np.uint32))
-        stacked = [np.concatenate(c) for c in zip(empty, *columns, strict=True)]
-        self._segment_of, self._within, self._start, self._stop, self.seconds, self._checksums = stacked
-
-    def _segment_index(self, container: Container, name: str) -> dict[str, Array]:
-        try:
-            attributes, arrays = container.read_segment(name)
-            crc = index_crc32c(arrays["ids"].tolist(), arrays["offsets"], arrays["seconds"], arrays["checksums"])
-            intact = crc == attributes["index_crc32c"]
-        except Exception as error:  # a container may raise anything over damaged bytes
-            raise self._damage(None, name, repr(error)) from error
-        if not intact:
-            raise self._damage(None, name, "the index does not match its checksum")
-        if attributes.get("fingerprint_sha256") != fp.digest(self.header.fingerprint):
-            raise self._damage(None, name, "it was made with another fingerprint than the cache's header states")
-        return arrays
-
-    def _read(self, clip_id: str, segment: str, start: int, stop: int, within: int, seconds: float) -> Clip:
-        container = self._open()
-        frames = container.read_rows(segment, "frames", start, stop)
-        if not self.vad_names:
-            return Clip(clip_id, frames, None, None, seconds)
-        vad = container.read_rows(segment, "vad", start, stop)
-        pooled = container.read_rows(segment, "vad_pooled", within, within + 1)[0]
-        return Clip(clip_id, frames, vad, pooled, seconds)
-
-    def _length(self, clip_id: str) -> int:
-        if clip_id not in self._row:
-            return len(self[clip_id].frames)  # raises UnknownClipError
-        row = self._row[clip_id]
-        return int(self._stop[row] - self._start[row])
+        return row
 
     def _nearest(self, clip_id: object) -> str:
         import difflib
@@ -202,11 +248,22 @@ class FeatureCache:
         return f"; the nearest id is {near[0]!r}" if near else ""
 
     def _damage(self, clip_id: str | None, segment: str, reason: str) -> DamagedCacheError:
+        if clip_id is not None and segment not in self.lost and not self._is_there(segment):
+            return DamagedCacheError(
+                f"{self.path}: the segment that held clip {clip_id!r} is gone: the cache was compacted or repaired "
+                "since it was opened; open it again"
+            )
         what = f"clip {clip_id!r}" if clip_id is not None else "the index"
         return DamagedCacheError(
-            f"{self.path}: {what} of segment {segment} is damaged: {reason}. `emi cache info` names the cache's "
-            "settings; restore the segment from a copy, or extract into a new cache"
+            f"{self.path}: {what} of segment {segment} is damaged: {reason}. `emi cache verify {self.path}` names "
+            f"every damaged clip, `emi cache repair {self.path}` drops them, and `emi extract` fills them again"
         )
+
+    def _is_there(self, segment: str) -> bool:
+        try:
+            return segment in open_container(self.path).segment_names()
+        except Exception:  # damage of another kind
+            return True
 
 
 def open_cache(path: StrPath) -> FeatureCache:

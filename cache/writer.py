@@ -1,23 +1,27 @@
 """Fill a cache: clips are collected in memory and committed as whole segments."""
 
+import contextlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.container import StrPath, open_container
+from cache.container import NewSegment, Rows, StrPath, open_container
 from cache.errors import CacheError, CacheWriteError
-from cache.format import Clip, Header, index_crc32c, segment_arrays
+from cache.format import Array, Clip, Header, index_crc32c, segment_arrays
+from cache.index import pack, read_segment_index
 from cache.reader import FeatureCache
 
 SEGMENT_BYTES = 16 << 20
 """A segment is committed before it exceeds this: large enough that few are opened, small enough to hold in memory."""
 SEGMENT_SECONDS = 60.0
 """A slow extraction commits at least this often, which bounds what a crash can cost."""
+SEGMENTS_PER_BLOCK = 64
+"""Segments whose index is packed into one block (`cache.index`) while writing goes on; the rest when it ends."""
 
 
 class CacheWriter:
@@ -28,6 +32,7 @@ class CacheWriter:
     Args:
         path: `NAME.zarr` or `NAME.h5`.
         header: fingerprint and layout of what will be written.
+        extras: numeric arrays to create the cache with, if this creates it.
         segment_bytes: size of `frames` at which a segment is committed.
         segment_seconds: time after which a segment is committed.
 
@@ -41,6 +46,7 @@ class CacheWriter:
         self,
         path: StrPath,
         header: Header,
+        extras: Mapping[str, Array] | None = None,
         *,
         segment_bytes: int = SEGMENT_BYTES,
         segment_seconds: float = SEGMENT_SECONDS,
@@ -54,13 +60,14 @@ class CacheWriter:
         self._rows = 0  # of self._frames that are pending
         self._started = time.monotonic()
         try:
-            with _write_errors(self._container.path):
+            with write_errors(self._container.path):
                 if self._container.read_attributes() is None:
-                    self._container.create(header.to_attributes())
+                    self._container.create(header.to_attributes(extras), extras or {})
                 self._container.lock()
             with FeatureCache(path) as store:
                 header.must_match(store.header, store.path)
                 self._done = dict(zip(store.ids, store.seconds.tolist(), strict=True))
+                self._unindexed = list(store.unindexed)
         except BaseException:
             self._container.close()  # and with it the lock
             raise
@@ -100,20 +107,28 @@ class CacheWriter:
         ids = list(self._pending)
         arrays = segment_arrays(list(self._pending.values()), self._frames[: self._rows])
         self._pending, self._rows = {}, 0  # also if the write fails: a retry would fail again
-        attributes = {
-            "clips": len(ids),
-            "frames": len(arrays["frames"]),
-            "fingerprint_sha256": fp.digest(self.header.fingerprint),
-            "index_crc32c": index_crc32c(ids, arrays["offsets"], arrays["seconds"], arrays["checksums"]),
-        }
+        segment = new_segment(segment_name(), ids, arrays, self.header)
         try:
-            with _write_errors(self._container.path):
-                self._container.write_segment(_segment_name(), arrays, attributes)
+            with write_errors(self._container.path):
+                self._container.write_segment(segment)
         except BaseException:
             for id in ids:
                 del self._done[id]
             raise
+        self._unindexed.append(segment.name)
+        if len(self._unindexed) >= SEGMENTS_PER_BLOCK:
+            self._write_block()
         self._started = time.monotonic()
+
+    def _write_block(self) -> None:
+        """Pack the index of segments that no block covers; it only saves time, so that nothing may fail for it."""
+        if len(self._unindexed) < 2:
+            return
+        digest = fp.digest(self.header.fingerprint)
+        with contextlib.suppress(Exception):
+            segments = [read_segment_index(self._container, name, digest) for name in self._unindexed]
+            self._container.write_block(segment_name(), pack(segments))
+        self._unindexed.clear()
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -123,16 +138,29 @@ class CacheWriter:
     ) -> None:
         try:
             self.commit()
+            self._write_block()
         finally:
             self._container.close()
 
 
-def _segment_name() -> str:
+def new_segment(name: str, ids: Sequence[str], arrays: Mapping[str, Rows], header: Header) -> NewSegment:
+    """A segment with the attributes that say what it holds; offsets, seconds and checksums are NumPy arrays."""
+    index = [np.asarray(arrays[key]) for key in ("offsets", "seconds", "checksums")]
+    attributes = {
+        "clips": len(ids),
+        "frames": len(arrays["frames"]),
+        "fingerprint_sha256": fp.digest(header.fingerprint),
+        "index_crc32c": index_crc32c(ids, *index),
+    }
+    return NewSegment(name=name, arrays=arrays, attributes=attributes)
+
+
+def segment_name() -> str:
     """Sorts by time, and is unique across processes and machines."""
     return f"{time.time_ns():020d}-{secrets.token_hex(4)}"
 
 
-class _write_errors:  # noqa: N801 - used as a statement
+class write_errors:  # noqa: N801 - used as a statement
     """Turn the operating system's errors into one that says that the cache is intact."""
 
     def __init__(self, path: str) -> None:

@@ -23,6 +23,8 @@ __all__ = ["EmiError", "extract", "load", "open_cache", "train_head"]
 # OpenMP's threads spin while they wait, which is a little faster on an idle machine and ruinous on a shared one: with
 # one of two cores busy, a small model ran 100 times slower (measured). torch reads this when it is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The same for numpy's BLAS, whose threads spin 2^N cycles: a principal component analysis took 6 s for 0.5 (measured).
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 _HOMES = {
     "EmiError": "cache.errors",

@@ -18,7 +18,8 @@ def extract(media: StrPath, cache: StrPath, **settings: Any) -> ExtractSummary:
     Args:
         media: a folder (searched recursively), one file, a CSV with a Filename column, or a text list.
         cache: `NAME.zarr` or `NAME.h5`, created where missing.
-        **settings: the fields of `extract.settings.ExtractSettings`: backbone, max_seconds, precision, device, dtype, …
+        **settings: the fields of `extract.settings.ExtractSettings`: backbone, max_seconds, precision, device, …;
+            engine="ray" shares the work between the machines of a Ray cluster (address="auto" or HOST:PORT).
 
     Returns:
         What was written, what was there before, and the files that could not be read.

@@ -10,7 +10,7 @@ class Progress:
     """Counts clips; shows rate and time left.
 
     Args:
-        total: clips to handle.
+        total: clips to handle, or None until the first call says it.
         verb: what is done to them.
         waiting: gives the shares of the stages that the work waits for, shown behind the rate.
     """
@@ -18,7 +18,7 @@ class Progress:
     EVERY_SECONDS = 10.0
     """Time between plain lines."""
 
-    def __init__(self, total: int, verb: str, waiting: Callable[[], str] | None = None) -> None:
+    def __init__(self, total: int | None, verb: str, waiting: Callable[[], str] | None = None) -> None:
         self._total, self._verb, self._waiting = total, verb, waiting
         self._started = time.monotonic()
         self._shown = self._started - self.EVERY_SECONDS + 1.0  # the first line comes after a second

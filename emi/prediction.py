@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cache.container import StrPath
+from cache.derive import source_header
 from cache.errors import EmiError
-from cache.format import Header
+from cache.format import Clip
 from extract.backbones import Backbone, family_of, identify
 from extract.clips import extract_clips
 from extract.errors import MediaListError
@@ -26,6 +27,10 @@ class UnreadableMediaError(EmiError, ValueError):
     """Some of the media could not be read."""
 
 
+class ForeignFeaturesError(EmiError, ValueError):
+    """A head was trained on features that others computed."""
+
+
 class Model:
     """A trained head with the backbone that its features came from.
 
@@ -41,7 +46,13 @@ class Model:
     def __init__(self, trained: TrainedHead, *, backbone: str | None = None, device: str = "auto") -> None:
         self.trained = trained
         self.names = trained.names
-        made_with = trained.features["fingerprint"]
+        extracted = trained.header if trained.transform is None else source_header(trained.header, trained.transform)
+        made_with = extracted.fingerprint
+        if "weights_sha256" not in made_with:
+            raise ForeignFeaturesError(
+                f"{trained.folder} was trained on {made_with['backbone']}, features that emi did not extract and "
+                "cannot make from media; predict clips of a cache with `emi train-head … --test CSV`"
+            )
         self._settings = ExtractSettings(
             backbone=backbone or trained.features["source"],
             max_seconds=made_with["max_seconds"],
@@ -51,10 +62,7 @@ class Model:
         )
         identity = identify(self._settings.backbone)
         self._header = make_header(identity, self._settings, made_with["precision"])
-        trained_on = Header(
-            fingerprint=made_with, dim=trained.features["dim"], vad_names=tuple(trained.features["vad_names"])
-        )
-        self._header.must_match(trained_on, str(trained.folder))
+        self._header.must_match(extracted, str(trained.folder))
         self._small = identity.small
         self._device = self._settings.resolved_device()
         self._backbone: Backbone = family_of(self._settings.backbone).load(
@@ -100,8 +108,13 @@ class Model:
             if isinstance(clip, Failure):
                 yield clip
             else:
-                values = self.trained.predict(self._header.stored(clip))
+                values = self.trained.predict(self._as_trained_on(clip))
                 yield {FILENAME: clip.id, **dict(zip(self.names, values.tolist(), strict=True))}
+
+    def _as_trained_on(self, clip: Clip) -> Clip:
+        """An extracted clip with the numbers that a cache would hold, derived where that cache was."""
+        stored, transform = self._header.stored(clip), self.trained.transform
+        return stored if transform is None else self.trained.header.stored(transform.apply(stored))
 
 
 def load(run: StrPath, *, backbone: str | None = None, device: str = "auto") -> Model:

@@ -10,7 +10,6 @@ Three stages overlap, each bounded by the next, so that memory does not grow wit
 - the caller stores what is yielded, in the planned order.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
@@ -21,7 +20,7 @@ import torch
 
 from cache.format import Clip
 from extract.backbones.protocol import Backbone
-from extract.compute import BatchComputer, Results
+from extract.compute import BatchComputer, Results, one_thread_per_operation
 from extract.decoding import Decoders
 from extract.failures import Failure
 from extract.media import Waveform
@@ -65,7 +64,7 @@ def extract_clips(
     todo = [window for window in planned if any(source.id not in done for source in window)]
     cores = available_cores()
     with (
-        _one_thread_per_operation(device),
+        one_thread_per_operation(device),
         Decoders(workers or cores, max_seconds, in_processes=sum(map(len, todo)) >= PROCESSES_FROM) as decoders,
         ThreadPoolExecutor(parallel_batches, thread_name_prefix="backbone") as computers,
     ):
@@ -172,15 +171,3 @@ def _timed(wait, stats: PipelineStats, stage: str):  # type: ignore[no-untyped-d
         return wait()
     finally:
         setattr(stats, stage, getattr(stats, stage) + time.monotonic() - started)
-
-
-@contextlib.contextmanager
-def _one_thread_per_operation(device: torch.device) -> Iterator[None]:
-    """For a while, on a CPU; the bytes of a matrix product depend on the threads that share it."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

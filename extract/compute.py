@@ -118,6 +118,22 @@ class BatchComputer:
         )
 
 
+@contextlib.contextmanager
+def one_thread_per_operation(device: torch.device) -> Iterator[None]:
+    """For a while, on a CPU; the bytes of a matrix product depend on the threads that share it.
+
+    They also depend on the threads for which the weights were laid out when the backbone was loaded (measured in
+    float32 through oneDNN): under this, a machine with other cores, or a part of them, gives the same bytes.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _seconds(clips: Sequence[tuple[Source, Waveform]]) -> float:
     return sum(len(waveform.samples) for _, waveform in clips) / SAMPLE_RATE
 

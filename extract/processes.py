@@ -171,7 +171,7 @@ def main() -> None:
         if hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, cores[number % len(cores) :: count])
-        from extract.run import fill
+        from extract.fill import fill
 
         stats = PipelineStats()
         fill(share, settings, cache, stats, lambda *result: parent.send((stats, result)))

@@ -1,5 +1,6 @@
 """Fill a feature cache from media: plan, skip what is there, extract the rest."""
 
+import importlib.util
 import os
 import platform
 from collections.abc import Callable, Collection, Sequence
@@ -9,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from cache.container import open_container
-from cache.errors import CacheFormatError
-from cache.format import Clip, Header
+from cache.format import Header
 from cache.reader import open_cache
 from cache.writer import CacheWriter
-from extract.backbones import Identity, family_of, identify
+from extract.backbones import Identity, identify
 from extract.errors import ExtractSettingsError
 from extract.failures import Failure, write_failures
+from extract.fill import fill
 from extract.plan import windows
-from extract.processes import OnResult, run_processes
+from extract.processes import run_processes
 from extract.settings import RESAMPLER, SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
 from extract.stats import PipelineStats
@@ -94,10 +95,7 @@ def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings:
         StaleCacheError: the cache holds features made otherwise.
     """
     container = open_container(cache)
-    if settings.processes > 1 and container.one_writer:
-        raise ExtractSettingsError(
-            f"--processes {settings.processes}: one process at a time writes an HDF5 file; use a cache NAME.zarr"
-        )
+    _refuse_to_share(cache, settings)
     sources = find_media(media, settings.media_root)
     identity = identify(settings.backbone)
     stored, done = None, frozenset[str]()
@@ -164,9 +162,12 @@ def extract(
         if on_progress:
             on_progress(len(tried), planned.todo, min(seconds, settings.max_seconds))
 
-    processes = settings.resolved_processes()
     try:
-        if processes > 1 and not open_container(cache).one_writer:
+        if settings.engine == "ray":
+            from extract.ray_engine import run_ray
+
+            summary.notes = run_ray(planned, settings, summary.cache, summary.stats, on_result)
+        elif (processes := settings.resolved_processes()) > 1 and not _one_process_only(cache):
             with CacheWriter(cache, planned.header):
                 pass  # made once, before many open it
             summary.notes = run_processes(planned, settings, summary.cache, processes, summary.stats, on_result)
@@ -177,45 +178,20 @@ def extract(
     return summary
 
 
-def fill(plan: ExtractPlan, settings: ExtractSettings, cache: str, stats: PipelineStats, on_result: OnResult) -> None:
-    """Extract the clips of a plan that the cache lacks, in this process."""
-    import torch  # which a run with nothing to do never needs
-
-    from extract.clips import extract_clips
-
-    device = settings.resolved_device()
-    backbone = family_of(settings.backbone).load(plan.identity, device, plan.header.fingerprint["precision"])
-    batch_seconds, parallel_batches = settings.batching(plan.identity.small)
-    with CacheWriter(cache, plan.header) as writer:
-        results = extract_clips(
-            plan.windows,
-            backbone,
-            device=device,
-            max_seconds=settings.max_seconds,
-            batch_seconds=batch_seconds,
-            parallel_batches=parallel_batches,
-            dtype=torch.float16 if settings.dtype == "float16" else torch.float32,
-            done=writer.done,
-            workers=settings.workers,
-            stats=stats,
-        )
-        try:
-            for result in results:
-                failure = _store(result, writer)
-                on_result(result.id, 0.0 if isinstance(result, Failure) else result.seconds, failure)
-        finally:
-            results.close()
+def _one_process_only(cache: str | os.PathLike[str]) -> str | None:
+    """Why a cache can be written by one process only, or None where it can be by many."""
+    if open_container(cache).one_writer:
+        return "one process at a time writes an HDF5 file"
+    return "memory:// is that of one process" if os.fspath(cache).startswith("memory://") else None
 
 
-def _store(result: Clip | Failure, writer: CacheWriter) -> Failure | None:
-    """Write a clip; returns why not, where it cannot be."""
-    if isinstance(result, Failure):
-        return result
-    try:
-        writer.add(result)
-    except CacheFormatError as error:  # the features of this clip cannot be stored; those of the others can
-        return Failure(result.id, "", str(error))
-    return None
+def _refuse_to_share(cache: str | os.PathLike[str], settings: ExtractSettings) -> None:
+    """Raise where several processes were asked for, and the cache takes one."""
+    wanted = "--engine ray" if settings.engine == "ray" else f"--processes {settings.processes}"
+    if (settings.processes > 1 or settings.engine == "ray") and (reason := _one_process_only(cache)):
+        raise ExtractSettingsError(f"{wanted}: {reason}; use a cache NAME.zarr in a folder or an object store")
+    if settings.engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise ExtractSettingsError("--engine ray needs Ray, which is not installed here: pip install 'emi[ray]'")
 
 
 def make_header(identity: Identity, settings: ExtractSettings, precision: str) -> Header:

@@ -22,6 +22,7 @@ CUDA_BYTES_PER_SECOND = 32 << 20
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,10 @@ class ExtractSettings:
         shard: this job's share as "I/N" (I from 1 to N), or None for everything.
         batch_seconds: upper bound of clips x longest clip in one batch.
         workers: threads or processes that decode; 0 takes one per core.
-        processes: processes that share the work, each with a GPU of its own; 0 takes one per GPU, or one on a CPU.
+        processes: processes that share the work, each with a GPU of its own; 0 takes one per GPU, or one on a CPU. With
+            the engine "ray" at most so many actors; 0 takes one per GPU of the cluster, or one per CPU core.
+        engine: "local", or "ray" for the machines of a Ray cluster (`extract.ray_engine`).
+        address: of the cluster, as "auto" or HOST:PORT; None starts one on this machine for the run.
     """
 
     backbone: str = "silero"
@@ -52,9 +56,12 @@ class ExtractSettings:
     batch_seconds: float | None = None
     workers: int = 0
     processes: int = 0
+    engine: str = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("precision", PRECISIONS), ("dtype", DTYPES), ("device", DEVICES)):
+        choices = (("precision", PRECISIONS), ("dtype", DTYPES), ("device", DEVICES), ("engine", ENGINES))
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise ExtractSettingsError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("max_seconds", "batch_seconds"):
@@ -64,6 +71,10 @@ class ExtractSettings:
         for name in ("workers", "processes"):
             if getattr(self, name) < 0:
                 raise ExtractSettingsError(f"{name} must be 0 (automatic) or above, got {getattr(self, name)}")
+        if self.address is not None and self.engine != "ray":
+            raise ExtractSettingsError(
+                f"--address {self.address} names a Ray cluster; add --engine ray, or leave it out"
+            )
         self.shard_numbers()
 
     def shard_numbers(self) -> tuple[int, int]:
@@ -76,14 +87,14 @@ class ExtractSettings:
         return int(index) - 1, int(count)
 
     def resolved_device(self) -> "torch.device":
-        """The device to compute on.
+        """The device to compute on; CUDA asked of a cluster need not be on this machine.
 
         Raises:
             ExtractSettingsError: CUDA was asked for and is not there.
         """
         import torch
 
-        there = torch.cuda.is_available()
+        there = torch.cuda.is_available() or (self.engine == "ray" and self.device == "cuda")
         if self.device == "cuda" and not there:
             raise ExtractSettingsError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
         return torch.device("cuda" if there and self.device != "cpu" else "cpu")

@@ -1,8 +1,10 @@
-"""Fixtures that several suites share: spoken-like audio files and a small labelled data set."""
+"""Fixtures that several suites share: spoken-like audio files, a small labelled data set, and a count of faults."""
 
 import csv
 import os
 import wave
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,45 @@ def voice(seconds: float, pitch: float, loudness: float, rng: np.random.Generato
     buzz = sum(np.sin(2 * np.pi * pitch * k * t) / k for k in range(1, 12))
     swell = 0.55 + 0.45 * np.sin(2 * np.pi * 4 * t)
     return loudness * 0.2 * buzz * swell + 0.003 * rng.normal(size=len(t))
+
+
+class Faults:
+    """Faults that tests injected into caches, by kind, and the committed clips that did not come through."""
+
+    def __init__(self) -> None:
+        self.injected: Counter[str] = Counter()
+        self.lost = 0
+
+    def count(self, kind: str, number: int = 1) -> None:
+        """Note faults of a kind: kills, crash steps, flips, cuts (truncated or deleted files), full disks."""
+        self.injected[kind] += number
+
+    def survived(self, committed: Mapping[str, object], found: Mapping[str, object]) -> None:
+        """Compare what was committed with what is there after recovery, and fail where a clip is missing or changed."""
+        lost = [clip_id for clip_id, clip in committed.items() if found.get(clip_id) != clip]
+        self.lost += len(lost)
+        assert not lost
+
+
+FAULTS = pytest.StashKey[Faults]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FAULTS] = Faults()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    faults = config.stash[FAULTS]
+    if faults.injected:
+        kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(faults.injected.items()))
+        line = f"faults injected: {faults.injected.total()} ({kinds}), clips lost: {faults.lost}"
+        terminalreporter.write_line(line, red=bool(faults.lost), green=not faults.lost)
+
+
+@pytest.fixture(scope="session")
+def faults(request: pytest.FixtureRequest) -> Faults:
+    """Where tests note the faults that they inject, and compare what came through."""
+    return request.config.stash[FAULTS]
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cache.container import StrPath
-from cache.format import Clip
+from cache.format import Clip, Header
+from cache.transform import Transform
 from train_head import run_folder
+from train_head.derived import load_transform
 from train_head.errors import RunFolderError
 from train_head.heads import build_head
 from train_head.settings import resolve_settings
@@ -27,12 +29,24 @@ class TrainedHead:
         head: the module in evaluation mode.
         names: the targets.
         features: the run's `[features]` table: dim, vad_names, hop_seconds, source, fingerprint.
+        transform: what its features were derived with from extracted ones; None where they are extracted ones.
     """
 
     folder: Path
     head: nn.Module
     names: tuple[str, ...]
     features: dict[str, Any]
+    transform: Transform | None = None
+
+    @property
+    def header(self) -> Header:
+        """Of the cache it was trained on."""
+        return Header(
+            fingerprint=self.features["fingerprint"],
+            dim=self.features["dim"],
+            vad_names=tuple(self.features["vad_names"]),
+            hop_seconds=self.features["hop_seconds"],
+        )
 
     def predict(self, clip: Clip) -> NDArray[np.float32]:
         """(targets,) float32 for one clip in the cache's dtypes (`Header.stored`)."""
@@ -58,4 +72,4 @@ def load_head(folder: StrPath) -> TrainedHead:
     dim = features["dim"] + len(features["vad_names"])
     head = build_head(settings.head, dict(settings.head_options), dim, len(names))
     head.load_state_dict(load_file(weights))
-    return TrainedHead(place, head.eval(), names, features)
+    return TrainedHead(place, head.eval(), names, features, load_transform(place, features))

@@ -6,6 +6,7 @@ best.safetensors        weights of the best epoch
 last.pt                 everything needed to go on exactly where a run stopped
 predictions_valid.csv   (and predictions_test.csv) from the best weights, header as in the labels
 README.md               model card
+transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.derived`)
 """
 
 import hashlib

@@ -1,5 +1,6 @@
 """One call from caches and label files to a finished run folder."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from cache.reader import FeatureCache
 from train_head import run_folder
 from train_head.card import model_card
 from train_head.data import Split, gather, open_caches
+from train_head.derived import save_transform, stored_transform
 from train_head.errors import LabelError
 from train_head.labels import Labels, read_labels, write_predictions
 from train_head.metrics import Report, evaluate
@@ -79,6 +81,7 @@ def train(
     splits = {name: gather(stores, part, skip_missing=skip_missing) for name, part in labels.items()}
     folder = Path(out)
     run_folder.prepare_folder(folder, _config(settings, stores, paths, files, labels))
+    save_transform(folder, stores)
     trainer = Trainer(settings, splits["train"], splits["valid"], folder)
     trainer.restore()
     resumed_at = len(trainer.history)
@@ -129,6 +132,9 @@ def _config(
         "source": header.provenance.get("source", ""),
         "fingerprint": dict(header.fingerprint),
     }
+    transform = stored_transform(stores)
+    if transform is not None:
+        features["transform_sha256"] = hashlib.sha256(transform).hexdigest()
     return settings.to_toml() | {"data": data | {"targets": list(labels["train"].names)}, "features": features}
 
 

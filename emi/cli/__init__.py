@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from cache.errors import EmiError
-from emi.cli import cache_info, demo_data, evaluate, extract, predict, train_head
+from emi.cli import (
+    cache_compact,
+    cache_derive,
+    cache_export,
+    cache_import,
+    cache_info,
+    cache_transfer,
+    cache_verify,
+    demo_data,
+    evaluate,
+    extract,
+    predict,
+    train_head,
+)
 
 INTERRUPTED = 130
 
@@ -21,7 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-cache_app = typer.Typer(help="Look at feature caches.", no_args_is_help=True, rich_markup_mode=None)
+cache_app = typer.Typer(
+    help="Look at feature caches, check and mend them, and make others of them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(cache_app, name="cache")
 
 app.command("extract", epilog=extract.EXAMPLE)(extract.extract)
@@ -30,6 +47,14 @@ app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("demo-data", epilog=demo_data.EXAMPLE)(demo_data.demo_data)
 cache_app.command("info", epilog=cache_info.EXAMPLE)(cache_info.info)
+cache_app.command("verify", epilog=cache_verify.EXAMPLE)(cache_verify.verify)
+cache_app.command("repair", epilog=cache_verify.REPAIR_EXAMPLE)(cache_verify.repair)
+cache_app.command("compact", epilog=cache_compact.EXAMPLE)(cache_compact.compact)
+cache_app.command("convert", epilog=cache_transfer.EXAMPLE)(cache_transfer.convert)
+cache_app.command("derive", epilog=cache_derive.EXAMPLE)(cache_derive.derive)
+cache_app.command("import", epilog=cache_import.EXAMPLE)(cache_import.import_)
+cache_app.command("export", epilog=cache_export.EXAMPLE)(cache_export.export)
+cache_app.command("merge", epilog=cache_transfer.MERGE_EXAMPLE)(cache_transfer.merge)
 
 
 def _version(wanted: bool) -> None:

@@ -1,8 +1,6 @@
 """`emi cache info`: what a cache holds and what it was made with."""
 
 import json
-import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,17 +13,22 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a cache holds: clips, hours, size, and the settings and weights it was made with."""
+    from cache.container import open_container
     from cache.reader import open_cache
 
     with open_cache(path) as store:
         frames = int(store.num_frames.sum())
+        files, size = open_container(path).stored()
         facts: dict[str, Any] = {
             "path": store.path,
             "clips": len(store),
             "frames": frames,
             "hours": frames * store.hop_seconds / 3600,
             "segments": len(store.segments),
-            "bytes": _size(path),
+            "lost_segments": len(store.lost),
+            "files": files,
+            "bytes": size,
+            "compression": "none",
             "dim": store.dim,
             "vad_names": list(store.vad_names),
             "hop_seconds": store.hop_seconds,
@@ -36,25 +39,20 @@ def info(
 
 
 def _text(facts: dict[str, Any]) -> str:
-    size = f", {facts['bytes'] / 1e6:.1f} MB" if facts["bytes"] is not None else ""
+    from cache.fingerprint import flattened
+
     vad = f" and {', '.join(facts['vad_names'])}" if facts["vad_names"] else ", no valence-arousal-dominance"
     lines = [
         facts["path"],
-        f"  {facts['clips']} clips, {facts['hours']:.2f} h ({facts['frames']} frames) in {facts['segments']} segments"
-        + size,
+        f"  {facts['clips']} clips, {facts['hours']:.2f} h ({facts['frames']} frames) in {facts['segments']} segments",
+        f"  {facts['bytes'] / 1e6:.1f} MB in {facts['files']} files, not compressed",
         f"  {facts['dim']} features{vad} every {1000 * facts['hop_seconds']:g} ms",
     ]
+    if facts["lost_segments"]:
+        lines.append(f"  {facts['lost_segments']} segments are missing: emi cache verify {facts['path']}")
     for title in ("fingerprint", "provenance"):
         lines.append(f"  {title}")
-        lines += [f"    {key:<16} {value}" for key, value in sorted(facts[title].items())]
+        fields = sorted(flattened(facts[title]).items())
+        width = max((len(key) for key, _ in fields), default=0)
+        lines += [f"    {key:<{width}}  {value}" for key, value in fields]
     return "\n".join(lines)
-
-
-def _size(path: str) -> int | None:
-    """Bytes on the disk; None for a URL."""
-    if "://" in path:
-        return None
-    place = Path(path)
-    if place.is_file():
-        return place.stat().st_size
-    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(place) for name in names)

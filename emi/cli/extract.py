@@ -38,6 +38,13 @@ def extract(
     processes: Annotated[
         int, typer.Option(help="Processes that share the work, a GPU each; 0 takes one per GPU (Zarr only).")
     ] = 0,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: an actor per GPU or CPU core of a Ray cluster, at most --processes.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster: auto or HOST:PORT [default: one started on this machine for the run]."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Turn media into a feature cache. Run it again to go on where it stopped.
@@ -60,6 +67,8 @@ def extract(
         batch_seconds=batch_seconds,
         workers=workers,
         processes=processes,
+        engine=engine,
+        address=address,
     )
     if dry_run:
         _show_plan(run.plan(media, cache, settings), cache, settings.resolved_device().type)

@@ -1,17 +1,23 @@
 """Tiny clips whose numbers follow from their id, so that any process can say what a cache must hold."""
 
 import contextlib
+import json
 import os
+import random
 import shutil
 import signal
+import subprocess
 import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import zarr
 
 from cache import CacheWriter, Clip, Header, open_cache
 
@@ -70,9 +76,87 @@ def contents(path: Path | str) -> dict[str, Record]:
         return {clip_id: record(store[clip_id]) for clip_id in store}
 
 
-for function in (make_header, make_clip, make_cache, record, expected, contents):
+def files_of(path: Path) -> list[Path]:
+    """Every file of a cache."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def state_of(path: Path) -> dict[Path, object]:
+    """Every file and folder of a cache with its bytes and time of change."""
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in files}
+
+
+def copied(path: Path, to: Path) -> Path:
+    """A cache once more, with what lies beside it, in the place of what was there."""
+    for old in to.parent.glob(f"{to.name}*"):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for file in path.parent.glob(f"{path.name}*"):
+        copy = to.parent / file.name.replace(path.name, to.name)
+        shutil.copytree(file, copy) if file.is_dir() else shutil.copyfile(file, copy)
+    return to
+
+
+def flipped(sound: bytes, offset: int) -> bytes:
+    """The bytes with one of them changed."""
+    return sound[:offset] + bytes([sound[offset] ^ random.Random(offset).randrange(1, 256)]) + sound[offset + 1 :]
+
+
+def plain(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """Attributes of the root, and for each segment its attributes and arrays; ids as a list of str."""
+    if path.suffix == ".zarr":
+        group = zarr.open_group(path, mode="r")
+        members = [group["segments"][name] for name in sorted(group["segments"].group_keys())]
+        return dict(group.attrs), [
+            (dict(s.attrs), {k: a[:].tolist() if k == "ids" else a[:] for k, a in s.arrays()}) for s in members
+        ]
+    with h5py.File(path) as file:
+        attributes = dict(file.attrs) | {k: json.loads(file.attrs[k]) for k in ("fingerprint", "vad_names", "provenance")}
+        members = [file["segments"][name] for name in sorted(file["segments"])]
+        return attributes, [
+            (dict(s.attrs), {k: a.asstr()[:].tolist() if k == "ids" else a[:] for k, a in s.items()}) for s in members
+        ]
+
+
+def plainly(path: Path) -> dict[str, Record]:
+    """What plain zarr or h5py says that a cache holds, in its order; the first of two equal ids counts."""
+    found: dict[str, Record] = {}
+    for _, arrays in plain(path)[1]:
+        for i, clip_id in enumerate(arrays["ids"]):
+            rows = slice(arrays["offsets"][i], arrays["offsets"][i + 1])
+            vad = (arrays["vad"][rows], arrays["vad_pooled"][i]) if "vad" in arrays else (None, None)
+            found.setdefault(clip_id, record(Clip(clip_id, arrays["frames"][rows], *vad, float(arrays["seconds"][i]))))
+    return found
+
+
+def spoil(path: Path, clip_id: str, part: str = "frames", header: Header | None = None) -> None:
+    """Change a byte of a clip, wherever the cache holds it first."""
+    header = header or make_header()
+    stored = header.stored(make_clip(clip_id, vad=bool(header.vad_names), dim=header.dim))
+    needle = getattr(stored, part).tobytes()
+    file = next(f for f in files_of(path) if needle in f.read_bytes())
+    content = file.read_bytes()
+    file.write_bytes(flipped(content, content.index(needle)))
+
+
+for function in (
+    make_header,
+    make_clip,
+    make_cache,
+    record,
+    expected,
+    contents,
+    files_of,
+    state_of,
+    copied,
+    flipped,
+    plain,
+    plainly,
+    spoil,
+):
     # Test modules cannot import a conftest; each function is a fixture of its own name instead.
-    globals()[f"_{function.__name__}"] = pytest.fixture(name=function.__name__)(lambda function=function: function)
+    fixture = pytest.fixture(name=function.__name__, scope="session")(lambda function=function: function)
+    globals()[f"_{function.__name__}"] = fixture
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +227,81 @@ def fork() -> Iterator[Callable[..., int]]:
 def exit_code() -> Callable[[int], int]:
     """Wait for a child: 0 if its function returned, 1 if it raised, -9 if it was killed, -14 if it hung."""
     return lambda child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def count_hdf5_steps(step: Callable[[Any, str], None]) -> None:
+    """What the HDF5 container changes the disk with; the calls of h5py do so where a file is rewritten."""
+    for name in ("pwrite", "ftruncate", "fsync", "link", "replace", "unlink"):
+        step(os, name)
+    for kind, name in ((h5py.Group, "copy"), (h5py.Group, "create_dataset"), (h5py.Dataset, "__setitem__")):
+        step(kind, name)
+
+
+def count_zarr_steps(step: Callable[[Any, str], None]) -> None:
+    """The same for Zarr."""
+    for name in ("unlink", "rmdir"):
+        step(os, name)
+    step(zarr.storage.LocalStore, "set")
+
+
+def die_at_step(number: int, suffix: str) -> None:
+    """Let this process die at the n-th change of the disk, with half of the bytes written where it is a write."""
+    taken = [0]
+
+    def half_done(name: str, *arguments: Any) -> None:
+        if name == "pwrite":
+            descriptor, data, offset = arguments
+            written(descriptor, data[: len(data) // 2], offset)
+        if name == "set":  # zarr writes a temporary file and renames it
+            store, key, value = arguments
+            file = (store.root / key).with_suffix(".0123.partial")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(value.to_bytes()[: len(value) // 2])
+
+    written = os.pwrite
+
+    def counted(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def step(*arguments: Any, **options: Any) -> Any:
+            taken[0] += 1
+            if taken[0] == number:
+                half_done(name, *arguments)
+                os._exit(9)
+            return real(*arguments, **options)
+
+        setattr(owner, name, step)
+
+    (count_zarr_steps if suffix == ".zarr" else count_hdf5_steps)(counted)
+
+
+@pytest.fixture
+def dies(fork: Callable[..., int], exit_code: Callable[[int], int], faults: Any) -> Callable[..., bool]:
+    def dies(die_at: int, change: Callable[..., object], path: Path, *arguments: object) -> bool:
+        """Change a cache in a child that dies at a step; False where it got to its end before."""
+
+        def run() -> None:
+            die_at_step(die_at, path.suffix)
+            change(path, *arguments)
+
+        code = exit_code(fork(run))
+        assert code in (0, 9)
+        faults.count("crash steps", code == 9)
+        return code == 9
+
+    return dies
+
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={4 * MEGABYTE}", "tmpfs", str(disk)]
+    if os.getuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs takes root and the right to mount")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -11,74 +11,10 @@ import zarr.errors
 
 from cache import CacheError, CacheWriteError, CacheWriter, open_cache
 
-STEPS = ["pwrite", "ftruncate", "fsync", "link", "replace", "unlink"]
-"""What the HDF5 container changes the disk with."""
-
-
-def count_hdf5_steps(die_at):
-    """Let the process die at the n-th change of the disk, with half of the bytes written where it is a write."""
-    taken = [0]
-
-    def counted(name, real):
-        def step(*arguments, **options):
-            taken[0] += 1
-            if taken[0] == die_at:
-                if name == "pwrite":
-                    descriptor, data, offset = arguments
-                    real(descriptor, data[: len(data) // 2], offset)
-                os._exit(9)
-            return real(*arguments, **options)
-
-        return step
-
-    for name in STEPS:
-        setattr(os, name, counted(name, getattr(os, name)))
-
-
-def count_zarr_steps(die_at):
-    """Let the process die at the n-th put, with half of the bytes in the temporary file that zarr renames."""
-    taken = [0]
-    put = zarr.storage.LocalStore.set
-
-    async def counted(store, key, value):
-        taken[0] += 1
-        if taken[0] == die_at:
-            file = (store.root / key).with_suffix(".0123.partial")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(value.to_bytes()[: len(value) // 2])
-            os._exit(9)
-        await put(store, key, value)
-
-    zarr.storage.LocalStore.set = counted
-
-
-@pytest.fixture
-def dies(fork, exit_code):
-    def dies(die_at, write, path, *arguments):
-        """Write in a child that dies at a step; False where it got to its end before."""
-
-        def run():
-            (count_zarr_steps if path.suffix == ".zarr" else count_hdf5_steps)(die_at)
-            write(path, *arguments)
-
-        code = exit_code(fork(run))
-        assert code in (0, 9)
-        return code == 9
-
-    return dies
-
-
-def copied(path, to):
-    for old in to.parent.glob(f"{to.name}*"):
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    for file in path.parent.glob(f"{path.name}*"):
-        copy = to.parent / file.name.replace(path.name, to.name)
-        shutil.copytree(file, copy) if file.is_dir() else shutil.copyfile(file, copy)
-    return to
-
-
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_crash_at_any_step_of_a_commit_leaves_the_old_or_the_new(path, stride, dies, make_cache, expected, contents):
+def test_a_crash_at_any_step_of_a_commit_leaves_the_old_or_the_new(
+    path, stride, dies, make_cache, expected, contents, copied, faults
+):
     make_cache(path, "a")
     run, found = path.with_stem("run"), []
     for number, step in enumerate(itertools.count(1, stride)):
@@ -86,7 +22,7 @@ def test_a_crash_at_any_step_of_a_commit_leaves_the_old_or_the_new(path, stride,
             break
         if number % 2:
             found.append("".join(contents(run)))
-            assert contents(run) == expected(found[-1])
+            faults.survived(expected(found[-1]), contents(run))
             assert found[-1] in ("a", "abc")
         else:  # a writer is the first to open it
             make_cache(run, "d")
@@ -100,7 +36,7 @@ def test_a_crash_at_any_step_of_a_commit_leaves_the_old_or_the_new(path, stride,
 
 
 def test_a_crash_at_any_step_of_making_a_cache_lets_the_same_command_carry_on(
-    path, dies, make_cache, expected, contents
+    path, dies, make_cache, expected, contents, copied
 ):
     step = 0
     run = path.with_stem("run")
@@ -113,7 +49,7 @@ def test_a_crash_at_any_step_of_making_a_cache_lets_the_same_command_carry_on(
 
 
 @pytest.fixture
-def cut_off(tmp_path, make_cache, fork, exit_code):
+def cut_off(tmp_path, make_cache, fork, exit_code, copied):
     """An HDF5 cache whose last commit was cut off while its journal was applied: half of it is in the file."""
     base, run = make_cache(tmp_path / "base.h5", "ab"), tmp_path / "cut.h5"
     journal, pwrite = run.with_name("cut.h5.journal"), os.pwrite
@@ -138,13 +74,15 @@ def test_a_reader_completes_a_commit_that_was_cut_off(cut_off, expected, content
     assert contents(cut_off) == expected("abcd")
 
 
-def test_a_crash_at_any_step_of_completing_a_cut_off_commit_does_no_harm(cut_off, dies, make_cache, expected, contents):
+def test_a_crash_at_any_step_of_completing_a_cut_off_commit_does_no_harm(
+    cut_off, dies, make_cache, expected, contents, copied, faults
+):
     run, step = cut_off.with_stem("run"), 0
     while dies(step := step + 1, make_cache, copied(cut_off, run), []):
         if step % 2:
             assert contents(run) == expected("abcd")
         make_cache(run, "e")
-        assert contents(run) == expected("abcde")
+        faults.survived(expected("abcde"), contents(run))
     assert step > 3
 
 
@@ -216,6 +154,7 @@ def test_a_zarr_segment_without_its_group_metadata_was_never_committed(tmp_path,
     path = make_cache(tmp_path / "a.zarr", "ab", per_segment=1)
     last = max(p for p in (path / "segments").iterdir() if p.is_dir())
     (last / "zarr.json").unlink()
+    shutil.rmtree(path / "index")  # which no crash writes over a segment that is not committed
     assert contents(path) == expected("a")
     with pytest.warns(zarr.errors.ZarrUserWarning, match=last.name):  # which plain zarr passes over, too
         assert last.name not in zarr.open_group(path, mode="r")["segments"].group_keys()

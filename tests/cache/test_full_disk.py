@@ -2,8 +2,6 @@
 
 import errno
 import os
-import shutil
-import subprocess
 
 import pytest
 import zarr
@@ -13,21 +11,9 @@ from cache import CacheWriteError, CacheWriter
 MEGABYTE = 1 << 20
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of its own, of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={4 * MEGABYTE}", "tmpfs", str(disk)]
-    if os.getuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs takes root and the right to mount")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
 @pytest.mark.parametrize("suffix", [".zarr", ".h5"])
 def test_a_full_disk_costs_no_committed_clip_and_is_no_obstacle_once_there_is_room(
-    tiny_disk, suffix, make_cache, make_header, make_clip, record, expected, contents
+    tiny_disk, suffix, make_cache, make_header, make_clip, expected, contents, faults
 ):
     path, ballast = tiny_disk / f"a{suffix}", tiny_disk / "ballast"
     make_cache(path, "ab")
@@ -37,7 +23,8 @@ def test_a_full_disk_costs_no_committed_clip_and_is_no_obstacle_once_there_is_ro
         writer.add(large)
         with pytest.raises(CacheWriteError, match=r"No space left on device.*committed before is intact; make room"):
             writer.commit()
-        assert contents(path) == expected("ab")
+        faults.count("full disks")
+        faults.survived(expected("ab"), contents(path))
         assert "large" not in writer.done
         ballast.unlink()
         writer.add(make_clip("c"))
@@ -82,7 +69,7 @@ def fail_zarr_from(step, patch):
 
 @pytest.mark.parametrize("step", [1, 2, 6, 15])
 def test_a_disk_that_fills_up_at_any_write_is_reported_and_the_writer_goes_on(
-    path, step, make_cache, make_header, make_clip, expected, contents, monkeypatch
+    path, step, make_cache, make_header, make_clip, expected, contents, monkeypatch, faults
 ):
     make_cache(path, "ab")
     with CacheWriter(path, make_header()) as writer:
@@ -91,11 +78,12 @@ def test_a_disk_that_fills_up_at_any_write_is_reported_and_the_writer_goes_on(
             (fail_zarr_from if path.suffix == ".zarr" else fail_hdf5_from)(step, patch)
             with pytest.raises(CacheWriteError, match="No space left"):
                 writer.commit()
+        faults.count("full disks")
         if path.suffix == ".zarr":
-            assert contents(path) == expected("ab")
+            faults.survived(expected("ab"), contents(path))
         for name in "cd":
             writer.add(make_clip(name))
-    assert contents(path) == expected("abcd")
+    faults.survived(expected("abcd"), contents(path))
 
 
 def test_a_failed_commit_gives_its_room_back(path, make_cache, make_header, make_clip, monkeypatch):

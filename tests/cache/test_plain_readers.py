@@ -1,7 +1,5 @@
 """The format without our code: what DESIGN.md says, found by plain `zarr`, plain `h5py` and `google_crc32c`."""
 
-import json
-
 import google_crc32c
 import h5py
 import numpy as np
@@ -12,32 +10,8 @@ INDEX = {"offsets": np.int64, "seconds": np.float64, "checksums": np.uint32}
 VAD = {"vad": np.float32, "vad_pooled": np.float32}
 
 
-def plain_zarr(path):
-    """Attributes of the root, and for each segment its attributes and arrays; ids as a list of str."""
-    root = zarr.open_group(path, mode="r")
-    segments = [root["segments"][name] for name in sorted(root["segments"].group_keys())]
-    return dict(root.attrs), [
-        (dict(s.attrs), {k: a[:].tolist() if k == "ids" else a[:] for k, a in s.arrays()}) for s in segments
-    ]
-
-
-def plain_h5py(path):
-    with h5py.File(path) as root:
-        attributes = dict(root.attrs) | {
-            k: json.loads(root.attrs[k]) for k in ("fingerprint", "vad_names", "provenance")
-        }
-        segments = [root["segments"][name] for name in sorted(root["segments"])]
-        return attributes, [
-            (dict(s.attrs), {k: a.asstr()[:].tolist() if k == "ids" else a[:] for k, a in s.items()}) for s in segments
-        ]
-
-
-def plain(path):
-    return (plain_zarr if path.suffix == ".zarr" else plain_h5py)(path)
-
-
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_the_arrays_have_the_names_dtypes_and_shapes_of_the_design(path, dtype, make_cache, make_header):
+def test_the_arrays_have_the_names_dtypes_and_shapes_of_the_design(path, dtype, make_cache, make_header, plain):
     make_cache(path, "abcd", per_segment=2, header=make_header(dtype=dtype))
     for _, arrays in plain(path)[1]:
         total = arrays["offsets"][-1]
@@ -53,12 +27,12 @@ def test_the_arrays_have_the_names_dtypes_and_shapes_of_the_design(path, dtype, 
         }
 
 
-def test_vad_is_absent_where_a_backbone_has_none(path, make_cache, make_header):
+def test_vad_is_absent_where_a_backbone_has_none(path, make_cache, make_header, plain):
     make_cache(path, "a", header=make_header(vad=False))
     assert [arrays.keys() for _, arrays in plain(path)[1]] == [{"frames", "ids", *INDEX}]
 
 
-def test_the_root_names_format_version_and_fingerprint(filled, make_header):
+def test_the_root_names_format_version_and_fingerprint(filled, make_header, plain):
     attributes, _ = plain(filled)
     header = make_header()
     assert (attributes["format"], attributes["version"]) == ("emi-features", 1)
@@ -67,7 +41,7 @@ def test_the_root_names_format_version_and_fingerprint(filled, make_header):
     assert (attributes["dim"], attributes["vad_names"], attributes["hop_seconds"]) == (4, list(header.vad_names), 0.02)
 
 
-def test_offsets_cut_the_rows_into_clips(filled, ids, make_clip, make_header):
+def test_offsets_cut_the_rows_into_clips(filled, ids, make_clip, make_header, plain):
     found = []
     for _, arrays in plain(filled)[1]:
         assert arrays["offsets"][0] == 0
@@ -83,7 +57,7 @@ def test_offsets_cut_the_rows_into_clips(filled, ids, make_clip, make_header):
 
 
 @pytest.mark.parametrize("vad", [True, False])
-def test_checksums_are_the_crc32c_of_the_stored_bytes(path, vad, make_cache, make_header):
+def test_checksums_are_the_crc32c_of_the_stored_bytes(path, vad, make_cache, make_header, plain):
     make_cache(path, "abc", per_segment=3, header=make_header(vad))
     ((_, arrays),) = plain(path)[1]
     for i, checksum in enumerate(arrays["checksums"]):
@@ -94,7 +68,7 @@ def test_checksums_are_the_crc32c_of_the_stored_bytes(path, vad, make_cache, mak
         assert checksum == google_crc32c.value(stored)
 
 
-def test_the_index_has_a_crc32c_of_its_own(filled):
+def test_the_index_has_a_crc32c_of_its_own(filled, plain):
     for attributes, arrays in plain(filled)[1]:
         index = b"".join(i.encode() + b"\0" for i in arrays["ids"])
         index += b"".join(arrays[k].astype(np.dtype(t).newbyteorder("<")).tobytes() for k, t in INDEX.items())

@@ -11,12 +11,6 @@ import zarr
 from cache import CacheFormatError, CacheNotFoundError, CacheWriter, StaleCacheError, open_cache
 
 
-def state_of(path):
-    """Every file under a path with its bytes and time of change."""
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in files}
-
-
 def set_attribute(path, key, value):
     if path.suffix == ".zarr":
         zarr.open_group(path, mode="r+").attrs[key] = value
@@ -34,7 +28,7 @@ def set_attribute(path, key, value):
         ({"layer": 1, "dtype": "float32"}, "dtype (stored float16, wanted float32); layer (stored 12, wanted 1)"),
     ],
 )
-def test_another_fingerprint_is_refused_with_both_values(filled, change, message, make_header):
+def test_another_fingerprint_is_refused_with_both_values(filled, change, message, make_header, state_of):
     before = state_of(filled)
     with pytest.raises(StaleCacheError) as caught:
         CacheWriter(filled, make_header(**change))
@@ -84,7 +78,7 @@ def test_other_library_versions_are_no_reason_to_refuse(copy, ids, make_cache, m
 
 
 @pytest.mark.parametrize("use", ["read", "write"])
-def test_a_later_version_is_refused(copy, use, make_header):
+def test_a_later_version_is_refused(copy, use, make_header, state_of):
     set_attribute(copy, "version", 2)
     before = state_of(copy)
     with pytest.raises(CacheFormatError, match=r"version 2.*reads version 1"):
@@ -130,7 +124,7 @@ def empty_file(path):
 
 @pytest.mark.parametrize("use", ["read", "write"])
 @pytest.mark.parametrize("make", [foreign_group, foreign_array, older_zarr, folder, text, empty_file])
-def test_what_is_no_cache_is_refused_and_left_untouched(path, make, use, make_header):
+def test_what_is_no_cache_is_refused_and_left_untouched(path, make, use, make_header, state_of):
     make(path)
     before = state_of(path)
     with pytest.raises(CacheFormatError, match=re.escape(str(path))):

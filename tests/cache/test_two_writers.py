@@ -94,13 +94,31 @@ def test_two_zarr_writers_with_other_settings_never_mix(
 
     path, create = tmp_path / "a.zarr", ZarrContainer.create
 
-    def create_late(container, attributes):
+    def create_late(container, attributes, extras):
         monkeypatch.undo()
         with CacheWriter(path, make_header()) as writer:
             writer.add(make_clip("a"))
-        create(container, attributes)
+        create(container, attributes, extras)
 
     monkeypatch.setattr(ZarrContainer, "create", create_late)
     with pytest.raises(StaleCacheError):
         CacheWriter(path, make_header(layer=9))
     assert contents(path) == expected("a")
+
+
+def test_a_zarr_cache_that_appears_between_two_looks_is_taken_for_what_it_is(
+    tmp_path, make_cache, expected, contents, monkeypatch
+):
+    from cache import zarr_container
+
+    path, look = tmp_path / "a.zarr", zarr_container._left_by_create
+
+    def look_late(folder):
+        monkeypatch.undo()
+        make_cache(path, "a")
+        return look(folder)
+
+    path.mkdir()
+    monkeypatch.setattr(zarr_container, "_left_by_create", look_late)
+    make_cache(path, "b")
+    assert contents(path) == expected("ab")

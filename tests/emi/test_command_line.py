@@ -14,7 +14,11 @@ import typer
 from cache import open_cache
 from emi.cli import app
 
-COMMANDS = ["extract", "train-head", "predict", "evaluate", "demo-data", "cache info"]
+CACHE_COMMANDS = "info verify repair compact convert merge derive import export"
+COMMANDS = [
+    *("extract", "train-head", "predict", "evaluate", "demo-data"),
+    *(f"cache {name}" for name in CACHE_COMMANDS.split()),
+]
 
 
 def emi(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -43,6 +43,20 @@ def test_two_processes_make_the_cache_of_one(tmp_path, clips, read_cache, small_
     assert emi.extract(clips, tmp_path / "two.zarr", dtype="float32", processes=2).present == 10
 
 
+def test_a_checkpoint_gives_the_same_bytes_whatever_the_number_of_threads(tmp_path, clips, tiny, read_cache):
+    import torch
+
+    tiny.save_audeering(tmp_path / "model")
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            emi.extract(clips, tmp_path / f"{threads}.zarr", backbone=str(tmp_path / "model"), dtype="float32")
+    finally:
+        torch.set_num_threads(before)
+    assert read_cache(tmp_path / "1.zarr") == read_cache(tmp_path / "2.zarr") == read_cache(tmp_path / "5.zarr")
+
+
 def test_failures_of_all_processes_are_listed_once(tmp_path, clips, small_windows):
     damaged = shutil.copytree(clips, tmp_path / "damaged")
     for name in ("00001", "00008"):

@@ -1,0 +1,112 @@
+"""Export to plain NumPy: a folder of `.npz` files, or arrays that are mapped into memory.
+
+`npz`: `<id>.npz` for each clip with `frames` (T, dim), `seconds` (), and `vad` (T, 3) and `vad_pooled` (3,) where the
+cache has them; `export.json`.
+
+`npy`: `frames.npy` (total frames, dim [+ 3]) in the storage dtype, each frame followed by its VAD; `offsets.npy`
+(clips + 1,) int64, clip i is rows offsets[i]:offsets[i + 1]; `ids.txt`, one id a line in UTF-8; `export.json`.
+"""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from cache.export_manifest import MANIFEST, ExportExistsError
+from cache.exporting import ExportError, ExportSummary, Selection
+from cache.format import Array, Clip
+
+
+def write_npz(selection: Selection, folder: Path, summary: ExportSummary) -> None:
+    """Write one file per clip, each complete or not there at all; those of an earlier run are kept if they are equal.
+
+    Raises:
+        ExportError: an id would leave the folder.
+        ExportExistsError: a file holds other features than its clip.
+    """
+    store = selection.store
+    targets = {clip_id: folder / _inside(clip_id) for clip_id in selection.ids}
+    seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / MANIFEST).exists():
+        _replace(folder / MANIFEST, json.dumps(selection.manifest, indent=2).encode())
+    for clip_id, target in targets.items():
+        present = _read(clip_id, target)
+        if present is None:
+            for clip in selection.clips([clip_id]):
+                _write(clip, target)
+                summary.written += 1
+        elif (present.checksum(), present.seconds) == (store.checksum(clip_id), seconds[clip_id]):
+            summary.present += 1
+            selection.count(len(present.frames))
+        else:
+            raise ExportExistsError(
+                f"{target} holds other features than clip {clip_id!r} of {store.path}; export into an empty folder"
+            )
+
+
+def write_npy(selection: Selection, folder: Path, summary: ExportSummary) -> None:
+    """Write all frames as one array, part by part, so that memory stays flat.
+
+    Raises:
+        ExportError: an id has a line break, and would be two lines of `ids.txt`.
+    """
+    store, ids = selection.store, selection.ids
+    for clip_id in ids:
+        if len(clip_id.splitlines()) > 1 or clip_id != clip_id.rstrip("\r\n"):
+            raise ExportError(f"clip {clip_id!r} has a line break, and ids.txt has one id a line; export it as npz")
+    folder.mkdir(parents=True)
+    offsets = store.offsets(ids)
+    shape = (int(offsets[-1]), store.dim + len(store.vad_names))
+    header = {"descr": np.lib.format.dtype_to_descr(store.header.dtype), "fortran_order": False, "shape": shape}
+    with (folder / "frames.npy").open("wb") as file:
+        # Not through a memory map, whose written pages would count as memory of this process.
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in selection.chunks():
+            frames, within = store.load(chunk)
+            file.write(frames.data)
+            for length in np.diff(within).tolist():
+                selection.count(length)
+    np.save(folder / "offsets.npy", offsets)
+    (folder / "ids.txt").write_text("".join(f"{clip_id}\n" for clip_id in ids), encoding="utf-8", newline="\n")
+    (folder / MANIFEST).write_text(json.dumps(selection.manifest, indent=2), encoding="utf-8")
+    summary.written = len(ids)
+
+
+def _inside(clip_id: str) -> str:
+    """The file of a clip, relative to the folder of the export."""
+    if any(part in ("", ".", "..") for part in clip_id.replace("\\", "/").split("/")):
+        raise ExportError(f"clip {clip_id!r} would not lie inside the folder of the export; leave it out with --ids")
+    return f"{clip_id}.npz"
+
+
+def _write(clip: Clip, target: Path) -> None:
+    arrays: dict[str, Array] = {"frames": clip.frames, "seconds": np.array(clip.seconds, np.float64)}
+    if clip.vad is not None and clip.vad_pooled is not None:
+        arrays |= {"vad": clip.vad, "vad_pooled": clip.vad_pooled}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # allow_pickle, which NumPy 2.0 lacks
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace(target: Path, content: bytes) -> None:
+    temporary = target.with_name(f".{os.getpid()}.partial")
+    temporary.write_bytes(content)
+    os.replace(temporary, target)
+
+
+def _read(clip_id: str, target: Path) -> Clip | None:
+    """The clip that an earlier run exported; None where there is none, or where a crash left half of it."""
+    try:
+        with target.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            vad, pooled = (arrays.get(name) for name in ("vad", "vad_pooled"))
+            return Clip(clip_id, arrays["frames"], vad, pooled, float(arrays["seconds"]))
+    except (FileNotFoundError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,254 @@
+"""Which clips a cache holds and where they lie: one record per segment, and many records packed into one block.
+
+Each segment carries its own index, which costs a few milliseconds to read through zarr or h5py. So that opening a cache
+does not pay that for each of its segments, a writer packs the index of many segments into one *block* now and then
+(`cache.writer`), and a reader looks into those segments only that no block covers. Blocks repeat what the segments say
+and may be lost without harm; where a segment is lost, they still know its clips.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import fingerprint as fp
+from cache.container import Container
+from cache.format import Array, Header, index_crc32c, little_endian
+
+_MAGIC = b"EMIINDX1"
+_HEAD = struct.Struct("<8sI")
+"""Magic, CRC-32C of the rest."""
+_SIZES = struct.Struct("<QQ")
+"""Of the JSON head and of the ids."""
+_ATTEMPTS = 5
+"""To read an index that is compacted under one's eyes."""
+_THREADS = 16
+"""Segments whose index is fetched at once: what counts at an object store is waiting."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SegmentIndex:
+    """The clips of one segment.
+
+    Attributes:
+        name: of the segment.
+        attributes: as stored with it: clips, frames, fingerprint_sha256, index_crc32c, replaces.
+        ids: clip ids.
+        offsets: (clips + 1,) int64 rows of `frames`.
+        seconds: (clips,) float64 lengths of the media.
+        checksums: (clips,) uint32 CRC-32C of each clip's bytes.
+        places: where the container keeps the segment's large arrays, if it needs to know: array -> [offset, shape].
+    """
+
+    name: str
+    attributes: Mapping[str, Any]
+    ids: Sequence[str]
+    offsets: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    checksums: NDArray[np.uint32]
+    places: Mapping[str, Any]
+
+    @property
+    def replaces(self) -> Sequence[str]:
+        """Names of segments that this one takes the place of; one that is still there is to be passed over."""
+        return list(self.attributes.get("replaces", ()))
+
+
+@dataclass(frozen=True)
+class LoadedIndex:
+    """All segments of a cache in order, with what was found wrong.
+
+    Attributes:
+        segments: those that can be used, in the order of writing.
+        uncovered: names of segments that no block covers.
+        lost: names of segments that a block covers and that are not there.
+        replaced: names of segments that are still there, and that another has taken the place of.
+        broken: segments that no block covers and whose own index cannot be read, and why.
+        damaged_blocks: how many blocks could not be read; harmless.
+    """
+
+    segments: Sequence[SegmentIndex]
+    uncovered: Sequence[str]
+    lost: frozenset[str]
+    replaced: frozenset[str]
+    broken: Mapping[str, str]
+    damaged_blocks: int
+
+
+def load_index(container: Container, header: Header) -> LoadedIndex:
+    """Read the index of every segment, from blocks where there are some.
+
+    Blocks are read before the segments are listed: one that `compact` removes in between is named in the `replaces` of
+    the segment that took its place. Where a segment goes after it was listed, everything is read again.
+    """
+    digest = fp.digest(header.fingerprint)
+    for _ in range(_ATTEMPTS):
+        loaded = _load(container, digest)
+        if not loaded.broken or loaded.broken.keys() <= set(container.segment_names()):
+            break
+    return loaded
+
+
+def _load(container: Container, digest: str) -> LoadedIndex:
+    covered: dict[str, SegmentIndex] = {}
+    damaged = 0
+    for block in container.read_blocks():
+        try:
+            for segment in unpack(block):
+                if _made_with(segment.attributes, digest):
+                    covered.setdefault(segment.name, segment)
+        except ValueError:
+            damaged += 1
+    there = container.segment_names(covered)
+    uncovered = [name for name in there if name not in covered]
+    found, broken = _read_all(container, uncovered, digest)
+    every = covered | found
+    replaced = {old for segment in every.values() for old in segment.replaces}
+    return LoadedIndex(
+        segments=[every[name] for name in sorted(every) if name not in replaced],
+        uncovered=[name for name in uncovered if name not in replaced],
+        lost=frozenset(covered.keys() - set(there) - replaced),
+        replaced=frozenset(replaced.intersection(there)),
+        broken={name: reason for name, reason in broken.items() if name not in replaced},
+        damaged_blocks=damaged,
+    )
+
+
+def read_segment_index(container: Container, name: str, digest: str) -> SegmentIndex:
+    """Read and check the index that a segment carries.
+
+    Args:
+        container: of the cache.
+        name: of the segment.
+        digest: of the fingerprint that the cache's header states.
+
+    Raises:
+        Exception: it is missing or damaged; a container may raise anything over damaged bytes.
+        ValueError: it does not match its checksum, or was made with another fingerprint.
+    """
+    attributes, arrays, places = container.read_segment(name)
+    ids = arrays["ids"].tolist()
+    index = [np.asarray(arrays[key]) for key in ("offsets", "seconds", "checksums")]
+    if index_crc32c(ids, *index) != attributes["index_crc32c"]:
+        raise ValueError("the index does not match its checksum")
+    if (attributes["clips"], attributes["frames"]) != (len(ids), int(index[0][-1])):
+        raise ValueError("its attributes and its index count differently")
+    if not _made_with(attributes, digest):
+        raise ValueError("it was made with another fingerprint than the cache's header states")
+    offsets, seconds, checksums = index
+    return SegmentIndex(
+        name=name,
+        attributes=attributes,
+        ids=ids,
+        offsets=offsets,
+        seconds=seconds,
+        checksums=checksums,
+        places=places,
+    )
+
+
+def pack(segments: Sequence[SegmentIndex]) -> bytes:
+    """Lay the index of many segments out as one block: a JSON head, then ids (each ended by NUL), then three arrays."""
+    ids = ["".join(f"{clip_id}\0" for clip_id in segment.ids).encode() for segment in segments]
+    head = json.dumps(
+        [
+            {"name": s.name, "attributes": dict(s.attributes), "places": dict(s.places), "clips": len(s.ids)}
+            for s in segments
+        ],
+        separators=(",", ":"),
+    ).encode()
+    body = b"".join(
+        [
+            _SIZES.pack(len(head), sum(map(len, ids))),
+            head,
+            *ids,
+            *_column(segments, lambda s: s.offsets),
+            *_column(segments, lambda s: s.seconds),
+            *_column(segments, lambda s: s.checksums),
+        ]
+    )
+    return _HEAD.pack(_MAGIC, google_crc32c.value(body)) + body
+
+
+def names_in(block: bytes) -> list[str]:
+    """The segments that a block covers; none where it is damaged."""
+    try:
+        return [entry["name"] for entry in _checked(block)[0]]
+    except ValueError:
+        return []
+
+
+def unpack(block: bytes) -> list[SegmentIndex]:
+    """Read a block back.
+
+    Raises:
+        ValueError: its bytes do not match their checksum.
+    """
+    head, at, ids_size = _checked(block)
+    body = memoryview(block)
+    ids = bytes(body[at : at + ids_size]).decode().split("\0")
+    at += ids_size
+    clips = sum(entry["clips"] for entry in head)
+    offsets = np.frombuffer(body, "<i8", clips + len(head), at)
+    seconds = np.frombuffer(body, "<f8", clips, at + offsets.nbytes)
+    checksums = np.frombuffer(body, "<u4", clips, at + offsets.nbytes + seconds.nbytes)
+    segments, first = [], 0
+    for number, entry in enumerate(head):
+        last = first + entry["clips"]
+        segments.append(
+            SegmentIndex(
+                name=entry["name"],
+                attributes=entry["attributes"],
+                ids=ids[first:last],
+                offsets=offsets[first + number : last + number + 1],
+                seconds=seconds[first:last],
+                checksums=checksums[first:last],
+                places=entry["places"],
+            )
+        )
+        first = last
+    return segments
+
+
+def _checked(block: bytes) -> tuple[list[dict[str, Any]], int, int]:
+    """The head of a block, where its ids begin, and their size."""
+    magic, crc = _HEAD.unpack_from(block) if len(block) >= _HEAD.size else (b"", 0)
+    if magic != _MAGIC or google_crc32c.value(block[_HEAD.size :]) != crc:
+        raise ValueError("the block does not match its checksum")
+    head_size, ids_size = _SIZES.unpack_from(block, _HEAD.size)
+    begin = _HEAD.size + _SIZES.size
+    return json.loads(block[begin : begin + head_size]), begin + head_size, ids_size
+
+
+def _column(segments: Sequence[SegmentIndex], of: Callable[[SegmentIndex], Array]) -> Iterable[bytes]:
+    return (little_endian(of(segment)).tobytes() for segment in segments)
+
+
+def _made_with(attributes: Mapping[str, Any], digest: str) -> bool:
+    return bool(attributes.get("fingerprint_sha256") == digest)
+
+
+def _read_all(
+    container: Container, names: Sequence[str], digest: str
+) -> tuple[dict[str, SegmentIndex], dict[str, str]]:
+    def read(name: str) -> SegmentIndex | str:
+        try:
+            return read_segment_index(container, name, digest)
+        except ValueError as error:
+            return str(error)
+        except Exception as error:  # a container may raise anything over damaged bytes
+            return repr(error)
+
+    if len(names) < 2:
+        results = [read(name) for name in names]
+    else:
+        with ThreadPoolExecutor(min(_THREADS, len(names))) as threads:
+            results = list(threads.map(read, names))
+    found = {name: r for name, r in zip(names, results, strict=True) if isinstance(r, SegmentIndex)}
+    return found, {name: r for name, r in zip(names, results, strict=True) if isinstance(r, str)}

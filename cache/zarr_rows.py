@@ -1,0 +1,132 @@
+"""Read rows of a local Zarr array as zarr would, without zarr: the layout that we write is bytes at known places.
+
+zarr-python takes 1.5 ms to open an array and decodes each chunk through its event loop; a split of a thousand clips is
+gathered ten times faster from the shard files themselves. Only the layout of `cache.zarr_container` is read here:
+uncompressed inner chunks in shards. For any other `row_layout` is None, and zarr reads.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from cache.file_rows import copy_from_file
+from cache.format import Array
+
+_INNER = [{"name": "bytes", "configuration": {"endian": "little"}}]
+_SHARD_INDEX = [*_INNER, {"name": "crc32c"}]
+_KEYS = {"name": "default", "configuration": {"separator": "/"}}
+_DTYPES = {"float16": "<f2", "float32": "<f4"}
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where the rows of an array lie: `shard_rows` to a file, in pieces of `chunk_rows`."""
+
+    folder: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk_rows: int
+    shard_rows: int
+    row_bytes: int
+
+    def shard(self, number: int) -> str:
+        """File of a shard."""
+        return f"{self.folder}/c/{number}/0"
+
+
+def row_layout(folder: Path) -> RowLayout | None:
+    """Read an array's `zarr.json`; None where zarr itself has to read the array.
+
+    Raises:
+        OSError, ValueError, LookupError: it is missing or damaged.
+    """
+    metadata = json.loads((folder / "zarr.json").read_text("utf-8"))
+    (codec, *others), grid = metadata["codecs"], metadata["chunk_grid"]
+    shape = tuple(metadata["shape"])
+    if (
+        others
+        or codec["name"] != "sharding_indexed"
+        or codec["configuration"]["codecs"] != _INNER
+        or codec["configuration"]["index_codecs"] != _SHARD_INDEX
+        or codec["configuration"].get("index_location") != "end"
+        or grid["name"] != "regular"
+        or metadata["chunk_key_encoding"] != _KEYS
+        or metadata["data_type"] not in _DTYPES
+        or metadata.get("storage_transformers")
+        or len(shape) != 2
+    ):
+        return None
+    shard, chunk = grid["configuration"]["chunk_shape"], codec["configuration"]["chunk_shape"]
+    if shard[1] != shape[1] or chunk[1] != shape[1] or shard[0] % chunk[0]:
+        return None
+    dtype = np.dtype(_DTYPES[metadata["data_type"]])
+    return RowLayout(str(folder), shape, dtype, chunk[0], shard[0], dtype.itemsize * shape[1])
+
+
+def read_rows(layout: RowLayout, start: int, out: Array) -> None:
+    """Fill a C-contiguous array with the rows from `start` on.
+
+    Raises:
+        OSError: a file is missing or too short.
+        ValueError: `out` does not fit, or a chunk is missing.
+    """
+    stop = start + len(out)
+    if out.shape[1:] != layout.shape[1:] or out.dtype != layout.dtype or not 0 <= start <= stop <= layout.shape[0]:
+        raise ValueError(f"rows {start}:{stop} of {out.dtype} {out.shape[1:]} are not in {layout}")
+    for shard in range(start // layout.shard_rows, -(-stop // layout.shard_rows)):
+        first = max(start, shard * layout.shard_rows)
+        last = min(stop, (shard + 1) * layout.shard_rows)
+        descriptor = os.open(layout.shard(shard), os.O_RDONLY)
+        try:
+            for at, row, count in _pieces(descriptor, layout, first - shard * layout.shard_rows, last - first):
+                copy_from_file(descriptor, at, out[first - start + row : first - start + row + count])
+        finally:
+            os.close(descriptor)
+
+
+def shard_problems(layout: RowLayout) -> list[str]:
+    """Where the bytes around the rows are not what they were written as: the list of chunks, and the padding."""
+    problems = []
+    for shard in range(-(-layout.shape[0] // layout.shard_rows)):
+        file = layout.shard(shard)
+        try:
+            content = np.memmap(file, np.uint8, "r")
+            table = content[-16 * (layout.shard_rows // layout.chunk_rows) - 4 :]
+            if google_crc32c.value(table[:-4]) != int(table[-4:].view("<u4")[0]):
+                raise ValueError("its list of chunks does not match its checksum")
+            rows = min(layout.shape[0] - shard * layout.shard_rows, layout.shard_rows)
+            whole, rest = divmod(rows, layout.chunk_rows)
+            if rest:
+                end = int(table[16 * whole : 16 * whole + 8].view("<u8")[0]) + layout.chunk_rows * layout.row_bytes
+                if content[end - (layout.chunk_rows - rest) * layout.row_bytes : end].any():
+                    raise ValueError("its padding is not zero")
+        except (OSError, ValueError, IndexError) as error:
+            problems.append(f"{file}: {error}")
+    return problems
+
+
+def _pieces(descriptor: int, layout: RowLayout, start: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """(offset in the file, row from `start`, rows) of what is contiguous in a shard."""
+    chunks = layout.shard_rows // layout.chunk_rows
+    size = os.fstat(descriptor).st_size
+    entries = struct.iter_unpack("<QQ", os.pread(descriptor, 16 * chunks, size - 16 * chunks - 4))
+    places = [offset for offset, _ in entries]
+    begin, row, length = -1, 0, 0
+    while row + length < count:
+        chunk, within = divmod(start + row + length, layout.chunk_rows)
+        step = min(layout.chunk_rows - within, count - row - length)
+        at = places[chunk] + within * layout.row_bytes
+        if length and at != begin + length * layout.row_bytes:
+            yield begin, row, length
+            row, length = row + length, 0
+        if not length:
+            begin = at
+        length += step
+    yield begin, row, length

@@ -1,0 +1,26 @@
+"""`emi cache compact`: one segment of many."""
+
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "Example: emi cache compact features.zarr"
+
+
+def compact(
+    path: Annotated[str, typer.Argument(help="NAME.zarr or NAME.h5.")],
+    segment_gb: Annotated[float, typer.Option(help="Of features in one segment at most.")] = 64.0,
+) -> None:
+    """Join the segments of a cache: fewer files, faster opening. Verifies it first; killed, the cache is as before."""
+    from cache.errors import CacheError
+    from cache.rewrite import compact as compact_cache
+    from emi.console import Progress
+
+    if segment_gb <= 0:
+        raise CacheError(f"--segment-gb must be above zero, got {segment_gb}")
+    with Progress(None, "verifying") as progress:
+        done = compact_cache(path, progress, segment_bytes=int(segment_gb * 1e9))
+    if not done.changed:
+        typer.echo(f"nothing to do: {done.clips} clips in {done.segments[1]} segments")
+        return
+    typer.echo(f"{path}: {done.clips} clips, {done.segments[0]} segments before and {done.segments[1]} now")

@@ -1,0 +1,121 @@
+"""Put windows of clips through a loaded backbone into a cache."""
+
+import contextlib
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cache.errors import CacheFormatError
+from cache.format import Clip
+from cache.writer import CacheWriter
+from extract.backbones import Backbone, Identity, family_of
+from extract.failures import Failure
+from extract.settings import ExtractSettings
+from extract.sources import Source
+from extract.stats import PipelineStats
+
+if TYPE_CHECKING:
+    import torch
+
+    from extract.processes import OnResult
+    from extract.run import ExtractPlan
+
+Written = tuple[str, float, Failure | None]
+"""A clip's id and seconds, and its failure if it is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A loaded backbone and how it is run: loaded once, for as many windows as there are.
+
+    Attributes:
+        backbone: runs on `device`.
+        device: where it computes.
+        settings: how.
+        batch_seconds: see `extract.plan.plan_batches`.
+        parallel_batches: batches computed at once.
+    """
+
+    backbone: Backbone
+    device: "torch.device"
+    settings: ExtractSettings
+    batch_seconds: float
+    parallel_batches: int
+
+    def fill(
+        self, windows: Sequence[Sequence[Source]], writer: CacheWriter, stats: PipelineStats, done: Collection[str]
+    ) -> Generator[Written, None, None]:
+        """Write the clips of the windows that are not done, window by window, and yield each when the writer has it."""
+        import torch
+
+        from extract.clips import extract_clips
+
+        results = extract_clips(
+            windows,
+            self.backbone,
+            device=self.device,
+            max_seconds=self.settings.max_seconds,
+            batch_seconds=self.batch_seconds,
+            parallel_batches=self.parallel_batches,
+            dtype=torch.float16 if self.settings.dtype == "float16" else torch.float32,
+            done=done,
+            workers=self.settings.workers,
+            stats=stats,
+        )
+        with contextlib.closing(results):
+            for result in results:
+                failure = _store(result, writer)
+                yield result.id, 0.0 if isinstance(result, Failure) else result.seconds, failure
+
+
+def load_extractor(
+    identity: Identity, settings: ExtractSettings, precision: str, parallel_batches: int | None = None
+) -> Extractor:
+    """Load a backbone onto the device of the settings.
+
+    Args:
+        identity: the backbone.
+        settings: how it is run.
+        precision: its arithmetic, as in the cache's header.
+        parallel_batches: batches computed at once, where that is not for the settings to say; no byte depends on it.
+
+    Raises:
+        BackboneError: its files do not fit.
+    """
+    from extract.compute import one_thread_per_operation
+
+    device = settings.resolved_device()
+    batch_seconds, at_once = settings.batching(identity.small)
+    with one_thread_per_operation(device):
+        backbone = family_of(settings.backbone).load(identity, device, precision)
+    return Extractor(
+        backbone=backbone,
+        device=device,
+        settings=settings,
+        batch_seconds=batch_seconds,
+        parallel_batches=parallel_batches or at_once,
+    )
+
+
+def fill(
+    plan: "ExtractPlan", settings: ExtractSettings, cache: str, stats: PipelineStats, on_result: "OnResult"
+) -> None:
+    """Extract the clips of a plan that the cache lacks, in this process."""
+    extractor = load_extractor(plan.identity, settings, plan.header.fingerprint["precision"])
+    with (
+        CacheWriter(cache, plan.header) as writer,
+        contextlib.closing(extractor.fill(plan.windows, writer, stats, writer.done)) as results,
+    ):
+        for result in results:
+            on_result(*result)
+
+
+def _store(result: Clip | Failure, writer: CacheWriter) -> Failure | None:
+    """Write a clip; returns why not, where it cannot be."""
+    if isinstance(result, Failure):
+        return result
+    try:
+        writer.add(result)
+    except CacheFormatError as error:  # the features of this clip cannot be stored; those of the others can
+        return Failure(result.id, "", str(error))
+    return None
