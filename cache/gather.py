@@ -111,7 +111,7 @@ def mismatches(run: Run, stored: Stored) -> dict[int, str]:
 
 
 def read_run(container: Container, header: Header, run: Run, out: Array | None = None) -> dict[int, str]:
-    """Read and check a run, and put each frame followed by its VAD into rows `run.at` on of `out`, if given.
+    """Read and check a run, and put each frame followed by its VAD into rows `run.at` on of `out`, if given and sound.
 
     Returns:
         What is wrong with the run's clips, by their number in the segment; empty where they are sound.
@@ -124,12 +124,13 @@ def read_run(container: Container, header: Header, run: Run, out: Array | None =
         if run.last - run.first == 1:
             return {run.first: repr(error)}
         return {n: why for clip in run.clips() for n, why in read_run(container, header, clip, out).items()}
-    if target is not None and not direct:
+    wrong = mismatches(run, stored)
+    if target is not None and not direct and not wrong:  # damaged numbers might overflow on the way
         frames, vad, _ = stored
         target[:, : header.dim] = frames
         if vad is not None:
             target[:, header.dim :] = vad
-    return mismatches(run, stored)
+    return wrong
 
 
 def read_runs(

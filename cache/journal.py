@@ -26,6 +26,10 @@ import google_crc32c
 _MAGIC = b"EMIJRNL1"
 _HEAD = struct.Struct("<8sII")
 """Magic, CRC-32C of the rest, size of the list of extents."""
+_STRING_HEAP = b"GCOL"
+"""Where HDF5 keeps strings of variable length, which attributes are: the only metadata without a checksum."""
+_HEAP_OBJECT = struct.Struct("<HHIQ")
+"""Number, references, reserved, size; number 0 is what is free, its head included."""
 Extent = tuple[int, bytes]
 
 
@@ -54,6 +58,8 @@ class Overlay(io.RawIOBase):
         """Fill from the file, then from the writes in their order."""
         view = memoryview(buffer).cast("B")
         content = self.read_at(self._position, len(view))
+        if content[:4] == _STRING_HEAP:
+            _check_string_heap(content)
         view[: len(content)] = content
         self._position += len(content)
         return len(content)
@@ -147,6 +153,23 @@ def pending(path: Path) -> list[Extent]:
         return _read_journal(journal_path(path))
     except FileNotFoundError:
         return []
+
+
+def _check_string_heap(content: bytearray) -> None:
+    """Refuse a heap over whose objects HDF5 would run for ever: it takes a size of zero for a step.
+
+    Raises:
+        OSError: the sizes of the objects do not fill the heap.
+    """
+    end = int.from_bytes(content[8:16], "little")
+    if end > len(content):  # HDF5 reads the first 4 KiB, and then asks for all
+        return
+    at = 16
+    while at + _HEAP_OBJECT.size <= end:
+        number, _, _, size = _HEAP_OBJECT.unpack_from(content, at)
+        at += size if number == 0 else _HEAP_OBJECT.size + -(-size // 8) * 8
+        if at > end or (number == 0 and size < _HEAP_OBJECT.size):
+            raise OSError("its heap of strings is damaged")
 
 
 def _write_extents(descriptor: int, extents: Iterable[Extent]) -> None:

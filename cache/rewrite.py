@@ -106,7 +106,7 @@ def compact(
     Raises:
         CacheLockedError: another process writes the cache.
         CacheWriteError: no room or no right; the clips are as they were.
-        DamagedCacheError: a clip does not match its checksum; nothing was changed.
+        DamagedCacheError: something is damaged; nothing was changed.
     """
     container = open_container(path)
     try:
@@ -114,8 +114,8 @@ def compact(
             container.lock(alone=True)
         if not verify(path, on_progress).sound:
             raise DamagedCacheError(
-                f"{container.path} holds damaged clips, and was left as it is; `emi cache verify {container.path}` "
-                f"names them, and `emi cache repair {container.path}` drops them"
+                f"{container.path} is damaged, and was left as it is; `emi cache verify {container.path}` says where, "
+                f"and `emi cache repair {container.path}` mends it"
             )
         header, index = open_damaged(container)
         seen: set[str] = set()

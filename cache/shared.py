@@ -18,6 +18,7 @@ from cache import fingerprint as fp
 from cache.container import StrPath
 from cache.format import Array
 from cache.reader import FeatureCache
+from cache.writer import write_errors
 
 
 def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> tuple[Array, NDArray[np.int64]]:
@@ -30,6 +31,10 @@ def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> tup
 
     Returns:
         (total frames, dim [+ 3]) memory map in the storage dtype, and (len(ids) + 1,) int64 offsets.
+
+    Raises:
+        UnknownClipError, DamagedCacheError: see `FeatureCache.load`.
+        CacheWriteError: the folder is full, or may not be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,10 +42,13 @@ def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> tup
     path = folder / f"{_content(store, ids)}.npy"
     with _locked(path.with_suffix(".lock")):
         if not path.exists():
-            partial = path.with_suffix(f".{os.getpid()}.partial")
+            partial = path.with_suffix(".partial")  # that of a killed process is written over
+            shape = (int(offsets[-1]), store.dim + len(store.vad_names))
             try:
-                shape = (int(offsets[-1]), store.dim + len(store.vad_names))
-                out = np.lib.format.open_memmap(partial, "w+", store.header.dtype, shape)
+                with write_errors(str(folder)):
+                    out = np.lib.format.open_memmap(partial, "w+", store.header.dtype, shape)
+                    with partial.open("r+b") as file:  # a map on a disk that gets full kills the process
+                        os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
                 store.load(ids, out=out)
                 out.flush()
                 partial.replace(path)

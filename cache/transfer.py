@@ -44,22 +44,21 @@ def transfer(
         on_progress: called after each clip.
 
     Raises:
-        StaleCacheError: fingerprints differ, or one id is clips of different length in two sources.
+        StaleCacheError: fingerprints differ, or one id is clips of different length in two of the caches.
         DamagedCacheError: a clip does not match its checksum; what was copied before is in the target.
     """
     stores = [open_cache(path) for path in sources]
     try:
         for store in stores[1:]:
             stores[0].header.must_match(store.header, store.path)
-            if store.extras_crc32c != stores[0].extras_crc32c:
-                raise StaleCacheError(
-                    f"{stores[0].path} and {store.path} were derived with transforms that are not equal to the last "
-                    "bit; derive one cache from all their clips"
-                )
+            _same_extras(stores[0], store)
         owners, repeated = _owners(stores)
         summary = TransferSummary(repeated=repeated)
         header = _header(stores[0].header, dtype or str(stores[0].header.dtype))
         with CacheWriter(target, header, stores[0].extras) as writer:
+            with open_cache(target) as present:
+                _same_extras(stores[0], present)
+                _owners([*stores, present])
             summary.present = sum(clip_id in writer.done for clip_id in owners)
             todo = {clip_id: store for clip_id, store in owners.items() if clip_id not in writer.done}
             for done, (clip_id, store) in enumerate(todo.items(), 1):
@@ -72,6 +71,14 @@ def transfer(
     finally:
         for store in stores:
             store.close()
+
+
+def _same_extras(one: FeatureCache, other: FeatureCache) -> None:
+    if one.extras_crc32c != other.extras_crc32c:
+        raise StaleCacheError(
+            f"{one.path} and {other.path} were derived with transforms that are not equal to the last bit; derive one "
+            "cache from all their clips"
+        )
 
 
 def _owners(stores: Sequence[FeatureCache]) -> tuple[dict[str, FeatureCache], int]:

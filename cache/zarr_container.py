@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 
 from cache.container import NewSegment, Rows
-from cache.errors import CacheFormatError, CacheLockedError
+from cache.errors import CacheError, CacheFormatError, CacheLockedError
 from cache.format import ARRAYS, INDEX_ARRAYS, Array
 from cache.index import SegmentIndex
 from cache.zarr_rows import RowLayout, read_rows, row_layout, shard_problems
@@ -47,10 +48,13 @@ class ZarrContainer:
     def __init__(self, path: str) -> None:
         self.path = path
         self.remote = "://" in path
+        if self.remote:
+            _check_protocol(path)
         self._local = None if self.remote else Path(path)
         self._layouts: dict[tuple[str, str], RowLayout | None] = {}
         self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}
         self._locked: int | None = None
+        self._unlock = lambda: None
 
     def read_attributes(self) -> dict[str, Any] | None:
         """Root attributes, or None where there is no Zarr group."""
@@ -67,6 +71,13 @@ class ZarrContainer:
             except (ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
                 raise CacheFormatError(
                     f"{self.path}/zarr.json cannot be read ({error}); restore it from a copy of the cache"
+                ) from error
+            except Exception as error:  # the clients of object stores have classes of their own
+                if not self.remote:
+                    raise
+                raise CacheError(
+                    f"{self.path} cannot be read: {' '.join(str(error).split())}; check the network, and the address "
+                    "and credentials in the environment (docs/many-machines.md)"
                 ) from error
         raise CacheFormatError(f"{self.path} exists but is no Zarr group; choose another path, or remove it yourself")
 
@@ -91,6 +102,7 @@ class ZarrContainer:
             return
         if self._locked is None:
             self._locked = os.open(self._local, os.O_RDONLY)
+            self._unlock = weakref.finalize(self, os.close, self._locked)  # also where no one closes this
         try:
             fcntl.flock(self._locked, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -105,15 +117,13 @@ class ZarrContainer:
         """Committed segments: the members of `segments` that have group metadata."""
         store = self._group().store
 
-        async def members() -> list[str]:
-            return [name async for name in store.list_dir("segments/") if name != "zarr.json"]
-
         async def committed() -> list[str]:
-            names = await members()
+            names = await _members(store, "segments/")
             new = [name for name in names if name not in known]
             there = await asyncio.gather(*(store.exists(f"segments/{name}/zarr.json") for name in new))
             absent = {name for name, exists in zip(new, there, strict=True) if not exists}
-            if absent and not absent <= set(await members()):  # `compact` has just put another in their place
+            if absent and not absent <= set(await _members(store, "segments/")):
+                # `compact` has just put another in their place
                 return await committed()
             return [name for name in names if name not in absent]
 
@@ -129,7 +139,7 @@ class ZarrContainer:
         store, prototype = self._group().store, default_buffer_prototype()
 
         async def read() -> list[Any]:
-            names = [name async for name in store.list_dir("index/") if name != "zarr.json"]
+            names = await _members(store, "index/")
             return await asyncio.gather(*(store.get(f"index/{name}/c/0", prototype) for name in sorted(names)))
 
         return [chunk.to_bytes() for chunk in sync(read()) if chunk is not None]
@@ -242,9 +252,8 @@ class ZarrContainer:
         """Forget open arrays, and let go of the lock."""
         self._arrays.clear()
         self._layouts.clear()
-        if self._locked is not None:
-            os.close(self._locked)
-            self._locked = None
+        self._unlock()
+        self._locked = None
 
     def _group(self) -> zarr.Group:
         return zarr.open_group(self.path, mode="r", zarr_format=3)
@@ -284,6 +293,25 @@ class ZarrContainer:
                 await store.delete_dir(f"{group}/{name}")
 
         sync(remove())
+
+
+def _check_protocol(url: str) -> None:
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        raise CacheError(f"{url}: {error} (pip install 'emi[cloud]' has S3 and Google)") from error
+    except ValueError as error:
+        raise CacheFormatError(f"nothing here opens {protocol}:// ({url}); use a folder, s3://… or gs://…") from error
+
+
+async def _members(store: Any, folder: str) -> list[str]:
+    """What lies in a folder now: fsspec remembers listings, and other processes write."""
+    if hasattr(store, "fs"):
+        store.fs.invalidate_cache()
+    return [name async for name in store.list_dir(folder) if name != "zarr.json"]
 
 
 def _left_by_create(folder: Path) -> bool:

@@ -8,10 +8,11 @@ from cache.container import StrPath
 from cache.derive import source_header
 from cache.errors import EmiError
 from cache.format import Clip
-from extract.backbones import Backbone, family_of, identify
+from extract.backbones import identify
 from extract.clips import extract_clips
 from extract.errors import MediaListError
 from extract.failures import Failure
+from extract.fill import load_extractor
 from extract.plan import windows
 from extract.run import make_header
 from extract.settings import ExtractSettings
@@ -65,9 +66,7 @@ class Model:
         self._header.must_match(extracted, str(trained.folder))
         self._small = identity.small
         self._device = self._settings.resolved_device()
-        self._backbone: Backbone = family_of(self._settings.backbone).load(
-            identity, self._device, made_with["precision"]
-        )
+        self._backbone = load_extractor(identity, self._settings, made_with["precision"]).backbone
 
     def predict(self, media: StrPath | Sequence[StrPath]) -> list[Record]:
         """Intensities of every clip, in order of id.

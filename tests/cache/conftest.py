@@ -111,7 +111,9 @@ def plain(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], dict[s
             (dict(s.attrs), {k: a[:].tolist() if k == "ids" else a[:] for k, a in s.arrays()}) for s in members
         ]
     with h5py.File(path) as file:
-        attributes = dict(file.attrs) | {k: json.loads(file.attrs[k]) for k in ("fingerprint", "vad_names", "provenance")}
+        attributes = dict(file.attrs) | {
+            k: json.loads(file.attrs[k]) for k in ("fingerprint", "vad_names", "provenance")
+        }
         members = [file["segments"][name] for name in sorted(file["segments"])]
         return attributes, [
             (dict(s.attrs), {k: a.asstr()[:].tolist() if k == "ids" else a[:] for k, a in s.items()}) for s in members

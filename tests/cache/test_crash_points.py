@@ -11,6 +11,7 @@ import zarr.errors
 
 from cache import CacheError, CacheWriteError, CacheWriter, open_cache
 
+
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_crash_at_any_step_of_a_commit_leaves_the_old_or_the_new(
     path, stride, dies, make_cache, expected, contents, copied, faults

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +180,9 @@ def test_an_interrupted_run_lets_its_actors_commit_and_the_rest_is_done_later(
 
     with pytest.raises(KeyboardInterrupt):
         extract_on(cluster, clips, tmp_path / "ray.zarr", **backbone, on_progress=interrupt)
+    ends = time.monotonic() + 20
+    while actors_of(cluster) and time.monotonic() < ends:
+        time.sleep(0.1)
     assert not actors_of(cluster)
     emi.extract(clips, tmp_path / "local.zarr", dtype="float32", **backbone)
     assert emi.extract(clips, tmp_path / "ray.zarr", dtype="float32", **backbone).present >= 2

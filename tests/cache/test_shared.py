@@ -1,0 +1,175 @@
+"""One copy of a split for many processes: filled once, whoever comes first, and never half."""
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cache
+from cache import CacheWriteError, CacheWriter, DamagedCacheError, open_cache
+from cache.reader import FeatureCache
+from cache.shared import shared_load
+
+
+def test_it_holds_what_load_gives_and_cannot_be_written(filled, ids, tmp_path):
+    with open_cache(filled) as store:
+        frames, offsets = shared_load(store, ids, tmp_path / "maps")
+        expected, rows = store.load(ids)
+    assert isinstance(frames, np.memmap)
+    np.testing.assert_array_equal(frames, expected)
+    np.testing.assert_array_equal(offsets, rows)
+    with pytest.raises(ValueError, match="read-only"):
+        frames[0] = 1
+
+
+def test_the_second_call_maps_the_same_file_without_reading_the_cache(filled, ids, tmp_path, monkeypatch):
+    with open_cache(filled) as store:
+        first, _ = shared_load(store, ids, tmp_path)
+        monkeypatch.setattr(FeatureCache, "load", lambda *_, **__: pytest.fail("gathered again"))
+        second, _ = shared_load(store, ids, tmp_path)
+    assert first.filename == second.filename
+
+
+def test_other_clips_another_order_or_changed_bytes_have_another_file(path, ids, tmp_path, make_cache, make_header):
+    make_cache(path, ids)
+    make_cache(path.with_stem("other"), ids, header=make_header(layer=3))
+    names = set()
+    for place, wanted in ((path, ids), (path, ids[::-1]), (path, ids[1:]), (path.with_stem("other"), ids)):
+        with open_cache(place) as store:
+            names.add(shared_load(store, wanted, tmp_path / "maps")[0].filename)
+    assert len(names) == 4
+
+
+def test_many_processes_fill_it_once(filled, ids, tmp_path, fork, exit_code):
+    def read(report):
+        load = FeatureCache.load
+
+        def counted(*arguments, **options):
+            os.write(report, b"x")
+            return load(*arguments, **options)
+
+        FeatureCache.load = counted
+        with open_cache(filled) as store:
+            frames, _ = shared_load(store, ids, tmp_path / "maps")
+            FeatureCache.load = load
+            assert frames.tobytes() == store.load(ids)[0].tobytes()
+
+    counts, report = os.pipe()
+    children = [fork(read, report) for _ in range(6)]
+    assert [exit_code(child) for child in children] == [0] * 6
+    os.close(report)
+    assert os.read(counts, 100) == b"x"
+
+
+def test_a_killed_filler_neither_blocks_nor_poisons_the_next(filled, ids, tmp_path, fork, exit_code):
+    def die(*_, out, **__):
+        out[: len(out) // 2] = 7
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fill_and_die():
+        FeatureCache.load = die
+        with open_cache(filled) as store:
+            shared_load(store, ids, tmp_path / "maps")
+
+    assert exit_code(fork(fill_and_die)) == -signal.SIGKILL
+    with open_cache(filled) as store:
+        frames, _ = shared_load(store, ids, tmp_path / "maps")
+        assert frames.tobytes() == store.load(ids)[0].tobytes()
+    assert Path(frames.filename).parent == (tmp_path / "maps").resolve()
+
+
+def test_what_a_killed_filler_left_is_gone_after_the_next(filled, ids, tmp_path, fork, exit_code, faults):
+    folder = tmp_path / "maps"
+
+    def fill_and_die():
+        FeatureCache.load = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        with open_cache(filled) as store:
+            shared_load(store, ids, folder)
+
+    for _ in range(3):
+        assert exit_code(fork(fill_and_die)) == -signal.SIGKILL
+        faults.count("kills")
+    assert len(list(folder.iterdir())) == 2  # one half file and its lock, not one for each
+    with open_cache(filled) as store:
+        shared_load(store, ids, folder)
+    assert sorted(p.suffix for p in folder.iterdir()) == [".lock", ".npy"]
+
+
+def test_the_others_wait_while_one_fills(filled, ids, tmp_path, fork, exit_code):
+    began, go = os.pipe(), os.pipe()
+
+    def fill_slowly():
+        load = FeatureCache.load
+
+        def slow(*arguments, **options):
+            os.write(began[1], b"x")
+            os.read(go[0], 1)
+            return load(*arguments, **options)
+
+        FeatureCache.load = slow
+        with open_cache(filled) as store:
+            shared_load(store, ids, tmp_path / "maps")
+
+    filler = fork(fill_slowly)
+    os.read(began[0], 1)
+    waiting = threading.Thread(target=lambda: found.append(shared_load(store, ids, tmp_path / "maps")[0].tobytes()))
+    found = []
+    with open_cache(filled) as store:
+        waiting.start()
+        waiting.join(0.2)
+        assert (waiting.is_alive(), found) == (True, [])
+        os.write(go[1], b"x")
+        waiting.join()
+        assert exit_code(filler) == 0
+        assert found == [store.load(ids)[0].tobytes()]
+
+
+def test_spawned_processes_share_it_too(filled, ids, tmp_path):
+    with open_cache(filled) as store:
+        pickled, rows = pickle.dumps((store, ids, str(tmp_path / "maps"))).hex(), store.load(ids)[0].tobytes().hex()
+    program = (
+        "import pickle, sys; from cache.shared import shared_load\n"
+        "print(shared_load(*pickle.loads(bytes.fromhex(sys.argv[1])))[0].tobytes().hex())"
+    )
+    command = [sys.executable, "-c", program, pickled]
+    folder = Path(cache.__file__).parents[1]
+    children = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [child.communicate()[0].strip() for child in children] == [rows] * 3
+    assert len(list((tmp_path / "maps").glob("*.npy"))) == 1
+
+
+def test_a_damaged_clip_leaves_no_file(copy, ids, tmp_path, spoil):
+    spoil(copy, ids[1])
+    with open_cache(copy) as store, pytest.raises(DamagedCacheError, match=re.escape(repr(ids[1]))):
+        shared_load(store, ids, tmp_path / "maps")
+    assert [p.suffix for p in (tmp_path / "maps").iterdir()] == [".lock"]
+
+
+def test_no_clips_are_an_empty_array(filled, tmp_path):
+    with open_cache(filled) as store:
+        for _ in range(2):
+            frames, offsets = shared_load(store, [], tmp_path)
+            assert (frames.shape, offsets.tolist()) == ((0, 7), [0])
+
+
+def test_a_folder_that_is_too_full_is_an_error_and_does_not_kill_the_process(
+    tiny_disk, tmp_path, make_cache, make_header, make_clip, fork, exit_code, faults
+):
+    """Docker gives /dev/shm 64 MB, and a write into a map beyond that is a bus error."""
+    with CacheWriter(tmp_path / "a.h5", make_header()) as writer:
+        writer.add(make_clip("large", frames=400_000))
+
+    def load():
+        with open_cache(tmp_path / "a.h5") as store, pytest.raises(CacheWriteError, match="No space left"):
+            shared_load(store, ["large"], tiny_disk / "maps")
+
+    assert exit_code(fork(load)) == 0
+    faults.count("full disks")
+    assert [p.suffix for p in (tiny_disk / "maps").iterdir()] == [".lock"]
