@@ -1,9 +1,12 @@
 """Read runs of neighbouring clips, checked, many at once: how a split becomes one array, and how a cache is verified.
 
-Clips that lie one behind the other are read together and checked while their bytes are in the processor's cache. Where
-a run cannot be read, its clips are read one by one, so that the damaged one can be named.
+Clips are read in the order in which they are stored, whatever the order that is asked for: those that lie one behind
+the other together, each straight to its place, and checked while its bytes are in the processor's cache. Where a run
+cannot be read, its clips are read one by one, so that the damaged one can be named.
 """
 
+import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +14,10 @@ from dataclasses import dataclass
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from cache.container import Container
+from cache.file_rows import page_aligned
 from cache.format import Array, Header
 from cache.index import SegmentIndex
 
@@ -22,18 +27,18 @@ REMOTE_THREADS = 16
 TURN = 4
 """Runs that a thread takes at a time."""
 
-Stored = tuple[Array, Array | None, Array | None]
-"""frames (rows, dim), vad (rows, 3), vad_pooled (clips, 3) as they are stored."""
+Stored = tuple[Sequence[Array], Sequence[Array] | None, Array | None]
+"""For each clip frames (rows, dim), vad (rows, 3) and vad_pooled (3,), as they are stored."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
-    """Clips first:last of a segment, which go to the rows of the output from `at` on."""
+    """Clips first:last of a segment, and the first row of the output of each; no rows where none are wanted."""
 
     segment: SegmentIndex
     first: int
     last: int
-    at: int = 0
+    at: Sequence[int] = ()
 
     @property
     def start(self) -> int:
@@ -45,92 +50,107 @@ class Run:
         """Rows in all."""
         return int(self.segment.offsets[self.last]) - self.start
 
+    @functools.cached_property
+    def bounds(self) -> list[int]:
+        """(clips + 1,) first rows of its clips, counted from `start`."""
+        return list((self.segment.offsets[self.first : self.last + 1] - self.start).tolist())
+
     def clips(self) -> "Iterator[Run]":
         """The same clip by clip."""
         for i in range(self.first, self.last):
-            yield Run(self.segment, i, i + 1, self.at + int(self.segment.offsets[i]) - self.start)
+            yield Run(self.segment, i, i + 1, self.at[i - self.first : i - self.first + 1])
 
 
 def plan_runs(
-    segments: Sequence[SegmentIndex], segment_of: Sequence[int], within: Sequence[int], row_bytes: int
+    segments: Sequence[SegmentIndex],
+    segment_of: NDArray[np.integer],
+    within: NDArray[np.integer],
+    at: NDArray[np.integer],
+    row_bytes: int,
 ) -> list[Run]:
-    """Join clips that follow each other in a segment, up to `RUN_BYTES`; outputs follow each other as the clips do.
+    """Join clips that follow each other in a segment, up to `RUN_BYTES`.
 
     Args:
         segments: of the cache.
         segment_of: number of each clip's segment.
         within: number of each clip in its segment.
+        at: first row of each clip in the output.
         row_bytes: of one frame.
     """
+    order = np.lexsort((within, segment_of))
     runs: list[Run] = []
-    at = 0
-    for number, clip in zip(segment_of, within, strict=True):
-        segment = segments[number]
-        rows = int(segment.offsets[clip + 1]) - int(segment.offsets[clip])
-        last = runs[-1] if runs else None
-        if (
-            last is not None
-            and last.segment is segment
-            and last.last == clip
-            and (at + rows - last.at) * row_bytes <= RUN_BYTES
-        ):
-            runs[-1] = Run(segment, last.first, clip + 1, last.at)
-        else:
-            runs.append(Run(segment, clip, clip + 1, at))
-        at += rows
-    return runs
+    places: list[int] = []
+    segment, first, last, end = None, 0, 0, 0
+    for number, clip, row in zip(segment_of[order].tolist(), within[order].tolist(), at[order].tolist(), strict=True):
+        follows = segment is segments[number] and clip == last
+        if not follows or int(segments[number].offsets[clip + 1]) > end:
+            if segment is not None:
+                runs.append(Run(segment, first, last, places))
+            segment, first, places = segments[number], clip, []
+            end = int(segment.offsets[clip]) + RUN_BYTES // row_bytes
+        places.append(row)
+        last = clip + 1
+    return runs if segment is None else [*runs, Run(segment, first, last, places)]
 
 
-def read_stored(container: Container, header: Header, run: Run, frames: Array | None = None) -> Stored:
-    """Read the arrays of a run, unchecked; into `frames` where it is given: (rows, dim), C-contiguous."""
-    if frames is None:
-        frames = np.empty((run.rows, header.dim), header.dtype)
-    container.read_into(run.segment, "frames", run.start, frames)
+def read_stored(container: Container, header: Header, run: Run, places: Sequence[Array] = ()) -> Stored:
+    """Read the arrays of a run, unchecked; frames into the places of their clips (C-contiguous), where given."""
+    if places:
+        frames = list(places)
+        container.read_into(run.segment, "frames", run.start, frames)
+    else:
+        together = page_aligned((run.rows, header.dim), header.dtype)
+        container.read_into(run.segment, "frames", run.start, [together])
+        frames = [together[start:stop] for start, stop in itertools.pairwise(run.bounds)]
     if not header.vad_names:
         return frames, None, None
     vad, pooled = np.empty((run.rows, 3), np.float32), np.empty((run.last - run.first, 3), np.float32)
-    container.read_into(run.segment, "vad", run.start, vad)
-    container.read_into(run.segment, "vad_pooled", run.first, pooled)
-    return frames, vad, pooled
+    container.read_into(run.segment, "vad", run.start, [vad])
+    container.read_into(run.segment, "vad_pooled", run.first, [pooled])
+    return frames, [vad[start:stop] for start, stop in itertools.pairwise(run.bounds)], pooled
 
 
 def mismatches(run: Run, stored: Stored) -> dict[int, str]:
     """Clips of a run, by their number in the segment, whose bytes do not match their checksum."""
     frames, vad, pooled = stored
-    offsets = (run.segment.offsets[run.first : run.last + 1] - run.start).tolist()
-    checksums = run.segment.checksums[run.first : run.last].tolist()
     found = {}
-    for i, checksum in enumerate(checksums):
-        rows = slice(offsets[i], offsets[i + 1])
-        crc = google_crc32c.value(frames[rows])
+    for i, checksum in enumerate(run.segment.checksums[run.first : run.last].tolist()):
+        crc = google_crc32c.value(frames[i])
         if vad is not None and pooled is not None:
-            crc = google_crc32c.extend(google_crc32c.extend(crc, vad[rows]), pooled[i])
+            crc = google_crc32c.extend(google_crc32c.extend(crc, vad[i]), pooled[i])
         if crc != checksum:
             found[run.first + i] = "the bytes do not match their checksum"
     return found
 
 
 def read_run(container: Container, header: Header, run: Run, out: Array | None = None) -> dict[int, str]:
-    """Read and check a run, and put each frame followed by its VAD into rows `run.at` on of `out`, if given and sound.
+    """Read and check a run, and put each frame followed by its VAD into its rows of `out`, if given and sound.
 
     Returns:
         What is wrong with the run's clips, by their number in the segment; empty where they are sound.
     """
-    target = None if out is None else out[run.at : run.at + run.rows]
-    direct = target is not None and not header.vad_names and target.dtype == header.dtype and target.flags.c_contiguous
+    places = [] if out is None else _places(run, out)
+    direct = out is not None and not header.vad_names and out.dtype == header.dtype and out.flags.c_contiguous
     try:
-        stored = read_stored(container, header, run, target if direct else None)
+        stored = read_stored(container, header, run, places if direct else ())
     except Exception as error:  # a container may raise anything over damaged bytes
         if run.last - run.first == 1:
             return {run.first: repr(error)}
         return {n: why for clip in run.clips() for n, why in read_run(container, header, clip, out).items()}
     wrong = mismatches(run, stored)
-    if target is not None and not direct and not wrong:  # damaged numbers might overflow on the way
+    if not direct and not wrong:  # damaged numbers might overflow on the way
         frames, vad, _ = stored
-        target[:, : header.dim] = frames
-        if vad is not None:
-            target[:, header.dim :] = vad
+        for i, place in enumerate(places):
+            place[:, : header.dim] = frames[i]
+            if vad is not None:
+                place[:, header.dim :] = vad[i]
     return wrong
+
+
+def _places(run: Run, out: Array) -> list[Array]:
+    """The rows of `out` that each clip takes."""
+    bounds = itertools.pairwise(run.bounds)
+    return [out[at : at + stop - start] for at, (start, stop) in zip(run.at, bounds, strict=True)]
 
 
 def read_runs(

@@ -26,7 +26,7 @@ import numpy as np
 from cache import journal
 from cache.container import NewSegment, Rows
 from cache.errors import CacheFormatError, CacheLockedError
-from cache.file_rows import copy_from_file
+from cache.file_rows import copy_from_file, views_of
 from cache.format import FORMAT, INDEX_ARRAYS, Array
 from cache.index import SegmentIndex, names_in
 
@@ -174,18 +174,22 @@ class Hdf5Container:
         with self._overlay() as file:
             file.create_dataset(f"index/{name}", data=np.frombuffer(block, np.uint8))
 
-    def read_into(self, segment: SegmentIndex, array: str, start: int, out: Array) -> None:
+    def read_into(self, segment: SegmentIndex, array: str, start: int, outs: Sequence[Array]) -> None:
         """Rows from `start` on, from their place in the file."""
         offset, shape, dtype = segment.places[array]
-        if list(out.shape[1:]) != shape[1:] or out.dtype != dtype or not 0 <= start <= start + len(out) <= shape[0]:
-            raise ValueError(f"rows {start}:{start + len(out)} of {out.dtype} {out.shape[1:]} are not in {shape}")
+        rows = sum(map(len, outs))
+        fits = all(list(out.shape[1:]) == shape[1:] and out.dtype == dtype for out in outs)
+        if not fits or not 0 <= start <= start + rows <= shape[0]:
+            raise ValueError(f"rows {start}:{start + rows} of {outs[0].dtype} {outs[0].shape[1:]} are not in {shape}")
         snapshot = self._read()
-        offset += start * (out.nbytes // max(1, len(out)))
+        row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape[1:]))
+        offset += start * row_bytes
         if snapshot.pending:
-            content = journal.Overlay(snapshot.descriptor, snapshot.pending).read_at(offset, out.nbytes)
-            out.reshape(-1).view(np.uint8)[:] = np.frombuffer(content, np.uint8)
+            content = journal.Overlay(snapshot.descriptor, snapshot.pending).read_at(offset, rows * row_bytes)
+            for view in views_of(outs):
+                view[:], content = content[: len(view)], content[len(view) :]
         else:
-            copy_from_file(snapshot.descriptor, offset, out)
+            copy_from_file(snapshot.descriptor, offset, rows * row_bytes, views_of(outs))
 
     def write_segment(self, segment: NewSegment) -> None:
         """Let HDF5 write into memory, then commit the bytes through the journal."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cache.container import Container, StrPath, open_container
 from cache.errors import CacheNotFoundError, DamagedCacheError, EmiError, UnknownClipError
+from cache.file_rows import page_aligned
 from cache.format import Array, Clip, Header, extras_crc32c
 from cache.gather import Run, mismatches, plan_runs, read_runs, read_stored
 from cache.index import load_index
@@ -120,7 +121,10 @@ class FeatureCache:
         for reason in mismatches(run, stored).values():
             raise self._damage(clip_id, segment.name, reason)
         frames, vad, pooled = stored
-        return Clip(clip_id, frames, vad, None if pooled is None else pooled[0], float(self.seconds[row]))
+        seconds = float(self.seconds[row])
+        if vad is None or pooled is None:
+            return Clip(clip_id, frames[0], None, None, seconds)
+        return Clip(clip_id, frames[0], vad[0], pooled[0], seconds)
 
     def checksum(self, clip_id: str) -> int:
         """CRC-32C of a clip's stored bytes, as the index states it.
@@ -161,17 +165,13 @@ class FeatureCache:
         rows, offsets = self._rows_of(ids), self.offsets(ids)
         shape = (int(offsets[-1]), self.dim + len(self.vad_names))
         if out is None:
-            out = np.empty(shape, self.header.dtype)
+            out = page_aligned(shape, self.header.dtype)
         elif out.shape != shape:
             raise ValueError(f"out has shape {out.shape}, and these {len(ids)} clips take {shape}")
         elif not out.flags.writeable:
             raise ValueError("out may not be written")
-        runs = plan_runs(
-            self._segments,
-            self._segment_of[rows].tolist(),
-            self._within[rows].tolist(),
-            self.dim * self.header.dtype.itemsize,
-        )
+        row_bytes = self.dim * self.header.dtype.itemsize
+        runs = plan_runs(self._segments, self._segment_of[rows], self._within[rows], offsets[:-1], row_bytes)
         for run, wrong in read_runs(self._open(), self.header, runs, out):
             for number, reason in wrong.items():
                 raise self._damage(run.segment.ids[number], run.segment.name, reason)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from cache import fingerprint as fp
 from cache.container import Container, StrPath, open_container
 from cache.errors import CacheNotFoundError
@@ -117,7 +119,8 @@ def _verify_segment(
     report.clips += clips
     report.bytes += int(segment.offsets[-1]) * header.dim * header.dtype.itemsize
     row_bytes = header.dim * header.dtype.itemsize
-    runs = plan_runs([segment], [0] * clips, range(clips), row_bytes)
+    clip_numbers = np.arange(clips)
+    runs = plan_runs([segment], np.zeros(clips, np.int64), clip_numbers, clip_numbers, row_bytes)
     lost = {number: why for _, wrong in read_runs(container, header, runs) for number, why in wrong.items()}
     report.damaged += [
         DamagedClip(id=segment.ids[number], segment=segment.name, reason=why) for number, why in lost.items()

@@ -158,7 +158,7 @@ class ZarrContainer:
         )
         array[:] = content
 
-    def read_into(self, segment: SegmentIndex, array: str, start: int, out: Array) -> None:
+    def read_into(self, segment: SegmentIndex, array: str, start: int, outs: Sequence[Array]) -> None:
         """Rows from `start` on; straight from the files where they are local."""
         key = (segment.name, array)
         if self._local is not None:
@@ -166,9 +166,11 @@ class ZarrContainer:
                 self._layouts[key] = row_layout(self._local / "segments" / segment.name / array)
             layout = self._layouts[key]
             if layout is not None:
-                read_rows(layout, start, out)
+                read_rows(layout, start, outs)
                 return
-        out[:] = self._array(*key)[start : start + len(out)]
+        rows = np.asarray(self._array(*key)[start : start + sum(map(len, outs))])
+        for out in outs:
+            out[:], rows = rows[: len(out)], rows[len(out) :]
 
     def write_segment(self, segment: NewSegment, shard_bytes: int = SHARD_BYTES) -> None:
         """Write the arrays, flush them to the disk, then put the group metadata."""

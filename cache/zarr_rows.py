@@ -8,15 +8,15 @@ uncompressed inner chunks in shards. For any other `row_layout` is None, and zar
 import json
 import os
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from cache.file_rows import copy_from_file
+from cache.file_rows import copy_from_file, views_of
 from cache.format import Array
 
 _INNER = [{"name": "bytes", "configuration": {"endian": "little"}}]
@@ -35,6 +35,8 @@ class RowLayout:
     chunk_rows: int
     shard_rows: int
     row_bytes: int
+    chunk_offsets: dict[int, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
+    """By shard, as far as they have been read."""
 
     def shard(self, number: int) -> str:
         """File of a shard."""
@@ -70,23 +72,25 @@ def row_layout(folder: Path) -> RowLayout | None:
     return RowLayout(str(folder), shape, dtype, chunk[0], shard[0], dtype.itemsize * shape[1])
 
 
-def read_rows(layout: RowLayout, start: int, out: Array) -> None:
-    """Fill a C-contiguous array with the rows from `start` on.
+def read_rows(layout: RowLayout, start: int, outs: Sequence[Array]) -> None:
+    """Fill C-contiguous arrays, one after the other, with the rows from `start` on.
 
     Raises:
         OSError: a file is missing or too short.
-        ValueError: `out` does not fit, or a chunk is missing.
+        ValueError: an array does not fit, or a chunk is missing.
     """
-    stop = start + len(out)
-    if out.shape[1:] != layout.shape[1:] or out.dtype != layout.dtype or not 0 <= start <= stop <= layout.shape[0]:
-        raise ValueError(f"rows {start}:{stop} of {out.dtype} {out.shape[1:]} are not in {layout}")
+    stop = start + sum(map(len, outs))
+    fits = all(out.shape[1:] == layout.shape[1:] and out.dtype == layout.dtype for out in outs)
+    if not fits or not 0 <= start <= stop <= layout.shape[0]:
+        raise ValueError(f"rows {start}:{stop} of {outs[0].dtype} {outs[0].shape[1:]} are not in {layout}")
+    views = views_of(outs)
     for shard in range(start // layout.shard_rows, -(-stop // layout.shard_rows)):
         first = max(start, shard * layout.shard_rows)
         last = min(stop, (shard + 1) * layout.shard_rows)
         descriptor = os.open(layout.shard(shard), os.O_RDONLY)
         try:
-            for at, row, count in _pieces(descriptor, layout, first - shard * layout.shard_rows, last - first):
-                copy_from_file(descriptor, at, out[first - start + row : first - start + row + count])
+            for at, rows in _pieces(_chunk_offsets(descriptor, layout, shard), layout, first, last):
+                copy_from_file(descriptor, at, rows * layout.row_bytes, views)
         finally:
             os.close(descriptor)
 
@@ -112,21 +116,26 @@ def shard_problems(layout: RowLayout) -> list[str]:
     return problems
 
 
-def _pieces(descriptor: int, layout: RowLayout, start: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """(offset in the file, row from `start`, rows) of what is contiguous in a shard."""
-    chunks = layout.shard_rows // layout.chunk_rows
-    size = os.fstat(descriptor).st_size
-    entries = struct.iter_unpack("<QQ", os.pread(descriptor, 16 * chunks, size - 16 * chunks - 4))
-    places = [offset for offset, _ in entries]
-    begin, row, length = -1, 0, 0
-    while row + length < count:
-        chunk, within = divmod(start + row + length, layout.chunk_rows)
-        step = min(layout.chunk_rows - within, count - row - length)
-        at = places[chunk] + within * layout.row_bytes
-        if length and at != begin + length * layout.row_bytes:
-            yield begin, row, length
-            row, length = row + length, 0
-        if not length:
-            begin = at
-        length += step
-    yield begin, row, length
+def _chunk_offsets(descriptor: int, layout: RowLayout, shard: int) -> Sequence[int]:
+    """Where each chunk of a shard begins in its file: the list at the file's end, read once."""
+    if shard not in layout.chunk_offsets:
+        size = 16 * (layout.shard_rows // layout.chunk_rows)
+        table = os.pread(descriptor, size, os.fstat(descriptor).st_size - size - 4)
+        layout.chunk_offsets[shard] = [offset for offset, _ in struct.iter_unpack("<QQ", table)]
+    return layout.chunk_offsets[shard]
+
+
+def _pieces(offsets: Sequence[int], layout: RowLayout, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """(offset in the file, rows) of what is contiguous in a shard, for rows first:last of the array."""
+    begin = rows = 0
+    while first < last:
+        chunk, within = divmod(first % layout.shard_rows, layout.chunk_rows)
+        step = min(layout.chunk_rows - within, last - first)
+        at = offsets[chunk] + within * layout.row_bytes
+        if rows and at != begin + rows * layout.row_bytes:
+            yield begin, rows
+            rows = 0
+        begin = at - rows * layout.row_bytes
+        rows += step
+        first += step
+    yield begin, rows

@@ -187,6 +187,18 @@ def copy(filled: Path, tmp_path: Path) -> Path:
     return copied
 
 
+@pytest.fixture(scope="session", params=SUFFIXES)
+def three_segments(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the clips a to f in segments of two and a block, for reading only."""
+    return Path(make_cache(tmp_path_factory.mktemp("three") / f"features{request.param}", "abcdef", per_segment=2))
+
+
+@pytest.fixture
+def three(three_segments: Path, tmp_path: Path) -> Path:
+    """The same once more, to change and to damage."""
+    return copied(three_segments, tmp_path / three_segments.name)
+
+
 @pytest.fixture
 def ids() -> list[str]:
     """What is in `filled` and `copy`."""

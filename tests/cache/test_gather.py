@@ -1,4 +1,4 @@
-"""Gathering many clips at once gives what reading them one by one gives, whatever the order, the target and the layout."""
+"""Gathering many clips at once gives what reading one by one gives, whatever the order, the target and the layout."""
 
 import os
 import random
@@ -49,7 +49,7 @@ def one_by_one(store, ids, dtype=None):
     return rows.astype(dtype or rows.dtype), np.cumsum([0, *map(len, parts)])
 
 
-@pytest.mark.parametrize("run_bytes", [1, 100, None])
+@pytest.mark.parametrize("run_bytes", [100, None])
 @pytest.mark.parametrize("order", ORDERS)
 def test_load_gives_what_single_reads_give(many, order, run_bytes, monkeypatch):
     if run_bytes:
@@ -160,7 +160,7 @@ def test_rows_read_from_the_files_are_those_that_zarr_reads(rows, columns, dtype
         for _ in range(5):
             start = data.draw(st.integers(0, rows))
             out = np.empty((data.draw(st.integers(0, rows - start)), columns), dtype)
-            read_rows(layout, start, out)
+            read_rows(layout, start, [out])
             assert out.tobytes() == np.asarray(array[start : start + len(out)]).tobytes()
             assert out.tobytes() == values[start : start + len(out)].tobytes()
 

@@ -17,6 +17,7 @@ from cache.rewrite import compact, repair
 from cache.verify import verify
 from cache.zarr_container import ZarrContainer
 
+only_zarr = pytest.mark.parametrize("three_segments", [".zarr"], indirect=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 
 
@@ -249,42 +250,42 @@ def lose():
     return lose
 
 
+@only_zarr
 def test_a_lost_segment_is_known_by_its_block_and_its_clips_can_be_filled_again(
-    tmp_path, lose, make_cache, make_header, expected, contents, record
+    three, lose, make_cache, make_header, expected, contents, record
 ):
-    path = make_cache(tmp_path / "a.zarr", "abcdef", per_segment=2)
-    with open_cache(path) as store:
+    with open_cache(three) as store:
         lost = store.segments[1]
-    lose(path, lost, "folder")
-    with open_cache(path) as store:
+    lose(three, lost, "folder")
+    with open_cache(three) as store:
         assert (store.lost, store.ids) == ({lost}, list("abcdef"))
         for read in (lambda: store["c"], lambda: store.load("abcdef")):
             with pytest.raises(DamagedCacheError, match=f"clip 'c' of segment {lost} is damaged"):
                 read()
         assert {i: record(store[i]) for i in "abef"} == expected("abef")
-    damaged = verify(path).damaged
+    damaged = verify(three).damaged
     assert [(clip.id, clip.segment, clip.lost) for clip in damaged] == [("c", lost, True), ("d", lost, True)]
-    with CacheWriter(path, make_header()) as writer:
+    with CacheWriter(three, make_header()) as writer:
         assert {"c", "d"} <= writer.done.keys()  # only repair gives them up
-    assert [clip.id for clip in repair(path).dropped] == ["c", "d"]
-    assert contents(path) == expected("abef")
-    assert verify(path).sound
-    make_cache(path, "cd")
-    assert contents(path) == expected("abcdef")
+    assert [clip.id for clip in repair(three).dropped] == ["c", "d"]
+    assert contents(three) == expected("abef")
+    assert verify(three).sound
+    make_cache(three, "cd")
+    assert contents(three) == expected("abcdef")
 
 
-def test_a_segment_that_lost_only_its_commit_record_loses_no_clip(tmp_path, lose, make_cache, expected, contents):
-    path = make_cache(tmp_path / "a.zarr", "abcdef", per_segment=2)
-    with open_cache(path) as store:
-        lose(path, store.segments[1], "commit record")
-    assert contents(path) == expected("abcdef")
-    assert [(clip.id, clip.lost) for clip in verify(path).damaged] == [("c", False), ("d", False)]
-    summary = repair(path)
+@only_zarr
+def test_a_segment_that_lost_only_its_commit_record_loses_no_clip(three, lose, expected, contents):
+    with open_cache(three) as store:
+        lose(three, store.segments[1], "commit record")
+    assert contents(three) == expected("abcdef")
+    assert [(clip.id, clip.lost) for clip in verify(three).damaged] == [("c", False), ("d", False)]
+    summary = repair(three)
     assert ([clip.id for clip in summary.restored], summary.dropped) == (["c", "d"], [])
-    assert verify(path).sound
-    assert list(contents(path).items()) == list(expected("abcdef").items())
+    assert verify(three).sound
+    assert list(contents(three).items()) == list(expected("abcdef").items())
     with zarr.config.set({"async.concurrency": 1}):
-        assert len(list(zarr.open_group(path, mode="r")["segments"].group_keys())) == 3
+        assert len(list(zarr.open_group(three, mode="r")["segments"].group_keys())) == 3
 
 
 def test_a_segment_that_is_compacted_away_while_it_is_looked_for_is_not_missed(

@@ -31,8 +31,8 @@ OTHER = {".zarr": ".h5", ".h5": ".zarr"}
 @pytest.mark.parametrize(
     ("suffix", "examples"),
     [
-        (".zarr", 4),
-        (".h5", 12),
+        (".zarr", 3),
+        (".h5", 6),
         pytest.param(".zarr", 120, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
         pytest.param(".h5", 400, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],

@@ -130,7 +130,7 @@ def test_progress_counts_every_clip(path, other, make_cache):
     assert os.path.exists(other)
 
 
-@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("stride", [37, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_a_copy_that_is_killed_at_any_step_goes_on_and_ends_as_if_it_had_not_been(
     path, other, stride, dies, make_cache, expected, contents, faults, monkeypatch
 ):

@@ -272,7 +272,10 @@ def test_convert_says_how_many_clips_it_copied_and_goes_on(run, tiny, tmp_path):
     target = tmp_path / "target.zarr"
     code, out, _ = run("convert", tiny, target, "--dtype", "float32")
     assert (code, out.startswith(f"copied 6 clips to {target} in ")) == (0, True)
-    assert run("convert", tiny, target, "--dtype", "float32")[:2] == (0, f"nothing to do: all 6 clips are in {target}\n")
+    assert run("convert", tiny, target, "--dtype", "float32")[:2] == (
+        0,
+        f"nothing to do: all 6 clips are in {target}\n",
+    )
     code, _, err = run("convert", tiny, target)
     assert (code, "dtype (stored float32, wanted float16)" in err) == (2, True)
     code, _, err = run("convert", tiny, tmp_path / "x.h5", "--dtype", "int8")
