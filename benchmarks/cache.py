@@ -162,12 +162,15 @@ def open_once(row: str, folder: Path) -> float:
 
 def read(row: str, case: Case, folder: Path, reference: Path, quick: bool) -> dict[str, Any]:
     """Random clips, and the training split in two orders; what is read is compared with what was written."""
+    from cache.file_rows import page_aligned
+
     store, clips = STORES[row](folder / "store"), FeatureClips(case)
     rng = np.random.default_rng(3)
     split = case.split()
     orders = {"shuffled": [split[i] for i in rng.permutation(len(split))], "stored": split}
     source = np.load(reference, mmap_mode="r")
-    out = np.zeros(source.shape, np.float16)
+    out = page_aligned(source.shape, np.dtype(np.float16))  # as emi makes it
+    out[:] = 0
     for ids in orders.values():  # the first pass warms what there is to warm
         store.load(ids, out)
         clips.check(ids, out)

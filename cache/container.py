@@ -76,8 +76,8 @@ class Container(Protocol):
     def write_block(self, name: str, block: bytes) -> None:
         """Store a block."""
 
-    def read_into(self, segment: "SegmentIndex", array: str, start: int, outs: Sequence[Array]) -> None:
-        """Fill C-contiguous arrays, one after the other, with the rows of one of a segment's arrays from `start` on."""
+    def read_into(self, segment: "SegmentIndex", array: str, starts: Sequence[int], outs: Sequence[Array]) -> None:
+        """Fill C-contiguous arrays with rows of one of a segment's arrays, each from its start on."""
 
     def write_segment(self, segment: NewSegment) -> None:
         """Write and commit one segment."""

@@ -6,7 +6,6 @@ instead of raising.
 """
 
 import os
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,11 +13,9 @@ import numpy as np
 
 from cache.format import Array
 
-_MAX_VIEWS, _MAX_BYTES = 1024, 1 << 30
-"""Bounds of one `preadv` (IOV_MAX and 2 GiB on Linux)."""
+_MAX_VIEWS = 1024
+"""Bound of one `preadv` (IOV_MAX of Linux)."""
 _PAGE = 4096
-
-Views = deque[memoryview]
 
 
 def page_aligned(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
@@ -33,28 +30,33 @@ def page_aligned(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     return buffer[start : start + size].view(dtype).reshape(shape)
 
 
-def views_of(arrays: Iterable[Array]) -> Views:
-    """The bytes of C-contiguous arrays, to be filled one after the other."""
-    return deque(memoryview(array).cast("B") for array in arrays if array.size)  # type: ignore[arg-type]
-
-
-def copy_from_file(descriptor: int, offset: int, count: int, views: Views) -> None:
-    """Move `count` bytes at an offset into the front of the views, and drop what is filled.
+def copy_from_file(descriptor: int, places: Iterable[tuple[int, memoryview]]) -> None:
+    """Fill views of bytes from their offsets in a file; those that follow each other in the file in one call.
 
     Raises:
         OSError: the file ends before.
     """
-    while count:
-        batch: list[memoryview] = []
-        size = 0
-        while size < min(count, _MAX_BYTES) and len(batch) < _MAX_VIEWS:
-            view = views.popleft()
-            room = min(count, _MAX_BYTES) - size
-            if len(view) > room:
-                views.appendleft(view[room:])
-                view = view[:room]
-            batch.append(view)
-            size += len(view)
-        if os.preadv(descriptor, batch, offset) != size:
-            raise OSError(f"the file ends before byte {offset + size}")
-        offset, count = offset + size, count - size
+    batch: list[memoryview] = []
+    begin = end = -1
+    for offset, view in places:
+        if offset != end or len(batch) == _MAX_VIEWS:
+            _fill(descriptor, begin, batch)
+            batch, begin, end = [], offset, offset
+        batch.append(view)
+        end += len(view)
+    _fill(descriptor, begin, batch)
+
+
+def _fill(descriptor: int, offset: int, views: list[memoryview]) -> None:
+    while views:
+        moved = os.preadv(descriptor, views, offset)  # 2 GiB at most
+        offset += moved
+        filled = 0
+        while filled < len(views) and moved >= len(views[filled]):
+            moved -= len(views[filled])
+            filled += 1
+        views = views[filled:]
+        if views and not (filled or moved):
+            raise OSError(f"the file ends before byte {offset + len(views[0])}")
+        if moved:
+            views[0] = views[0][moved:]

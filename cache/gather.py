@@ -5,7 +5,6 @@ the other together, each straight to its place, and checked while its bytes are 
 cannot be read, its clips are read one by one, so that the damaged one can be named.
 """
 
-import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -31,34 +30,35 @@ Stored = tuple[Sequence[Array], Sequence[Array] | None, Array | None]
 """For each clip frames (rows, dim), vad (rows, 3) and vad_pooled (3,), as they are stored."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Run:
-    """Clips first:last of a segment, and the first row of the output of each; no rows where none are wanted."""
+    """Clips of one segment, in the order of storage.
+
+    Attributes:
+        segment: that holds them.
+        clips: their numbers in it.
+        starts: first row of each in the segment's arrays.
+        lengths: frames of each.
+        at: first row of each in the output, where there is one.
+    """
 
     segment: SegmentIndex
-    first: int
-    last: int
+    clips: Sequence[int]
+    starts: Sequence[int]
+    lengths: Sequence[int]
     at: Sequence[int] = ()
 
-    @property
-    def start(self) -> int:
-        """First row of the segment's arrays."""
-        return int(self.segment.offsets[self.first])
+    @classmethod
+    def of(cls, segment: SegmentIndex, clips: NDArray[np.integer]) -> "Run":
+        """Clips by their numbers in a segment."""
+        starts = segment.offsets[clips]
+        return cls(segment, clips.tolist(), starts.tolist(), (segment.offsets[clips + 1] - starts).tolist())
 
-    @property
-    def rows(self) -> int:
-        """Rows in all."""
-        return int(self.segment.offsets[self.last]) - self.start
-
-    @functools.cached_property
-    def bounds(self) -> list[int]:
-        """(clips + 1,) first rows of its clips, counted from `start`."""
-        return list((self.segment.offsets[self.first : self.last + 1] - self.start).tolist())
-
-    def clips(self) -> "Iterator[Run]":
+    def each(self) -> "Iterator[Run]":
         """The same clip by clip."""
-        for i in range(self.first, self.last):
-            yield Run(self.segment, i, i + 1, self.at[i - self.first : i - self.first + 1])
+        for i in range(len(self.clips)):
+            one = slice(i, i + 1)
+            yield Run(self.segment, self.clips[one], self.starts[one], self.lengths[one], self.at[one])
 
 
 def plan_runs(
@@ -68,7 +68,7 @@ def plan_runs(
     at: NDArray[np.integer],
     row_bytes: int,
 ) -> list[Run]:
-    """Join clips that follow each other in a segment, up to `RUN_BYTES`.
+    """Put clips of a segment together, up to about `RUN_BYTES`.
 
     Args:
         segments: of the cache.
@@ -78,48 +78,50 @@ def plan_runs(
         row_bytes: of one frame.
     """
     order = np.lexsort((within, segment_of))
+    segment_of, within, at = segment_of[order], within[order], at[order]
     runs: list[Run] = []
-    places: list[int] = []
-    segment, first, last, end = None, 0, 0, 0
-    for number, clip, row in zip(segment_of[order].tolist(), within[order].tolist(), at[order].tolist(), strict=True):
-        follows = segment is segments[number] and clip == last
-        if not follows or int(segments[number].offsets[clip + 1]) > end:
-            if segment is not None:
-                runs.append(Run(segment, first, last, places))
-            segment, first, places = segments[number], clip, []
-            end = int(segment.offsets[clip]) + RUN_BYTES // row_bytes
-        places.append(row)
-        last = clip + 1
-    return runs if segment is None else [*runs, Run(segment, first, last, places)]
+    for group in np.split(np.arange(len(order)), np.flatnonzero(np.diff(segment_of)) + 1):
+        if not len(group):
+            break
+        segment, clips = segments[segment_of[group[0]]], within[group]
+        starts = segment.offsets[clips]
+        lengths = segment.offsets[clips + 1] - starts
+        number = (np.cumsum(lengths) - lengths) // max(1, RUN_BYTES // row_bytes)
+        bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(group)]
+        columns = [column.tolist() for column in (clips, starts, lengths, at[group])]
+        for first, last in itertools.pairwise(bounds):
+            runs.append(Run(segment, *(column[first:last] for column in columns)))
+    return runs
 
 
 def read_stored(container: Container, header: Header, run: Run, places: Sequence[Array] = ()) -> Stored:
     """Read the arrays of a run, unchecked; frames into the places of their clips (C-contiguous), where given."""
-    if places:
-        frames = list(places)
-        container.read_into(run.segment, "frames", run.start, frames)
-    else:
-        together = page_aligned((run.rows, header.dim), header.dtype)
-        container.read_into(run.segment, "frames", run.start, [together])
-        frames = [together[start:stop] for start, stop in itertools.pairwise(run.bounds)]
+    frames = places or _cut(page_aligned((sum(run.lengths), header.dim), header.dtype), run.lengths)
+    container.read_into(run.segment, "frames", run.starts, frames)
     if not header.vad_names:
         return frames, None, None
-    vad, pooled = np.empty((run.rows, 3), np.float32), np.empty((run.last - run.first, 3), np.float32)
-    container.read_into(run.segment, "vad", run.start, [vad])
-    container.read_into(run.segment, "vad_pooled", run.first, [pooled])
-    return frames, [vad[start:stop] for start, stop in itertools.pairwise(run.bounds)], pooled
+    vad = _cut(np.empty((sum(run.lengths), 3), np.float32), run.lengths)
+    pooled = np.empty((len(run.clips), 3), np.float32)
+    container.read_into(run.segment, "vad", run.starts, vad)
+    container.read_into(run.segment, "vad_pooled", run.clips, np.split(pooled, len(pooled)))
+    return frames, vad, pooled
+
+
+def _cut(rows: Array, lengths: Sequence[int]) -> list[Array]:
+    return [rows[stop - length : stop] for stop, length in zip(itertools.accumulate(lengths), lengths, strict=True)]
 
 
 def mismatches(run: Run, stored: Stored) -> dict[int, str]:
     """Clips of a run, by their number in the segment, whose bytes do not match their checksum."""
     frames, vad, pooled = stored
+    checksums = run.segment.checksums
     found = {}
-    for i, checksum in enumerate(run.segment.checksums[run.first : run.last].tolist()):
+    for i, number in enumerate(run.clips):
         crc = google_crc32c.value(frames[i])
         if vad is not None and pooled is not None:
             crc = google_crc32c.extend(google_crc32c.extend(crc, vad[i]), pooled[i])
-        if crc != checksum:
-            found[run.first + i] = "the bytes do not match their checksum"
+        if crc != checksums[number]:
+            found[number] = "the bytes do not match their checksum"
     return found
 
 
@@ -129,14 +131,14 @@ def read_run(container: Container, header: Header, run: Run, out: Array | None =
     Returns:
         What is wrong with the run's clips, by their number in the segment; empty where they are sound.
     """
-    places = [] if out is None else _places(run, out)
+    places = [] if out is None else [out[at : at + rows] for at, rows in zip(run.at, run.lengths, strict=True)]
     direct = out is not None and not header.vad_names and out.dtype == header.dtype and out.flags.c_contiguous
     try:
         stored = read_stored(container, header, run, places if direct else ())
     except Exception as error:  # a container may raise anything over damaged bytes
-        if run.last - run.first == 1:
-            return {run.first: repr(error)}
-        return {n: why for clip in run.clips() for n, why in read_run(container, header, clip, out).items()}
+        if len(run.clips) == 1:
+            return {run.clips[0]: repr(error)}
+        return {n: why for clip in run.each() for n, why in read_run(container, header, clip, out).items()}
     wrong = mismatches(run, stored)
     if not direct and not wrong:  # damaged numbers might overflow on the way
         frames, vad, _ = stored
@@ -145,12 +147,6 @@ def read_run(container: Container, header: Header, run: Run, out: Array | None =
             if vad is not None:
                 place[:, header.dim :] = vad[i]
     return wrong
-
-
-def _places(run: Run, out: Array) -> list[Array]:
-    """The rows of `out` that each clip takes."""
-    bounds = itertools.pairwise(run.bounds)
-    return [out[at : at + stop - start] for at, (start, stop) in zip(run.at, bounds, strict=True)]
 
 
 def read_runs(

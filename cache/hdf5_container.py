@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import io
 import json
+import math
 import os
 import time
 import weakref
@@ -26,7 +27,7 @@ import numpy as np
 from cache import journal
 from cache.container import NewSegment, Rows
 from cache.errors import CacheFormatError, CacheLockedError
-from cache.file_rows import copy_from_file, views_of
+from cache.file_rows import copy_from_file
 from cache.format import FORMAT, INDEX_ARRAYS, Array
 from cache.index import SegmentIndex, names_in
 
@@ -174,22 +175,23 @@ class Hdf5Container:
         with self._overlay() as file:
             file.create_dataset(f"index/{name}", data=np.frombuffer(block, np.uint8))
 
-    def read_into(self, segment: SegmentIndex, array: str, start: int, outs: Sequence[Array]) -> None:
-        """Rows from `start` on, from their place in the file."""
+    def read_into(self, segment: SegmentIndex, array: str, starts: Sequence[int], outs: Sequence[Array]) -> None:
+        """From their place in the file."""
         offset, shape, dtype = segment.places[array]
-        rows = sum(map(len, outs))
-        fits = all(list(out.shape[1:]) == shape[1:] and out.dtype == dtype for out in outs)
-        if not fits or not 0 <= start <= start + rows <= shape[0]:
-            raise ValueError(f"rows {start}:{start + rows} of {outs[0].dtype} {outs[0].shape[1:]} are not in {shape}")
+        columns, row_bytes = tuple(shape[1:]), np.dtype(dtype).itemsize * math.prod(shape[1:])
+        places: list[tuple[int, memoryview]] = []
+        for start, out in zip(starts, outs, strict=True):
+            if out.shape[1:] != columns or out.dtype != dtype or not 0 <= start <= start + len(out) <= shape[0]:
+                raise ValueError(f"{len(out)} rows of {out.dtype} {out.shape[1:]} from {start} on are not in {shape}")
+            if out.size:
+                places.append((offset + start * row_bytes, memoryview(out).cast("B")))  # type: ignore[arg-type]
         snapshot = self._read()
-        row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape[1:]))
-        offset += start * row_bytes
         if snapshot.pending:
-            content = journal.Overlay(snapshot.descriptor, snapshot.pending).read_at(offset, rows * row_bytes)
-            for view in views_of(outs):
-                view[:], content = content[: len(view)], content[len(view) :]
+            overlay = journal.Overlay(snapshot.descriptor, snapshot.pending)
+            for at, view in places:
+                view[:] = overlay.read_at(at, len(view))
         else:
-            copy_from_file(snapshot.descriptor, offset, rows * row_bytes, views_of(outs))
+            copy_from_file(snapshot.descriptor, places)
 
     def write_segment(self, segment: NewSegment) -> None:
         """Let HDF5 write into memory, then commit the bytes through the journal."""

@@ -111,7 +111,7 @@ class FeatureCache:
     def __getitem__(self, clip_id: str) -> Clip:
         row = self._row_of(clip_id)
         segment, number = self._segments[self._segment_of[row]], int(self._within[row])
-        run = Run(segment, number, number + 1)
+        run = Run.of(segment, np.array([number]))
         try:
             stored = read_stored(self._open(), self.header, run)
         except EmiError:
@@ -141,7 +141,7 @@ class FeatureCache:
         Raises:
             UnknownClipError: an id is not in the cache.
         """
-        return np.concatenate([[0], np.cumsum(self._num_frames[self._rows_of(ids)])]).astype(np.int64)
+        return self._offsets_of(self._rows_of(ids))
 
     def load(self, ids: Sequence[str], out: Array | None = None) -> tuple[Array, NDArray[np.int64]]:
         """Gather clips into one array, each frame followed by its VAD where the cache has it.
@@ -162,7 +162,8 @@ class FeatureCache:
             DamagedCacheError: stored bytes do not match their checksum.
             ValueError: `out` has another shape, or is read-only.
         """
-        rows, offsets = self._rows_of(ids), self.offsets(ids)
+        rows = self._rows_of(ids)
+        offsets = self._offsets_of(rows)
         shape = (int(offsets[-1]), self.dim + len(self.vad_names))
         if out is None:
             out = page_aligned(shape, self.header.dtype)
@@ -232,6 +233,9 @@ class FeatureCache:
 
     def _rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         return np.fromiter((self._row_of(clip_id) for clip_id in ids), np.int64, len(ids))
+
+    def _offsets_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self._num_frames[rows])]).astype(np.int64)
 
     def _row_of(self, clip_id: str) -> int:
         row = self._row.get(clip_id)

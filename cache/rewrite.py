@@ -188,7 +188,7 @@ class JoinedRows:
             if low >= high:
                 break
             at = begin + low - int(self._starts[number])
-            self._container.read_into(segment, self._array, at, [out[low - start : high - start]])
+            self._container.read_into(segment, self._array, [at], [out[low - start : high - start]])
         return out
 
 

@@ -14,7 +14,7 @@ import fcntl
 import os
 import shutil
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,19 +158,21 @@ class ZarrContainer:
         )
         array[:] = content
 
-    def read_into(self, segment: SegmentIndex, array: str, start: int, outs: Sequence[Array]) -> None:
-        """Rows from `start` on; straight from the files where they are local."""
+    def read_into(self, segment: SegmentIndex, array: str, starts: Sequence[int], outs: Sequence[Array]) -> None:
+        """Straight from the files where they are local; else what lies together is asked for together."""
         key = (segment.name, array)
         if self._local is not None:
             if key not in self._layouts:
                 self._layouts[key] = row_layout(self._local / "segments" / segment.name / array)
             layout = self._layouts[key]
             if layout is not None:
-                read_rows(layout, start, outs)
+                read_rows(layout, starts, outs)
                 return
-        rows = np.asarray(self._array(*key)[start : start + sum(map(len, outs))])
-        for out in outs:
-            out[:], rows = rows[: len(out)], rows[len(out) :]
+        stored = self._array(*key)
+        for first, last in _neighbours(starts, outs):
+            rows = np.asarray(stored[starts[first] : starts[last] + len(outs[last])])
+            for out in outs[first : last + 1]:
+                out[:], rows = rows[: len(out)], rows[len(out) :]
 
     def write_segment(self, segment: NewSegment, shard_bytes: int = SHARD_BYTES) -> None:
         """Write the arrays, flush them to the disk, then put the group metadata."""
@@ -197,6 +199,9 @@ class ZarrContainer:
                 named = NewSegment(name=new.name, arrays=new.arrays, attributes=attributes)
                 self.write_segment(named, REWRITTEN_SHARD_BYTES)
         self._put_groups()
+        if self._local is not None:
+            for partial in [file for group in GROUPS for file in (self._local / group).glob("*.partial")]:
+                partial.unlink()
         self._remove_all("index")  # before the segments: a block without its segments would call them lost
         for old, _ in replacements:
             for name in old:
@@ -372,3 +377,12 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _neighbours(starts: Sequence[int], outs: Sequence[Array]) -> Iterator[tuple[int, int]]:
+    """(first, last) of those that lie one behind the other."""
+    first = 0
+    for i in range(1, len(outs) + 1):
+        if i == len(outs) or starts[i] != starts[i - 1] + len(outs[i - 1]):
+            yield first, i - 1
+            first = i

@@ -8,7 +8,7 @@ uncompressed inner chunks in shards. For any other `row_layout` is None, and zar
 import json
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from cache.file_rows import copy_from_file, views_of
+from cache.file_rows import copy_from_file
 from cache.format import Array
 
 _INNER = [{"name": "bytes", "configuration": {"endian": "little"}}]
@@ -72,25 +72,29 @@ def row_layout(folder: Path) -> RowLayout | None:
     return RowLayout(str(folder), shape, dtype, chunk[0], shard[0], dtype.itemsize * shape[1])
 
 
-def read_rows(layout: RowLayout, start: int, outs: Sequence[Array]) -> None:
-    """Fill C-contiguous arrays, one after the other, with the rows from `start` on.
+def read_rows(layout: RowLayout, starts: Sequence[int], outs: Sequence[Array]) -> None:
+    """Fill C-contiguous arrays with rows, each from its start on.
 
     Raises:
         OSError: a file is missing or too short.
         ValueError: an array does not fit, or a chunk is missing.
     """
-    stop = start + sum(map(len, outs))
-    fits = all(out.shape[1:] == layout.shape[1:] and out.dtype == layout.dtype for out in outs)
-    if not fits or not 0 <= start <= stop <= layout.shape[0]:
-        raise ValueError(f"rows {start}:{stop} of {outs[0].dtype} {outs[0].shape[1:]} are not in {layout}")
-    views = views_of(outs)
-    for shard in range(start // layout.shard_rows, -(-stop // layout.shard_rows)):
-        first = max(start, shard * layout.shard_rows)
-        last = min(stop, (shard + 1) * layout.shard_rows)
+    columns, rows = layout.shape[1:], layout.shape[0]
+    of_shard: dict[int, list[tuple[int, int, memoryview]]] = {}
+    for start, out in zip(starts, outs, strict=True):
+        stop = start + len(out)
+        if out.shape[1:] != columns or out.dtype != layout.dtype or not 0 <= start <= stop <= rows:
+            raise ValueError(f"rows {start}:{stop} of {out.dtype} {out.shape[1:]} are not in {layout}")
+        view = memoryview(out).cast("B") if out.size else memoryview(b"")  # type: ignore[arg-type]
+        while start < stop:
+            shard, first = divmod(start, layout.shard_rows)
+            count = min(stop - start, layout.shard_rows - first)
+            of_shard.setdefault(shard, []).append((first, count, view[: count * layout.row_bytes]))
+            view, start = view[count * layout.row_bytes :], start + count
+    for shard, pieces in of_shard.items():
         descriptor = os.open(layout.shard(shard), os.O_RDONLY)
         try:
-            for at, rows in _pieces(_chunk_offsets(descriptor, layout, shard), layout, first, last):
-                copy_from_file(descriptor, at, rows * layout.row_bytes, views)
+            copy_from_file(descriptor, _places(_chunk_offsets(descriptor, layout, shard), layout, pieces))
         finally:
             os.close(descriptor)
 
@@ -125,17 +129,13 @@ def _chunk_offsets(descriptor: int, layout: RowLayout, shard: int) -> Sequence[i
     return layout.chunk_offsets[shard]
 
 
-def _pieces(offsets: Sequence[int], layout: RowLayout, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """(offset in the file, rows) of what is contiguous in a shard, for rows first:last of the array."""
-    begin = rows = 0
-    while first < last:
-        chunk, within = divmod(first % layout.shard_rows, layout.chunk_rows)
-        step = min(layout.chunk_rows - within, last - first)
-        at = offsets[chunk] + within * layout.row_bytes
-        if rows and at != begin + rows * layout.row_bytes:
-            yield begin, rows
-            rows = 0
-        begin = at - rows * layout.row_bytes
-        rows += step
-        first += step
-    yield begin, rows
+def _places(
+    offsets: Sequence[int], layout: RowLayout, pieces: Iterable[tuple[int, int, memoryview]]
+) -> Iterator[tuple[int, memoryview]]:
+    """(offset in the file, bytes to fill), chunk by chunk, for (first row of the shard, rows, bytes)."""
+    for first, rows, view in pieces:
+        while rows:
+            chunk, within = divmod(first, layout.chunk_rows)
+            count = min(layout.chunk_rows - within, rows)
+            yield offsets[chunk] + within * layout.row_bytes, view[: count * layout.row_bytes]
+            view, first, rows = view[count * layout.row_bytes :], first + count, rows - count

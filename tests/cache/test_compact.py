@@ -142,9 +142,9 @@ def test_memory_does_not_hold_a_whole_segment_while_segments_are_joined(path, ma
         monkeypatch.setattr(kind, "write_segment", lambda self, segment, _=0: write(self, segment, 800))
     read = kind.read_into
 
-    def counted(self, segment, array, start, out):
-        asked.append(out.nbytes)
-        read(self, segment, array, start, out)
+    def counted(self, segment, array, starts, outs):
+        asked.append(sum(out.nbytes for out in outs))
+        read(self, segment, array, starts, outs)
 
     monkeypatch.setattr(kind, "read_into", counted)
     compact(path)

@@ -158,11 +158,12 @@ def test_rows_read_from_the_files_are_those_that_zarr_reads(rows, columns, dtype
         assert shard_problems(layout) == []
         array = zarr.open_array(folder, mode="r")
         for _ in range(5):
-            start = data.draw(st.integers(0, rows))
-            out = np.empty((data.draw(st.integers(0, rows - start)), columns), dtype)
-            read_rows(layout, start, [out])
-            assert out.tobytes() == np.asarray(array[start : start + len(out)]).tobytes()
-            assert out.tobytes() == values[start : start + len(out)].tobytes()
+            starts = data.draw(st.lists(st.integers(0, rows), max_size=6))
+            outs = [np.empty((data.draw(st.integers(0, rows - start)), columns), dtype) for start in starts]
+            read_rows(layout, starts, outs)
+            for start, out in zip(starts, outs, strict=True):
+                assert out.tobytes() == np.asarray(array[start : start + len(out)]).tobytes()
+                assert out.tobytes() == values[start : start + len(out)].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_rows_read_from_the_files_are_those_that_zarr_reads(rows, columns, dtype
 def test_rows_that_an_array_does_not_have_are_refused(tmp_path, start, shape, dtype):
     zarr_container._write_array(str(tmp_path / "x"), np.zeros((10, 4), np.float16))
     with pytest.raises(ValueError, match="are not in"):
-        read_rows(row_layout(tmp_path / "x"), start, np.empty(shape, dtype))
+        read_rows(row_layout(tmp_path / "x"), [start], [np.empty(shape, dtype)])
 
 
 LAYOUTS = {
