@@ -1,5 +1,6 @@
 """The two stages as plain functions: keyword arguments in, settings objects inside."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,9 +8,11 @@ from cache.container import StrPath
 from extract import run as extract_run
 from extract.run import ExtractSummary
 from extract.settings import ExtractSettings
-from train_head import train as training
+from train_head.errors import RunFolderError
+from train_head.protocols import PAPER_ROWS, Ablation, ProtocolResult, Row, read_rows, rows_settings, run_protocol
+from train_head.protocols import ablate as run_ablation
 from train_head.settings import resolve_settings
-from train_head.train import TrainResult
+from train_head.train import TrainResult, gather_inputs
 
 
 def extract(media: StrPath, cache: StrPath, **settings: Any) -> ExtractSummary:
@@ -33,28 +36,95 @@ def extract(media: StrPath, cache: StrPath, **settings: Any) -> ExtractSummary:
 def train_head(
     cache: StrPath | Sequence[StrPath],
     train: StrPath,
-    valid: StrPath,
-    out: StrPath,
+    valid: StrPath | None = None,
+    out: StrPath | None = None,
     *,
     test: StrPath | None = None,
     config: StrPath | None = None,
     skip_missing: bool = False,
+    group_by: str | None = None,
+    seeds: int | None = None,
+    folds: int | None = None,
+    train_on_all: bool = False,
     **settings: Any,
-) -> TrainResult:
+) -> TrainResult | ProtocolResult:
     """Train a head on cached features; the paper's settings are the defaults.
 
     Args:
         cache: one cache, or several with equal fingerprints.
         train: label CSV of the training split.
-        valid: label CSV by which the best epoch is chosen.
-        out: run folder; called again, an unfinished run is taken up where it stopped.
+        valid: label CSV by which the best epoch is chosen; may be left out with folds.
+        out: run folder, needed; called again, an unfinished run is taken up where it stopped.
         test: CSV of a third split to predict.
         config: TOML file of settings.
         skip_missing: leave out labelled clips that the cache does not hold.
+        group_by: column of the labels, or regular expression on Filename, that says who speaks: splits and folds share
+            no group, and intervals resample groups.
+        seeds: train so many runs, with seed, seed + 1, …, in out/seed-0, …; `emi.load(out)` averages them.
+        folds: cut the clips of train and valid into so many folds and predict each by a run that did not see it.
+        train_on_all: afterwards train on train and valid for the best epoch count, in out/all.
         **settings: fields of `train_head.settings.TrainSettings` (lr, epochs, seed, …) or options of the head (hidden).
 
+    Returns:
+        A `TrainResult`, or with seeds or folds a `ProtocolResult`; both have folder, report, test_report and skipped.
+
     Raises:
-        EmiError: see `train_head.train.train`.
+        EmiError: see `train_head.protocols.run_protocol`.
     """
-    resolved = resolve_settings(config, **settings)
-    return training.train(cache, train, valid, out, resolved, test=test, skip_missing=skip_missing)
+    return run_protocol(
+        cache,
+        train,
+        valid,
+        _needed(out),
+        resolve_settings(config, **settings),
+        test=test,
+        skip_missing=skip_missing,
+        group_by=group_by,
+        seeds=seeds,
+        folds=folds,
+        train_on_all=train_on_all,
+    ).result
+
+
+def ablate(
+    cache: StrPath | Sequence[StrPath],
+    train: StrPath,
+    valid: StrPath,
+    out: StrPath,
+    *,
+    rows: StrPath | Sequence[Row] | None = None,
+    seeds: int = 3,
+    config: StrPath | None = None,
+    skip_missing: bool = False,
+    group_by: str | None = None,
+    **settings: Any,
+) -> Ablation:
+    """Train rows of settings that differ in one thing each; by default those of the paper's Table 1.
+
+    Args:
+        cache: one cache, or several with equal fingerprints.
+        train: label CSV of the training split.
+        valid: label CSV of the validation split, on which the rows are compared.
+        out: folder; gets a folder of seeds per row, ablation.csv and ablation.md. Called again it goes on.
+        rows: other rows, or a TOML file of them.
+        seeds: runs per row.
+        config: TOML file of the settings that the rows have in common.
+        skip_missing: leave out labelled clips that the cache does not hold.
+        group_by: as for `train_head`.
+        **settings: as for `train_head`; an option of a head goes to the rows whose head has it.
+
+    Raises:
+        EmiError: see `train_head.protocols.ablate`.
+    """
+    chosen = PAPER_ROWS if rows is None else read_rows(rows) if isinstance(rows, str | os.PathLike) else rows
+    resolved = rows_settings(chosen, config, **settings)
+    files = {"train": train, "valid": valid}
+    scale = resolved[0][1].label_scale
+    inputs = gather_inputs(cache, files, scale, skip_missing=skip_missing, group_by=group_by)
+    return run_ablation(inputs, out, resolved, seeds)
+
+
+def _needed(out: StrPath | None) -> StrPath:
+    if out is None:
+        raise RunFolderError("there is no run folder to train into; give out=")
+    return out

@@ -19,13 +19,13 @@ from queue import SimpleQueue
 import torch
 
 from cache.format import Clip
+from cache.machine import available_cores
 from extract.backbones.protocol import Backbone
 from extract.compute import BatchComputer, Results, one_thread_per_operation
 from extract.decoding import Decoders
 from extract.failures import Failure
 from extract.media import Waveform
 from extract.plan import plan_batches
-from extract.settings import available_cores
 from extract.sources import Source
 from extract.stats import PipelineStats
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from cache.machine import available_cores
 from cache.writer import CacheWriter
 from extract.backbones import family_of
 from extract.backbones.transformers_family import TRANSFORMERS
@@ -24,7 +25,7 @@ from extract.errors import ExtractSettingsError
 from extract.processes import OnResult
 from extract.ray_actor import Job, Window, WindowFiller
 from extract.ray_lending import Lender
-from extract.settings import ExtractSettings, available_cores
+from extract.settings import ExtractSettings
 from extract.stats import PipelineStats
 
 if TYPE_CHECKING:

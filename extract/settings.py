@@ -1,11 +1,11 @@
 """Settings of an extraction, and the choice of device and precision."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache.machine import available_cores, bfloat16_unit
 from extract.errors import ExtractSettingsError
 
 if TYPE_CHECKING:
@@ -147,18 +147,3 @@ class ExtractSettings:
         import torch
 
         return max(1, torch.cuda.device_count())
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which a scheduler or a container may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def bfloat16_unit() -> str | None:
-    """The processor's instructions that multiply bfloat16, best first, or None; read from Linux, without torch."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    flags = next((line.split() for line in text.splitlines() if line.startswith(("flags", "Features"))), [])
-    return next((unit for unit in ("amx_bf16", "avx512_bf16") if unit in flags), None)

@@ -1,33 +1,82 @@
 """The model card of a run: what it is, what it was made from, how well it does, and what it must not be used for."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from cache.derive import describe
-from cache.reader import FeatureCache
-from train_head.data import Split
-from train_head.labels import Labels
+from train_head import run_folder
+from train_head.errors import LabelError
+from train_head.heads import head_options
+from train_head.intervals import Intervals, bootstrap
+from train_head.labels import read_labels
 from train_head.metrics import Report
+from train_head.predictor import Predictor
 from train_head.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from train_head.train import Inputs, TrainResult
+
+PAPER_BACKBONE = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
+"""Of arXiv 2403.11879, section 3."""
+OF_THE_MACHINE = frozenset({"seed", "device", "precision", "label_scale"})
+"""Settings in which a run does not depart from the paper."""
+FEW_CLIPS = 100
+
+
+def write_card(settings: TrainSettings, inputs: "Inputs", result: "TrainResult") -> None:
+    """Write README.md into a run folder that holds its predictions; what is drawn there already is embedded.
+
+    Args:
+        settings: of the run, resolved.
+        inputs: what it was made from.
+        result: how it went.
+    """
+    intervals: dict[str, Intervals] = {}
+    for name, split in inputs.splits.items():
+        predictions = result.folder / f"predictions_{name}.csv"
+        if split.labels.names and predictions.is_file():
+            predicted, labels = read_labels(predictions, check_range=False), split.labels
+            try:
+                intervals[name] = bootstrap(predicted.values, labels.values, labels.names, labels.groups)
+            except LabelError:  # a single group has no interval
+                continue
+    card = model_card(settings, inputs, result, intervals)
+    run_folder.write_atomically(result.folder / run_folder.CARD, card.encode())
 
 
 def model_card(
     settings: TrainSettings,
-    store: FeatureCache,
-    labels: dict[str, Labels],
-    splits: dict[str, Split],
-    best_epoch: int,
-    report: Report,
-    test_report: Report | None,
+    inputs: "Inputs",
+    result: "TrainResult",
+    intervals: Mapping[str, Intervals] | None = None,
 ) -> str:
-    """Markdown text; every number in it is computed from the run."""
+    """Markdown text; every number in it is computed from the run.
+
+    Args:
+        settings: of the run, resolved.
+        inputs: what it was made from.
+        result: how it went; pictures that its folder holds are linked.
+        intervals: confidence intervals by split, "valid" and "test"; without them the tables have no such column.
+    """
+    intervals = intervals or {}
+    store, splits, labels = inputs.stores[0], inputs.splits, inputs.labels
     fingerprint = store.fingerprint
     minutes = {name: int(split.lengths.sum()) * store.hop_seconds / 60 for name, split in splits.items()}
     rows = [f"| {n} | {len(s)} of {len(labels[n])} | {minutes[n]:.1f} |" for n, s in splits.items()]
     recipe = fingerprint.get("derived")
     derived = f"\nThese are derived by `emi cache derive`: {describe(recipe)}.\n" if recipe else ""
-    test = f"\n## Test\n\n```\n{test_report.table()}\n```\n" if test_report else ""
-    return f"""# Head `{settings.head}` for {", ".join(report.names)}
+    watched = any(record["valid_pearson"] for record in result.history)
+    chosen = "was best by mean validation Pearson" if watched else "is kept, chosen by no clip"
+    optimistic = "The best epoch was chosen on these clips, so the figures are optimistic for new ones.\n"
+    test = ""
+    if result.test_report:
+        table = metric_table(result.test_report, intervals.get("test"))
+        test = f"\n## Test\n\n{table}\n{_picture(result, 'scatter_test', 'Test labels and predictions')}"
+    return f"""# Head `{settings.head}` for {", ".join(result.report.names)}
 
 Predicts intensities in [0, 1] of a clip from features of `{fingerprint["backbone"]}`{_made(fingerprint)}.
 {derived}
@@ -36,25 +85,126 @@ Predicts intensities in [0, 1] of a clip from features of `{fingerprint["backbon
 {chr(10).join(rows)}
 
 Trained with loss `{settings.loss}`, learning rate {settings.lr:g}, batch {settings.batch_size}, seed {settings.seed};
-epoch {best_epoch} of {settings.epochs} was best by mean validation Pearson. All settings are in `config.toml`.
+epoch {result.best_epoch} of {settings.stop_after or settings.epochs} {chosen}. All settings are in `config.toml`.
 
+- Parameters: {parameters(settings, inputs):,}
+- Seed: {settings.seed}
+- Machine: {_machine(settings, result)}
+- {_departures(settings, fingerprint["backbone"])}
+{_picture(result, "curves", "Training loss and validation Pearson by epoch")}
 ## Validation
 
-The best epoch was chosen on these clips, so the figures are optimistic for new ones.
-
-```
-{report.table()}
-```
-{test}
+{optimistic if watched else "These clips chose nothing in training."}
+{metric_table(result.report, intervals.get("valid"))}
+{_picture(result, "scatter_valid", "Validation labels and predictions")}{test}
 ## Use
 
 ```
 emi predict MEDIA --model THIS_FOLDER
 ```
 
-Intensities describe how strongly an emotion is *shown*; they say nothing about what a person feels. The licence of the
-backbone's weights applies to what is made with them.
+## Limits
+
+{_limits(inputs, result, intervals)}
 """
+
+
+def parameters(settings: TrainSettings, inputs: "Inputs") -> int:
+    """Trained numbers of the head, counted without memory or random draws for them."""
+    train = inputs.splits["train"]
+    with torch.device("meta"):
+        predictor = Predictor(settings, train.dim, len(train.labels.names))
+    return sum(p.numel() for p in predictor.parameters())
+
+
+def departures(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
+    """Settings that are not the paper's: name to (this run's, the paper's).
+
+    Options are compared with the defaults of the head they belong to.
+    """
+    paper = TrainSettings().to_toml() | {settings.head: asdict(head_options(settings.head, {}))}
+    ours: dict[str, tuple[Any, Any]] = {}
+    for key, value in settings.to_toml().items():
+        inner = {f"{key}.{k}": (v, paper[key].get(k)) for k, v in value.items()} if isinstance(value, dict) else {}
+        ours |= inner or {key: (value, paper[key])}
+    return {key: pair for key, pair in ours.items() if pair[0] != pair[1] and key not in OF_THE_MACHINE}
+
+
+def metric_table(report: Report, intervals: Intervals | None = None) -> str:
+    """Markdown: per target and in the mean Pearson, its 95 % interval where there is one, CCC and mean absolute error.
+
+    Args:
+        report: of one split.
+        intervals: of the same split.
+    """
+    concordance = [value for value in report.concordance if value is not None]
+    rows: list[tuple[str, float | None, float | None, float]] = [
+        *zip(report.names, report.pearson, report.concordance, report.mae, strict=True),
+        (
+            "**mean**",
+            report.mean_pearson,
+            float(np.mean(concordance)) if concordance else None,
+            float(np.mean(report.mae)),
+        ),
+    ]
+    ranges = [""] * len(rows)
+    if intervals:
+        lows, highs = (*intervals.low, intervals.mean_low), (*intervals.high, intervals.mean_high)
+        ranges = [f" {_cell(low)} to {_cell(high)} |" for low, high in zip(lows, highs, strict=True)]
+    lines = [f"| target | Pearson |{' 95 % interval |' if intervals else ''} CCC | MAE |"]
+    lines.append(f"|---|---|{'---|' if intervals else ''}---|---|")
+    for (name, r, ccc, mae), between in zip(rows, ranges, strict=True):
+        lines.append(f"| {name.replace('|', chr(92) + '|')} | {_cell(r)} |{between} {_cell(ccc)} | {mae:.3f} |")
+    return "\n".join(lines)
+
+
+def _departures(settings: TrainSettings, backbone: str) -> str:
+    found = [f"`{key}` {_value(ours)} (paper: {_value(paper)})" for key, (ours, paper) in departures(settings).items()]
+    text = "; ".join(found) if found else "none"
+    features = "" if backbone == PAPER_BACKBONE else f". The paper's features are of `{PAPER_BACKBONE}`"
+    return f"Settings that differ from the paper's (arXiv 2403.11879): {text}{features}"
+
+
+def _machine(settings: TrainSettings, result: "TrainResult") -> str:
+    seconds = sum(record["seconds"] for record in result.history)
+    rate = np.median([record["frames_per_second"] for record in result.history])
+    kind = "one CUDA GPU" if settings.device == "cuda" else "CPU"
+    return f"{kind}, {settings.precision}; {seconds:.1f} s for {len(result.history)} epochs, {rate:,.0f} frames/s"
+
+
+def _limits(inputs: "Inputs", result: "TrainResult", intervals: Mapping[str, Intervals]) -> str:
+    report, fingerprint = result.report, inputs.stores[0].fingerprint
+    zeros = (inputs.splits["train"].labels.values == 0).mean()
+    lines = [
+        "Intensities describe how strongly an emotion is *shown*; they say nothing about what a person feels. Decide "
+        "nothing about a person by them.",
+        "What it does on other languages, cultures, ages, microphones or rooms than those of the training clips is not "
+        "measured.",
+        f"{100 * zeros:.0f} % of the training labels are 0; predictions are not clipped, and may lie outside [0, 1].",
+        "The licence of the backbone's weights applies to what is made with them.",
+    ]
+    if "max_seconds" in fingerprint:
+        lines.append(f"Of a longer clip it hears the first {fingerprint['max_seconds']:g} s.")
+    if "valid" in intervals and intervals["valid"].groups is None:
+        lines.append("The intervals take clips as independent; where one speaker gave several, they are too narrow.")
+    if report.clips < FEW_CLIPS:
+        lines.append(f"{report.clips} validation clips are few: small differences between runs mean nothing.")
+    if report.undefined:
+        names = ", ".join(report.undefined)
+        lines.append(f"Pearson is undefined for {names} (constant labels or predictions), and not in the mean.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _picture(result: "TrainResult", name: str, what: str) -> str:
+    return f"\n![{what}]({name}.svg)\n" if (result.folder / f"{name}.svg").is_file() else ""
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _cell(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _made(fingerprint: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
-"""A split in memory: cached features beside labels, and the batches made of it."""
+"""Splits in memory: the cached features of all in one array, beside their labels, and the batches made of it."""
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,29 +9,33 @@ from torch import Tensor
 
 from cache.container import StrPath
 from cache.errors import StaleCacheError
+from cache.file_rows import page_aligned
 from cache.fingerprint import differences
 from cache.reader import FeatureCache, open_cache
 from train_head.errors import LabelError
 from train_head.labels import Labels
 
-POOL_BATCHES = 16
-"""Batches that are sorted by length together: enough to leave little padding, few enough to keep epochs random."""
+POOL_BATCHES, POOL_SHARE = 32, 4
+"""Batches that are sorted by length together, but at most a quarter of all: enough to leave little padding (3 % of the
+frames of Hume-Vidmimic2), few enough to keep epochs random."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split, gathered once.
+    """The clips of one label file; several splits may share `frames`.
 
     Attributes:
         labels: ids and targets.
-        frames: (total frames, dim) in the cache's storage dtype, the clips one after the other.
-        offsets: (clips + 1,) int64; clip i is rows offsets[i]:offsets[i + 1].
+        frames: (total frames, dim) in the cache's storage dtype.
+        starts: (clips,) int64, the row of `frames` at which a clip begins.
+        lengths: (clips,) int64 frames of each clip.
         targets: (clips, targets) float32.
     """
 
     labels: Labels
     frames: Tensor
-    offsets: Tensor
+    starts: Tensor
+    lengths: Tensor
     targets: Tensor
 
     def __len__(self) -> int:
@@ -43,19 +46,58 @@ class Split:
         """Size of a frame, VAD included."""
         return self.frames.shape[1]
 
-    @functools.cached_property
-    def lengths(self) -> Tensor:
-        """(clips,) frames of each clip."""
-        return self.offsets.diff()
+    def take(self, rows: Sequence[int]) -> "Split":
+        """Some of its clips, on the same frames."""
+        at = torch.as_tensor(rows, dtype=torch.int64)
+        return Split(self.labels.take(rows), self.frames, self.starts[at], self.lengths[at], self.targets[at])
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(batch, frames, dim) float32 zero-padded, (batch,) lengths, (batch, targets)."""
-        lengths = self.lengths[list(rows)]
-        padded = torch.zeros(len(rows), int(lengths.max()), self.dim)
-        for out, row in zip(padded, rows, strict=True):
-            start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
-            out[: stop - start] = self.frames[start:stop]
-        return padded, lengths, self.targets[list(rows)]
+    def to(self, device: torch.device) -> "Split":
+        """The same on a device, where the frames lie in their storage dtype."""
+        tensors = (t.to(device) for t in (self.frames, self.starts, self.lengths, self.targets))
+        return Split(self.labels, *tensors)
+
+    def clips(self) -> Iterator[Tensor]:
+        """(frames, dim) of each clip, in storage dtype."""
+        for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
+            yield self.frames[start : start + length]
+
+    def batch(self, rows: Sequence[int], workspace: "Workspace | None" = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Some clips side by side.
+
+        Args:
+            rows: numbers of the clips.
+            workspace: where the frames are put; they hold until its next use. Fresh memory where not given.
+
+        Returns:
+            (batch, frames, dim) float32 zero-padded, time-major in memory, which is how recurrent heads read it;
+            (batch,) lengths; (batch, targets).
+        """
+        workspace = workspace or Workspace()
+        at = torch.as_tensor(rows, dtype=torch.int64, device=self.starts.device)
+        lengths = self.lengths[at]
+        step = torch.arange(int(lengths.max()), device=at.device)[:, None]
+        outside = step >= lengths  # (frames, batch)
+        source = (self.starts[at] + step).masked_fill_(outside, 0)
+        stored = workspace.tensor("stored", (source.numel(), self.dim), self.frames)
+        torch.index_select(self.frames, 0, source.view(-1), out=stored)
+        frames = workspace.tensor("frames", (*source.shape, self.dim), self.targets)
+        frames.copy_(stored.view(frames.shape)).masked_fill_(outside.unsqueeze(-1), 0.0)
+        return frames.transpose(0, 1), lengths, self.targets[at]
+
+
+class Workspace:
+    """Memory that every batch reuses: fresh pages for each would be cleared by the kernel first."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, Tensor] = {}
+
+    def tensor(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Uninitialised, of the dtype and device of `like`; holds until `name` is asked for again."""
+        size = int(np.prod(shape))
+        block = self._blocks.get(name)
+        if block is None or len(block) < size:
+            block = self._blocks[name] = like.new_empty(size)
+        return block[:size].view(shape)
 
 
 def open_caches(paths: Sequence[StrPath]) -> list[FeatureCache]:
@@ -75,42 +117,49 @@ def open_caches(paths: Sequence[StrPath]) -> list[FeatureCache]:
     return stores
 
 
-def gather(stores: Sequence[FeatureCache], labels: Labels, *, skip_missing: bool = False) -> Split:
-    """Load the clips of a label file into memory.
+def gather(
+    stores: Sequence[FeatureCache], labels: Mapping[str, Labels], *, skip_missing: bool = False
+) -> dict[str, Split]:
+    """Load the clips of label files into memory, all into one array.
 
     Args:
         stores: caches with equal fingerprints; the first that holds a clip gives it.
-        labels: which clips, in which order.
+        labels: by split, which clips in which order.
         skip_missing: leave out clips that no cache holds instead of refusing.
 
     Raises:
         LabelError: clips are missing; says how many and names the first five.
     """
-    missing = [i for i, clip in enumerate(labels.ids) if not any(clip in store for store in stores)]
-    if missing and (not skip_missing or len(missing) == len(labels)):
-        raise LabelError(_describe_missing(stores, labels, missing))
-    if missing:
-        gone = set(missing)
-        labels = labels.take([i for i in range(len(labels)) if i not in gone])
-    arrays, lengths = [], []
-    for store, rows in _runs(stores, labels):
-        array, offsets = store.load([labels.ids[i] for i in rows])
-        arrays.append(array)
-        lengths.append(np.diff(offsets))
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    frames = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    return Split(labels, torch.from_numpy(frames), torch.from_numpy(offsets), torch.from_numpy(labels.values))
+    labels = {name: _held(stores, part, skip_missing) for name, part in labels.items()}
+    wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
+    of_store: list[list[str]] = [[] for _ in stores]
+    for clip in wanted:
+        of_store[next(i for i, store in enumerate(stores) if clip in store)].append(clip)
+    offsets = [store.offsets(ids) for store, ids in zip(stores, of_store, strict=True)]
+    header, total = stores[0].header, sum(int(part[-1]) for part in offsets)
+    frames = page_aligned((total, header.dim + len(header.vad_names)), header.dtype)
+    place: dict[str, tuple[int, int]] = {}
+    first = 0
+    for store, ids, part in zip(stores, of_store, offsets, strict=True):
+        store.load(ids, out=frames[first : first + int(part[-1])])
+        rows = zip((first + part[:-1]).tolist(), np.diff(part).tolist(), strict=True)
+        place |= zip(ids, rows, strict=True)
+        first += int(part[-1])
+    shared = torch.from_numpy(frames)
+    return {name: _split(part, shared, place) for name, part in labels.items()}
 
 
 def shuffled_batches(lengths: Tensor, batch_size: int, generator: torch.Generator) -> list[list[int]]:
     """Random batches of clips of similar length.
 
-    The clips are shuffled, cut into pools of `POOL_BATCHES` batches, sorted by length inside each pool, cut into
-    batches, and the batches shuffled: which clips meet changes from epoch to epoch, and little is padding.
+    The clips are shuffled, cut into pools of several batches, sorted by length inside each pool, cut into batches, and
+    the batches shuffled: which clips meet changes from epoch to epoch, and little is padding.
     """
+    lengths = lengths.cpu()
     order = torch.randperm(len(lengths), generator=generator)
     batches: list[list[int]] = []
-    for pool in order.split(batch_size * POOL_BATCHES):
+    pool_batches = max(1, min(POOL_BATCHES, len(lengths) // (batch_size * POOL_SHARE)))
+    for pool in order.split(batch_size * pool_batches):
         by_length = pool[lengths[pool].argsort(stable=True)]
         batches += [batch.tolist() for batch in by_length.split(batch_size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
@@ -118,22 +167,22 @@ def shuffled_batches(lengths: Tensor, batch_size: int, generator: torch.Generato
 
 def sorted_batches(lengths: Tensor, batch_size: int) -> list[list[int]]:
     """Every clip once, by length: for evaluation."""
-    return [batch.tolist() for batch in lengths.argsort(stable=True).split(batch_size)]
+    return [batch.tolist() for batch in lengths.cpu().argsort(stable=True).split(batch_size)]
 
 
-def _runs(stores: Sequence[FeatureCache], labels: Labels) -> Iterator[tuple[FeatureCache, list[int]]]:
-    """Consecutive rows that come from the same cache."""
-    current: FeatureCache | None = None
-    rows: list[int] = []
-    for i, clip in enumerate(labels.ids):
-        store = next(store for store in stores if clip in store)
-        if store is not current and current is not None:
-            yield current, rows
-            rows = []
-        current = store
-        rows.append(i)
-    if current is not None:
-        yield current, rows
+def _split(labels: Labels, frames: Tensor, place: Mapping[str, tuple[int, int]]) -> Split:
+    rows = torch.tensor([place[clip] for clip in labels.ids], dtype=torch.int64)
+    return Split(labels, frames, rows[:, 0].contiguous(), rows[:, 1].contiguous(), torch.from_numpy(labels.values))
+
+
+def _held(stores: Sequence[FeatureCache], labels: Labels, skip_missing: bool) -> Labels:
+    """The labels of clips that a cache holds."""
+    missing = {i for i, clip in enumerate(labels.ids) if not any(clip in store for store in stores)}
+    if not missing:
+        return labels
+    if skip_missing and len(missing) < len(labels):
+        return labels.take([i for i in range(len(labels)) if i not in missing])
+    raise LabelError(_describe_missing(stores, labels, sorted(missing)))
 
 
 def _describe_missing(stores: Sequence[FeatureCache], labels: Labels, missing: Sequence[int]) -> str:

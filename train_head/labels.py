@@ -1,7 +1,8 @@
-"""Read label and prediction CSVs: a Filename column and one column per target."""
+"""Read label and prediction CSVs: a Filename column, one column per target, and perhaps one that names groups."""
 
 import csv
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Labels:
         ids: the clip ids they stand for.
         names: the targets, in column order.
         values: (clips, targets) float32 in [0, 1]; (clips, 0) where the file has no targets.
+        groups: what each clip belongs to, a speaker for example; None where no groups were asked for.
     """
 
     path: str
@@ -33,6 +35,7 @@ class Labels:
     ids: tuple[str, ...]
     names: tuple[str, ...]
     values: NDArray[np.float32]
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -45,20 +48,23 @@ class Labels:
             tuple(self.ids[i] for i in rows),
             self.names,
             self.values[list(rows)],
+            None if self.groups is None else tuple(self.groups[i] for i in rows),
         )
 
 
-def read_labels(path: StrPath, scale: float = 1.0, *, check_range: bool = True) -> Labels:
+def read_labels(path: StrPath, scale: float = 1.0, *, check_range: bool = True, group_by: str | None = None) -> Labels:
     """Read a CSV of targets.
 
     Args:
         path: CSV with a header; Filename may be any column.
         scale: values are divided by it; 100 for labels from 0 to 100.
         check_range: whether a value outside [0, 1] is an error (predictions may lie outside).
+        group_by: a column that is no target but names each clip's group; where the file has no such column, a
+            regular expression that finds the group in Filename (see `match_groups`).
 
     Raises:
-        LabelError: no such file, no Filename, a duplicate or empty clip, or a value that is missing, not a number or
-            out of range, with its line.
+        LabelError: no such file, no Filename, a duplicate or empty clip, a value that is missing, not a number or
+            out of range, or an empty group, with its line; or no group in a Filename.
     """
     place = Path(path)
     if not place.is_file():
@@ -67,8 +73,11 @@ def read_labels(path: StrPath, scale: float = 1.0, *, check_range: bool = True) 
         rows = csv.reader(file)
         header = [cell.strip() for cell in next(rows, [])]
         column = _check_header(place, header)
+        group_column = header.index(group_by) if group_by is not None and group_by in header else None
+        targets = [i for i in range(len(header)) if i not in (column, group_column)]
         filenames: list[str] = []
         values: list[list[float]] = []
+        groups: list[str] = []
         lines: dict[str, int] = {}
         for cells in rows:
             if not any(cell.strip() for cell in cells):
@@ -76,22 +85,58 @@ def read_labels(path: StrPath, scale: float = 1.0, *, check_range: bool = True) 
             where = f"{place}, line {rows.line_num}"
             if len(cells) != len(header):
                 raise LabelError(f"{where}: {len(cells)} cells, and the header has {len(header)}")
-            name = cells.pop(column).strip()
+            name = cells[column].strip()
             if clip_id(name) in lines:
                 raise LabelError(f"{where}: clip {name!r} stands in line {lines[clip_id(name)]} already")
             lines[clip_id(name)] = rows.line_num
             if not name:
                 raise LabelError(f"{where}: the Filename is empty")
             filenames.append(name)
-            targets = [h for i, h in enumerate(header) if i != column]
-            values.append(
-                [_number(c, f"{where}, {t}", scale, check_range) for c, t in zip(cells, targets, strict=True)]
-            )
+            if group_column is not None:
+                groups.append(_group(cells[group_column], f"{where}, {group_by}"))
+            values.append([_number(cells[i], f"{where}, {header[i]}", scale, check_range) for i in targets])
     if not filenames:
         raise LabelError(f"{place} has a header and no rows")
-    names = tuple(h for i, h in enumerate(header) if i != column)
-    array = np.array(values, dtype=np.float32).reshape(len(filenames), len(names))
-    return Labels(str(place), tuple(filenames), tuple(map(clip_id, filenames)), names, array)
+    if group_by is not None and group_column is None:
+        groups = list(match_groups(filenames, group_by, str(place)))
+    array = np.array(values, dtype=np.float32).reshape(len(filenames), len(targets))
+    return Labels(
+        path=str(place),
+        filenames=tuple(filenames),
+        ids=tuple(map(clip_id, filenames)),
+        names=tuple(header[i] for i in targets),
+        values=array,
+        groups=None if group_by is None else tuple(groups),
+    )
+
+
+def match_groups(filenames: Sequence[str], pattern: str, where: str = "the label file") -> tuple[str, ...]:
+    r"""Find each clip's group in its Filename.
+
+    Args:
+        filenames: as written in a label file.
+        pattern: regular expression, searched anywhere in the name; its one group is the clip's group, or the whole
+            match where it has none: `Actor_(\d+)`.
+        where: the file, for the error.
+
+    Raises:
+        LabelError: the pattern is no regular expression, has several groups, or fails on a name; names the first five.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise LabelError(f"{pattern!r} is neither a column of {where} nor a regular expression: {error}") from error
+    if compiled.groups > 1:
+        raise LabelError(f"the regular expression {pattern!r} has {compiled.groups} groups, expected one or none")
+    matches = [compiled.search(name) for name in filenames]
+    found = [match[compiled.groups] if match else None for match in matches]
+    failed = [name for name, group in zip(filenames, found, strict=True) if not group]
+    if failed:
+        raise LabelError(
+            f"{pattern!r} is no column of {where}, and as a regular expression finds no group in {len(failed)} of its "
+            f"{len(filenames)} Filenames (first: {', '.join(failed[:5])})"
+        )
+    return tuple(group for group in found if group)
 
 
 def write_predictions(path: Path, labels: Labels, names: Sequence[str], values: NDArray[np.floating]) -> None:
@@ -114,6 +159,12 @@ def _check_header(place: Path, header: list[str]) -> int:
     if "" in header:
         raise LabelError(f"{place}: column {header.index('') + 1} has no name")
     return header.index(FILENAME)
+
+
+def _group(cell: str, where: str) -> str:
+    if not cell.strip():
+        raise LabelError(f"{where}: the group is empty")
+    return cell.strip()
 
 
 def _number(cell: str, where: str, scale: float, check_range: bool) -> float:

@@ -1,5 +1,7 @@
-"""A trained head loaded from its run folder."""
+"""A trained head loaded from its run folder, or the mean of several."""
 
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from cache.container import StrPath
 from cache.format import Clip, Header
@@ -16,8 +18,33 @@ from cache.transform import Transform
 from train_head import run_folder
 from train_head.derived import load_transform
 from train_head.errors import RunFolderError
-from train_head.heads import build_head
+from train_head.predictor import Predictor
 from train_head.settings import resolve_settings
+
+
+class Ensemble(nn.Module):
+    """The mean of several predictors' intensities.
+
+    Args:
+        members: predictors of the same targets from the same features.
+    """
+
+    def __init__(self, members: Sequence["Predictor | Ensemble"]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, dim) and (batch,) → (batch, targets) float32."""
+        return torch.stack([member(frames, lengths) for member in self.members]).mean(0)
+
+    @property
+    def has_timeline(self) -> bool:
+        """Whether every member gives a value per frame."""
+        return all(member.has_timeline for member in self.members)
+
+    def per_frame(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, targets) mean of the members' intensities per frame, where all have them."""
+        return torch.stack([member.per_frame(frames, lengths) for member in self.members]).mean(0)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -26,14 +53,14 @@ class TrainedHead:
 
     Attributes:
         folder: the run folder.
-        head: the module in evaluation mode.
+        head: standardisation and head in evaluation mode, or the mean of several such.
         names: the targets.
         features: the run's `[features]` table: dim, vad_names, hop_seconds, source, fingerprint.
         transform: what its features were derived with from extracted ones; None where they are extracted ones.
     """
 
     folder: Path
-    head: nn.Module
+    head: Predictor | Ensemble
     names: tuple[str, ...]
     features: dict[str, Any]
     transform: Transform | None = None
@@ -57,12 +84,14 @@ class TrainedHead:
 
 
 def load_head(folder: StrPath) -> TrainedHead:
-    """Load the best epoch of a run.
+    """Load the best epoch of a run; of a folder with an ensemble.toml, the mean of the runs that it lists.
 
     Raises:
-        RunFolderError: no run folder, or none of its epochs is finished.
+        RunFolderError: no run folder, or none of its epochs is finished; or members of different targets or features.
     """
     place = Path(folder)
+    if (place / run_folder.ENSEMBLE).is_file():
+        return _load_ensemble(place)
     config = run_folder.read_config_file(place)
     weights = place / run_folder.BEST
     if not weights.is_file():
@@ -70,6 +99,29 @@ def load_head(folder: StrPath) -> TrainedHead:
     settings = resolve_settings(place / run_folder.CONFIG)
     features, names = config["features"], tuple(config["data"]["targets"])
     dim = features["dim"] + len(features["vad_names"])
-    head = build_head(settings.head, dict(settings.head_options), dim, len(names))
+    head = Predictor(settings, dim, len(names))
     head.load_state_dict(load_file(weights))
     return TrainedHead(place, head.eval(), names, features, load_transform(place, features))
+
+
+def _load_ensemble(place: Path) -> TrainedHead:
+    path = place / run_folder.ENSEMBLE
+    try:
+        listed = tomllib.loads(path.read_text(encoding="utf-8")).get("members")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{path} is not valid TOML: {error}") from error
+    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+        raise RunFolderError(f'{path} must list the folders of its runs: members = ["seed-0", "seed-1"]')
+    members = [load_head(place / name) for name in listed]
+    first = members[0]
+    for name, member in zip(listed, members, strict=True):
+        if (member.names, _made(member.features)) != (first.names, _made(first.features)):
+            what = "targets" if member.names != first.names else "features"
+            raise RunFolderError(f"{path} lists {listed[0]} and {name}, whose {what} differ; train them on the same")
+    head = Ensemble([member.head for member in members]).eval()
+    return TrainedHead(place, head, first.names, first.features, first.transform)
+
+
+def _made(features: dict[str, Any]) -> dict[str, Any]:
+    """What decides the numbers: not the place where the backbone was."""
+    return {key: value for key, value in features.items() if key != "source"}

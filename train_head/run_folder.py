@@ -23,6 +23,8 @@ import torch
 from train_head.errors import RunFolderError
 
 CONFIG, METRICS, BEST, LAST, CARD = "config.toml", "metrics.jsonl", "best.safetensors", "last.pt", "README.md"
+ENSEMBLE = "ensemble.toml"
+"""In a folder of several runs: `members`, the folders of the runs whose predictions are averaged."""
 
 
 def prepare_folder(folder: Path, config: Mapping[str, Any]) -> None:
@@ -65,7 +67,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write last.pt in one atomic step."""
     temporary = folder / f"{LAST}.tmp"
     torch.save(dict(state), temporary)
-    _replace(temporary, folder / LAST)
+    replace_durably(temporary, folder / LAST)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
@@ -86,7 +88,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write beside, flush, rename."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data)
-    _replace(temporary, path)
+    replace_durably(temporary, path)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -94,7 +96,8 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Flush, rename: after a crash there is the old file or the new one."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

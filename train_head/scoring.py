@@ -1,11 +1,74 @@
-"""Score a prediction file against a label file, matching clips by id."""
+"""Score a prediction file against a label file, matching clips by id; and where on the scale the errors lie."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from cache.container import StrPath
 from train_head.errors import LabelError
-from train_head.labels import read_labels
+from train_head.labels import Labels, read_labels
 from train_head.metrics import Report, evaluate
+
+EDGES = (0.0, 1e-9, 0.25, 0.5, 0.75, 1.0)
+"""Zero alone, then quarters of the scale."""
+
+
+@dataclass(frozen=True)
+class BinErrors:
+    """Errors by how intense the label is.
+
+    Attributes:
+        names: the targets.
+        edges: (bins + 1,) ascending; a bin holds its lower edge and not its upper one, the last holds both.
+        count: (targets)(bins) clips.
+        mae: (targets)(bins) mean absolute error, None in an empty bin.
+        bias: (targets)(bins) mean of prediction - label, None in an empty bin.
+    """
+
+    names: tuple[str, ...]
+    edges: tuple[float, ...]
+    count: tuple[tuple[int, ...], ...]
+    mae: tuple[tuple[float | None, ...], ...]
+    bias: tuple[tuple[float | None, ...], ...]
+
+    @property
+    def bins(self) -> tuple[str, ...]:
+        """How each bin is called: `0` for the one that holds zero alone, otherwise `0.25-0.5`."""
+        pairs = zip(self.edges[:-1], self.edges[1:], strict=True)
+        return tuple("0" if low == 0.0 and high <= EDGES[1] else f"{round(low, 8):g}-{high:g}" for low, high in pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, with None for what is undefined."""
+        targets = {
+            name: {"count": list(self.count[k]), "mae": list(self.mae[k]), "bias": list(self.bias[k])}
+            for k, name in enumerate(self.names)
+        }
+        return {"edges": list(self.edges), "targets": targets}
+
+    def table(self) -> str:
+        """Plain-text table, one line per target and bin."""
+        width = max(14, *map(len, self.names))
+        lines = [f"{'':<{width}}  label       clips     MAE    bias"]
+        for name, *columns in zip(self.names, self.count, self.mae, self.bias, strict=True):
+            for label, count, mae, bias in zip(self.bins, *columns, strict=True):
+                lines.append(f"{name:<{width}}  {label:<9}  {count:>6}  {_cell(mae)}  {_cell(bias, '+')}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Predictions beside the labels of the same clips.
+
+    Attributes:
+        predicted: (clips, targets) float32.
+        labels: what is true, with groups where these were asked for.
+    """
+
+    predicted: NDArray[np.float32]
+    labels: Labels
 
 
 def score_files(predictions: StrPath, labels: StrPath, label_scale: float = 1.0) -> Report:
@@ -19,18 +82,88 @@ def score_files(predictions: StrPath, labels: StrPath, label_scale: float = 1.0)
     Raises:
         LabelError: a column or a clip is missing or too many; says how many and names the first five.
     """
-    truth = read_labels(labels, label_scale)
+    pair = read_pair(predictions, labels, label_scale)
+    return evaluate(pair.predicted, pair.labels.values, pair.labels.names)
+
+
+def read_pair(predictions: StrPath, labels: StrPath, label_scale: float = 1.0, *, group_by: str | None = None) -> Pair:
+    """Read predictions in the order of the labels' clips and columns.
+
+    Args:
+        predictions: as for `score_files`.
+        labels: as for `score_files`.
+        label_scale: the labels are divided by it.
+        group_by: column of the labels, or regular expression on Filename, that gives each clip's group.
+
+    Raises:
+        LabelError: a file is wrong, or a column or a clip is missing or too many; names the first five.
+    """
+    truth = read_labels(labels, label_scale, group_by=group_by)
+    if not truth.names:
+        raise LabelError(f"{labels} has no target columns beside Filename, so there is nothing to score against")
     guess = read_labels(predictions, check_range=False)
+    extra = set(guess.ids) - set(truth.ids)
+    aligned = align(guess, truth)
+    _refuse(f"{predictions} has", sorted(extra), f"that are not in {labels}")
+    return Pair(aligned, truth)
+
+
+def align(guess: Labels, truth: Labels) -> NDArray[np.float32]:
+    """Predictions as (clips, targets) in the order of the labels; clips that have no label are left out.
+
+    Raises:
+        LabelError: the columns differ, or labelled clips were not predicted; names the first five.
+    """
     if set(guess.names) != set(truth.names):
         raise LabelError(
-            f"{predictions} has the columns {', '.join(guess.names)}, and {labels} has {', '.join(truth.names)}"
+            f"{guess.path} has the columns {', '.join(guess.names)}, and {truth.path} has {', '.join(truth.names)}"
         )
     row = {clip: i for i, clip in enumerate(guess.ids)}
-    _refuse(f"{predictions} lacks", [c for c in truth.ids if c not in row], f"of {labels}")
-    _refuse(f"{predictions} has", sorted(row.keys() - set(truth.ids)), f"that are not in {labels}")
+    _refuse(f"{guess.path} lacks", [c for c in truth.ids if c not in row], f"of {truth.path}")
     columns = [guess.names.index(name) for name in truth.names]
-    values = guess.values[[row[clip] for clip in truth.ids]][:, columns]
-    return evaluate(values, truth.values, truth.names)
+    return guess.values[[row[clip] for clip in truth.ids]][:, columns]
+
+
+def errors_by_bin(
+    predicted: ArrayLike, target: ArrayLike, names: Sequence[str], edges: Sequence[float] = EDGES
+) -> BinErrors:
+    """Mean absolute error and bias by intensity: a head that always says "weak" looks good on the mean error alone.
+
+    Args:
+        predicted: (clips, targets).
+        target: (clips, targets), within the edges.
+        names: (targets,).
+        edges: ascending, two or more.
+
+    Raises:
+        ValueError: the shapes differ, the edges do not ascend, or a label lies outside them.
+    """
+    a, b = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
+    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != len(names):
+        raise ValueError(f"predictions have shape {a.shape}, labels {b.shape}, expected both (clips, {len(names)})")
+    bounds, bins = np.asarray(edges, np.float64), len(edges) - 1
+    if bins < 1 or not (np.diff(bounds) > 0).all():
+        raise ValueError(f"the edges of bins must ascend, got {tuple(edges)}")
+    if b.size and not (bounds[0] <= b.min() and b.max() <= bounds[-1]):
+        raise ValueError(f"labels lie from {b.min():g} to {b.max():g}, outside the bins' {edges[0]:g} to {edges[-1]:g}")
+    place = np.minimum(np.searchsorted(bounds, b, side="right") - 1, bins - 1)
+    error, targets = a - b, range(len(names))
+    where = [[place[:, k] == i for i in range(bins)] for k in targets]
+    return BinErrors(
+        names=tuple(names),
+        edges=tuple(map(float, edges)),
+        count=tuple(tuple(int(rows.sum()) for rows in where[k]) for k in targets),
+        mae=tuple(tuple(_average(np.abs(error[rows, k])) for rows in where[k]) for k in targets),
+        bias=tuple(tuple(_average(error[rows, k]) for rows in where[k]) for k in targets),
+    )
+
+
+def _average(errors: NDArray[np.float64]) -> float | None:
+    return float(errors.mean()) if len(errors) else None
+
+
+def _cell(value: float | None, sign: str = "") -> str:
+    return "     —" if value is None else f"{value:{sign}6.3f}"
 
 
 def _refuse(what: str, clips: Sequence[str], where: StrPath) -> None:

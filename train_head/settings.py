@@ -1,19 +1,24 @@
 """Settings of a training run: defaults from the paper, a TOML file, then what the caller says."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cache.container import StrPath
+from cache.machine import bfloat16_unit
+from train_head.augment import AugmentSettings
 from train_head.errors import TrainSettingsError
 from train_head.heads import HEADS, head_options
-from train_head.losses import LOSSES
+from train_head.losses import canonical, canonical_weighting
 from train_head.suggest import unknown
 
-RECORD_TABLES = ("data", "features")
+RECORD_TABLES = ("data", "features", "protocol")
 """Tables of a run's config.toml that record what it was made from; they are no settings."""
+TABLES = ("augment",)
+"""Tables of settings, beside those that hold a head's options."""
+PRECISIONS, DEVICES = ("auto", "fp32", "bf16"), ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,53 +28,92 @@ class TrainSettings:
     Attributes:
         head: a name in `HEADS`.
         head_options: options of that head; in TOML the table of its name (`[lstm]`).
-        loss: a name in `LOSSES`.
+        standardise: bring every feature to mean 0 and spread 1 over the training frames; saved with the head.
+        loss: a name in `LOSSES`, or a sum such as "0.7*ccc + 0.3*mse".
+        weighting: how much each label counts in the loss: "none", "lds" or "dense" (rare intensities more).
+        augment: options of `train_head.augment`; in TOML the table `[augment]`.
         lr: peak learning rate of AdamW.
         weight_decay: AdamW's.
         batch_size: clips per step.
         epochs: passes over the training clips.
+        stop_after: stop after so many epochs; the learning rate is that of `epochs`. 0 trains them all.
         warmup_epochs: epochs over which the learning rate rises; from there a cosine takes it to 0, step by step.
         clip_value: gradients are clipped to this absolute value.
         patience: stop after so many epochs without a better validation Pearson; 0 never stops.
-        seed: of the weights, the order of the clips and dropout.
+        ema: decay per step of a moving average of the weights, which is what is evaluated and saved; 0 is off.
+        seed: of the weights, the order of the clips, dropout and augmentation.
         label_scale: labels are divided by it.
+        precision: of matrix products: "fp32", "bf16", or "auto": bf16 where the processor multiplies it in hardware.
+        device: "auto", "cpu" or "cuda".
     """
 
     head: str = "lstm"
     head_options: Mapping[str, Any] = field(default_factory=dict)
+    standardise: bool = False
     loss: str = "mse"
+    weighting: str = "none"
+    augment: Mapping[str, Any] = field(default_factory=dict)
     lr: float = 1e-4
     weight_decay: float = 0.01
     batch_size: int = 32
     epochs: int = 30
+    stop_after: int = 0
     warmup_epochs: float = 1.0
     clip_value: float = 100.0
     patience: int = 0
+    ema: float = 0.0
     seed: int = 0
     label_scale: float = 1.0
+    precision: str = "auto"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise TrainSettingsError(unknown("loss", self.loss, LOSSES))
+        object.__setattr__(self, "loss", canonical(self.loss))
+        object.__setattr__(self, "weighting", canonical_weighting(self.weighting))
+        object.__setattr__(self, "augment", asdict(_augment_settings(self.augment)))
         for name, low in (("lr", 0.0), ("label_scale", 0.0), ("clip_value", 0.0), ("batch_size", 0), ("epochs", 0)):
             if not getattr(self, name) > low:
                 raise TrainSettingsError(f"{name} must be above {low:g}, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "patience"):
+        for name in ("weight_decay", "warmup_epochs", "patience", "stop_after"):
             if getattr(self, name) < 0:
                 raise TrainSettingsError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.stop_after > self.epochs:
+            raise TrainSettingsError(f"stop_after must not be above epochs ({self.epochs}), got {self.stop_after}")
+        if not 0 <= self.ema < 1:
+            raise TrainSettingsError(f"ema must lie in [0, 1), got {self.ema}")
+        for name, known in (("precision", PRECISIONS), ("device", DEVICES)):
+            if getattr(self, name) not in known:
+                raise TrainSettingsError(unknown(name, getattr(self, name), known))
         resolved = asdict(head_options(self.head, dict(self.head_options)))
         object.__setattr__(self, "head_options", resolved)
 
+    def on_this_machine(self) -> "TrainSettings":
+        """The same with device and precision settled, as a run records them.
+
+        Raises:
+            TrainSettingsError: there is no CUDA device, and one is asked for.
+        """
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise TrainSettingsError("--device cuda: torch finds no CUDA device here; leave it out for the CPU")
+        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        fast = device == "cuda" or bfloat16_unit() is not None
+        precision = self.precision if self.precision != "auto" else "bf16" if fast else "fp32"
+        return replace(self, device=device, precision=precision)
+
     def to_toml(self) -> dict[str, Any]:
         """All settings, resolved, as the tables of a TOML file."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "head_options"}
-        return plain | {self.head: dict(self.head_options)}
+        tables = ("head_options", *TABLES)
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tables}
+        return plain | {name: dict(getattr(self, name)) for name in TABLES} | {self.head: dict(self.head_options)}
 
 
 def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSettings:
     """Defaults, then a TOML file, then keyword arguments that are not None.
 
-    A keyword that is an option of the head (`hidden=256`) goes to the head.
+    A keyword that is an option of augmentation (`mixup=0.2`) goes there, and any other one that is no setting to the
+    head (`hidden=256`).
 
     Raises:
         TrainSettingsError: an unknown key (with the nearest known one), a wrong type or a value out of range.
@@ -78,13 +122,36 @@ def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSe
     given = {key: value for key, value in overrides.items() if value is not None}
     head = given.get("head", values.get("head", TrainSettings.head))
     options = dict(values.get(head, {})) if head in HEADS else {}
-    names = {f.name for f in fields(TrainSettings)} - {"head_options"}
+    augment = dict(values.get("augment", {}))
+    names = {f.name for f in fields(TrainSettings)} - {"head_options", "augment"}
     for key, value in given.items():
-        (values if key in names else options)[key] = value
+        if key == "augment":
+            augment |= value
+        else:
+            (values if key in names else augment if key in _AUGMENT else options)[key] = value
+    values["augment"] = augment
     settings = {key: value for key, value in values.items() if key not in HEADS}
     for key, value in settings.items():
         _check_type(key, value)
     return TrainSettings(**settings, head_options=options)
+
+
+def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Settings from KEY=VALUE, each value as in TOML; what is no TOML is a string.
+
+    Raises:
+        TrainSettingsError: there is no =.
+    """
+    values = {}
+    for text in assignments:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not (key and equals):
+            raise TrainSettingsError(f"--set {text!r}: expected KEY=VALUE, such as --set mixup=0.2")
+        try:
+            values[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = value
+    return values
 
 
 def with_seed(settings: TrainSettings, seed: int) -> TrainSettings:
@@ -111,11 +178,26 @@ def read_config(path: StrPath) -> dict[str, Any]:
             raise TrainSettingsError(f"{place}: {unknown('setting', key, known)}")
     for name in HEADS.keys() & values.keys():
         head_options(name, values[name])
+    _augment_settings(values.get("augment", {}))
     return {key: value for key, value in values.items() if key not in RECORD_TABLES}
 
 
+_AUGMENT = frozenset(f.name for f in fields(AugmentSettings))
+
+
+def _augment_settings(options: Mapping[str, Any]) -> AugmentSettings:
+    if not isinstance(options, Mapping):
+        raise TrainSettingsError(f"augment must be a table of options, got {options!r}")
+    for key in options:
+        if key not in _AUGMENT:
+            raise TrainSettingsError(unknown("option of augment", key, _AUGMENT))
+    return AugmentSettings(**options)
+
+
 def _check_type(key: str, value: object) -> None:
+    if key == "augment":
+        return
     expected = type(getattr(TrainSettings, key))
     fits = isinstance(value, int | float) if expected is float else isinstance(value, expected)
-    if not fits or isinstance(value, bool):
+    if not fits or isinstance(value, bool) != (expected is bool):
         raise TrainSettingsError(f"setting {key} must be a {expected.__name__}, got {value!r}")

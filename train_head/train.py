@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 from cache.container import StrPath
 from cache.reader import FeatureCache
 from train_head import run_folder
-from train_head.card import model_card
+from train_head.card import write_card
 from train_head.data import Split, gather, open_caches
 from train_head.derived import save_transform, stored_transform
 from train_head.errors import LabelError
+from train_head.groups import check_disjoint
 from train_head.labels import Labels, read_labels, write_predictions
 from train_head.metrics import Report, evaluate
 from train_head.settings import TrainSettings
-from train_head.trainer import OnEpoch, Record, Trainer, predict
+from train_head.trainer import OnEpoch, Record, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,74 @@ class TrainResult:
     resumed_at: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What runs are made from: opened, checked and in memory, for as many runs as one likes.
+
+    Attributes:
+        paths: the caches, as given.
+        stores: the same, opened; equal fingerprints.
+        files: label CSVs by split: "train", "valid", perhaps "test".
+        labels: what is in them.
+        splits: the same with features.
+        group_by: how the groups of the labels were found, if they were asked for.
+        protocol: what a run of several is within them; the table `[protocol]` of its config.toml.
+    """
+
+    paths: Sequence[StrPath]
+    stores: Sequence[FeatureCache]
+    files: Mapping[str, StrPath]
+    labels: Mapping[str, Labels]
+    splits: Mapping[str, Split]
+    group_by: str | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        """Clips of the label files that no cache holds."""
+        return sum(len(self.labels[name]) - len(split) for name, split in self.splits.items())
+
+
+def gather_inputs(
+    caches: StrPath | Sequence[StrPath],
+    files: Mapping[str, StrPath],
+    label_scale: float = 1.0,
+    *,
+    skip_missing: bool = False,
+    group_by: str | None = None,
+) -> Inputs:
+    """Read the labels, open the caches, load the features.
+
+    Args:
+        caches: one cache, or several with equal fingerprints that together hold the clips.
+        files: label CSVs by split.
+        label_scale: labels are divided by it.
+        skip_missing: leave out clips that no cache holds instead of refusing.
+        group_by: column of the label files that is no target but names each clip's group, or a regular expression
+            that finds it in Filename. A "test" file in which it finds nothing has no groups.
+
+    Raises:
+        LabelError, CacheError: a file or a clip is missing or wrong.
+    """
+    paths = [caches] if isinstance(caches, str | os.PathLike) else list(caches)
+    labels = {name: _read(name, path, label_scale, group_by) for name, path in files.items()}
+    _check_targets(labels)
+    stores = open_caches(paths)
+    splits = gather(stores, labels, skip_missing=skip_missing)
+    return Inputs(paths=paths, stores=stores, files=dict(files), labels=labels, splits=splits, group_by=group_by)
+
+
+def check_groups(inputs: Inputs) -> None:
+    """Refuse training and validation clips of common groups, where groups were asked for.
+
+    Raises:
+        LabelError: as `train_head.groups.check_disjoint`.
+    """
+    groups = [inputs.labels[name].groups for name in ("train", "valid")]
+    if groups[0] is not None and groups[1] is not None:
+        check_disjoint(groups[0], groups[1])
+
+
 def train(
     caches: StrPath | Sequence[StrPath],
     train: StrPath,
@@ -54,6 +123,7 @@ def train(
     *,
     test: StrPath | None = None,
     skip_missing: bool = False,
+    group_by: str | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainResult:
     """Train a head on cached features; called again it resumes, or finds nothing to do.
@@ -66,6 +136,7 @@ def train(
         settings: how to train; the paper's settings by default.
         test: CSV of a third split that is predicted with the best epoch; its targets may be missing.
         skip_missing: leave out clips that no cache holds instead of refusing.
+        group_by: as for `gather_inputs`; training and validation may then share no group.
         on_epoch: called with each epoch's record.
 
     Raises:
@@ -73,35 +144,83 @@ def train(
         DivergedError: the loss is not finite.
     """
     settings = settings or TrainSettings()
-    paths = [caches] if isinstance(caches, str | os.PathLike) else list(caches)
     files = {"train": train, "valid": valid} | ({"test": test} if test is not None else {})
-    labels = {name: read_labels(path, settings.label_scale) for name, path in files.items()}
-    _check_targets(labels)
-    stores = open_caches(paths)
-    splits = {name: gather(stores, part, skip_missing=skip_missing) for name, part in labels.items()}
-    folder = Path(out)
-    run_folder.prepare_folder(folder, _config(settings, stores, paths, files, labels))
-    save_transform(folder, stores)
-    trainer = Trainer(settings, splits["train"], splits["valid"], folder)
-    trainer.restore()
-    resumed_at = len(trainer.history)
-    trainer.fit(on_epoch)
-    reports = _write_predictions(trainer, splits, folder)
+    inputs = gather_inputs(caches, files, settings.label_scale, skip_missing=skip_missing, group_by=group_by)
+    check_groups(inputs)
+    return train_run(inputs, out, settings, on_epoch=on_epoch)
+
+
+def train_run(
+    inputs: Inputs,
+    out: StrPath,
+    settings: TrainSettings,
+    *,
+    keep_last: bool = False,
+    on_epoch: OnEpoch | None = None,
+) -> TrainResult:
+    """One run on inputs that are in memory; see `train`.
+
+    Args:
+        inputs: with the splits "train" and "valid".
+        out: run folder.
+        settings: how to train.
+        keep_last: keep the last epoch, so that the validation clips choose nothing.
+        on_epoch: called with each epoch's record.
+    """
+    settings = settings.on_this_machine()
+    splits, folder = inputs.splits, Path(out)
+    trainer, resumed_at = fit_run(inputs, folder, settings, None if keep_last else splits["valid"], on_epoch)
+    reports = write_run_predictions(trainer, splits, folder)
     result = TrainResult(
         folder=folder,
         report=reports["valid"],
         test_report=reports.get("test"),
         best_epoch=trainer.best_epoch,
         history=trainer.history,
-        skipped=sum(len(labels[name]) - len(splits[name]) for name in splits),
+        skipped=inputs.skipped,
         resumed_at=resumed_at,
     )
-    card = model_card(settings, stores[0], labels, splits, result.best_epoch, result.report, result.test_report)
-    run_folder.write_atomically(folder / run_folder.CARD, card.encode())
+    from train_head.figures import draw_run  # half a second, which a command that trains nothing need not wait
+
+    draw_run(folder, trainer.history, {name: part.labels for name, part in splits.items()})
+    write_card(settings, inputs, result)
     return result
 
 
-def _check_targets(labels: dict[str, Labels]) -> None:
+def fit_run(
+    inputs: Inputs, folder: Path, settings: TrainSettings, valid: Split | None, on_epoch: OnEpoch | None = None
+) -> tuple[Trainer, int]:
+    """Train to the end in a folder that is new or holds the same run.
+
+    Args:
+        inputs: with the split "train".
+        folder: run folder.
+        settings: resolved for this machine.
+        valid: by which the best epoch is chosen; None keeps the last.
+        on_epoch: called with each epoch's record.
+
+    Returns:
+        The trainer, and how many epochs were done before.
+    """
+    run_folder.prepare_folder(folder, run_config(settings, inputs))
+    save_transform(folder, inputs.stores)
+    trainer = Trainer(settings, inputs.splits["train"], valid, folder)
+    trainer.restore()
+    resumed_at = len(trainer.history)
+    trainer.fit(on_epoch)
+    return trainer, resumed_at
+
+
+def _read(name: str, path: StrPath, scale: float, group_by: str | None) -> Labels:
+    try:
+        return read_labels(path, scale, group_by=group_by)
+    except LabelError:
+        if name != "test" or group_by is None:
+            raise
+        return read_labels(path, scale)
+
+
+def _check_targets(labels: Mapping[str, Labels]) -> None:
     names = labels["train"].names
     if not names:
         raise LabelError(f"{labels['train'].path} has no target columns beside Filename")
@@ -113,16 +232,11 @@ def _check_targets(labels: dict[str, Labels]) -> None:
             )
 
 
-def _config(
-    settings: TrainSettings,
-    stores: Sequence[FeatureCache],
-    paths: Sequence[StrPath],
-    files: dict[str, StrPath],
-    labels: dict[str, Labels],
-) -> dict[str, Any]:
-    """The run's config.toml: settings at the top, then the tables that record what it was made from."""
-    data: dict[str, Any] = {"caches": [os.path.abspath(p) if "://" not in os.fspath(p) else p for p in paths]}
-    for name, path in files.items():
+def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
+    """A run's config.toml: settings at the top, then the tables that record what it was made from."""
+    stores, labels = inputs.stores, inputs.labels
+    data: dict[str, Any] = {"caches": [os.path.abspath(p) if "://" not in os.fspath(p) else p for p in inputs.paths]}
+    for name, path in inputs.files.items():
         data |= {name: os.path.abspath(path), f"{name}_sha256": run_folder.file_sha256(path)}
     header = stores[0].header
     features = {
@@ -135,17 +249,21 @@ def _config(
     transform = stored_transform(stores)
     if transform is not None:
         features["transform_sha256"] = hashlib.sha256(transform).hexdigest()
-    return settings.to_toml() | {"data": data | {"targets": list(labels["train"].names)}, "features": features}
+    data["targets"] = list(labels["train"].names)
+    if inputs.group_by is not None:
+        data["group_by"] = inputs.group_by
+    tables = {"data": data, "features": features} | ({"protocol": dict(inputs.protocol)} if inputs.protocol else {})
+    return settings.to_toml() | tables
 
 
-def _write_predictions(trainer: Trainer, splits: dict[str, Split], folder: Path) -> dict[str, Report]:
-    """Predict the validation and test splits with the best epoch's weights."""
-    trainer.head.load_state_dict(load_file(folder / run_folder.BEST))
+def write_run_predictions(trainer: Trainer, splits: Mapping[str, Split], folder: Path) -> dict[str, Report]:
+    """Predict the validation and test splits, those there are, with the weights that the run kept."""
+    trainer.evaluated.load_state_dict(load_file(folder / run_folder.BEST))
     names = splits["train"].labels.names
     reports: dict[str, Report] = {}
     for name in ("valid", "test"):
         if name in splits:
-            values = predict(trainer.head, splits[name], targets=len(names))
+            values = trainer.predict(splits[name])
             write_predictions(folder / f"predictions_{name}.csv", splits[name].labels, names, values)
             if splits[name].labels.names:
                 reports[name] = evaluate(values, splits[name].labels.values, names)

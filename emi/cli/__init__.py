@@ -9,6 +9,7 @@ import typer
 
 from cache.errors import EmiError
 from emi.cli import (
+    ablate,
     cache_compact,
     cache_derive,
     cache_export,
@@ -16,6 +17,7 @@ from emi.cli import (
     cache_info,
     cache_transfer,
     cache_verify,
+    compare,
     demo_data,
     evaluate,
     extract,
@@ -45,6 +47,8 @@ app.command("extract", epilog=extract.EXAMPLE)(extract.extract)
 app.command("train-head", epilog=train_head.EXAMPLE)(train_head.train_head)
 app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("ablate", epilog=ablate.EXAMPLE)(ablate.ablate)
+app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
 app.command("demo-data", epilog=demo_data.EXAMPLE)(demo_data.demo_data)
 cache_app.command("info", epilog=cache_info.EXAMPLE)(cache_info.info)
 cache_app.command("verify", epilog=cache_verify.EXAMPLE)(cache_verify.verify)

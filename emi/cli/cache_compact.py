@@ -12,14 +12,19 @@ def compact(
     segment_gb: Annotated[float, typer.Option(help="Of features in one segment at most.")] = 64.0,
 ) -> None:
     """Join the segments of a cache: fewer files, faster opening. Verifies it first; killed, the cache is as before."""
+    import math
+
     from cache.errors import CacheError
     from cache.rewrite import compact as compact_cache
     from emi.console import Progress
 
+    segment_bytes = segment_gb * 1e9
     if segment_gb <= 0:
         raise CacheError(f"--segment-gb must be above zero, got {segment_gb}")
+    if not math.isfinite(segment_bytes) or segment_bytes < 1:
+        raise CacheError(f"--segment-gb takes a number of gigabytes, such as 64, got {segment_gb}")
     with Progress(None, "verifying") as progress:
-        done = compact_cache(path, progress, segment_bytes=int(segment_gb * 1e9))
+        done = compact_cache(path, progress, segment_bytes=int(segment_bytes))
     if not done.changed:
         typer.echo(f"nothing to do: {done.clips} clips in {done.segments[1]} segments")
         return

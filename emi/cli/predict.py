@@ -3,40 +3,76 @@
 import csv
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-EXAMPLE = "Example: emi predict clip.mp4 --model runs/paper --csv predictions.csv"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from emi.prediction import Record
+
+EXAMPLE = "Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv"
 
 
 def predict(
     media: Annotated[list[str], typer.Argument(help="Media files, folders, CSVs or text lists.")],
     model: Annotated[Path, typer.Option(help="Run folder.")],
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write here instead of to the screen.")] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(help="Write a challenge's file: integer Filenames without padding, sorted, values within 0 to 1."),
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="CSV whose Filenames and row order the --submission takes.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Where the backbone is now, if it was moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on."""
     from emi.prediction import load
     from extract.failures import Failure
+    from train_head.errors import LabelError
     from train_head.labels import FILENAME
 
+    if template is not None and submission is None:
+        raise LabelError("--template is for --submission FILE; leave it out, or name that file")
+    if template is not None and not template.is_file():
+        raise LabelError(f"there is no template at {template}")
     loaded = load(model, backbone=backbone, device=device)
     results = list(loaded.iterate(media))
     failures = [result for result in results if isinstance(result, Failure)]
     records = sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
-    rows = [[r[FILENAME], *(f"{r[name]:.9g}" for name in loaded.names)] for r in records]
-    with csv_file.open("w", newline="", encoding="utf-8") if csv_file else _stdout() as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([FILENAME, *loaded.names])
-        writer.writerows(rows)
-    if csv_file:
-        typer.echo(f"wrote {len(records)} predictions to {csv_file}")
     for failure in failures:
         typer.echo(f"{failure.path}: {failure.reason}", err=True)
+    if csv_file or submission is None:
+        _write_csv(csv_file, records, loaded.names)
+    if submission is not None:
+        _write_submission(submission, records, loaded.names, template)
     if failures:
         raise typer.Exit(1)
+
+
+def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[str]") -> None:
+    from train_head.labels import FILENAME
+
+    with path.open("w", newline="", encoding="utf-8") if path else _stdout() as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([FILENAME, *names])
+        writer.writerows([r[FILENAME], *(f"{r[name]:.9g}" for name in names)] for r in records)
+    if path:
+        typer.echo(f"wrote {len(records)} predictions to {path}")
+
+
+def _write_submission(path: Path, records: "Sequence[Record]", names: "Sequence[str]", template: Path | None) -> None:
+    import numpy as np
+
+    from train_head.labels import FILENAME
+    from train_head.submission import write_submission
+
+    values = np.array([[record[name] for name in names] for record in records]).reshape(len(records), len(names))
+    clipped = write_submission(path, [record[FILENAME] for record in records], names, values, template)
+    typer.echo(f"wrote {len(records)} predictions to {path}; {clipped} values were clipped to 0 and 1")
 
 
 def _stdout():  # type: ignore[no-untyped-def]

@@ -1,12 +1,13 @@
 """`emi train-head`: a head on cached features."""
 
-import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from train_head.settings import TrainSettings
     from train_head.trainer import Record
 
 EXAMPLE = (
@@ -14,15 +15,26 @@ EXAMPLE = (
 )
 
 
+HEADS_HELP = (
+    "lstm (the paper's), mean, mlp, gru, bilstm, attention, tcn, transformer, hierarchical or sequence [default: lstm]."
+)
+LOSSES_HELP = (
+    'mse, mae, huber, pearson, ccc, balanced_mse, focal_r or zero_inflated, or a sum: "0.7*ccc + 0.3*mse" '
+    "[default: mse]."
+)
+
+
 def train_head(
     cache: Annotated[list[str], typer.Option(help="Feature cache; repeat it for clips spread over several.")],
     train: Annotated[Path, typer.Option(help="Label CSV of the training split.")],
-    valid: Annotated[Path, typer.Option(help="Label CSV by which the best epoch is chosen.")],
     out: Annotated[Path, typer.Option(help="Run folder.")],
+    valid: Annotated[
+        Path | None, typer.Option(help="Label CSV by which the best epoch is chosen; with --folds, more clips to cut.")
+    ] = None,
     test: Annotated[Path | None, typer.Option(help="CSV of a third split to predict; targets may be missing.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; the options below override it.")] = None,
-    head: Annotated[str | None, typer.Option(help="lstm (the paper's) or mean [default: lstm].")] = None,
-    loss: Annotated[str | None, typer.Option(help="mse, mae or huber [default: mse].")] = None,
+    head: Annotated[str | None, typer.Option(help=HEADS_HELP)] = None,
+    loss: Annotated[str | None, typer.Option(help=LOSSES_HELP)] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: 1e-4].")] = None,
     epochs: Annotated[int | None, typer.Option(help="[default: 30]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Clips per step [default: 32].")] = None,
@@ -39,15 +51,49 @@ def train_head(
         bool | None, typer.Option(help="Put the time mean of the input beside the last state [default: on].")
     ] = None,
     output: Annotated[str | None, typer.Option(help="linear, tanh or sigmoid [default: linear].")] = None,
+    standardise: Annotated[
+        bool | None, typer.Option(help="Bring features to mean 0, spread 1 over the training frames [default: off].")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of matrix products: fp32, bf16 or auto [default: auto].")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto [default: auto].")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any other setting, as in a TOML file: --set mixup=0.2; repeat."
+        ),
+    ] = None,
     label_scale: Annotated[float | None, typer.Option(help="100 for labels from 0 to 100 [default: 1].")] = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out labelled clips that no cache holds.")
     ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(help="Train so many runs, from --seed on, in OUT/seed-0, …; OUT averages them.")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cut the clips into so many folds, each predicted by a run that did not see it.")
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="Who speaks: label column, or regex on Filename. Splits and folds then share no group."),
+    ] = None,
+    train_on_all: Annotated[
+        bool, typer.Option("--train-on-all", help="Then train on all clips for the best epoch count, in OUT/all.")
+    ] = False,
+    stop_after: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs of the schedule of --epochs; 0 trains all.")
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write each epoch's figures into RUN/tensorboard too.")
+    ] = False,
 ) -> None:
     """Train a head with the paper's settings, or yours. Run it again to go on where it stopped."""
-    from train_head.settings import resolve_settings
-    from train_head.train import train as run_training
+    from train_head.progress import EpochLines
+    from train_head.protocols import ProtocolResult, run_protocol
+    from train_head.settings import read_assignments, resolve_settings
+    from train_head.tensorboard import Board
 
     settings = resolve_settings(
         config,
@@ -65,28 +111,61 @@ def train_head(
         output=output,
         seed=seed,
         label_scale=label_scale,
+        stop_after=stop_after,
+        standardise=standardise,
+        precision=precision,
+        device=device,
+        **read_assignments(more or ()),
     )
-    started = time.monotonic()
-    done_here = 0
+    several = seeds is not None or folds is not None or train_on_all
+    lines = EpochLines(settings.stop_after or settings.epochs, typer.echo)
+    board = Board(out) if tensorboard else None
+    begun = 0
+
+    def begin(name: str, own: "TrainSettings") -> None:
+        nonlocal lines, begun
+        begun += 1
+        lines = EpochLines(own.stop_after or own.epochs, typer.echo)
+        if board:
+            ordinary = seeds is None and folds is None and begun == 1  # it lies in OUT, and OUT/all follows
+            board.move(out if ordinary else out / name)
+        typer.echo(f"{name}:")
 
     def show(record: "Record") -> None:
-        nonlocal done_here
-        done_here += 1
-        left = (time.monotonic() - started) / done_here * (settings.epochs - record["epoch"])
-        pearson = "undef" if record["valid_mean_pearson"] is None else f"{record['valid_mean_pearson']:.3f}"
-        undefined = f"  (undefined: {', '.join(record['undefined'])})" if record["undefined"] else ""
-        typer.echo(
-            f"epoch {record['epoch']:>3}/{settings.epochs}  loss {record['train_loss']:.4f}  "
-            f"pearson {pearson}{'*' if record['best'] else ' '} "
-            f"{record['seconds']:.1f} s  {left:.0f} s left{undefined}"
-        )
+        lines(record)
+        if board:
+            board(record)
 
-    result = run_training(cache, train, valid, out, settings, test=test, skip_missing=skip_missing, on_epoch=show)
-    if result.resumed_at == len(result.history):
+    with board or nullcontext():
+        outcome = run_protocol(
+            cache,
+            train,
+            valid,
+            out,
+            settings,
+            test=test,
+            skip_missing=skip_missing,
+            group_by=group_by,
+            seeds=seeds,
+            folds=folds,
+            train_on_all=train_on_all,
+            on_run=begin if several else None,
+            on_epoch=show,
+        )
+    result = outcome.result
+    if outcome.nothing_to_do:
         typer.echo(f"nothing to do: {out} is finished")
     if result.skipped:
         typer.echo(f"{result.skipped} labelled clips were left out because no cache holds them", err=True)
-    typer.echo(f"validation, best epoch {result.best_epoch}:\n{result.report.table()}")
-    if result.test_report:
-        typer.echo(f"test:\n{result.test_report.table()}")
+    if isinstance(result, ProtocolResult):
+        typer.echo(result.table())
+    else:
+        typer.echo(f"validation, best epoch {result.best_epoch}:\n{result.report.table()}")
+        if result.test_report:
+            typer.echo(f"test:\n{result.test_report.table()}")
+    if outcome.everything is not None:
+        numbers = ", ".join(map(str, outcome.everything.epochs))
+        typer.echo(f"trained on all clips for {numbers} epochs, without validation: {outcome.everything.folder}")
+        if outcome.everything.test_report:
+            typer.echo(f"test, trained on all clips:\n{outcome.everything.test_report.table()}")
     typer.echo(f"run folder: {out}")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import extract.settings
+from cache.machine import available_cores, bfloat16_unit
 from extract.errors import ExtractSettingsError
-from extract.settings import ExtractSettings, available_cores, bfloat16_unit
+from extract.settings import ExtractSettings
 
 ALL = ("fp32", "bf16", "fp16")
 

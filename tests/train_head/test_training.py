@@ -16,13 +16,27 @@ from safetensors.torch import load_file
 
 import emi
 from cache import CacheWriter, Clip, Header, StaleCacheError
-from train_head.data import gather, open_caches, shuffled_batches
+from train_head.data import Workspace, gather, open_caches, shuffled_batches
 from train_head.errors import DivergedError, LabelError, RunFolderError, TrainSettingsError
 from train_head.labels import read_labels
-from train_head.settings import TrainSettings, resolve_settings
+from train_head.losses import LOSSES, Loss
+from train_head.model import load_head
+from train_head.settings import TrainSettings, read_assignments, resolve_settings
 from train_head.trainer import learning_rate
 
-QUICK = {"hidden": 16, "epochs": 4, "lr": 3e-3}
+QUICK = {"hidden": 16, "epochs": 4, "lr": 3e-3, "precision": "fp32"}
+EVERYTHING = {
+    "standardise": True,
+    "loss": "0.7*ccc + 0.3*mse",
+    "weighting": "lds",
+    "augment": {"time_masks": 1, "frame_dropout": 0.1, "noise": 0.1, "mixup": 0.2},
+    "ema": 0.9,
+    "dropout": 0.2,
+}
+"""Every part of a run that has a state of its own or draws numbers."""
+
+
+MEASURED = {"seconds", "frames_per_second"}
 
 
 def train(labelled: Path, out: Path, **settings):
@@ -41,6 +55,7 @@ def test_a_run_folder_holds_everything_the_contract_names(labelled, labelled_cac
         "predictions_valid.csv",
         "predictions_test.csv",
         "README.md",
+        *(f"{name}.{kind}" for name in ("curves", "scatter_valid", "scatter_test") for kind in ("svg", "png")),
     }
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2, 3, 4]
@@ -80,24 +95,24 @@ def save_and_die(folder, state):
 run_folder.save_state = save_and_die
 root = Path(sys.argv[1])
 files = [root / name for name in ("features.zarr", "train.csv", "valid.csv")]
-emi.train_head(*files, sys.argv[2], hidden=16, epochs=5, lr=3e-3)
+emi.train_head(*files, sys.argv[2], hidden=16, epochs=5, lr=3e-3, precision="fp32", **{more})
 """
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before-the-save", "after-the-save"])
-def test_a_killed_run_resumes_to_the_same_weights(labelled, labelled_cache, tmp_path, before):
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED.format(before=before), str(labelled), str(tmp_path / "killed")], check=False
-    )
+@pytest.mark.parametrize(("before", "more"), [(True, {}), (False, {}), (False, EVERYTHING)])
+def test_a_killed_run_resumes_to_the_same_weights(labelled, labelled_cache, tmp_path, before, more):
+    program = KILLED.format(before=before, more=more)
+    killed = subprocess.run([sys.executable, "-c", program, str(labelled), str(tmp_path / "killed")], check=False)
     assert killed.returncode == -signal.SIGKILL
-    resumed = train(labelled, tmp_path / "killed", epochs=5)
-    whole = train(labelled, tmp_path / "whole", epochs=5)
+    resumed = train(labelled, tmp_path / "killed", epochs=5, **more)
+    whole = train(labelled, tmp_path / "whole", epochs=5, **more)
     assert (resumed.resumed_at, whole.resumed_at) == (2, 0)
     a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("killed", "whole"))
-    assert all(torch.equal(a["head"][key], b["head"][key]) for key in b["head"])
+    for part in ("predictor", "averaged") if more else ("predictor",):
+        assert all(torch.equal(a[part][key], b[part][key]) for key in b[part])
     read = lambda name: (tmp_path / name / "predictions_valid.csv").read_bytes()  # noqa: E731
     assert read("killed") == read("whole")
-    strip = lambda history: [{k: v for k, v in record.items() if k != "seconds"} for record in history]  # noqa: E731
+    strip = lambda history: [{k: v for k, v in record.items() if k not in MEASURED} for record in history]  # noqa: E731
     assert strip(resumed.history) == strip(whole.history)
 
 
@@ -145,18 +160,62 @@ def test_early_stopping_waits_for_patience_epochs(labelled, labelled_cache, tmp_
     assert len(result.history) == result.best_epoch + 2 < 60
 
 
-def test_divergence_names_the_batch_and_keeps_the_weights(labelled, labelled_cache, tmp_path, monkeypatch):
+def poison(monkeypatch, damage):
+    """From the second batch of the first epoch on, the loss is damaged."""
     calls = 0
 
-    def poisoned(predicted, target):
+    def poisoned(predicted, target, weight):
         nonlocal calls
         calls += 1
-        return (predicted - target).square().mean() * (float("nan") if calls == 2 else 1.0)
+        loss = (predicted - target).square().mean()
+        return damage(loss) if calls == 2 else loss
 
-    monkeypatch.setitem(__import__("train_head.losses", fromlist=["LOSSES"]).LOSSES, "mse", poisoned)
-    with pytest.raises(DivergedError, match=r"became nan in epoch 2, in the batch of clips \d+"):
+    monkeypatch.setitem(LOSSES, "mse", Loss(poisoned))
+
+
+def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_the_weights(
+    labelled, labelled_cache, tmp_path, monkeypatch
+):
+    poison(monkeypatch, lambda loss: loss * float("nan"))
+    with pytest.raises(DivergedError, match=r"loss became nan in epoch 2, in the batch of clips \d+.*epoch 1$"):
         train(labelled, tmp_path / "run")
     assert (tmp_path / "run" / "best.safetensors").is_file()
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(labelled, labelled_cache, tmp_path, monkeypatch):
+    poison(monkeypatch, lambda loss: loss + (loss - loss).sqrt())  # 0, with an infinite slope
+    with pytest.raises(DivergedError, match=r"a gradient is not finite in epoch 2"):
+        train(labelled, tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "best.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_the_moving_average_is_what_is_saved_and_evaluated(labelled, labelled_cache, tmp_path):
+    train(labelled, tmp_path / "run", ema=0.99, epochs=1, batch_size=8)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    saved = load_file(tmp_path / "run" / "best.safetensors")
+    assert all(torch.equal(saved[key], state["averaged"][f"module.{key}"]) for key in saved)
+    assert not all(torch.equal(saved[key], state["predictor"][key]) for key in saved)
+
+
+def test_standardisation_is_of_the_training_frames_and_travels_with_the_head(labelled, labelled_cache, tmp_path):
+    train(labelled, tmp_path / "run", standardise=True, epochs=1)
+    saved = load_file(tmp_path / "run" / "best.safetensors")
+    store = emi.open_cache(labelled_cache)
+    frames, _ = store.load(read_labels(labelled / "train.csv").ids)
+    np.testing.assert_allclose(saved["standardise.mean"], frames.astype(np.float64).mean(0), rtol=1e-5, atol=1e-6)
+    spread = frames.astype(np.float64).std(0)
+    np.testing.assert_allclose(saved["standardise.scale"], np.where(spread > 0, spread, 1), rtol=1e-4)
+    head = load_head(tmp_path / "run")
+    predicted = read_labels(tmp_path / "run" / "predictions_valid.csv", check_range=False)
+    for clip, row in zip(predicted.ids, predicted.values, strict=True):
+        np.testing.assert_allclose(head.predict(store[clip]), row, atol=1e-5)
+
+
+def test_a_two_part_loss_predicts_one_value_per_target(labelled, labelled_cache, tmp_path):
+    result = train(labelled, tmp_path / "run", loss="zero_inflated", epochs=2)
+    predicted = read_labels(tmp_path / "run" / "predictions_valid.csv", check_range=False)
+    assert predicted.names == result.report.names
 
 
 def test_labels_without_features_are_counted_and_named(labelled, labelled_cache, tmp_path):
@@ -189,7 +248,7 @@ def write_cache(path: Path, ids: list[str], **fingerprint) -> Path:
 def test_clips_may_be_spread_over_caches_of_one_kind(tmp_path):
     paths = [write_cache(tmp_path / "a.zarr", ["00001", "00003"]), write_cache(tmp_path / "b.h5", ["00002"])]
     (tmp_path / "l.csv").write_text("Filename,Joy\n3,0\n2,0\n1,0\n")
-    split = gather(open_caches(paths), read_labels(tmp_path / "l.csv"))
+    split = gather(open_caches(paths), {"train": read_labels(tmp_path / "l.csv")})["train"]
     assert [split.batch([i])[0][0, 0, 0].item() for i in range(3)] == [1.0, 0.0, 0.0]
 
 
@@ -200,14 +259,28 @@ def test_caches_made_in_different_ways_do_not_mix(tmp_path):
 
 
 def test_a_batch_is_padded_with_zeros_behind_each_clip(labelled_cache, labelled):
-    split = gather(open_caches([labelled_cache]), read_labels(labelled / "train.csv"))
-    frames, lengths, targets = split.batch([3, 0, 7])
+    split = gather(open_caches([labelled_cache]), {"train": read_labels(labelled / "train.csv")})["train"]
+    workspace = Workspace()
+    split.batch([1, 2, 5, 9], workspace)[0].fill_(9.0)  # what a batch before left there
+    frames, lengths, targets = split.batch([3, 0, 7], workspace)
     store = emi.open_cache(labelled_cache)
     for row, clip in enumerate(["00003", "00000", "00007"]):
         expected = store[clip].frames.astype(np.float32)
         np.testing.assert_array_equal(frames[row, : lengths[row]], expected)
         assert not frames[row, lengths[row] :].any()
     np.testing.assert_array_equal(targets, split.labels.values[[3, 0, 7]])
+
+
+def test_splits_share_one_array_and_a_part_of_one_shares_it_too(labelled_cache, labelled):
+    labels = {name: read_labels(labelled / f"{name}.csv") for name in ("train", "valid")}
+    splits = gather(open_caches([labelled_cache]), labels | {"again": labels["train"]})
+    assert splits["train"].frames is splits["valid"].frames is splits["again"].frames
+    store = emi.open_cache(labelled_cache)
+    assert len(splits["train"].frames) == sum(len(store[i].frames) for part in labels.values() for i in part.ids)
+    part = splits["train"].take([4, 1])
+    assert part.labels.ids == (labels["train"].ids[4], labels["train"].ids[1])
+    for clip, frames in zip(part.labels.ids, part.clips(), strict=True):
+        np.testing.assert_array_equal(frames, store[clip].frames)
 
 
 def test_every_clip_is_drawn_once_an_epoch_among_changing_neighbours():
@@ -240,6 +313,10 @@ def test_the_learning_rate_rises_for_an_epoch_and_falls_to_zero_as_a_cosine():
         ("lr = 0", "lr must be above 0"),
         ("loss = 'msee'", "did you mean 'mse'"),
         ("[lstm]\nhiden = 3", "did you mean 'hidden'"),
+        ("[augment]\nmixupp = 0.1", "did you mean 'mixup'"),
+        ("ema = 1.0", r"ema must lie in \[0, 1\)"),
+        ("standardise = 1", "standardise must be a bool"),
+        ("precision = 'bf61'", "did you mean 'bf16'"),
         ("lr = ", "not valid TOML"),
     ],
 )
@@ -264,3 +341,14 @@ def test_the_papers_settings_reach_half_on_real_speech(ravdess, tmp_path):
     )
     assert result.report.mean_pearson >= 0.5
     assert os.environ["EMI_RAVDESS"]
+
+
+def test_settings_can_be_given_as_assignments():
+    values = read_assignments(
+        ["mixup=0.2", "head = attention", 'loss="0.7*ccc + 0.3*mse"', "heads=2", "standardise=true"]
+    )
+    settings = resolve_settings(**values)
+    assert (settings.head, settings.head_options["heads"], settings.standardise) == ("attention", 2, True)
+    assert settings.augment["mixup"] == 0.2
+    with pytest.raises(TrainSettingsError, match="expected KEY=VALUE"):
+        read_assignments(["mixup"])

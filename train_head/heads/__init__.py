@@ -1,7 +1,7 @@
 """Heads by name: modules that map (batch, frames, dim) features and their lengths to (batch, targets).
 
 Padded frames and neighbours in a batch never change a clip's result. To add a head, write a file like `mean.py` and
-add its line here.
+add its line here; `tests/train_head/test_every_head.py` then holds it to what every head promises.
 """
 
 from dataclasses import fields
@@ -10,16 +10,46 @@ from typing import Any
 from torch import nn
 
 from train_head.errors import TrainSettingsError
+from train_head.heads.attention import AttentionHead
+from train_head.heads.bilstm import BilstmHead
+from train_head.heads.gru import GruHead
+from train_head.heads.hierarchical import HierarchicalHead
 from train_head.heads.lstm import LstmHead
 from train_head.heads.mean import MeanHead
+from train_head.heads.mlp import MlpHead
+from train_head.heads.sequence import SequenceHead
+from train_head.heads.tcn import TcnHead
+from train_head.heads.transformer import TransformerHead
 from train_head.suggest import unknown
 
 HEADS: dict[str, type[nn.Module]] = {
     "lstm": LstmHead,
     "mean": MeanHead,
+    "mlp": MlpHead,
+    "gru": GruHead,
+    "bilstm": BilstmHead,
+    "attention": AttentionHead,
+    "tcn": TcnHead,
+    "transformer": TransformerHead,
+    "hierarchical": HierarchicalHead,
+    "sequence": SequenceHead,
 }
 
-__all__ = ["HEADS", "LstmHead", "MeanHead", "build_head", "head_options"]
+__all__ = [
+    "HEADS",
+    "AttentionHead",
+    "BilstmHead",
+    "GruHead",
+    "HierarchicalHead",
+    "LstmHead",
+    "MeanHead",
+    "MlpHead",
+    "SequenceHead",
+    "TcnHead",
+    "TransformerHead",
+    "build_head",
+    "head_options",
+]
 
 
 def head_options(name: str, options: dict[str, Any]) -> Any:

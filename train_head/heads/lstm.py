@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from train_head.errors import TrainSettingsError
-from train_head.heads.pooling import last_valid, time_mean
-
-OUTPUTS = {"linear": nn.Identity, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
-"""The authors' code has no activation at the output; the final paper speaks of tanh."""
+from train_head.heads.pooling import last_valid, masked, time_mean
+from train_head.heads.recurrent import lstm_states
+from train_head.heads.regressor import OUTPUTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,8 @@ class LstmHead(nn.Module):
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        states, _ = self.lstm(frames)  # (batch, frames, hidden)
+        frames = masked(frames, lengths)
+        states = lstm_states(self.lstm, frames)  # (batch, frames, hidden)
         summary = last_valid(states, lengths)
         if self.global_vector:
             summary = torch.cat([time_mean(frames, lengths), summary], dim=1)

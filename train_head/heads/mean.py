@@ -4,12 +4,25 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from train_head.heads.options import check_options
 from train_head.heads.pooling import time_mean
+from train_head.heads.regressor import OUTPUTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanOptions:
-    """`MeanHead` has no settings."""
+    """Settings of `MeanHead`; the defaults are the baseline's.
+
+    Attributes:
+        dropout: before the layer.
+        output: "linear", "tanh" or "sigmoid".
+    """
+
+    dropout: float = 0.0
+    output: str = "linear"
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 class MeanHead(nn.Module):
@@ -17,11 +30,13 @@ class MeanHead(nn.Module):
 
     Options = MeanOptions
 
-    def __init__(self, dim: int, targets: int, options: MeanOptions) -> None:  # noqa: ARG002
+    def __init__(self, dim: int, targets: int, options: MeanOptions) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(options.dropout)
         self.linear = nn.Linear(dim, targets)
+        self.output = OUTPUTS[options.output]()
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        out: Tensor = self.linear(time_mean(frames, lengths))
+        out: Tensor = self.output(self.linear(self.dropout(time_mean(frames, lengths))))
         return out

@@ -1,0 +1,51 @@
+"""`emi compare`: two runs on the same clips."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "Example: emi compare runs/paper runs/wider --split valid --group-by 'Actor_(\\d+)'"
+
+
+class Split(StrEnum):
+    """Splits that a run predicts."""
+
+    valid = "valid"
+    test = "test"
+
+
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Run folder, or a prediction CSV.")],
+    run_b: Annotated[Path, typer.Argument(help="Another of the same clips.")],
+    split: Annotated[Split, typer.Option(help="Which predictions of a run folder.")] = Split.valid,
+    labels: Annotated[Path | None, typer.Option(help="Label CSV [default: the one the runs were made with].")] = None,
+    label_scale: Annotated[
+        float | None, typer.Option(help="100 for labels from 0 to 100 [default: as the runs].")
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="Resample whole groups, a speaker's clips for example: label column, or regex on Filename."),
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here as JSON.")] = None,
+) -> None:
+    """Say by how much two runs differ in Pearson, with 95 % intervals and p-values of a paired bootstrap."""
+    from train_head.compare import compare as compare_runs
+
+    found = compare_runs(
+        run_a,
+        run_b,
+        split=split.value,
+        labels=labels,
+        label_scale=label_scale,
+        group_by=group_by,
+        resamples=resamples,
+        seed=seed,
+    )
+    typer.echo(found.table())
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,139 @@
+"""`emi evaluate`, `emi compare` and `emi predict --submission` as a user meets them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import emi
+from cache.errors import EmiError
+from emi.cli import app
+from train_head.labels import read_labels
+
+LABELS = "Filename,Speaker,Joy,Sad\n" + "".join(f"{i},s{i % 4},{i % 7 / 7:.3f},{i % 5 / 5}\n" for i in range(1, 25))
+GUESS = "Filename,Joy,Sad\n" + "".join(f"{i},{i % 7 / 8:.3f},{i % 3 / 5}\n" for i in range(1, 25))
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return result
+
+
+def fails(*arguments: object) -> str:
+    """The one sentence that `emi.cli.main` prints."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert isinstance(result.exception, EmiError), result.output
+    return str(result.exception)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    (tmp_path / "guess.csv").write_text(GUESS)
+    (tmp_path / "labels.csv").write_text(LABELS)
+    return tmp_path / "guess.csv", tmp_path / "labels.csv"
+
+
+@pytest.fixture(scope="module")
+def trained(labelled: Path, labelled_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folders = [tmp_path_factory.mktemp("runs") / name for name in "ab"]
+    for seed, folder in enumerate(folders):
+        splits = labelled / "train.csv", labelled / "valid.csv"
+        emi.train_head(labelled_cache, *splits, folder, epochs=1, head="mean", seed=seed)
+    return folders
+
+
+def test_evaluate_prints_metrics_and_intervals_and_writes_all_of_it(files, tmp_path):
+    out = tmp_path / "scores.json"
+    shown = run("evaluate", *files, "--group-by", "Speaker", "--bins", "--json", out).stdout
+    for part in ("24 clips", "CCC", "95 % interval", "4 groups of 24 clips", "0.25-0.5"):
+        assert part in shown
+    numbers = json.loads(out.read_text())
+    assert numbers["clips"] == 24
+    low, high = numbers["intervals"]["mean_pearson"]
+    assert low < numbers["mean_pearson"] < high
+    assert sum(numbers["bins"]["targets"]["Joy"]["count"]) == 24
+
+
+def test_intervals_and_bins_can_be_left_out(files):
+    shown = run("evaluate", *files, "--group-by", "Speaker", "--no-intervals").stdout
+    assert "mean" in shown
+    assert "interval" not in shown
+    assert "0.25-0.5" not in shown
+
+
+def test_a_file_that_can_be_submitted_is_said_to_and_scored(files):
+    shown = run("evaluate", *files, "--group-by", "Speaker", "--submission").stdout
+    assert "can be submitted" in shown
+    assert "Pearson" in shown
+
+
+def test_a_file_that_cannot_be_submitted_lists_every_problem_and_exits_with_1(files, tmp_path):
+    guess, labels = files
+    guess.write_text(GUESS.replace("Joy", "joy").replace("\n7,0.000", "\n70,1.5"))
+    out = tmp_path / "scores.json"
+    result = run("evaluate", guess, labels, "--group-by", "Speaker", "--submission", "--json", out, code=1)
+    problems = json.loads(out.read_text())["problems"]
+    assert len(problems) == 4  # header, missing, not asked for, out of range
+    for problem in problems:
+        assert f"{guess}: {problem}" in result.stderr
+    assert "Pearson" not in result.stdout
+
+
+def test_a_template_without_values_is_checked_against_and_not_scored(files):
+    guess, template = files
+    template.write_text("Filename,Joy,Sad\n" + "".join(f"{i},,\n" for i in range(1, 25)))
+    shown = run("evaluate", guess, template, "--submission").stdout
+    assert "can be submitted" in shown
+    assert "Pearson" not in shown
+
+
+def test_compare_shows_the_difference_of_two_runs_and_writes_it(trained, tmp_path):
+    out = tmp_path / "difference.json"
+    shown = run("compare", *trained, "--json", out, "--resamples", 200).stdout
+    assert "A - B" in shown
+    assert "200 bootstrap resamples" in shown
+    numbers = json.loads(out.read_text())["difference"]
+    joy = numbers["targets"]["Joy"]
+    assert joy["difference"] == pytest.approx(joy["a"] - joy["b"])
+    assert 0 < numbers["mean"]["p"] <= 1
+
+
+def test_compare_refuses_in_one_sentence(trained, files):
+    assert "has no predictions_test.csv" in fails("compare", *trained, "--split", "test")
+    assert "--labels CSV" in fails("compare", files[0], files[0])
+    run("compare", *trained, "--split", "validation", code=2)
+
+
+def test_predict_writes_the_clipped_predictions_as_a_challenge_takes_them(trained, labelled, tmp_path):
+    sent, plain = tmp_path / "sent.csv", tmp_path / "plain.csv"
+    arguments = ["--model", trained[0], "--submission", sent, "--csv", plain]
+    shown = run("predict", labelled / "audio", *arguments).stdout
+    predicted = read_labels(plain, check_range=False)
+    outside = int(((predicted.values < 0) | (predicted.values > 1)).sum())
+    assert f"wrote 40 predictions to {sent}; {outside} values were clipped to 0 and 1\n" in shown
+    assert sent.read_text().splitlines()[0] == "Filename,Joy,Calm"
+    written = read_labels(sent)
+    assert written.filenames == tuple(str(i) for i in range(40))
+    np.testing.assert_array_equal(written.values, predicted.values.clip(0, 1))
+
+
+def test_predict_takes_the_rows_of_a_template_and_refuses_other_clips(trained, labelled, tmp_path):
+    sent, template = tmp_path / "sent.csv", tmp_path / "template.csv"
+    media = [labelled / "audio" / f"{i:05d}.wav" for i in (3, 11, 5)]
+    template.write_text("Filename,Joy,Calm\n11,,\n3,,\n5,,\n")
+    arguments = ["--model", trained[0], "--submission", sent, "--template", template]
+    run("predict", *media, *arguments)
+    assert [line.split(",")[0] for line in sent.read_text().splitlines()] == ["Filename", "11", "3", "5"]
+    run("evaluate", sent, template, "--submission")
+    message = fails("predict", *media[:2], *arguments)
+    assert "1 clips were not predicted (first: 5)" in message
+
+
+def test_a_template_needs_a_submission_and_has_to_exist(trained, labelled, tmp_path):
+    predict = ["predict", labelled / "audio", "--model", trained[0]]
+    assert "--submission FILE" in fails(*predict, "--template", tmp_path / "t.csv")
+    missing = ["--submission", tmp_path / "s.csv", "--template", tmp_path / "t.csv"]
+    assert "there is no template at" in fails(*predict, *missing)

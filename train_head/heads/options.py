@@ -1,0 +1,44 @@
+"""Check the options that heads share. One name means the same in every head, so that one CLI option serves all.
+
+| option | means |
+|---|---|
+| `hidden` | size of what the head computes per frame or clip; 0 takes the input's size |
+| `layers` | layers of the part that gives the head its name |
+| `dropout` | between those layers, and before the regressor's |
+| `global_vector` | whether the time mean of the input stands beside the summary |
+| `pool_frames` | consecutive frames that are averaged into one before anything else |
+| `heads` | attention heads |
+| `output` | activation of the predictions: "linear", "tanh" or "sigmoid" |
+"""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from train_head.errors import TrainSettingsError
+from train_head.heads.regressor import OUTPUTS
+from train_head.suggest import unknown
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+LOWEST = {"hidden": 0, "layers": 1, "heads": 1, "pool_frames": 1, "kernel": 1, "width": 0}
+"""The least that a whole-number option may be."""
+
+
+def check_options(options: "DataclassInstance") -> None:
+    """Check every option of a head by its name; meant for `__post_init__`.
+
+    Raises:
+        TrainSettingsError: a wrong type or a value out of range; says which and what it may be.
+    """
+    for field in fields(options):
+        name, value = field.name, getattr(options, field.name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in LOWEST and not (number and isinstance(value, int) and value >= LOWEST[name]):
+            raise TrainSettingsError(f"{name} must be a whole number, {LOWEST[name]} or more, got {value!r}")
+        if name == "dropout" and not (number and 0 <= value < 1):
+            raise TrainSettingsError(f"dropout must lie in [0, 1), got {value!r}")
+        if name == "output" and value not in OUTPUTS:
+            raise TrainSettingsError(unknown("output", value, OUTPUTS))
+        if name == "global_vector" and not isinstance(value, bool):
+            raise TrainSettingsError(f"global_vector must be true or false, got {value!r}")

@@ -1,0 +1,93 @@
+"""A small transformer encoder over frames that were averaged into fewer."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from train_head.errors import TrainSettingsError
+from train_head.heads.options import check_options
+from train_head.heads.pooling import segment_lengths, segment_means, time_mean, valid
+from train_head.heads.regressor import build_regressor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerOptions:
+    """Settings of `TransformerHead`.
+
+    Attributes:
+        hidden: size of a position in the encoder, a multiple of `heads`; 0 takes the input's size, rounded up to one.
+        layers: encoder layers.
+        heads: attention heads per layer.
+        width: size of the feed-forward layers; 0 takes four times `hidden`.
+        pool_frames: frames averaged into one position; 5 make 12 s at 50 Hz 120 positions instead of 600.
+        dropout: in the encoder layers, and before the regressor's.
+        global_vector: whether the time mean of the input stands beside that of the encoder.
+        output: "linear", "tanh" or "sigmoid".
+    """
+
+    hidden: int = 128
+    layers: int = 2
+    heads: int = 4
+    width: int = 0
+    pool_frames: int = 5
+    dropout: float = 0.1
+    global_vector: bool = True
+    output: str = "linear"
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.hidden % self.heads:
+            near = math.ceil(self.hidden / self.heads) * self.heads
+            raise TrainSettingsError(
+                f"hidden must be a multiple of heads ({self.heads}), such as {near}, got {self.hidden}"
+            )
+
+
+class TransformerHead(nn.Module):
+    """Pooled frames → Linear + positions → pre-norm encoder → concat [time means of the input and of it] → regressor.
+
+    Attention never looks at padding, and what padded positions hold is never pooled.
+    """
+
+    Options = TransformerOptions
+
+    def __init__(self, dim: int, targets: int, options: TransformerOptions) -> None:
+        super().__init__()
+        hidden = options.hidden or math.ceil(dim / options.heads) * options.heads
+        self.pool_frames, self.global_vector = options.pool_frames, options.global_vector
+        self.project = nn.Linear(dim, hidden)
+        layer = nn.TransformerEncoderLayer(
+            hidden,
+            options.heads,
+            options.width or 4 * hidden,
+            options.dropout,
+            "gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        norm = nn.LayerNorm(hidden)
+        self.encoder = nn.TransformerEncoder(layer, options.layers, norm, enable_nested_tensor=False)
+        width = hidden + dim * options.global_vector
+        self.regressor = build_regressor(width, targets, options.dropout, options.output)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, dim) and (batch,) → (batch, targets)."""
+        pooled = segment_means(frames, lengths, self.pool_frames)  # (batch, positions, dim)
+        positions = segment_lengths(lengths, self.pool_frames)
+        projected = self.project(pooled)
+        projected = projected + sinusoids(pooled.shape[1], projected.shape[2], projected)
+        seen = self.encoder(projected, src_key_padding_mask=~valid(positions, pooled.shape[1]))
+        summary = time_mean(seen, positions)
+        if self.global_vector:
+            summary = torch.cat([time_mean(frames, lengths), summary], dim=1)
+        out: Tensor = self.regressor(summary)
+        return out
+
+
+def sinusoids(positions: int, width: int, like: Tensor) -> Tensor:
+    """(positions, width) sines and cosines in turn (arXiv 1706.03762, section 3.5), in the dtype of `like`."""
+    rates = torch.exp(torch.arange(0, width, 2, device=like.device) * (-math.log(10000.0) / width))
+    angles = torch.arange(positions, device=like.device)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width].to(like.dtype)

@@ -1,0 +1,67 @@
+"""The losses by name, and the one way in which all of them are called."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train_head.losses import correlation, elementwise
+from train_head.losses.balanced import balanced_mse
+from train_head.losses.expression import keyword_options
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss over a batch.
+
+    Attributes:
+        compute: `(predicted, target, weight, **options)` to a scalar; its keyword-only parameters are the options.
+        outputs: columns that a head must give per target.
+    """
+
+    compute: Callable[..., Tensor]
+    outputs: int = 1
+
+    @property
+    def options(self) -> dict[str, float]:
+        """Keyword options with their defaults."""
+        return keyword_options(self.compute)
+
+    def __call__(self, predicted: Tensor, target: Tensor, weight: Tensor | None = None, **options: float) -> Tensor:
+        """Compute the loss in float32 at least, whatever the precision of its inputs.
+
+        Args:
+            predicted: (batch, targets * outputs) what the head gives.
+            target: (batch, targets) labels.
+            weight: (batch, targets), not negative, how much each label counts; only ratios matter. All alike if None.
+            options: other values than the defaults in `options`.
+
+        Returns:
+            Scalar, float32, or float64 where an input is.
+
+        Raises:
+            ValueError: the shapes do not go together; they would otherwise broadcast.
+        """
+        fits = target.ndim == 2 and predicted.shape == (target.shape[0], target.shape[1] * self.outputs)
+        if not fits or (weight is not None and weight.shape != target.shape):
+            raise ValueError(
+                f"predictions of shape {tuple(predicted.shape)} do not go with labels of shape {tuple(target.shape)}"
+                f"{'' if weight is None else f' and weights of shape {tuple(weight.shape)}'}; expected (batch, "
+                f"{self.outputs} * targets) and (batch, targets)"
+            )
+        exact = torch.promote_types(torch.promote_types(predicted.dtype, target.dtype), torch.float32)
+        weight = None if weight is None else weight.to(exact)
+        return self.compute(predicted.to(exact), target.to(exact), weight, **options)
+
+
+LOSSES: dict[str, Loss] = {
+    "mse": Loss(elementwise.mse),  # the paper's
+    "mae": Loss(elementwise.mae),
+    "huber": Loss(elementwise.huber),
+    "pearson": Loss(correlation.pearson),
+    "ccc": Loss(correlation.ccc),
+    "balanced_mse": Loss(balanced_mse),
+    "focal_r": Loss(elementwise.focal_r),
+    "zero_inflated": Loss(elementwise.zero_inflated, outputs=2),
+}

@@ -1,0 +1,184 @@
+"""An ablation: rows of settings, each with several seeds, every row against the one before."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from cache.container import StrPath
+from train_head import run_folder
+from train_head.errors import RunFolderError
+from train_head.intervals import Difference, paired_bootstrap
+from train_head.labels import read_labels
+from train_head.protocols.members import OnRun, several_groups
+from train_head.protocols.result import ProtocolResult, cell
+from train_head.protocols.rows import Row, check_names
+from train_head.protocols.seeds import train_seeds
+from train_head.settings import TrainSettings
+from train_head.train import Inputs
+from train_head.trainer import OnEpoch
+
+ROWS, TABLE_CSV, TABLE_MD = "ablation.toml", "ablation.csv", "ablation.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """A finished ablation.
+
+    Attributes:
+        folder: holds one folder of seeds per row, ablation.csv and ablation.md.
+        names: the rows.
+        results: the seeds of each.
+        differences: each row's mean prediction against that of the row before; None for the first.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    results: tuple[ProtocolResult, ...]
+    differences: tuple[Difference | None, ...]
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether all was finished before."""
+        return all(result.nothing_to_do for result in self.results)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict per row, with None for what is undefined: the columns of ablation.csv.
+
+        `pearson_mean` and `pearson_std` are over the seeds; `ensemble` is the mean of the seeds, with bootstrap bounds;
+        `difference` and `p` compare it with the row before; the targets' columns are means over the seeds.
+        """
+        found = []
+        for name, result, difference in zip(self.names, self.results, self.differences, strict=True):
+            scored, mean = result.valid, difference.mean if difference else {}
+            found.append(
+                {
+                    "row": name,
+                    "seeds": len(result.members),
+                    "pearson_mean": scored.mean,
+                    "pearson_std": scored.std,
+                    "ensemble": scored.report.mean_pearson,
+                    "low": scored.intervals.mean_low,
+                    "high": scored.intervals.mean_high,
+                    "difference": mean.get("difference"),
+                    "p": mean.get("p"),
+                }
+                | {target: values[0] for target, values in scored.per_target.items()}
+            )
+        return found
+
+    def table(self) -> str:
+        """Plain text, one line per row."""
+        width = max(len(name) for name in self.names)
+        lines = [f"{'':<{width}}  mean ± std      ensemble  95 % interval   difference       p"]
+        for record in self.records():
+            c = {key: cell(value) for key, value in record.items() if key not in ("row", "seeds")}
+            versus = f"{record['difference']:+10.3f}  {record['p']:6.4f}" if record["p"] is not None else ""
+            lines.append(
+                f"{record['row']:<{width}}  {c['pearson_mean']} ± {c['pearson_std']:<6}  {c['ensemble']:>8}  "
+                f"{c['low']:>6} {c['high']:>6}   {versus}".rstrip()
+            )
+        return "\n".join([*lines, "", self._note()])
+
+    def markdown(self) -> str:
+        """The same as a Markdown document."""
+        lines = [
+            "| | Pearson, mean ± std | ensemble | 95 % interval | against the row before | p |",
+            "|---|---|---|---|---|---|",
+        ]
+        for record in self.records():
+            c = {key: cell(value) for key, value in record.items() if key not in ("row", "seeds")}
+            versus = (f"{record['difference']:+.3f}", f"{record['p']:.4f}") if record["p"] is not None else ("", "")
+            lines.append(
+                f"| {record['row']} | {c['pearson_mean']} ± {c['pearson_std']} | {c['ensemble']} | "
+                f"{c['low']} to {c['high']} | {versus[0]} | {versus[1]} |"
+            )
+        return "\n".join(["# Ablation", "", *lines, "", self._note(), ""])
+
+    def csv(self) -> str:
+        """The same with all digits; an empty cell is undefined."""
+        records = self.records()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        return text.getvalue()
+
+    def _note(self) -> str:
+        intervals = self.results[0].valid.intervals
+        drawn = "clips" if intervals.groups is None else f"{intervals.groups} groups"
+        return (
+            f"Mean validation Pearson; mean and standard deviation are over {len(self.results[0].members)} seeds, "
+            "whose best epochs were chosen on the same clips. Ensemble: mean of the seeds; interval and p (paired, "
+            f"two-sided, not corrected for several rows) from {intervals.resamples} bootstrap resamples of {drawn}."
+        )
+
+
+def ablate(
+    inputs: Inputs,
+    out: StrPath,
+    rows: Sequence[tuple[str, TrainSettings]],
+    seeds: int,
+    *,
+    on_run: OnRun | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Ablation:
+    """Train every row with every seed and compare each row with the one before; called again it goes on.
+
+    Args:
+        inputs: with the splits "train" and "valid".
+        out: gets one folder per row, named after it.
+        rows: names and settings; see `rows_settings`.
+        seeds: runs per row.
+        on_run: called before each run with ROW/seed-I.
+        on_epoch: called with each epoch's record.
+
+    Raises:
+        TrainSettingsError: no rows, or two that share a folder.
+        RunFolderError: a folder holds something else.
+    """
+    folder, names = Path(out), [Row(name).folder for name, _ in rows]
+    check_names([name for name, _ in rows])
+    _prepare(folder, rows)
+    results: list[ProtocolResult] = []
+    differences: list[Difference | None] = []
+    for i, (name, (_, settings)) in enumerate(zip(names, rows, strict=True)):
+        results.append(
+            train_seeds(inputs, folder / name, settings, seeds, on_run=_under(name, on_run), on_epoch=on_epoch)
+        )
+        differences.append(_against(inputs, folder / names[i - 1], folder / name) if i else None)
+    done = Ablation(
+        folder=folder,
+        names=tuple(name for name, _ in rows),
+        results=tuple(results),
+        differences=tuple(differences),
+    )
+    run_folder.write_atomically(folder / TABLE_CSV, done.csv().encode())
+    run_folder.write_atomically(folder / TABLE_MD, done.markdown().encode())
+    return done
+
+
+def _prepare(folder: Path, rows: Sequence[tuple[str, TrainSettings]]) -> None:
+    """Create the folder, or check that it holds an ablation; whether a row is the same its own folder knows."""
+    if folder.exists() and not (folder / ROWS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder} exists and is no ablation (it has no {ROWS}); choose a new --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = [{"name": name, "folder": Row(name).folder} for name, _ in rows]
+    run_folder.write_atomically(folder / ROWS, tomli_w.dumps({"row": tables}).encode())
+
+
+def _against(inputs: Inputs, before: Path, after: Path) -> Difference:
+    labels = inputs.splits["valid"].labels
+    new, old = (read_labels(p / "predictions_valid.csv", check_range=False).values for p in (after, before))
+    return paired_bootstrap(new, old, labels.values, labels.names, groups=several_groups(labels))
+
+
+def _under(row: str, on_run: OnRun | None) -> OnRun | None:
+    if on_run is None:
+        return None
+    call = on_run
+    return lambda name, settings: call(f"{row}/{name}", settings)

@@ -1,0 +1,176 @@
+"""Training on all clips for as many epochs as were best before, as the paper does for its submission."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cache.container import StrPath
+from train_head import run_folder
+from train_head.metrics import Report
+from train_head.protocols.members import OnRun, prepare_protocol, write_ensemble, write_mean
+from train_head.protocols.pool import pool
+from train_head.protocols.result import ProtocolResult, Scored
+from train_head.settings import TrainSettings, with_seed
+from train_head.train import Inputs, TrainResult, check_groups, fit_run, train_run, write_run_predictions
+from train_head.trainer import OnEpoch
+
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllResult:
+    """A run on training and validation clips, or the mean of several.
+
+    Attributes:
+        folder: its folder.
+        epochs: how many it was trained for, of each run.
+        test_report: metrics on the test split, where one with targets was given.
+        epochs_trained: in this call.
+    """
+
+    folder: Path
+    epochs: tuple[int, ...]
+    test_report: Report | None
+    epochs_trained: int
+
+
+def train_everything(
+    inputs: Inputs,
+    out: StrPath,
+    settings: TrainSettings,
+    *,
+    on_run: OnRun | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> tuple[TrainResult, AllResult]:
+    """The ordinary run in `out`, or the finished one that is there, then out/all on all clips for its best epoch count.
+
+    Raises:
+        LabelError: a clip or a group is in both splits.
+        RunFolderError: a folder holds another run.
+    """
+    check_groups(inputs)
+    pool(inputs)
+    if on_run:
+        on_run(Path(out).name, settings)
+    result = train_run(inputs, out, settings, on_epoch=on_epoch)
+    if on_run:
+        on_run(ALL, replace(settings, stop_after=result.best_epoch))
+    return result, train_on_all(inputs, Path(out) / ALL, settings, result.best_epoch, on_epoch=on_epoch)
+
+
+def train_on_all(
+    inputs: Inputs, out: StrPath, settings: TrainSettings, epochs: int, *, on_epoch: OnEpoch | None = None
+) -> AllResult:
+    """One run on the clips of "train" and "valid"; there is no validation, and the last epoch is kept.
+
+    Args:
+        inputs: "test" is predicted where given.
+        out: run folder.
+        settings: the learning rate is that of `settings.epochs`, as in the run whose best epoch is repeated.
+        epochs: stop after so many.
+        on_epoch: called with each epoch's record.
+
+    Raises:
+        LabelError: a clip is in both splits.
+        RunFolderError: the folder holds another run.
+    """
+    settings, folder = replace(settings.on_this_machine(), stop_after=epochs), Path(out)
+    splits = {"train": pool(inputs)} | {name: s for name, s in inputs.splits.items() if name == "test"}
+    labels = {name: split.labels for name, split in splits.items()}
+    own = replace(inputs, splits=splits, labels=labels, protocol={"kind": ALL})
+    trainer, before = fit_run(own, folder, settings, None, on_epoch)
+    report = write_run_predictions(trainer, splits, folder).get("test")
+    card = _card(inputs, settings, report)
+    run_folder.write_atomically(folder / run_folder.CARD, card.encode())
+    trained = len(trainer.history) - before
+    return AllResult(folder=folder, epochs=(epochs,), test_report=report, epochs_trained=trained)
+
+
+def train_seeds_on_all(
+    inputs: Inputs,
+    seeds: ProtocolResult,
+    settings: TrainSettings,
+    *,
+    on_run: OnRun | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> AllResult:
+    """For each seed its own run on all clips, in seed-0/all, …; their mean is the ensemble in OUT/all.
+
+    Args:
+        inputs: as for the seeds.
+        seeds: the finished runs.
+        settings: as for the seeds.
+        on_run: called before each run.
+        on_epoch: called with each epoch's record.
+
+    Raises:
+        LabelError, RunFolderError: as `train_on_all`.
+    """
+    settings, folder = settings.on_this_machine(), seeds.folder / ALL
+    prepare_protocol(folder, settings, inputs, {"kind": ALL})
+    trained = 0
+    for i, (name, epochs) in enumerate(zip(seeds.members, seeds.best_epochs, strict=True)):
+        own = with_seed(settings, settings.seed + i)
+        if on_run:
+            on_run(f"{name}/{ALL}", replace(own, stop_after=epochs))
+        trained += train_on_all(inputs, seeds.folder / name / ALL, own, epochs, on_epoch=on_epoch).epochs_trained
+    members = [f"../{name}/{ALL}" for name in seeds.members]
+    test, scored = inputs.splits.get("test"), None
+    if test is not None:
+        scored = write_mean(folder, members, "test", test.labels, inputs.splits["train"].labels.names)
+    card = _ensemble_card(inputs, members, seeds.best_epochs, scored)
+    run_folder.write_atomically(folder / run_folder.CARD, card.encode())
+    write_ensemble(folder, ALL, members)
+    report = scored.report if scored else None
+    return AllResult(folder=folder, epochs=seeds.best_epochs, test_report=report, epochs_trained=trained)
+
+
+def _clips(inputs: Inputs) -> str:
+    train, valid = len(inputs.splits["train"]), len(inputs.splits["valid"])
+    return f"{train + valid} clips: {train} training and {valid} validation clips"
+
+
+_USE = """## Use
+
+```
+emi predict MEDIA --model THIS_FOLDER
+```
+
+Intensities describe how strongly an emotion is *shown*; they say nothing about what a person feels. The licence of the
+backbone's weights applies to what is made with them.
+"""
+
+
+def _card(inputs: Inputs, settings: TrainSettings, report: Report | None) -> str:
+    names = inputs.splits["train"].labels.names
+    test = f"\n## Test\n\n```\n{report.table()}\n```\n" if report else ""
+    return f"""# Head `{settings.head}` for {", ".join(names)}, trained on all clips
+
+Predicts intensities in [0, 1] of a clip from features of `{inputs.stores[0].fingerprint["backbone"]}`.
+Trained on all {_clips(inputs)}.
+
+**There is no validation:** all labelled clips were trained on, so no figure here says how well this head does on
+others; that of the run in the folder above is the nearest.
+
+Trained for {settings.stop_after} epochs, the number that was best there, with the learning rate of {settings.epochs};
+the last epoch is kept. Loss `{settings.loss}`, seed {settings.seed}; all settings are in `config.toml`.
+{test}
+{_USE}"""
+
+
+def _ensemble_card(inputs: Inputs, members: Sequence[str], epochs: Sequence[int], scored: Scored | None) -> str:
+    names = inputs.splits["train"].labels.names
+    rows = "\n".join(f"| [{name}]({name}/README.md) | {n} |" for name, n in zip(members, epochs, strict=True))
+    test = f"\n## Test\n\n```\n{scored.intervals.table()}\n```\n" if scored else ""
+    return f"""# Mean of {len(members)} heads for {", ".join(names)}, trained on all clips
+
+Each was trained on all {_clips(inputs)}.
+
+**There is no validation:** all labelled clips were trained on; the figures of the seeds in the folder above are the
+nearest to what new clips will give.
+
+| run | epochs |
+|---|---|
+{rows}
+{test}
+{_USE}"""

@@ -1,0 +1,120 @@
+"""The runs of a protocol, and the files that they make together in the folder above them."""
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+
+from train_head import run_folder
+from train_head.errors import RunFolderError
+from train_head.intervals import bootstrap
+from train_head.labels import Labels, read_labels, write_predictions
+from train_head.metrics import Report, evaluate
+from train_head.protocols.result import ProtocolResult, Scored
+from train_head.settings import TrainSettings
+from train_head.train import Inputs, run_config
+
+OnRun = Callable[[str, TrainSettings], None]
+"""Called before each run with the name of its folder and its settings."""
+
+SUMMARY = "summary.json"
+
+
+def prepare_protocol(folder: Path, settings: TrainSettings, inputs: Inputs, protocol: Mapping[str, Any]) -> None:
+    """Create the folder of several runs, or check that it holds the same ones; its config.toml is like a run's.
+
+    Raises:
+        RunFolderError: it holds something else.
+    """
+    run_folder.prepare_folder(folder, run_config(settings, inputs) | {"protocol": dict(protocol)})
+
+
+def listed_members(folder: Path) -> tuple[str, ...]:
+    """The runs that a finished protocol lists in ensemble.toml; empty where it is not finished."""
+    path = folder / run_folder.ENSEMBLE
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(tomllib.loads(path.read_text(encoding="utf-8"))["members"])
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path} is damaged ({error}); remove it, and the same command writes it anew") from error
+
+
+def write_ensemble(folder: Path, kind: str, members: Sequence[str]) -> None:
+    """List the runs whose predictions are averaged, by their places seen from the folder."""
+    content = tomli_w.dumps({"kind": kind, "members": list(members)})
+    run_folder.write_atomically(folder / run_folder.ENSEMBLE, content.encode())
+
+
+def member_predictions(folder: Path, members: Sequence[str], split: str) -> list[NDArray[np.float32]]:
+    """(clips, targets) of each run as it wrote them, which is exact: nine digits hold a float32."""
+    files = [folder / name / f"predictions_{split}.csv" for name in members]
+    return [read_labels(path, check_range=False).values for path in files]
+
+
+def mean_prediction(values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """(clips, targets) mean over the runs, summed in float64."""
+    mean: NDArray[np.float32] = np.stack(values).astype(np.float64).mean(0).astype(np.float32)
+    return mean
+
+
+def write_mean(folder: Path, members: Sequence[str], split: str, labels: Labels, names: Sequence[str]) -> Scored | None:
+    """Average the runs' predictions of a split into the folder's own file.
+
+    Returns:
+        The scores; None where the split has no targets.
+    """
+    values = member_predictions(folder, members, split)
+    mean = mean_prediction(values)
+    write_predictions(folder / f"predictions_{split}.csv", labels, names, mean)
+    return score(mean, labels, [evaluate(v, labels.values, names) for v in values]) if labels.names else None
+
+
+def score(predicted: NDArray[np.float32], labels: Labels, members: Sequence[Report]) -> Scored:
+    """Score what runs predict together; the intervals resample groups where the labels have several."""
+    return Scored(
+        members=tuple(members),
+        report=evaluate(predicted, labels.values, labels.names),
+        intervals=bootstrap(predicted, labels.values, labels.names, groups=several_groups(labels)),
+    )
+
+
+def several_groups(labels: Labels) -> tuple[str, ...] | None:
+    """The groups of clips, where there are at least two to resample."""
+    return labels.groups if labels.groups is not None and len(set(labels.groups)) > 1 else None
+
+
+def write_summary(result: ProtocolResult, settings: TrainSettings, title: str) -> None:
+    """Write summary.json and README.md."""
+    summary = json.dumps(result.to_dict(), indent=2) + "\n"
+    run_folder.write_atomically(result.folder / SUMMARY, summary.encode())
+    run_folder.write_atomically(result.folder / run_folder.CARD, _readme(result, settings, title).encode())
+
+
+def _readme(result: ProtocolResult, settings: TrainSettings, title: str) -> str:
+    return f"""# {title}
+
+Head `{settings.head}`, loss `{settings.loss}`; all settings are in `config.toml`, all numbers in `summary.json`.
+Each run has its own model card: {", ".join(f"[{name}]({name}/README.md)" for name in result.members)}.
+
+```
+{result.table()}
+```
+
+`mean` and `std` are over the runs (sample standard deviation). Pearson of a mean of predictions is no mean of Pearsons.
+
+## Use
+
+```
+emi predict MEDIA --model THIS_FOLDER
+```
+
+averages the predictions of the runs that `{run_folder.ENSEMBLE}` lists. Intensities describe how strongly an emotion is
+*shown*; they say nothing about what a person feels. The licence of the backbone's weights applies to what is made with
+them.
+"""

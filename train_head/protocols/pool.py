@@ -1,0 +1,67 @@
+"""Training and validation clips as one split."""
+
+import csv
+import io
+from dataclasses import replace
+
+import torch
+
+from train_head.data import Split
+from train_head.errors import LabelError
+from train_head.labels import FILENAME
+from train_head.train import Inputs
+
+
+def pool(inputs: Inputs) -> Split:
+    """The clips of "train", then those of "valid" where there is one, on the same frames.
+
+    Raises:
+        LabelError: a clip is in both; says how many and names the first five.
+    """
+    train, valid = inputs.splits["train"], inputs.splits.get("valid")
+    if valid is None:
+        return train
+    one, other = train.labels, valid.labels
+    both = sorted(set(one.ids) & set(other.ids))
+    if both:
+        raise LabelError(
+            f"{len(both)} clips are in {one.path} and in {other.path} (first: {', '.join(both[:5])}), and would count "
+            "twice; keep each in one"
+        )
+    groups = None if one.groups is None or other.groups is None else one.groups + other.groups
+    labels = replace(
+        one,
+        path=f"{one.path} and {other.path}",
+        filenames=one.filenames + other.filenames,
+        ids=one.ids + other.ids,
+        values=torch.cat([train.targets.cpu(), valid.targets.cpu()]).numpy(),
+        groups=groups,
+    )
+    return Split(
+        labels,
+        train.frames,
+        torch.cat([train.starts, valid.starts]),
+        torch.cat([train.lengths, valid.lengths]),
+        torch.cat([train.targets, valid.targets]),
+    )
+
+
+def pooled_csv(inputs: Inputs) -> str:
+    """The label files of both as one, cells as written: Filename, the targets and, where all have it, the groups."""
+    sheets = [_read(inputs.files[name]) for name in ("train", "valid") if name in inputs.files]
+    columns = [FILENAME, *inputs.labels["train"].names]
+    if inputs.group_by not in columns and all(inputs.group_by in sheet[0] for sheet in sheets):
+        columns.append(str(inputs.group_by))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for header, *rows in sheets:
+        at = [header.index(column) for column in columns]
+        writer.writerows([cells[i] for i in at] for cells in rows)
+    return text.getvalue()
+
+
+def _read(path: object) -> list[list[str]]:
+    with open(str(path), newline="", encoding="utf-8-sig") as file:
+        rows = ([cell.strip() for cell in cells] for cells in csv.reader(file))
+        return [cells for cells in rows if any(cells)]

@@ -1,0 +1,143 @@
+"""What several runs tell together: the spread over them, and how far their common prediction can be trusted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train_head.intervals import Intervals
+from train_head.metrics import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """How the predictions of one split do.
+
+    Attributes:
+        members: metrics of each run.
+        report: metrics of what the runs predict together.
+        intervals: 95 % bootstrap intervals of that.
+    """
+
+    members: tuple[Report, ...]
+    report: Report
+    intervals: Intervals
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the runs of their mean Pearson; None where none is defined."""
+        return spread([member.mean_pearson for member in self.members])[0]
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation of the same; None for fewer than two runs."""
+        return spread([member.mean_pearson for member in self.members])[1]
+
+    @property
+    def per_target(self) -> dict[str, tuple[float | None, float | None]]:
+        """Mean and sample standard deviation over the runs of each target's Pearson."""
+        names = self.report.names
+        return {name: spread([member.pearson[k] for member in self.members]) for k, name in enumerate(names)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, with None for what is undefined."""
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "per_target": {name: {"mean": mean, "std": std} for name, (mean, std) in self.per_target.items()},
+            "together": self.report.to_dict(),
+            "intervals": self.intervals.to_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolResult:
+    """Several finished runs.
+
+    Attributes:
+        folder: the folder that holds them.
+        kind: "seeds" or "folds".
+        members: names of the runs' folders.
+        best_epochs: the epoch that each run kept.
+        valid: scores on the validation clips; of folds, all clips, each predicted by the run that did not train on it.
+        test: scores of the runs' mean on the test split, where one with targets was given.
+        notes: what a reader must know about these figures.
+        skipped: clips of the label files that no cache holds.
+        epochs_trained: in this call.
+        nothing_to_do: whether all was finished before.
+    """
+
+    folder: Path
+    kind: str
+    members: tuple[str, ...]
+    best_epochs: tuple[int, ...]
+    valid: Scored
+    test: Scored | None
+    notes: tuple[str, ...]
+    skipped: int
+    epochs_trained: int
+    nothing_to_do: bool
+
+    @property
+    def report(self) -> Report:
+        """Metrics of what the runs predict together."""
+        return self.valid.report
+
+    @property
+    def test_report(self) -> Report | None:
+        """The same on the test split."""
+        return None if self.test is None else self.test.report
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form: the same for equal runs, whenever and in however many goes they were made."""
+        members = [
+            {"name": name, "best_epoch": epoch, "valid": report.to_dict()}
+            | ({"test": self.test.members[i].to_dict()} if self.test else {})
+            for i, (name, epoch, report) in enumerate(
+                zip(self.members, self.best_epochs, self.valid.members, strict=True)
+            )
+        ]
+        splits = {"valid": self.valid.to_dict()} | ({"test": self.test.to_dict()} if self.test else {})
+        return {"kind": self.kind, "notes": list(self.notes), "members": members, **splits}
+
+    def table(self) -> str:
+        """Plain text: each run, mean and standard deviation, and what they predict together."""
+        parts = [self._runs(self.valid), f"{self.together}:\n{self.valid.intervals.table()}"]
+        if self.test is not None:
+            parts += [f"test, each run:\n{self._runs(self.test)}"]
+            parts += [f"test, mean of the {len(self.members)} runs:\n{self.test.intervals.table()}"]
+        return "\n\n".join([*parts, *self.notes])
+
+    @property
+    def together(self) -> str:
+        """What the common prediction of the validation clips is."""
+        if self.kind == "folds":
+            return "all clips, each predicted by the run that did not train on it"
+        return f"mean of the {len(self.members)} runs"
+
+    def _runs(self, scored: Scored) -> str:
+        targets = scored.per_target
+        widths = [max(7, len(name)) for name in targets]
+        header = "  ".join(f"{name:>{width}}" for name, width in zip(targets, widths, strict=True))
+        lines = [f"{'':<10}     mean  {header}  epoch"]
+        for name, epoch, report in zip(self.members, self.best_epochs, scored.members, strict=True):
+            cells = "  ".join(f"{cell(v):>{width}}" for v, width in zip(report.pearson, widths, strict=True))
+            lines.append(f"{name:<10}  {cell(report.mean_pearson):>7}  {cells}  {epoch:>5}")
+        for k, (what, overall) in enumerate((("mean", scored.mean), ("std", scored.std))):
+            cells = "  ".join(f"{cell(v[k]):>{width}}" for v, width in zip(targets.values(), widths, strict=True))
+            lines.append(f"{what:<10}  {cell(overall):>7}  {cells}")
+        return "\n".join(lines)
+
+
+def spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean, and sample standard deviation (n - 1), of the values that are defined."""
+    defined = [value for value in values if value is not None]
+    mean = float(np.mean(defined)) if defined else None
+    return mean, float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+
+
+def cell(value: float | None) -> str:
+    """Three digits, or that there is no number."""
+    return "undef" if value is None else f"{value:.3f}"

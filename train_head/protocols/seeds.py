@@ -1,0 +1,86 @@
+"""One recipe with several seeds: how much of a result is luck, and the mean of the runs as a better predictor."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from cache.container import StrPath
+from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.protocols.members import (
+    OnRun,
+    listed_members,
+    prepare_protocol,
+    write_ensemble,
+    write_mean,
+    write_summary,
+)
+from train_head.protocols.result import ProtocolResult
+from train_head.settings import TrainSettings, with_seed
+from train_head.train import Inputs, check_groups, train_run
+from train_head.trainer import OnEpoch
+
+CHOSEN = (
+    "Each run's best epoch was chosen on the validation clips, so the validation figures are optimistic for new ones."
+)
+
+
+def train_seeds(
+    inputs: Inputs,
+    out: StrPath,
+    settings: TrainSettings,
+    seeds: int,
+    *,
+    on_run: OnRun | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> ProtocolResult:
+    """Train one run per seed into out/seed-0, out/seed-1, …; called again it goes on, or adds the missing ones.
+
+    Args:
+        inputs: with the splits "train" and "valid", perhaps "test".
+        out: folder of the runs; gets predictions_valid.csv (and _test), the means of theirs, summary.json, README.md
+            and ensemble.toml, which lists them once all are finished.
+        settings: of every run, but for the seed, which is `settings.seed` + the run's number.
+        seeds: how many.
+        on_run: called before each run.
+        on_epoch: called with each epoch's record.
+
+    Raises:
+        TrainSettingsError: fewer than one seed.
+        RunFolderError: the folder holds something else, or more seeds.
+        LabelError: training and validation share a group.
+    """
+    settings, folder = settings.on_this_machine(), Path(out)
+    if seeds < 1:
+        raise TrainSettingsError(f"seeds must be 1 or more, got {seeds}")
+    check_groups(inputs)
+    members = tuple(f"seed-{i}" for i in range(seeds))
+    prepare_protocol(folder, settings, inputs, {"kind": "seeds"})
+    before = listed_members(folder)
+    if len(before) > seeds:
+        raise RunFolderError(f"{folder} holds {len(before)} seeds already, got {seeds}; ask for as many or more")
+    results = []
+    for i, name in enumerate(members):
+        own = with_seed(settings, settings.seed + i)
+        if on_run:
+            on_run(name, own)
+        part = replace(inputs, protocol={"kind": "seed", "number": i})
+        results.append(train_run(part, folder / name, own, on_epoch=on_epoch))
+    trained = sum(len(result.history) - result.resumed_at for result in results)
+    names = inputs.splits["train"].labels.names
+    valid = write_mean(folder, members, "valid", inputs.splits["valid"].labels, names)
+    assert valid is not None
+    test = inputs.splits.get("test")
+    done = ProtocolResult(
+        folder=folder,
+        kind="seeds",
+        members=members,
+        best_epochs=tuple(result.best_epoch for result in results),
+        valid=valid,
+        test=write_mean(folder, members, "test", test.labels, names) if test is not None else None,
+        notes=(CHOSEN,),
+        skipped=inputs.skipped,
+        epochs_trained=trained,
+        nothing_to_do=trained == 0 and before == members,
+    )
+    write_summary(done, settings, f"{seeds} seeds of one head for {', '.join(names)}")
+    write_ensemble(folder, "seeds", members)
+    return done

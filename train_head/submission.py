@@ -1,0 +1,235 @@
+"""The file that a challenge takes: written so that it fits, and checked before it is sent.
+
+That of Hume-Vidmimic2 looks like its labels: their header, one row per clip with an integer Filename without padding,
+in ascending order, and intensities from 0 to 1.
+"""
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cache.container import StrPath
+from cache.ids import clip_id
+from train_head.errors import LabelError
+from train_head.labels import FILENAME
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A CSV as it is written: cells are not stripped, empty rows are left out."""
+
+    path: str
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+    @property
+    def filenames(self) -> list[str]:
+        """The Filename cells of the rows that are long enough to have one."""
+        column = self.header.index(FILENAME)
+        return [cells[column] for cells in self.rows if len(cells) > column]
+
+
+def check_submission(predictions: StrPath, labels_or_template: StrPath, *, group_by: str | None = None) -> list[str]:
+    """List everything for which a challenge's server would turn a prediction file down, or score it wrongly.
+
+    Args:
+        predictions: the CSV to be sent.
+        labels_or_template: CSV with the header and the Filenames that are expected; its values are not looked at, and
+            a file of Filenames alone leaves the names of the targets open.
+        group_by: column of that file that belongs to no submission.
+
+    Returns:
+        One sentence per problem, each with a count and the first five; empty where there is none.
+
+    Raises:
+        LabelError: a file is missing, or the second has no Filename column or no rows.
+    """
+    wanted, given = _read_reference(labels_or_template), _read_sheet(predictions)
+    expected = [name for name in wanted.header if name != group_by or name == FILENAME]
+    problems: list[str] = []
+    if given.header != expected and (len(expected) > 1 or given.header[:1] != [FILENAME]):
+        problems.append(f"the header is {','.join(given.header)!r}, expected {','.join(expected)!r}")
+    if FILENAME not in given.header:
+        return problems
+    ragged = [line for line, cells in zip(given.lines, given.rows, strict=True) if len(cells) != len(given.header)]
+    problems += _problem(ragged, f"rows do not have the header's {len(given.header)} cells", "line ")
+    return problems + _clip_problems(given.filenames, wanted.filenames) + _value_problems(given)
+
+
+def write_submission(
+    path: StrPath,
+    ids: Sequence[str],
+    names: Sequence[str],
+    values: ArrayLike,
+    template: StrPath | None = None,
+) -> int:
+    """Write the file that a challenge takes.
+
+    Args:
+        path: where.
+        ids: clip ids; where all are integers they are written without padding and sorted as numbers, otherwise as text.
+        names: (targets,), the header after Filename.
+        values: (clips, targets) intensities, clipped to [0, 1] and written with nine digits, which keep float32 exact.
+        template: CSV whose Filenames, row order and, where it has targets, column order are taken instead.
+
+    Returns:
+        How many values lay outside [0, 1].
+
+    Raises:
+        LabelError: a value is not finite, a clip stands twice, or clips or targets differ from the template's; says how
+            many and names the first five.
+        ValueError: the shapes differ.
+    """
+    array = np.asarray(values, np.float64)
+    if array.shape != (len(ids), len(names)):
+        raise ValueError(f"values have shape {array.shape}, expected ({len(ids)}, {len(names)})")
+    broken = [f"{ids[i]} {names[k]}" for i, k in np.argwhere(~np.isfinite(array))]
+    _refuse(_problem(broken, "predictions are not finite"), path)
+    _refuse(_problem(_repeated(list(map(clip_id, ids))), "clips were predicted twice"), path)
+    columns, rows = list(range(len(names))), _ordered(ids)
+    if template is not None:
+        columns, rows = _as_template(_read_reference(template), ids, names)
+    place = Path(path)
+    temporary = place.with_name(place.name + ".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([FILENAME, *(names[k] for k in columns)])
+        for filename, i in rows:
+            writer.writerow([filename, *(f"{value:.9g}" for value in np.clip(array[i, columns], 0.0, 1.0))])
+    temporary.replace(place)
+    return int(((array < 0) | (array > 1)).sum())
+
+
+def has_values(labels_or_template: StrPath) -> bool:
+    """Whether a CSV has a value for some target, so that there is something to score against.
+
+    Raises:
+        LabelError: there is no such file, or it has no Filename column or no rows.
+    """
+    sheet = _read_reference(labels_or_template)
+    column = sheet.header.index(FILENAME)
+    return any(cell.strip() for cells in sheet.rows for i, cell in enumerate(cells) if i != column)
+
+
+def _read_sheet(path: StrPath) -> _Sheet:
+    place = Path(path)
+    if not place.is_file():
+        raise LabelError(f"there is no file at {place}")
+    with place.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        numbered = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    return _Sheet(str(place), header, [cells for _, cells in numbered], [line for line, _ in numbered])
+
+
+def _read_reference(path: StrPath) -> _Sheet:
+    raw = _read_sheet(path)
+    sheet = _Sheet(
+        raw.path,
+        [name.strip() for name in raw.header],
+        [[cell.strip() for cell in cells] for cells in raw.rows],
+        raw.lines,
+    )
+    if FILENAME not in sheet.header:
+        raise LabelError(f"{path} has no {FILENAME} column; its header is {','.join(sheet.header)!r}")
+    if not sheet.rows:
+        raise LabelError(f"{path} has a header and no rows")
+    return sheet
+
+
+def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
+    spelling = {clip_id(name): name for name in wanted}
+    ids = [clip_id(name.strip()) for name in given]
+    known = [(name, spelling[clip]) for name, clip in zip(given, ids, strict=True) if clip in spelling]
+    present = set(ids)
+    problems = [
+        *_problem([name for clip, name in spelling.items() if clip not in present], "clips are missing"),
+        *_problem([n for n, clip in zip(given, ids, strict=True) if clip not in spelling], "clips are not asked for"),
+        *_problem(_repeated(ids), "clips stand twice or more"),
+        *_problem([f"{a!r} for {b!r}" for a, b in known if a != b], "Filenames are written otherwise"),
+    ]
+    expected = list(dict.fromkeys(clip for clip in map(clip_id, wanted) if clip in present))
+    order = list(dict.fromkeys(clip for clip in ids if clip in spelling))
+    ascending = sorted(expected, key=int) if all(map(_is_integer, expected)) else expected
+    if order not in (expected, ascending):
+        nearer = ascending if order[0] == ascending[0] else expected
+        moved = [f"{spelling[a]} where {spelling[b]} belongs" for a, b in zip(order, nearer, strict=True) if a != b]
+        problems += _problem(moved, "rows are out of order")
+    return problems
+
+
+def _value_problems(sheet: _Sheet) -> list[str]:
+    column = sheet.header.index(FILENAME)
+    strange: list[str] = []
+    infinite: list[str] = []
+    outside: list[str] = []
+    for cells in sheet.rows:
+        clip = cells[column] if len(cells) > column else "?"
+        for i, (name, cell) in enumerate(zip(sheet.header, cells, strict=False)):
+            if i == column:
+                continue
+            try:
+                value = float(cell)
+            except ValueError:
+                strange.append(f"{clip} {name}: {cell!r}")
+                continue
+            if not math.isfinite(value):
+                infinite.append(f"{clip} {name}: {cell}")
+            elif not 0.0 <= value <= 1.0:
+                outside.append(f"{clip} {name}: {cell}")
+    return [
+        *_problem(strange, "values are no numbers"),
+        *_problem(infinite, "values are not finite"),
+        *_problem(outside, "values are outside 0 to 1"),
+    ]
+
+
+def _as_template(sheet: _Sheet, ids: Sequence[str], names: Sequence[str]) -> tuple[list[int], list[tuple[str, int]]]:
+    """Columns in the template's order; its Filenames with the rows of the predictions."""
+    targets = [name for name in sheet.header if name != FILENAME] or list(names)
+    if sorted(targets) != sorted(names):
+        raise LabelError(f"{sheet.path} has the targets {', '.join(targets)}, and the run predicts {', '.join(names)}")
+    row = {clip_id(clip): i for i, clip in enumerate(ids)}
+    wanted = {clip_id(name): name for name in sheet.filenames}
+    _refuse(_problem(_repeated(list(map(clip_id, sheet.filenames))), "clips stand twice"), sheet.path)
+    problems = [
+        *_problem([name for clip, name in wanted.items() if clip not in row], "clips were not predicted"),
+        *_problem([clip for clip in row if clip not in wanted], "predicted clips are not in it"),
+    ]
+    _refuse(problems, sheet.path)
+    return [list(names).index(name) for name in targets], [(name, row[clip]) for clip, name in wanted.items()]
+
+
+def _ordered(ids: Sequence[str]) -> list[tuple[str, int]]:
+    if all(map(_is_integer, ids)):
+        return sorted(((str(int(clip)), i) for i, clip in enumerate(ids)), key=lambda pair: int(pair[0]))
+    return sorted((clip, i) for i, clip in enumerate(ids))
+
+
+def _is_integer(clip: str) -> bool:
+    return re.fullmatch(r"\d+", clip, re.ASCII) is not None
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, times in Counter(names).items() if times > 1]
+
+
+def _problem(found: Sequence[object], what: str, unit: str = "") -> list[str]:
+    """No sentence, or one with the count and the first."""
+    first = ", ".join(f"{unit}{item}" for item in found[:SHOWN])
+    return [f"{len(found)} {what} (first: {first})"] if found else []
+
+
+def _refuse(problems: Sequence[str], where: StrPath) -> None:
+    if problems:
+        raise LabelError(f"{where}: {'; '.join(problems)}")
