@@ -154,8 +154,8 @@ emi.train_head(root / "features.zarr", root / "train.csv", root / "valid.csv", s
     ("settings", "function", "at"),
     [
         ({"seeds": 2, "train_on_all": True}, "save_state", 3),
-        ({"seeds": 2, "train_on_all": True}, "save_state", 5),
-        ({"folds": 2}, "save_state", 3),
+        pytest.param({"seeds": 2, "train_on_all": True}, "save_state", 5, marks=pytest.mark.slow),
+        pytest.param({"folds": 2}, "save_state", 3, marks=pytest.mark.slow),
         ({"folds": 2}, "write_atomically", 2),
     ],
 )

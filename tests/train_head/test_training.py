@@ -99,7 +99,9 @@ emi.train_head(*files, sys.argv[2], hidden=16, epochs=5, lr=3e-3, precision="fp3
 """
 
 
-@pytest.mark.parametrize(("before", "more"), [(True, {}), (False, {}), (False, EVERYTHING)])
+@pytest.mark.parametrize(
+    ("before", "more"), [pytest.param(True, {}, marks=pytest.mark.slow), (False, {}), (False, EVERYTHING)]
+)
 def test_a_killed_run_resumes_to_the_same_weights(labelled, labelled_cache, tmp_path, before, more):
     program = KILLED.format(before=before, more=more)
     killed = subprocess.run([sys.executable, "-c", program, str(labelled), str(tmp_path / "killed")], check=False)
