@@ -5,8 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from cache.errors import CacheFormatError
+from cache.errors import CacheError, CacheFormatError
 from cache.format import Array
 
 if TYPE_CHECKING:
@@ -102,12 +104,14 @@ class Container(Protocol):
 
 
 def open_container(path: StrPath) -> Container:
-    """Choose the container by suffix: `.zarr` (folder or URL) or `.h5` / `.hdf5` (file).
+    """Choose the container by suffix: `.zarr` (folder or URL) or `.h5` / `.hdf5` (file); `file://` is a path.
 
     Raises:
         CacheFormatError: any other suffix.
     """
     text = os.fspath(path).rstrip("/")
+    if text.startswith("file://"):
+        text = url2pathname(urlsplit(text).path)
     suffix = Path(text).suffix.lower()
     if suffix == ".zarr":
         from cache.zarr_container import ZarrContainer
@@ -123,3 +127,21 @@ def open_container(path: StrPath) -> Container:
 
 
 HDF5_SUFFIXES: Sequence[str] = (".h5", ".hdf5")
+
+
+def check_protocol(url: str) -> None:
+    """Refuse a URL that nothing here opens.
+
+    Raises:
+        CacheError: what opens it is not installed.
+        CacheFormatError: fsspec does not know its protocol.
+    """
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        raise CacheError(f"{url}: {error} (pip install 'emi[cloud]' has S3 and Google)") from error
+    except ValueError as error:
+        raise CacheFormatError(f"nothing here opens {protocol}:// ({url}); use a folder, s3://… or gs://…") from error

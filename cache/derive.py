@@ -25,6 +25,8 @@ from cache.transform import Transform, training_set
 from cache.writer import CacheWriter
 
 DTYPES = ("float16", "float32")
+MAX_POOL = (1 << 31) - 1
+"""Frames in a window at most: 497 days at 50 Hz; NumPy cannot make windows of 2^63 frames, even of none."""
 
 OnProgress = Callable[[str, int, int, float], None]
 """Called with "fitting" or "deriving", clips handled, clips to handle, and seconds of features of the one just done."""
@@ -145,6 +147,8 @@ def _check_recipe(store: FeatureCache, recipe: Mapping[str, Any], dtype: str) ->
         raise DeriveError(f"{store.path} is derived itself; derive from the cache of extracted features it came from")
     if recipe["pool"] < 1:
         raise DeriveError(f"--pool takes a number of frames from 1 up, got {recipe['pool']}")
+    if recipe["pool"] > MAX_POOL:
+        raise DeriveError(f"--pool takes at most {MAX_POOL} frames, got {recipe['pool']}")
     if not 1 <= recipe.get("pca", 1) <= store.dim:
         raise DeriveError(
             f"--pca {recipe['pca']}: {store.path} has {store.dim} features per frame; give 1 to {store.dim}"

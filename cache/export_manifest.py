@@ -54,7 +54,7 @@ def must_fit(place: Path, manifest: dict[str, Any]) -> bool:
     """
     if not os.path.lexists(place) or (manifest["kind"] != "parquet" and place.is_dir() and not any(place.iterdir())):
         return False
-    found = _found(place, manifest["kind"])
+    found = read_manifest(place, manifest["kind"])
     if found is None:
         raise ExportExistsError(f"{place} is there, and no export of a cache; choose another OUT, or remove it")
     differing = fp.differences(found["fingerprint"], manifest["fingerprint"]) + [
@@ -69,8 +69,16 @@ def must_fit(place: Path, manifest: dict[str, Any]) -> bool:
     return True
 
 
-def _found(place: Path, kind: str) -> dict[str, Any] | None:
-    """The manifest of what is at a place; None where that is no export."""
+def read_manifest(place: Path, kind: str) -> dict[str, Any] | None:
+    """What the export at a place was made from.
+
+    Args:
+        place: a folder; a file where the kind is `parquet`.
+        kind: of `cache.exporting.KINDS`. All but `parquet` are told apart by what the manifest says only.
+
+    Returns:
+        The manifest; None where there is nothing, or no export.
+    """
     try:
         if kind == "parquet":
             import pyarrow.parquet

@@ -7,10 +7,13 @@ cache has them; `export.json`.
 (clips + 1,) int64, clip i is rows offsets[i]:offsets[i + 1]; `ids.txt`, one id a line in UTF-8; `export.json`.
 """
 
+import contextlib
+import errno
 import json
 import os
 import zipfile
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -18,25 +21,36 @@ from cache.export_manifest import MANIFEST, ExportExistsError
 from cache.exporting import ExportError, ExportSummary, Selection
 from cache.format import Array, Clip
 
+NAME_BYTES = 255
+"""Of one part of a path: NAME_MAX of Linux, macOS and their file systems."""
+UNNAMEABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+"""What the operating system says where a path cannot be a file, whatever room or right there is."""
+SHOWN = 80
+"""Characters of an id that is too long that are repeated."""
+
 
 def write_npz(selection: Selection, folder: Path, summary: ExportSummary) -> None:
     """Write one file per clip, each complete or not there at all; those of an earlier run are kept if they are equal.
 
     Raises:
-        ExportError: an id would leave the folder.
+        ExportError: an id would leave the folder, is too long for a file name, or needs a folder where a file is.
         ExportExistsError: a file holds other features than its clip.
     """
     store = selection.store
-    targets = {clip_id: folder / _inside(clip_id) for clip_id in selection.ids}
+    names = {clip_id: _inside(clip_id) for clip_id in selection.ids}
+    _must_lie_side_by_side(names)
+    targets = {clip_id: folder / name for clip_id, name in names.items()}
     seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():
         _replace(folder / MANIFEST, json.dumps(selection.manifest, indent=2).encode())
     for clip_id, target in targets.items():
-        present = _read(clip_id, target)
+        with _named(clip_id, target):
+            present = _read(clip_id, target)
         if present is None:
             for clip in selection.clips([clip_id]):
-                _write(clip, target)
+                with _named(clip_id, target):
+                    _write(clip, target)
                 summary.written += 1
         elif (present.checksum(), present.seconds) == (store.checksum(clip_id), seconds[clip_id]):
             summary.present += 1
@@ -79,7 +93,40 @@ def _inside(clip_id: str) -> str:
     """The file of a clip, relative to the folder of the export."""
     if any(part in ("", ".", "..") for part in clip_id.replace("\\", "/").split("/")):
         raise ExportError(f"clip {clip_id!r} would not lie inside the folder of the export; leave it out with --ids")
+    longest = max(len(part.encode()) for part in f"{clip_id}.npz".split("/"))
+    if longest > NAME_BYTES:
+        raise ExportError(
+            f"clip {clip_id[:SHOWN]!r}… needs a file name of {longest} bytes, and a file system takes {NAME_BYTES}; "
+            "leave it out with --ids, or export --to npy"
+        )
     return f"{clip_id}.npz"
+
+
+def _must_lie_side_by_side(names: Mapping[str, str]) -> None:
+    """Refuse an id whose file would be the folder of another's."""
+    files = {name: f"clip {clip_id!r}" for clip_id, name in names.items()} | {MANIFEST: "its manifest"}
+    for clip_id, name in names.items():
+        for parent in PurePosixPath(name).parents:
+            if str(parent) in files:
+                raise ExportError(
+                    f"clip {clip_id!r} needs a folder {parent}, where the export has {files[str(parent)]}; leave one "
+                    "of them out with --ids, or export --to npy"
+                )
+
+
+@contextlib.contextmanager
+def _named(clip_id: str, target: Path) -> Iterator[None]:
+    """Say of which clip it is that no file can be named so here."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNNAMEABLE:
+            raise
+        shown = f"{clip_id[:SHOWN]!r}" + ("…" if len(clip_id) > SHOWN else "")
+        raise ExportError(
+            f"clip {shown} cannot have a file of its own in {target.parent}: {error.strerror}; leave it out with "
+            "--ids, or export --to npy"
+        ) from error
 
 
 def _write(clip: Clip, target: Path) -> None:

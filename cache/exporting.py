@@ -6,6 +6,7 @@ Every export says what it was made from: the fingerprint, and a checksum over al
 already and was made from the same clips is left alone; anything else in its place is refused.
 """
 
+import errno
 import importlib
 import os
 import shutil
@@ -162,9 +163,11 @@ def export(
     except OSError as error:
         if isinstance(error, EmiError):
             raise
-        raise CacheWriteError(
-            f"{place} could not be written: {error}; make room or mend the permission, then run the same command again"
-        ) from error
+        elsewhere = error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+        remedy = (
+            "choose another OUT" if elsewhere else "make room or mend the permission, then run the same command again"
+        )
+        raise CacheWriteError(f"{place} could not be written: {error}; {remedy}") from error
     return summary
 
 

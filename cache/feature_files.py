@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from cache.container import StrPath
 from cache.errors import CacheError, EmiError
+from cache.export_manifest import read_manifest
+from cache.format import REAL
 from cache.ids import clip_id
 from cache.safe_pickle import load_array
 
 MAX_BYTES = 2 << 30
-"""A clip that unpacks to more is refused: 20 minutes at 50 Hz with 1024 float32 are 0.25 GB, a zip bomb is any size."""
+"""A clip that takes more is refused: 20 minutes at 50 Hz with 1024 float32 are 0.25 GB, a zip bomb is any size."""
 FRAMES = "frames.npy"
 """The array of an `.npz` that is read where it holds several."""
 SHOWN = 160
@@ -40,17 +42,27 @@ def find_features(source: StrPath) -> list[FeatureFile]:
     """List the `.pkl`, `.npy` and `.npz` files under a folder, sorted by id: the path under it without suffix.
 
     Integer names are padded to five digits, as for labels, so that they meet the clips of the same media. Hidden
-    files and folders and all other suffixes (`Thumbs.db`) are passed over.
+    files and folders and all other suffixes (`Thumbs.db`) are passed over. A folder that `cache.exporting` filled with
+    `npz` files has ids for names already: they are taken as they are, `7` and `.hidden` too.
 
     Raises:
-        FeatureFileError: no folder, nothing in it, two files with one id, or a name that is not UTF-8.
+        FeatureFileError: no folder, nothing in it, two files with one id, a name that is not UTF-8, or an export that
+            has no file for each clip.
     """
     root = Path(source).expanduser()
     if not root.is_dir():
         raise FeatureFileError(f"there is no folder {root}; name the one that holds the features, one file per clip")
+    manifest = read_manifest(root, "npz")
+    if manifest is not None and manifest.get("kind") != "npz":
+        raise FeatureFileError(
+            f"{root} is an export of the kind {manifest.get('kind')!r}, without a file for each clip; import one made "
+            "with `emi cache export --to npz`"
+        )
+    exported = manifest is not None
     by_id: dict[str, Path] = {}
-    for path in _walk(root):
-        name = clip_id(path.relative_to(root).with_suffix("").as_posix())
+    for path in _walk(root, hidden=exported):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        name = name if exported else clip_id(name)
         if name in by_id:
             raise FeatureFileError(f"{by_id[name]} and {path} are both clip {name!r}; keep one of them in {root}")
         by_id[name] = path
@@ -73,6 +85,8 @@ def read_frames(path: Path) -> NDArray[Any]:
     if not status.st_size:
         raise FeatureFileError("is empty (0 bytes)")
     suffix = path.suffix.lower()
+    if suffix != ".npz" and status.st_size > MAX_BYTES:  # of an archive, only the array that is read counts
+        raise FeatureFileError(f"has {status.st_size} bytes, and one clip takes at most {MAX_BYTES}")
     try:
         frames = READERS[suffix](path)
     except (EmiError, OSError):
@@ -80,7 +94,7 @@ def read_frames(path: Path) -> NDArray[Any]:
     except Exception as error:  # NumPy and zipfile raise anything over damaged bytes
         reason = ascii(str(error)[:SHOWN])[1:-1] or type(error).__name__
         raise FeatureFileError(f"is not an intact {suffix} file of numbers ({reason}); copy it again") from error
-    if frames.dtype.kind not in "fiub":
+    if frames.dtype.kind not in REAL:
         raise FeatureFileError(f"holds {frames.dtype}, expected numbers")
     if frames.ndim != 2 or not frames.size:
         raise FeatureFileError(f"holds an array of shape {frames.shape}, expected (frames, dim)")
@@ -109,7 +123,7 @@ def _read_npz(path: Path) -> NDArray[Any]:
 READERS = {".npy": _read_npy, ".npz": _read_npz, ".pkl": load_array}
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, *, hidden: bool) -> Iterator[Path]:
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         identity = os.stat(folder)
@@ -118,9 +132,9 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add((identity.st_dev, identity.st_ino))
         # Sorted, because of two links to one folder the first gives the ids, on every machine the same.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
         for name in sorted(files):
-            if Path(name).suffix.lower() in READERS and not name.startswith("."):
+            if Path(name).suffix.lower() in READERS and (hidden or not name.startswith(".")):
                 _must_be_utf8(Path(folder, name))
                 yield Path(folder, name)
 

@@ -36,6 +36,9 @@ INDEX_ARRAYS = ("ids", "offsets", "seconds", "checksums")
 """Small arrays that a reader loads when it opens a cache."""
 ARRAYS = (*FRAME_ARRAYS, "vad_pooled", *INDEX_ARRAYS)
 
+REAL = "fiub"
+"""Kinds of NumPy dtypes that can be stored: floats, integers and booleans."""
+
 Array = NDArray[Any]
 
 
@@ -96,10 +99,12 @@ class Header:
     def stored(self, clip: Clip) -> Clip:
         """Cast a clip to the dtypes in which it is stored, which are those that a head must be given.
 
-        Frames that have their dtype already are not copied.
+        Frames that have their dtype already are not copied. VAD is stored as float32, but `FeatureCache.load` rounds it
+        to the dtype of the frames, so it has to fit that too.
 
         Raises:
-            CacheFormatError: shapes do not fit this cache, or values are not finite in the storage dtype.
+            CacheFormatError: shapes do not fit this cache, or values are no real numbers, or not finite in the dtype
+                they are stored in.
         """
         where = f"clip {clip.id!r}"
         if not clip.id or "\0" in clip.id or not _is_utf8(clip.id):
@@ -108,20 +113,27 @@ class Header:
             raise CacheFormatError(f"{where}: its length is {clip.seconds} seconds")
         if clip.frames.ndim != 2 or clip.frames.shape[1] != self.dim or not len(clip.frames):
             raise CacheFormatError(f"{where}: frames have shape {clip.frames.shape}, expected (frames, {self.dim})")
+        for name, array in (("frames", clip.frames), ("vad", clip.vad), ("vad_pooled", clip.vad_pooled)):
+            if array is not None and array.dtype.kind not in REAL:
+                raise CacheFormatError(f"{where}: its {name} holds {array.dtype}, expected real numbers")
+        remedy = "; use --dtype float32" if self.dtype == np.float16 else ""
         with np.errstate(over="ignore"):  # reported below, with the clip's name
             frames = clip.frames.astype(self.dtype, copy=False)
+            vad, pooled = (None if a is None else a.astype(np.float32) for a in (clip.vad, clip.vad_pooled))
+            rounded = None if vad is None else vad.astype(self.dtype)
         if not _all_finite(frames):
             overflow = np.isfinite(clip.frames).all()
             raise CacheFormatError(
-                f"{where}: its features " + ("overflow float16; use --dtype float32" if overflow else "are not finite")
+                f"{where}: its features " + (f"overflow {self.dtype}{remedy}" if overflow else "are not finite")
             )
         shapes = [None if a is None else a.shape for a in (clip.vad, clip.vad_pooled)]
         expected = [(len(frames), 3), (3,)] if self.vad_names else [None, None]
         if shapes != expected:
             raise CacheFormatError(f"{where}: vad and vad_pooled have shapes {shapes}, expected {expected}")
-        if not all(a is None or np.isfinite(a).all() for a in (clip.vad, clip.vad_pooled)):
-            raise CacheFormatError(f"{where}: its vad or vad_pooled is not finite")
-        vad, pooled = (None if a is None else a.astype(np.float32) for a in (clip.vad, clip.vad_pooled))
+        if not all(a is None or np.isfinite(a).all() for a in (vad, pooled)):
+            raise CacheFormatError(f"{where}: its vad or vad_pooled is not finite in float32")
+        if rounded is not None and not _all_finite(rounded):
+            raise CacheFormatError(f"{where}: its vad overflows {self.dtype}, to which heads get it rounded{remedy}")
         return Clip(clip.id, frames, vad, pooled, clip.seconds)
 
     def must_match(self, stored: "Header", where: str) -> None:

@@ -6,7 +6,6 @@ cannot be read, its clips are read one by one, so that the damaged one can be na
 """
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from cache.container import Container
 from cache.file_rows import page_aligned
 from cache.format import Array, Header
 from cache.index import SegmentIndex
+from cache.machine import available_cores
 
 RUN_BYTES = 4 << 20
 """Of frames, read together at most: large enough to pay for a thread's turn, small enough for the processor's cache."""
@@ -153,7 +153,7 @@ def read_runs(
     container: Container, header: Header, runs: Sequence[Run], out: Array | None = None
 ) -> Iterator[tuple[Run, dict[int, str]]]:
     """`read_run` over many runs, several threads taking a good many each; in their order."""
-    threads = min(len(runs), REMOTE_THREADS if container.remote else len(os.sched_getaffinity(0)))
+    threads = min(len(runs), REMOTE_THREADS if container.remote else available_cores())
     if threads <= 1:
         for run in runs:
             yield run, read_run(container, header, run, out)

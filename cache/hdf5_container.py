@@ -17,9 +17,9 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -55,7 +55,7 @@ class _Snapshot:
             before = _state(path, self.descriptor)
             failure: Exception | None = None
             try:
-                self.pending = journal.pending(path)
+                self.pending = journal.pending(path, self.descriptor)
                 self._parse()
             except Exception as error:  # half of a commit may look like anything
                 failure = error
@@ -87,16 +87,26 @@ class _Snapshot:
 
 
 class Hdf5Container:
-    """See `cache.container.Container`. One process writes at a time; reading goes on meanwhile."""
+    """See `cache.container.Container`. One process writes at a time; reading goes on meanwhile.
+
+    Raises:
+        CacheFormatError: the path is a URL.
+    """
 
     one_writer = True
     remote = False
 
     def __init__(self, path: str) -> None:
+        if "://" in path:
+            raise CacheFormatError(
+                f"{path} is a URL, and HDF5 caches are local files; give the path of one, or name the cache NAME.zarr, "
+                "which may be at a URL"
+            )
         self.path = path
-        self._path = Path(path)
+        self._path = Path(os.path.realpath(path))  # the journal and new files belong beside the file, not beside a link
         self._snapshot: _Snapshot | None = None
-        self._locked: BinaryIO | None = None
+        self._locked: int | None = None
+        self._unlock: Callable[[], object] | None = None
 
     def read_attributes(self) -> dict[str, Any] | None:
         """Root attributes, or None where there is no file."""
@@ -123,8 +133,6 @@ class Hdf5Container:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(content.getvalue())
-            if not self._path.exists():
-                journal.journal_path(self._path).unlink(missing_ok=True)  # of a cache that was deleted
             os.link(temporary, self._path)
         except FileExistsError:
             return  # another process made it meanwhile; the caller compares fingerprints
@@ -140,19 +148,23 @@ class Hdf5Container:
         """Lock the file itself, as HDF5 does, so that a second writer is refused at once."""
         if self._locked is not None:
             return
-        file = self._path.open("r+b")
+        descriptor = os.open(self._path, os.O_RDWR)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(descriptor), self._path.stat()):
                 raise BlockingIOError  # the file was rewritten in between, and this is the one that went
         except BlockingIOError:
-            file.close()
+            os.close(descriptor)
             raise CacheLockedError(
                 f"{self.path} is being written by another process, and HDF5 takes one writer; wait for it, or use "
                 "a .zarr cache, which takes any number"
             ) from None
-        self._locked = file
-        journal.replay(self._path, file.fileno())
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._locked = descriptor
+        self._unlock = weakref.finalize(self, _unlock, descriptor, os.getpid())  # also where no one closes this
+        journal.replay(self._path, descriptor)
 
     def segment_names(self, known: Collection[str] = ()) -> list[str]:  # noqa: ARG002 - all are listed in one place
         """Segments sorted by name, which starts with the time of writing."""
@@ -216,6 +228,7 @@ class Hdf5Container:
                 segments = target.create_group("segments")
                 for name in self.segment_names():
                     if name not in gone:
+                        _attributes(source[f"segments/{name}"])  # copied below without a check of its strings
                         source.copy(source[f"segments/{name}"], segments, name=name)
                 for _, new in replacements:
                     if new is not None:
@@ -245,9 +258,9 @@ class Hdf5Container:
     def close(self) -> None:
         """Forget the snapshot and let go of the lock."""
         self._snapshot = None
-        if self._locked is not None:
-            self._locked.close()
-            self._locked = None
+        if self._unlock is not None:
+            self._unlock()
+        self._locked = self._unlock = None
 
     def _read(self) -> _Snapshot:
         if self._snapshot is None:
@@ -265,13 +278,20 @@ class Hdf5Container:
         """The file to be changed in memory; committed at the end."""
         self.lock()
         assert self._locked is not None
-        descriptor = self._locked.fileno()
-        journal.replay(self._path, descriptor)  # one is left where applying it failed in the commit before this
-        overlay = journal.Overlay(descriptor)
+        journal.replay(self._path, self._locked)  # one is left where applying it failed in the commit before this
+        overlay = journal.Overlay(self._locked)
         with h5py.File(overlay, "r+", libver=_LIBVER) as file:
             yield file
         overlay.commit(self._path)
         self._snapshot = None
+
+
+def _unlock(descriptor: int, owner: int) -> None:
+    """Let go of a lock, which a child that was forked meanwhile holds too; the child itself only closes its copy."""
+    if os.getpid() == owner:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _state(path: Path, descriptor: int) -> tuple[object, ...]:
@@ -339,7 +359,8 @@ def _utf8(ids: Rows) -> Array:
 
 
 def _attributes(node: Any) -> dict[str, Any]:
-    return {key: _decoded(value) for key, value in node.attrs.items()}
+    with journal.reading_strings():
+        return {key: _decoded(value) for key, value in node.attrs.items()}
 
 
 def _decoded(value: Any) -> Any:

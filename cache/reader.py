@@ -150,8 +150,8 @@ class FeatureCache:
 
         Args:
             ids: clips, in the order in which they are wanted.
-            out: (total frames, dim [+ 3]) array to fill, of any float dtype; it may be a memory map that other
-                processes share. Made where not given.
+            out: (total frames, dim [+ 3]) array to fill, of a float dtype that holds the storage dtype, and with each
+                element in memory of its own; it may be a memory map that other processes share. Made where not given.
 
         Returns:
             (total frames, dim [+ 3]) in the storage dtype (VAD is rounded to it), and (len(ids) + 1,) int64 offsets:
@@ -160,7 +160,8 @@ class FeatureCache:
         Raises:
             UnknownClipError: an id is not in the cache.
             DamagedCacheError: stored bytes do not match their checksum.
-            ValueError: `out` has another shape, or is read-only.
+            ValueError: `out` has another shape, is read-only, is no float array or a narrower one than the cache, or
+                overlaps itself in memory.
         """
         rows = self._rows_of(ids)
         offsets = self._offsets_of(rows)
@@ -169,8 +170,8 @@ class FeatureCache:
             out = page_aligned(shape, self.header.dtype)
         elif out.shape != shape:
             raise ValueError(f"out has shape {out.shape}, and these {len(ids)} clips take {shape}")
-        elif not out.flags.writeable:
-            raise ValueError("out may not be written")
+        else:
+            _must_hold(out, self.header.dtype)
         row_bytes = self.dim * self.header.dtype.itemsize
         runs = plan_runs(self._segments, self._segment_of[rows], self._within[rows], offsets[:-1], row_bytes)
         for run, wrong in read_runs(self._open(), self.header, runs, out):
@@ -271,6 +272,24 @@ class FeatureCache:
             return segment in container.segment_names() and container.read_segment(segment)[2] == places
         except Exception:  # damage of another kind
             return True
+
+
+def _must_hold(out: Array, dtype: np.dtype[Any]) -> None:
+    """Refuse an array that would not keep every number that is written into it.
+
+    Raises:
+        ValueError: see `FeatureCache.load`.
+    """
+    if not out.flags.writeable:
+        raise ValueError("out may not be written")
+    if out.dtype.kind != "f" or not np.can_cast(dtype, out.dtype, "safe"):
+        raise ValueError(f"out has dtype {out.dtype}, and the cache {dtype}; give a float array at least as wide")
+    free = out.itemsize  # bytes from one step of an axis to the next that the axes within it take
+    axes = zip(out.strides, out.shape, strict=True)
+    for stride, length in sorted((abs(stride), length) for stride, length in axes if length > 1 and out.size):
+        if stride < free:
+            raise ValueError(f"out overlaps itself in memory (strides {out.strides}); give an array of its own memory")
+        free = stride * (length - 1) + free
 
 
 def open_cache(path: StrPath) -> FeatureCache:

@@ -125,7 +125,7 @@ def compact(
             if len(group) > 1 or len(parts[0][1]) < len(group[0].ids):
                 replacements.append(([segment.name for segment in group], joined(container, header, parts)))
         before = len(index.segments)
-        changed = bool(replacements or index.replaced or len(index.uncovered) > 1 or container.leftovers()[0])
+        changed = bool(replacements or index.replaced or index.uncovered or container.leftovers()[0])
         if changed:
             _rewrite(container, header, index, replacements)
         after = len(open_damaged(container)[1].segments)
@@ -202,11 +202,11 @@ def _rewrite(
     with write_errors(container.path):
         # First: what says that they are replaced may be replaced itself.
         container.rewrite([(sorted(index.replaced), None), *replacements])
-    with contextlib.suppress(Exception):  # a block only saves time
+    with contextlib.suppress(Exception):  # the segments are committed
         container.lock()
         digest = fp.digest(header.fingerprint)
         names = container.segment_names()
-        if len(names) > 1:
+        if names:
             block = pack([read_segment_index(container, name, digest) for name in names])
             container.write_block(segment_name(), block)
 

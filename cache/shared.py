@@ -8,9 +8,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
+from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,9 +24,19 @@ from cache.format import Array
 from cache.reader import FeatureCache
 from cache.writer import write_errors
 
+CRC_BYTES = 4
+CHECKED_BYTES = 1 << 20
+"""Read and checked at a time: what fits in the processor's cache."""
+MODE = 0o600
+"""In /dev/shm, a file is there for every user of the machine."""
+
 
 def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> tuple[Array, NDArray[np.int64]]:
     """`FeatureCache.load` into a read-only memory map; whoever comes first fills it, the others wait and map it.
+
+    The file is `.npy` with the CRC-32C of all before as its last four bytes, little-endian. One that does not match it,
+    or that belongs to another user, is made anew; checking a gigabyte in memory takes about 0.25 s. Users who share a
+    folder have files of their own, which no one else may read or write.
 
     Args:
         store: the cache.
@@ -37,24 +51,67 @@ def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> tup
         CacheWriteError: the folder is full, or may not be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     offsets = store.offsets(ids)
-    path = folder / f"{_content(store, ids)}.npy"
-    with _locked(path.with_suffix(".lock")):
-        if not path.exists():
-            partial = path.with_suffix(".partial")  # that of a killed process is written over
-            shape = (int(offsets[-1]), store.dim + len(store.vad_names))
-            try:
-                with write_errors(str(folder)):
-                    out = np.lib.format.open_memmap(partial, "w+", store.header.dtype, shape)
-                    with partial.open("r+b") as file:  # a map on a disk that gets full kills the process
-                        os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-                store.load(ids, out=out)
-                out.flush()
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r"), offsets
+    shape = (int(offsets[-1]), store.dim + len(store.vad_names))
+    path = folder / f"emi-{os.geteuid()}-{_content(store, ids)}.npy"
+    frames = _mapped(path, shape, store.header.dtype)
+    if frames is None:
+        with write_errors(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, MODE)
+        with _locked(lock):
+            frames = _mapped(path, shape, store.header.dtype)  # another may have been first
+            if frames is None:
+                _fill(store, ids, path, shape)
+                frames = np.load(path, mmap_mode="r")
+    return frames, offsets
+
+
+def _fill(store: FeatureCache, ids: Sequence[str], path: Path, shape: tuple[int, int]) -> None:
+    """Gather the clips beside the path, and move them there when they are complete."""
+    partial = path.with_suffix(".partial")
+    try:
+        with write_errors(str(path.parent)):
+            partial.unlink(missing_ok=True)  # that of a killed process
+            os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, MODE))
+            out = np.lib.format.open_memmap(partial, "w+", store.header.dtype, shape)
+            size = partial.stat().st_size
+            with partial.open("r+b") as file:  # a map on a disk that gets full kills the process
+                os.posix_fallocate(file.fileno(), 0, size + CRC_BYTES)
+        store.load(ids, out=out)
+        out.flush()
+        with write_errors(str(path.parent)):
+            with partial.open("r+b") as file:
+                crc = _crc32c(file, size)
+                file.seek(size)
+                file.write(crc)
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _mapped(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array | None:
+    """Map a file that was filled whole by this user and is still as it was; None where there is none."""
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_size <= CRC_BYTES:
+            return None
+        with path.open("rb") as file:
+            if _crc32c(file, status.st_size - CRC_BYTES) != file.read():
+                return None
+        frames: Array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    return frames if (frames.shape, frames.dtype) == (shape, dtype) else None
+
+
+def _crc32c(file: BufferedIOBase, size: int) -> bytes:
+    """CRC-32C of the first bytes of a file, as it is stored; not through a map, which kills where the file is cut."""
+    buffer, crc = np.empty(CHECKED_BYTES, np.uint8), 0
+    while size and (count := file.readinto(buffer.data[: min(size, CHECKED_BYTES)])):
+        crc = google_crc32c.extend(crc, buffer[:count])
+        size -= count
+    return crc.to_bytes(CRC_BYTES, "little")
 
 
 def _content(store: FeatureCache, ids: Sequence[str]) -> str:
@@ -66,8 +123,7 @@ def _content(store: FeatureCache, ids: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+def _locked(descriptor: int) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -107,6 +107,6 @@ def _header(source: Header, dtype: str) -> Header:
     fingerprint: dict[str, Any] = {**source.fingerprint, "dtype": dtype}
     if np.dtype(dtype).itemsize > source.dtype.itemsize:
         fingerprint[ROUNDED] = str(source.dtype)
-    elif dtype == fingerprint.get(ROUNDED):
+    elif dtype == fingerprint.get(ROUNDED) and dtype != str(source.dtype):
         del fingerprint[ROUNDED]
     return replace(source, fingerprint=fingerprint)

@@ -121,8 +121,11 @@ class CacheWriter:
         self._started = time.monotonic()
 
     def _write_block(self) -> None:
-        """Pack the index of segments that no block covers; it only saves time, so that nothing may fail for it."""
-        if len(self._unindexed) < 2:
+        """Pack the index of segments that no block covers, so that their clips are known should they get lost.
+
+        Nothing may fail for it: the segments are committed.
+        """
+        if not self._unindexed:
             return
         digest = fp.digest(self.header.fingerprint)
         with contextlib.suppress(Exception):

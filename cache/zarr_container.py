@@ -25,7 +25,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 
-from cache.container import NewSegment, Rows
+from cache.container import NewSegment, Rows, check_protocol
 from cache.errors import CacheError, CacheFormatError, CacheLockedError
 from cache.format import ARRAYS, INDEX_ARRAYS, Array
 from cache.index import SegmentIndex
@@ -49,7 +49,7 @@ class ZarrContainer:
         self.path = path
         self.remote = "://" in path
         if self.remote:
-            _check_protocol(path)
+            check_protocol(path)
         self._local = None if self.remote else Path(path)
         self._layouts: dict[tuple[str, str], RowLayout | None] = {}
         self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}
@@ -86,6 +86,10 @@ class ZarrContainer:
         for group in (*GROUPS, *(["extras"] if extras else [])):
             with contextlib.suppress(zarr.errors.ContainsGroupError):
                 zarr.create_group(f"{self.path}/{group}", zarr_format=3)
+        if extras:  # those of a creation that was cut off before it put the root
+            before = zarr.open_group(f"{self.path}/extras", mode="r+", zarr_format=3)
+            for name in list(before.array_keys()):
+                del before[name]
         for name, values in extras.items():
             _write_array(f"{self.path}/extras/{name}", values)
         with contextlib.suppress(zarr.errors.ContainsGroupError):
@@ -102,7 +106,7 @@ class ZarrContainer:
             return
         if self._locked is None:
             self._locked = os.open(self._local, os.O_RDONLY)
-            self._unlock = weakref.finalize(self, os.close, self._locked)  # also where no one closes this
+            self._unlock = weakref.finalize(self, _unlock, self._locked, os.getpid())  # also where no one closes this
         try:
             fcntl.flock(self._locked, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -297,21 +301,18 @@ class ZarrContainer:
 
         async def remove() -> None:
             for name in [name async for name in store.list_dir(f"{group}/") if name != "zarr.json"]:
-                await store.delete_dir(f"{group}/{name}")
+                with contextlib.suppress(ValueError):  # a file that someone else put there
+                    await store.delete_dir(f"{group}/{name}")
 
         sync(remove())
 
 
-def _check_protocol(url: str) -> None:
-    import fsspec
-
-    protocol = url.partition("://")[0]
-    try:
-        fsspec.get_filesystem_class(protocol)
-    except ImportError as error:
-        raise CacheError(f"{url}: {error} (pip install 'emi[cloud]' has S3 and Google)") from error
-    except ValueError as error:
-        raise CacheFormatError(f"nothing here opens {protocol}:// ({url}); use a folder, s3://… or gs://…") from error
+def _unlock(descriptor: int, owner: int) -> None:
+    """Let go of a lock, which a child that was forked meanwhile holds too; the child itself only closes its copy."""
+    if os.getpid() == owner:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 async def _members(store: Any, folder: str) -> list[str]:

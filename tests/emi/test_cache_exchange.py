@@ -51,7 +51,7 @@ def test_the_help_has_an_example(command):
 def test_features_go_in_and_come_out(folder, tmp_path, suffix):
     cache, out = tmp_path / f"f{suffix}", tmp_path / "f.parquet"
     importing = ("import", folder, cache, "--hop-seconds", 0.02)
-    assert f"wrote 4 clips (0.2 min) to {cache}" in run(*importing)
+    assert f"wrote 4 clips (0.2 min at 0.02 s a frame) to {cache}" in run(*importing)
     assert f"nothing to do: all 4 clips are in {cache}, and unchanged" in run(*importing)
     with open_cache(cache) as store:
         assert store.fingerprint["backbone"] == "import:wav2vec2"
