@@ -45,7 +45,7 @@ class Predictor(nn.Module):
     def per_frame(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, targets) intensities per frame, of a head that has them; zeros behind a clip's end."""
         values: Tensor = self.head.per_frame(self.standardise(frames), lengths)  # type: ignore[operator]
-        return values.float()
+        return decode(values.float(), self.targets)
 
     def fit_inputs(self, chunks: Iterable[Tensor]) -> None:
         """Take mean and spread of each feature from the training split's frames, (rows, dim) at a time."""

@@ -2,11 +2,23 @@
 
 config.toml             all settings, resolved, and what the run was made from
 metrics.jsonl           one line per epoch
-best.safetensors        weights of the best epoch
+best.safetensors        weights of the best epoch, or their moving average
 last.pt                 everything needed to go on exactly where a run stopped
 predictions_valid.csv   (and predictions_test.csv) from the best weights, header as in the labels
+curves.svg, .png        loss and validation Pearson by epoch (`train_head.figures`)
+scatter_valid.svg, .png (and scatter_test) predictions against labels
 README.md               model card
 transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.derived`)
+tensorboard/            where asked for: the epochs as TensorBoard events (`train_head.tensorboard`)
+all/                    where asked for: the run folder of the training on all clips, without validation
+
+A folder of several runs (`train_head.protocols`) holds config.toml, README.md and the mean of their predictions, and
+
+seed-0/, fold-0/, …     the run folders
+ensemble.toml           the runs whose predictions are averaged, written once all are finished
+summary.json            the figures of each, their spread, and intervals of what they predict together
+predictions_folds.csv   of folds: every clip as predicted by the run that did not see it; labels_folds.csv to score it
+folds.csv               of folds: which clip was in which
 """
 
 import hashlib

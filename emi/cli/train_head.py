@@ -95,28 +95,27 @@ def train_head(
     from train_head.settings import read_assignments, resolve_settings
     from train_head.tensorboard import Board
 
-    settings = resolve_settings(
-        config,
-        head=head,
-        loss=loss,
-        lr=lr,
-        epochs=epochs,
-        batch_size=batch_size,
-        weight_decay=weight_decay,
-        patience=patience,
-        hidden=hidden,
-        layers=layers,
-        dropout=dropout,
-        global_vector=global_vector,
-        output=output,
-        seed=seed,
-        label_scale=label_scale,
-        stop_after=stop_after,
-        standardise=standardise,
-        precision=precision,
-        device=device,
-        **read_assignments(more or ()),
-    )
+    typed = {
+        "head": head,
+        "loss": loss,
+        "lr": lr,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "patience": patience,
+        "hidden": hidden,
+        "layers": layers,
+        "dropout": dropout,
+        "global_vector": global_vector,
+        "output": output,
+        "seed": seed,
+        "label_scale": label_scale,
+        "stop_after": stop_after,
+        "standardise": standardise,
+        "precision": precision,
+        "device": device,
+    }
+    settings = resolve_settings(config, **(typed | read_assignments(more or ())))
     several = seeds is not None or folds is not None or train_on_all
     lines = EpochLines(settings.stop_after or settings.epochs, typer.echo)
     board = Board(out) if tensorboard else None

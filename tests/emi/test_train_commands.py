@@ -126,3 +126,18 @@ def test_help_names_every_head_and_loss():
 
     assert [name for name in HEADS if name not in HEADS_HELP] == []
     assert [name for name in LOSSES if name not in LOSSES_HELP] == []
+
+
+def test_set_reaches_settings_that_have_an_option_of_their_own(labelled, labelled_cache, tmp_path):
+    import tomllib
+
+    from typer.testing import CliRunner
+
+    from emi.cli import app
+
+    files = ["--cache", labelled_cache, "--train", labelled / "train.csv", "--valid", labelled / "valid.csv"]
+    more = ["--epochs", "1", "--hidden", "8", "--set", "lr=0.002", "--set", "noise=0.1", "--out", tmp_path / "run"]
+    result = CliRunner().invoke(app, ["train-head", *map(str, [*files, *more])])
+    assert result.exit_code == 0, result.output
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert (config["lr"], config["augment"]["noise"]) == (0.002, 0.1)

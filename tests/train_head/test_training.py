@@ -21,6 +21,7 @@ from train_head.errors import DivergedError, LabelError, RunFolderError, TrainSe
 from train_head.labels import read_labels
 from train_head.losses import LOSSES, Loss
 from train_head.model import load_head
+from train_head.predictor import Predictor
 from train_head.settings import TrainSettings, read_assignments, resolve_settings
 from train_head.trainer import learning_rate
 
@@ -354,3 +355,12 @@ def test_settings_can_be_given_as_assignments():
     assert settings.augment["mixup"] == 0.2
     with pytest.raises(TrainSettingsError, match="expected KEY=VALUE"):
         read_assignments(["mixup"])
+
+
+def test_a_two_part_timeline_has_one_column_per_target():
+    settings = resolve_settings(head="sequence", hidden=4, layers=1, loss="zero_inflated")
+    predictor = Predictor(settings, 3, 2).eval()
+    frames, lengths = torch.randn(2, 5, 3), torch.tensor([5, 3])
+    timeline = predictor.per_frame(frames, lengths)
+    assert timeline.shape == (2, 5, 2)
+    assert not timeline[1, 3:].any()
