@@ -1,9 +1,10 @@
 """The `emi` command. Each command lives in its own file and imports what is heavy only when it runs."""
 
+import _thread
 import signal
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,6 +85,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _interrupt_again
     try:
         app(arguments)
     except EmiError as error:
@@ -95,6 +97,14 @@ def main() -> None:
         if stop.code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
             typer.echo("emi: stopped; what was finished is kept, and the same command goes on from there", err=True)
         raise
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Raise Ctrl-C again where Python drops it: in a destructor, which may run in the middle of an import."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _interrupt(*_: object) -> None:

@@ -127,6 +127,28 @@ def test_an_interrupted_extraction_keeps_what_is_done_and_goes_on(labelled, tmp_
     assert 0 < kept < 6000
 
 
+def test_an_interruption_that_python_drops_is_raised_again():
+    """As where Ctrl-C comes in a destructor, or while a module is imported."""
+    code = """
+import sys, time
+import emi.cli
+class Dropped:
+    def __del__(self):
+        raise KeyboardInterrupt
+def app(arguments):
+    Dropped()
+    while True:
+        time.sleep(0.1)
+emi.cli.app = app
+try:
+    emi.cli.main()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25, check=True)
+    assert result.stdout == "interrupted\n"
+
+
 def test_predicting_unreadable_media_exits_with_1_and_still_predicts_the_others(labelled, labelled_cache, tmp_path):
     run = tmp_path / "run"
     splits = ("--train", labelled / "train.csv", "--valid", labelled / "valid.csv")

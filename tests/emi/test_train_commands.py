@@ -35,11 +35,11 @@ def test_seeds_show_each_run_and_their_spread_and_then_have_nothing_to_do(data, 
     command = ("train-head", *data, "--out", tmp_path / "run", *QUICK, "--seeds", 2)
     shown = emi(*command).stdout
     assert shown.index("seed-0:") < shown.index("seed-1:") < shown.index("mean of the 2 runs:")
-    assert shown.count("epoch 2/2") == 2
+    assert shown.count("epoch   2/2") == 2
     assert "nothing to do" not in shown
     again = emi(*command).stdout
     assert "nothing to do" in again
-    assert "epoch 1" not in again
+    assert "epoch   1" not in again
     emi("predict", labelled / "audio" / "00030.wav", "--model", tmp_path / "run", "--csv", tmp_path / "p.csv")
     (row,) = csv.DictReader((tmp_path / "p.csv").read_text().splitlines())
     wanted = {
@@ -67,8 +67,8 @@ def test_training_on_all_says_where_and_that_nothing_validates_it(data, tmp_path
 
 def test_stopping_early_is_what_the_progress_counts_to(data, tmp_path):
     shown = emi("train-head", *data, "--out", tmp_path / "run", *QUICK, "--stop-after", 1).stdout
-    assert "epoch 1/1" in shown
-    assert "epoch 2" not in shown
+    assert "epoch   1/1" in shown
+    assert "epoch   2" not in shown
 
 
 @pytest.mark.parametrize(
