@@ -1,6 +1,5 @@
 """The `emi` command. Each command lives in its own file and imports what is heavy only when it runs."""
 
-import _thread
 import signal
 import sys
 import traceback
@@ -85,6 +84,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt)
     sys.unraisablehook = _interrupt_again
     try:
         app(arguments)
@@ -100,13 +100,13 @@ def main() -> None:
 
 
 def _interrupt_again(unraisable: Any) -> None:
-    """Raise Ctrl-C again where Python drops it: in a destructor, which may run in the middle of an import."""
+    """Raise Ctrl-C again, a little later, where Python drops it: in a destructor, which may run during an import."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        _thread.interrupt_main()
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
     else:
         sys.__unraisablehook__(unraisable)
 
 
 def _interrupt(*_: object) -> None:
-    """Let SIGTERM unwind like Ctrl-C, so that finished work is committed."""
+    """Let SIGTERM and SIGALRM unwind like Ctrl-C, so that finished work is committed."""
     raise KeyboardInterrupt

@@ -137,8 +137,7 @@ class Dropped:
         raise KeyboardInterrupt
 def app(arguments):
     Dropped()
-    while True:
-        time.sleep(0.1)
+    time.sleep(30)
 emi.cli.app = app
 try:
     emi.cli.main()
