@@ -19,7 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -40,6 +40,7 @@ _ATTEMPTS = 100
 _COPY_BYTES = 16 << 20
 """Of an array, written at a time where segments are joined."""
 
+_Read = TypeVar("_Read")
 _Parsed = tuple[dict[str, Any], dict[str, Array], dict[str, Any]]
 """What `read_segment` returns."""
 
@@ -49,26 +50,35 @@ class _Snapshot:
 
     def __init__(self, path: Path) -> None:
         """Parse the file; tried again where a commit came in between."""
+        self._path = path
         self.descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
         for attempt in range(_ATTEMPTS):
-            before = _state(path, self.descriptor)
-            failure: Exception | None = None
+            self._state = _state(path, self.descriptor)
             try:
                 self.pending = journal.pending(path, self.descriptor)
                 self._parse()
-            except Exception as error:  # half of a commit may look like anything
-                failure = error
-            if _state(path, self.descriptor) == before:
-                if failure is not None:
-                    raise failure
                 return
+            except Exception:
+                if not self.changed():
+                    raise
             time.sleep(0.001 * attempt)
         raise OSError(f"{path} changes faster than it can be read")
 
+    def changed(self) -> bool:
+        """Whether a commit came since, wholly or partly applied."""
+        return _state(self._path, self.descriptor) != self._state
+
     def file(self) -> h5py.File:
-        """The file as h5py sees it."""
-        return h5py.File(journal.Overlay(self.descriptor, self.pending), "r")
+        """The file as h5py sees it; each read fails where a commit came since.
+
+        HDF5 must not see a byte of it: over a mixture of two commits it may abort the process.
+        """
+        return h5py.File(journal.Overlay(self.descriptor, self.pending, self._check), "r")
+
+    def _check(self) -> None:
+        if self.changed():
+            raise OSError("a commit came while it was read")
 
     def _parse(self) -> None:
         with self.file() as file:
@@ -141,8 +151,9 @@ class Hdf5Container:
 
     def read_extras(self) -> dict[str, Array]:
         """The arrays of the group `extras`, which most caches lack."""
-        with self._read().file() as file:
-            return {name: np.asarray(a[()]) for name, a in file["extras"].items()} if "extras" in file else {}
+        return self._through_h5py(
+            lambda file: {name: np.asarray(a[()]) for name, a in file["extras"].items()} if "extras" in file else {}
+        )
 
     def lock(self, *, alone: bool = False) -> None:  # noqa: ARG002 - a writer always is
         """Lock the file itself, as HDF5 does, so that a second writer is refused at once."""
@@ -172,11 +183,8 @@ class Hdf5Container:
 
     def read_segment(self, name: str) -> _Parsed:
         """Attributes, index arrays and places of one segment."""
-        snapshot = self._read()
-        if name not in snapshot.segments:
-            with snapshot.file() as file:
-                return _parse(file[f"segments/{name}"])
-        return snapshot.segments[name]
+        known = self._read().segments.get(name)
+        return known if known is not None else self._through_h5py(lambda file: _parse(file[f"segments/{name}"]))
 
     def read_blocks(self) -> list[bytes]:
         """The data sets of `index`."""
@@ -266,6 +274,18 @@ class Hdf5Container:
         if self._snapshot is None:
             self._snapshot = _Snapshot(self._path)
         return self._snapshot
+
+    def _through_h5py(self, read: Callable[[h5py.File], _Read]) -> _Read:
+        """Read what the snapshot does not hold; from a new one where a commit came since."""
+        while True:
+            snapshot = self._read()
+            try:
+                with snapshot.file() as file:
+                    return read(file)
+            except Exception:
+                if not snapshot.changed():
+                    raise
+                self._snapshot = None
 
     def _rewritten(self) -> Path:
         return self._path.with_name(f"{self._path.name}.rewritten.tmp")

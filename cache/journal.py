@@ -26,7 +26,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +79,13 @@ class Overlay(io.RawIOBase):
     Args:
         descriptor: the open file below; the caller closes it.
         extents: bytes that lie over the file from the start (`pending`).
+        check: called after each read; what it raises, the read raises.
     """
 
-    def __init__(self, descriptor: int, extents: Iterable[Extent] = ()) -> None:
-        self._base = descriptor
+    def __init__(
+        self, descriptor: int, extents: Iterable[Extent] = (), check: Callable[[], object] = lambda: None
+    ) -> None:
+        self._base, self._check = descriptor, check
         self._base_size = self._size = os.fstat(descriptor).st_size
         self._position = 0
         self._extents: list[Extent] = list(extents)
@@ -91,6 +94,7 @@ class Overlay(io.RawIOBase):
         """Fill from the file, then from the writes in their order."""
         view = memoryview(buffer).cast("B")
         content = self.read_at(self._position, len(view))
+        self._check()
         if _reading_strings.get() and content.startswith(_STRING_HEAP):
             _check_string_heap(content)
         view[: len(content)] = content
