@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache.container import StrPath
 from extract import run as extract_run
@@ -13,6 +13,9 @@ from train_head.protocols import PAPER_ROWS, Ablation, ProtocolResult, Row, read
 from train_head.protocols import ablate as run_ablation
 from train_head.settings import resolve_settings
 from train_head.train import TrainResult, gather_inputs
+
+if TYPE_CHECKING:
+    from train_head.sweep import Space, SweepResult
 
 
 def extract(media: StrPath, cache: StrPath, **settings: Any) -> ExtractSummary:
@@ -122,6 +125,78 @@ def ablate(
     scale = resolved[0][1].label_scale
     inputs = gather_inputs(cache, files, scale, skip_missing=skip_missing, group_by=group_by)
     return run_ablation(inputs, out, resolved, seeds)
+
+
+def sweep(
+    cache: StrPath,
+    train: StrPath,
+    valid: StrPath,
+    out: StrPath,
+    space: "StrPath | Space",
+    *,
+    config: StrPath | None = None,
+    skip_missing: bool = False,
+    group_by: str | None = None,
+    trials: int = 64,
+    jobs: int | None = None,
+    sampler: str = "tpe",
+    pruner: str = "asha",
+    seed: int = 0,
+    pool: int = 1,
+    pca: int | None = None,
+    clips: int | None = None,
+    top: int = 3,
+    seeds: int = 3,
+    storage: str | None = None,
+    **settings: Any,
+) -> "SweepResult":
+    """Try many heads and settings on cached features, and train the best few again.
+
+    Call it under `if __name__ == "__main__":`, as the worker processes import the caller's script.
+
+    Args:
+        cache: the features.
+        train: label CSV of the training split.
+        valid: label CSV by which trials are compared.
+        out: run folder; gets trials.csv, best.toml, report.html, and the best trials' runs. Called again it goes on.
+        space: TOML file of what is tried; see `train_head.sweep.space`.
+        config: TOML file of the settings that the space does not name.
+        skip_missing: leave out labelled clips that the cache does not hold.
+        group_by: as for `train_head`.
+        trials: how many.
+        jobs: worker processes; one per core by default.
+        sampler: "tpe" or "random".
+        pruner: "asha", "hyperband", "median" or "none".
+        seed: of the sampler and of every trial.
+        pool: trials see the mean of so many consecutive frames.
+        pca: trials see so many principal components.
+        clips: trials train on so many clips.
+        top: the best so many are trained again, on all clips and the full features.
+        seeds: with so many seeds each.
+        storage: PostgreSQL URL from which several machines take their trials.
+        **settings: of every trial, unless the space names them.
+
+    Raises:
+        EmiError: see `train_head.sweep.sweep`.
+    """
+    from train_head.sweep import Space, SweepSettings, read_space
+    from train_head.sweep import sweep as run_sweep
+
+    found = space if isinstance(space, Space) else read_space(space, config, **settings)
+    how = SweepSettings(
+        trials=trials,
+        jobs=jobs,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+        pool=pool,
+        pca=pca,
+        clips=clips,
+        top=top,
+        seeds=seeds,
+        storage=storage,
+    )
+    return run_sweep(cache, train, valid, out, found, how, skip_missing=skip_missing, group_by=group_by)
 
 
 def _needed(out: StrPath | None) -> StrPath:

@@ -4,6 +4,10 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from train_head.sweep import Status
 
 
 class Progress:
@@ -76,3 +80,66 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class TrialLines:
+    """How a sweep goes: a table that renews itself on a terminal, elsewhere one line per finished trial.
+
+    Args:
+        stream: where to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._live = stream, None
+        if stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(file=stream), auto_refresh=False)
+            self._live.start()
+
+    def __call__(self, status: "Status") -> None:
+        """Report; called after each trial, and now and then."""
+        from train_head.sweep.result import ended
+
+        if status.last is not None:
+            self._say(_trial_line(status, ended(status.last)))
+        if self._live is not None:
+            self._live.update(_status_table(status), refresh=True)
+
+    def close(self) -> None:
+        """Leave the table as it is."""
+        if self._live is not None:
+            self._live.stop()
+
+    def __enter__(self) -> "TrialLines":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _say(self, line: str) -> None:
+        if self._live is not None:
+            self._live.console.print(line, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self._stream, flush=True)
+
+
+def _trial_line(status: "Status", trial: str) -> str:
+    """The trial that has just ended, and how far the sweep is."""
+    best = "" if status.best is None else f"  best {status.best:.3f} (trial {status.best_number})"
+    left = "" if status.seconds_left is None else f"  {_clock(status.seconds_left)} left"
+    return f"{trial}  [{status.finished}/{status.total}]{best}{left}"
+
+
+def _status_table(status: "Status"):  # type: ignore[no-untyped-def]
+    from rich.table import Table
+
+    table = Table("done", "complete", "pruned", "failed", "running", "best", "trials/min", "left")
+    best = "" if status.best is None else f"{status.best:.3f} (trial {status.best_number})"
+    left = "" if status.seconds_left is None else _clock(status.seconds_left)
+    counts = (status.complete, status.pruned, status.failed, status.running)
+    table.add_row(f"{status.finished} of {status.total}", *map(str, counts), best, f"{status.per_minute:.1f}", left)
+    return table

@@ -12,6 +12,7 @@ from cache.errors import StaleCacheError
 from cache.file_rows import page_aligned
 from cache.fingerprint import differences
 from cache.reader import FeatureCache, open_cache
+from cache.shared import shared_load
 from train_head.errors import LabelError
 from train_head.labels import Labels
 
@@ -130,8 +131,7 @@ def gather(
     Raises:
         LabelError: clips are missing; says how many and names the first five.
     """
-    labels = {name: _held(stores, part, skip_missing) for name, part in labels.items()}
-    wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
+    labels, wanted = _wanted(stores, labels, skip_missing)
     of_store: list[list[str]] = [[] for _ in stores]
     for clip in wanted:
         of_store[next(i for i, store in enumerate(stores) if clip in store)].append(clip)
@@ -147,6 +147,27 @@ def gather(
         first += int(part[-1])
     shared = torch.from_numpy(frames)
     return {name: _split(part, shared, place) for name, part in labels.items()}
+
+
+def gather_shared(
+    store: FeatureCache, labels: Mapping[str, Labels], folder: StrPath, *, skip_missing: bool = False
+) -> dict[str, Split]:
+    """The same from one cache, on frames that every process which asks for the same clips has in common.
+
+    Args:
+        store: the cache.
+        labels: by split, which clips in which order.
+        folder: where the memory map lies; see `cache.shared.shared_load`.
+        skip_missing: leave out clips that the cache does not hold instead of refusing.
+
+    Raises:
+        LabelError: clips are missing; says how many and names the first five.
+    """
+    labels, wanted = _wanted([store], labels, skip_missing)
+    frames, offsets = shared_load(store, wanted, folder)
+    place = dict(zip(wanted, zip(offsets[:-1].tolist(), np.diff(offsets).tolist(), strict=True), strict=True))
+    writable = np.load(frames.filename, mmap_mode="c")  # type: ignore[attr-defined]  # torch knows no read-only arrays
+    return {name: _split(part, torch.from_numpy(writable), place) for name, part in labels.items()}
 
 
 def shuffled_batches(lengths: Tensor, batch_size: int, generator: torch.Generator) -> list[list[int]]:
@@ -173,6 +194,14 @@ def sorted_batches(lengths: Tensor, batch_size: int) -> list[list[int]]:
 def _split(labels: Labels, frames: Tensor, place: Mapping[str, tuple[int, int]]) -> Split:
     rows = torch.tensor([place[clip] for clip in labels.ids], dtype=torch.int64)
     return Split(labels, frames, rows[:, 0].contiguous(), rows[:, 1].contiguous(), torch.from_numpy(labels.values))
+
+
+def _wanted(
+    stores: Sequence[FeatureCache], labels: Mapping[str, Labels], skip_missing: bool
+) -> tuple[dict[str, Labels], list[str]]:
+    """The labels of clips that a cache holds, and those clips, each once."""
+    held = {name: _held(stores, part, skip_missing) for name, part in labels.items()}
+    return held, list(dict.fromkeys(clip for part in held.values() for clip in part.ids))
 
 
 def _held(stores: Sequence[FeatureCache], labels: Labels, skip_missing: bool) -> Labels:

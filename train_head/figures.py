@@ -88,7 +88,7 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]
     """
     epochs = [record["epoch"] for record in history]
     at = max(range(len(history)), key=lambda i: (history[i]["best"], history[i]["epoch"]))
-    with _drawing():
+    with drawing():
         figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
         losses = [record["train_loss"] for record in history]
@@ -156,7 +156,7 @@ def scatter(predicted: ArrayLike, target: ArrayLike, names: Sequence[str], path:
     columns = len(names) if len(names) <= 4 else 3 if len(names) in (5, 6, 9) else 4
     rows = math.ceil(len(names) / columns)
     low, high = min(0.0, a.min(initial=0.0)), max(1.0, a.max(initial=1.0))
-    with _drawing():
+    with drawing():
         figure = Figure(figsize=(max(3.0, 2.25 * columns), 2.45 * rows + 0.2), dpi=150, layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for k, name in enumerate(names):
@@ -194,17 +194,28 @@ def _panel(axes: Axes, predicted: Column, target: Column, edges: Column) -> None
 def _save(figure: Figure, path: Path) -> tuple[Path, ...]:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what it found stays, and is not looked for again in each format
-    vector, pixels = io.BytesIO(), io.BytesIO()
+    pixels = io.BytesIO()
     FigureCanvasAgg(figure).print_png(pixels, metadata={"Software": None})
-    FigureCanvasSVG(figure).print_svg(vector, metadata={"Date": None, "Creator": None})  # leaves the figure at 72 dpi
     written = tuple(path.with_name(path.name + suffix) for suffix in SUFFIXES)
-    for file, buffer in zip(written, (vector, pixels), strict=True):
-        run_folder.write_atomically(file, buffer.getvalue())
+    for file, content in zip(written, (_vector(figure), pixels.getvalue()), strict=True):
+        run_folder.write_atomically(file, content)
     return written
 
 
+def svg(figure: Figure) -> str:
+    """The figure as an element that stands in a page."""
+    text = _vector(figure).decode()
+    return text[text.index("<svg") :]
+
+
+def _vector(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})  # leaves the figure at 72 dpi
+    return buffer.getvalue()
+
+
 @contextmanager
-def _drawing() -> Iterator[None]:
+def drawing() -> Iterator[None]:
     """Matplotlib's own style and ours, whatever the caller has set; both are as before afterwards."""
     with style.context(["default", dict(STYLE)]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

@@ -154,6 +154,14 @@ def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def option_owners(key: str) -> list[str]:
+    """The heads that have an option; none for a setting of the training."""
+    if key in {f.name for f in fields(TrainSettings)}:
+        return []
+    kinds: dict[str, Any] = {name: head.Options for name, head in HEADS.items()}  # type: ignore[attr-defined]
+    return [name for name, kind in kinds.items() if key in {f.name for f in fields(kind)}]
+
+
 def with_seed(settings: TrainSettings, seed: int) -> TrainSettings:
     """The same settings with another seed."""
     return replace(settings, seed=seed)

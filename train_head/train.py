@@ -13,7 +13,7 @@ from cache.container import StrPath
 from cache.reader import FeatureCache
 from train_head import run_folder
 from train_head.card import write_card
-from train_head.data import Split, gather, open_caches
+from train_head.data import Split, gather, gather_shared, open_caches
 from train_head.derived import save_transform, stored_transform
 from train_head.errors import LabelError
 from train_head.groups import check_disjoint
@@ -81,6 +81,7 @@ def gather_inputs(
     *,
     skip_missing: bool = False,
     group_by: str | None = None,
+    shared: StrPath | None = None,
 ) -> Inputs:
     """Read the labels, open the caches, load the features.
 
@@ -91,25 +92,43 @@ def gather_inputs(
         skip_missing: leave out clips that no cache holds instead of refusing.
         group_by: column of the label files that is no target but names each clip's group, or a regular expression
             that finds it in Filename. A "test" file in which it finds nothing has no groups.
+        shared: folder of a memory map that all processes with the same inputs have in common, instead of memory of
+            one's own; of one cache.
 
     Raises:
         LabelError, CacheError: a file or a clip is missing or wrong.
     """
     paths = [caches] if isinstance(caches, str | os.PathLike) else list(caches)
-    labels = {name: _read(name, path, label_scale, group_by) for name, path in files.items()}
-    _check_targets(labels)
+    labels = read_split_labels(files, label_scale, group_by)
     stores = open_caches(paths)
-    splits = gather(stores, labels, skip_missing=skip_missing)
+    if shared is None:
+        splits = gather(stores, labels, skip_missing=skip_missing)
+    else:
+        (store,) = stores
+        splits = gather_shared(store, labels, shared, skip_missing=skip_missing)
     return Inputs(paths=paths, stores=stores, files=dict(files), labels=labels, splits=splits, group_by=group_by)
 
 
-def check_groups(inputs: Inputs) -> None:
+def read_split_labels(
+    files: Mapping[str, StrPath], label_scale: float = 1.0, group_by: str | None = None
+) -> dict[str, Labels]:
+    """Read label CSVs by split, and check that they have the same targets; see `gather_inputs`.
+
+    Raises:
+        LabelError: a file is missing or wrong.
+    """
+    labels = {name: _read(name, path, label_scale, group_by) for name, path in files.items()}
+    _check_targets(labels)
+    return labels
+
+
+def check_groups(labels: Mapping[str, Labels]) -> None:
     """Refuse training and validation clips of common groups, where groups were asked for.
 
     Raises:
         LabelError: as `train_head.groups.check_disjoint`.
     """
-    groups = [inputs.labels[name].groups for name in ("train", "valid")]
+    groups = [labels[name].groups for name in ("train", "valid")]
     if groups[0] is not None and groups[1] is not None:
         check_disjoint(groups[0], groups[1])
 
@@ -146,7 +165,7 @@ def train(
     settings = settings or TrainSettings()
     files = {"train": train, "valid": valid} | ({"test": test} if test is not None else {})
     inputs = gather_inputs(caches, files, settings.label_scale, skip_missing=skip_missing, group_by=group_by)
-    check_groups(inputs)
+    check_groups(inputs.labels)
     return train_run(inputs, out, settings, on_epoch=on_epoch)
 
 

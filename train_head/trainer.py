@@ -27,7 +27,7 @@ OnEpoch = Callable[[Record], None]
 
 
 class Trainer:
-    """Trains one head into one run folder; `fit` goes on from the folder's last finished epoch.
+    """Trains one head into one run folder; `fit` goes on from where `restore` found it.
 
     Every epoch draws its order, its dropout and its augmentation from the seed and its own number, so a run that was
     killed and started again takes the same steps as one that was not.
@@ -36,10 +36,10 @@ class Trainer:
         settings: how to train; precision and device resolved.
         train: training split.
         valid: split by which the best epoch is chosen; None keeps the last epoch.
-        folder: prepared run folder.
+        folder: prepared run folder; None keeps nothing on disk.
     """
 
-    def __init__(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> None:
+    def __init__(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path | None) -> None:
         self.settings, self.folder = settings, folder
         self.device = torch.device(settings.device)
         self.train = train.to(self.device)
@@ -79,8 +79,8 @@ class Trainer:
 
     def restore(self) -> None:
         """Take up the state that the folder holds, if any."""
-        state = run_folder.load_state(self.folder)
-        if state is not None:
+        state = run_folder.load_state(self.folder) if self.folder is not None else None
+        if self.folder is not None and state is not None:
             self.predictor.load_state_dict(state["predictor"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.averaged is not None:
@@ -97,10 +97,8 @@ class Trainer:
         while not self.finished:
             record = self.run_epoch(len(self.history) + 1)
             self.history.append(record)
-            if record["best"]:
-                self._save_best()
-            run_folder.save_state(self.folder, self._state())
-            run_folder.write_history(self.folder, self.history)
+            if self.folder is not None:
+                self._save(self.folder, best=record["best"])
             if on_epoch:
                 on_epoch(record)
 
@@ -125,25 +123,31 @@ class Trainer:
         }
         return state if self.averaged is None else state | {"averaged": self.averaged.state_dict()}
 
-    def run_epoch(self, number: int) -> Record:
-        """Train one epoch, counted from 1, and validate; nothing is saved."""
+    def run_epoch(self, number: int, batches: int | None = None) -> Record:
+        """Train one epoch, counted from 1, and validate; nothing is saved.
+
+        Args:
+            number: of the epoch.
+            batches: stop after so many, which is for measuring.
+        """
         started = time.perf_counter()
         seed = int(np.random.SeedSequence([self.settings.seed, number]).generate_state(1, np.uint64)[0] >> 1)
         torch.manual_seed(seed)
         self._order = torch.Generator().manual_seed(seed)
         self._noise = torch.Generator(self.device).manual_seed(seed)
-        batches = shuffled_batches(self.train.lengths, self.settings.batch_size, self._order)
+        order = shuffled_batches(self.train.lengths, self.settings.batch_size, self._order)
         self.predictor.train()
         total = 0.0
-        for step, rows in enumerate(batches):
-            lr = learning_rate(self.settings, (number - 1) * len(batches) + step, len(batches))
+        for step, rows in enumerate(order[:batches]):
+            lr = learning_rate(self.settings, (number - 1) * len(order) + step, len(order))
             total += self._step(rows, lr, number) * len(rows)
         trained = time.perf_counter() - started
-        record: Record = {"epoch": number, "train_loss": total / len(self.train), "lr": lr}
+        clips = [row for rows in order[:batches] for row in rows]
+        record: Record = {"epoch": number, "train_loss": total / len(clips), "lr": lr}
         record |= self._validate()
         return record | {
             "seconds": round(time.perf_counter() - started, 3),
-            "frames_per_second": round(int(self.train.lengths.sum()) / trained),
+            "frames_per_second": round(int(self.train.lengths[clips].sum()) / trained),
         }
 
     def _validate(self) -> Record:
@@ -183,16 +187,20 @@ class Trainer:
     def _diverged(self, what: str, epoch: int, rows: list[int]) -> DivergedError:
         clips = ", ".join(self.train.labels.filenames[i] for i in rows[:5])
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-        kept = f"{self.folder} keeps the weights of epoch {self.best_epoch}" if self.history else "nothing is lost"
+        saved = self.history and self.folder is not None
+        kept = f"{self.folder} keeps the weights of epoch {self.best_epoch}" if saved else "nothing is lost"
         return DivergedError(
             f"{what} in epoch {epoch}, in the batch of clips {clips}{more}; lower --lr (now {self.settings.lr:g}), and "
             f"if these clips come up again, look at their features with `emi cache verify`. {kept}"
         )
 
-    def _save_best(self) -> None:
-        temporary = self.folder / f"{run_folder.BEST}.tmp"
-        save_file({name: t.contiguous().cpu() for name, t in self.evaluated.state_dict().items()}, temporary)
-        run_folder.replace_durably(temporary, self.folder / run_folder.BEST)
+    def _save(self, folder: Path, *, best: bool) -> None:
+        if best:
+            temporary = folder / f"{run_folder.BEST}.tmp"
+            save_file({name: t.contiguous().cpu() for name, t in self.evaluated.state_dict().items()}, temporary)
+            run_folder.replace_durably(temporary, folder / run_folder.BEST)
+        run_folder.save_state(folder, self._state())
+        run_folder.write_history(folder, self.history)
 
 
 def _score(mean_pearson: float | None) -> float:

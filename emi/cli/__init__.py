@@ -22,6 +22,7 @@ from emi.cli import (
     evaluate,
     extract,
     predict,
+    sweep,
     train_head,
 )
 
@@ -48,6 +49,7 @@ app.command("train-head", epilog=train_head.EXAMPLE)(train_head.train_head)
 app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("ablate", epilog=ablate.EXAMPLE)(ablate.ablate)
+app.command("sweep", epilog=sweep.EXAMPLE)(sweep.sweep)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
 app.command("demo-data", epilog=demo_data.EXAMPLE)(demo_data.demo_data)
 cache_app.command("info", epilog=cache_info.EXAMPLE)(cache_info.info)

@@ -48,7 +48,7 @@ def train_everything(
         LabelError: a clip or a group is in both splits.
         RunFolderError: a folder holds another run.
     """
-    check_groups(inputs)
+    check_groups(inputs.labels)
     pool(inputs)
     if on_run:
         on_run(Path(out).name, settings)

@@ -3,14 +3,13 @@
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cache.container import StrPath
 from train_head.errors import TrainSettingsError
-from train_head.heads import HEADS
-from train_head.settings import TrainSettings, resolve_settings
+from train_head.settings import TrainSettings, option_owners, resolve_settings
 from train_head.suggest import unknown
 
 SHARED = ("seed", "label_scale")
@@ -60,14 +59,14 @@ def rows_settings(
     """
     check_names([row.name for row in rows])
     given = {key: value for key, value in overrides.items() if value is not None}
-    base = resolve_settings(config, **{k: v for k, v in given.items() if not _option_owners(k)}).head
+    base = resolve_settings(config, **{k: v for k, v in given.items() if not option_owners(k)}).head
     settings, used = [], set[str]()
     for row in rows:
         for key in SHARED:
             if key in row.overrides:
                 raise TrainSettingsError(f"row {row.name!r}: {key} is the same for all rows; leave it out there")
         head = row.overrides.get("head", base)
-        own = {key: v for key, v in given.items() if not _option_owners(key) or head in _option_owners(key)}
+        own = {key: v for key, v in given.items() if not option_owners(key) or head in option_owners(key)}
         used |= own.keys()
         try:
             settings.append((row.name, resolve_settings(config, **(own | dict(row.overrides)))))
@@ -101,14 +100,6 @@ def read_rows(path: StrPath) -> list[Row]:
         if not isinstance(table.get("name"), str):
             raise TrainSettingsError(f'{place}: row {number} has no name; write name = "…" in it')
     return [Row(table["name"], {k: v for k, v in table.items() if k != "name"}) for table in tables]
-
-
-def _option_owners(key: str) -> list[str]:
-    """The heads that have an option; none for a setting of the training."""
-    if key in {f.name for f in fields(TrainSettings)}:
-        return []
-    kinds: dict[str, Any] = {name: head.Options for name, head in HEADS.items()}  # type: ignore[attr-defined]
-    return [name for name, kind in kinds.items() if key in {f.name for f in fields(kind)}]
 
 
 def check_names(names: Sequence[str]) -> None:

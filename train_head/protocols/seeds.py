@@ -51,7 +51,7 @@ def train_seeds(
     settings, folder = settings.on_this_machine(), Path(out)
     if seeds < 1:
         raise TrainSettingsError(f"seeds must be 1 or more, got {seeds}")
-    check_groups(inputs)
+    check_groups(inputs.labels)
     members = tuple(f"seed-{i}" for i in range(seeds))
     prepare_protocol(folder, settings, inputs, {"kind": "seeds"})
     before = listed_members(folder)

@@ -93,7 +93,7 @@ def run_protocol(
         return Outcome(result, train_seeds_on_all(inputs, result, settings, on_run=on_run, on_epoch=on_epoch))
     if train_on_all:
         return Outcome(*train_everything(inputs, out, settings, on_run=on_run, on_epoch=on_epoch))
-    check_groups(inputs)
+    check_groups(inputs.labels)
     return Outcome(train_run(inputs, out, settings, on_epoch=on_epoch))
 
 

@@ -1,0 +1,118 @@
+"""The space of a sweep: what may stand in the file, and what a trial makes of it."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from train_head.errors import TrainSettingsError
+from train_head.sweep import read_space
+
+FULL = """
+head = ["mean", "lstm", "attention"]
+loss = ["mse", "0.7*ccc + 0.3*mse"]
+lr = { log = [1e-5, 1e-2] }
+weight_decay = { uniform = [0.0, 0.1], step = 0.05 }
+batch_size = { int = [16, 64], step = 16 }
+standardise = [true, false]
+layers = [1, 2]
+epochs = 3
+
+[lstm]
+hidden = { log_int = [8, 64] }
+dropout = 0.25
+
+[attention]
+hidden = [4, 8]
+
+[augment]
+mixup = [0.0, 0.2]
+noise = 0.1
+"""
+
+
+def space(tmp_path: Path, text: str, *args, **settings):
+    path = tmp_path / "space.toml"
+    path.write_text(text)
+    return read_space(path, *args, **settings)
+
+
+def test_a_trial_draws_what_its_head_has_and_nothing_else(tmp_path):
+    found = space(tmp_path, FULL)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(40):
+        trial = study.ask()
+        values = found.suggest(trial)
+        settings = found.settings(values)
+        seen.add(settings.head)
+        common = {"head", "loss", "lr", "weight_decay", "batch_size", "standardise", "augment.mixup"}
+        own = {"mean": set(), "lstm": {"layers", "lstm.hidden"}, "attention": {"attention.hidden"}}
+        assert values.keys() == common | own[settings.head] == trial.params.keys()
+        assert (settings.lr, settings.loss, settings.epochs) == (values["lr"], values["loss"], 3)
+        assert settings.augment == settings.augment | {"mixup": values["augment.mixup"], "noise": 0.1}
+        assert values["weight_decay"] in (0.0, 0.05, 0.1)
+        assert values["batch_size"] in (16, 32, 48, 64)
+        assert 1e-5 <= values["lr"] <= 1e-2
+        if settings.head == "lstm":
+            assert settings.head_options["hidden"] == values["lstm.hidden"]
+            assert (settings.head_options["layers"], settings.head_options["dropout"]) == (values["layers"], 0.25)
+            assert 8 <= values["lstm.hidden"] <= 64
+    assert seen == {"mean", "lstm", "attention"}
+
+
+def test_the_space_stands_over_the_options_and_these_over_the_file(tmp_path):
+    (tmp_path / "base.toml").write_text('head = "mlp"\nepochs = 9\nlr = 0.5\npatience = 4\n[mlp]\nhidden = 6\n')
+    found = space(tmp_path, "lr = [0.1, 0.2]\nepochs = 2\n", tmp_path / "base.toml", epochs=5, batch_size=7, ema=None)
+    settings = found.settings({"lr": 0.2}, seed=3)
+    assert (settings.head, settings.head_options["hidden"], settings.patience) == ("mlp", 6, 4)
+    assert (settings.epochs, settings.batch_size, settings.lr, settings.seed) == (2, 7, 0.2, 3)
+
+
+def test_equal_spaces_are_equal_whatever_their_files_are_called(tmp_path):
+    first = space(tmp_path, FULL)
+    (tmp_path / "other.toml").write_text(FULL)
+    assert first.to_dict() == read_space(tmp_path / "other.toml").to_dict()
+    assert first.to_dict() != space(tmp_path, FULL.replace("1e-5", "1e-6")).to_dict()
+    assert first.to_dict() != read_space(tmp_path / "other.toml", patience=3).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "nothing to try"),
+        ("epochs = 3\n", "nothing to try"),
+        ("lr = [", "not valid TOML"),
+        ("lrr = [1e-3]\n", "lrr"),
+        ("lr = { logg = [1e-5, 1e-2] }\n", "did you mean 'log'"),
+        ("lr = { log = [1e-5] }\n", "lr: log needs a lowest and a highest value"),
+        ("lr = { log = [0.0, 1.0] }\n", "lr:"),
+        ("lr = { uniform = [0.2, 0.1] }\n", "lr:"),
+        ("lr = { uniform = [0.0, 0.1] }\n", "lr must be above 0"),
+        ("lr = { step = 1 }\n", "lr: one of log, uniform, int, log_int is needed"),
+        ("batch_size = { int = [1.5, 3] }\n", "both whole numbers"),
+        ("batch_size = { int = [true, 3] }\n", "both whole numbers"),
+        ("batch_size = { uniform = [1.0, 3.0] }\n", "batch_size"),
+        ("lr = []\n", "lr: the choices must be"),
+        ("lr = [[1e-3], [1e-4]]\n", "lr: the choices must be"),
+        ('head = ["lstm", "lstmm"]\n', "did you mean 'lstm'"),
+        ('loss = ["ccc", "cccc"]\n', "cccc"),
+        ("seed = [1, 2]\n", "seed is the same for all trials"),
+        ("label_scale = 100\nlr = [1e-3]\n", "--set label_scale=VALUE"),
+        ("lr = [1e-3]\nlstm = 3\n", "lstm must be a table"),
+        ('head = ["mean", "lstm"]\n[attention]\nhidden = [3, 4]\n', "attention.hidden is no option of mean, lstm"),
+        ("[lstm]\nhiden = [3, 4]\n", "hiden"),
+        ("[augment]\nmixxup = [0.1]\n", "mixxup"),
+    ],
+)
+def test_a_mistake_is_found_before_the_first_trial_and_named(tmp_path, text, said):
+    with pytest.raises(TrainSettingsError, match=r"space\.toml") as error:
+        space(tmp_path, text)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(TrainSettingsError, match=r"no file of a space at .*nowhere\.toml"):
+        read_space(tmp_path / "nowhere.toml")

@@ -1,0 +1,54 @@
+"""What the trials of a sweep are trained on: the cache itself, or a smaller one derived from it once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cache.container import StrPath
+from cache.derive import derive
+from train_head.data import Split
+from train_head.labels import read_labels
+from train_head.sweep.worker import TrialData
+from train_head.train import gather_inputs
+
+CHEAP, SHARED = "cheap.zarr", "shared"
+"""In the run folder: the derived cache, and the memory map of the trials' splits, which is removed at the end."""
+
+
+def cheap_cache(
+    cache: StrPath, train: StrPath, folder: Path, *, pool: int, pca: int | None, skip_missing: bool
+) -> StrPath:
+    """The cache of the trials: a derived one in the run folder where pool or pca ask for it, made once.
+
+    Args:
+        cache: of the full features.
+        train: label CSV of the clips that the principal components are fitted on.
+        folder: run folder.
+        pool: this many consecutive frames become their mean.
+        pca: principal components to project on; None keeps all features.
+        skip_missing: fit without training clips that the cache does not hold.
+
+    Raises:
+        DeriveError: the recipe cannot be followed.
+    """
+    if pool == 1 and pca is None:
+        return cache
+    ids = None if pca is None else read_labels(train, check_range=False).ids
+    derive(cache, folder / CHEAP, pool=pool, pca=pca, train_ids=ids, skip_missing=skip_missing)
+    return folder / CHEAP
+
+
+def open_splits(data: TrialData) -> Mapping[str, Split]:
+    """Gather the trials' splits, or map what another process has gathered, and take the subset.
+
+    Raises:
+        LabelError, CacheError: a file or a clip is missing or wrong.
+    """
+    inputs = gather_inputs(data.cache, data.files, data.label_scale, skip_missing=data.skip_missing, shared=data.shared)
+    splits = dict(inputs.splits)
+    train = splits["train"]
+    if data.clips is not None and data.clips < len(train):
+        rows = np.random.default_rng(data.seed).permutation(len(train))[: data.clips]
+        splits["train"] = train.take(sorted(rows.tolist()))
+    return splits

@@ -1,0 +1,155 @@
+"""What a sweep found, and its trials as a table."""
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import spearmanr
+
+from train_head import run_folder
+from train_head.protocols import ProtocolResult
+from train_head.protocols.result import cell
+from train_head.sweep.storage import OUTCOME, counted
+from train_head.sweep.trials import Status
+
+TRIALS_CSV = "trials.csv"
+FEWEST_RANKED = 3
+"""Trials below which their order says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrained:
+    """One of the best trials, trained again on all clips and the full features.
+
+    Attributes:
+        number: of the trial.
+        values: what was drawn for it.
+        trial_pearson: its validation Pearson as a trial.
+        result: of its seeds.
+    """
+
+    number: int
+    values: dict[str, Any]
+    trial_pearson: float
+    result: ProtocolResult
+
+    @property
+    def pearson(self) -> float:
+        """Mean validation Pearson over the seeds; -1, the lowest there is, where it is undefined."""
+        mean = self.result.valid.mean
+        return -1.0 if mean is None else mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """A finished sweep.
+
+    Attributes:
+        folder: run folder.
+        status: counts, and the best trial.
+        best: what was drawn for the best trial.
+        retrained: the best trials trained again, the best of those first; empty where that was left out.
+        nothing_to_do: whether all was finished before.
+    """
+
+    folder: Path
+    status: Status
+    best: dict[str, Any]
+    retrained: tuple[Retrained, ...]
+    nothing_to_do: bool
+
+    @property
+    def agreement(self) -> float | None:
+        """Spearman's rank correlation between the trials and their retraining.
+
+        None for fewer than three, or where all values of one are equal.
+        """
+        if len(self.retrained) < FEWEST_RANKED:
+            return None
+        value = float(
+            spearmanr([r.trial_pearson for r in self.retrained], [r.pearson for r in self.retrained]).statistic
+        )
+        return None if math.isnan(value) else value
+
+    def table(self) -> str:
+        """Plain text: the counts, the best few, and how well the trials told them apart."""
+        status = self.status
+        lines = [
+            f"{status.finished} trials: {status.complete} complete, {status.pruned} pruned, {status.failed} failed; "
+            f"best validation Pearson {cell(status.best)} (trial {status.best_number})"
+        ]
+        if not self.retrained:
+            return "\n".join(lines)
+        seeds = len(self.retrained[0].result.members)
+        lines += ["", f"the best {len(self.retrained)} again, on all clips and full features, {seeds} {'seed' if seeds == 1 else 'seeds'} each:"]
+        lines += ["trial   as trial  mean ± std      ensemble  95 % interval  settings"]
+        for one in self.retrained:
+            valid = one.result.valid
+            spread = "" if valid.std is None else f"± {valid.std:.3f}"
+            lines.append(
+                f"{one.number:>5}   {cell(one.trial_pearson):>8}  {cell(valid.mean)} {spread:<8}  "
+                f"{cell(valid.report.mean_pearson):>8}  {cell(valid.intervals.mean_low):>6} "
+                f"{cell(valid.intervals.mean_high):>6}  {short(one.values)}"
+            )
+        return "\n".join([*lines, "", self.agreement_line()])
+
+    def agreement_line(self) -> str:
+        """How well the trials' order agrees with that of the retrained, in words."""
+        if self.agreement is None:
+            return "Too few trials were retrained to say how well the trials' order agrees with the full one."
+        return (
+            f"Rank correlation (Spearman) of the {len(self.retrained)} as trials and retrained: {self.agreement:.2f}. "
+            "Trials and epochs were chosen on the validation clips, so these figures are optimistic for new ones."
+        )
+
+
+def write_trials(study: Study, folder: Path) -> None:
+    """Write trials.csv: one row per trial, with a column for everything that was drawn in any."""
+    trials = study.get_trials(deepcopy=False)
+    held = {trial.number for trial in counted(study)}
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    fields = ["number", "state", "value", "best_epoch", "epochs", "seconds", *names, "reason"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for trial in trials:
+        outcome = trial.user_attrs.get(OUTCOME, {})
+        record = {name: outcome.get(name) for name in ("best_epoch", "epochs", "seconds", "reason")}
+        lost = {"state": "lost", "reason": record["reason"] or "its worker died; the trial was run again"}
+        value = {"number": trial.number, "state": state_name(trial), "value": pearson(trial)}
+        writer.writerow(value | record | (lost if trial.number not in held else {}) | trial.params)
+    run_folder.write_atomically(folder / TRIALS_CSV, text.getvalue().encode())
+
+
+def ended(trial: FrozenTrial) -> str:
+    """How a trial ended, in one line."""
+    outcome = trial.user_attrs.get(OUTCOME, {})
+    if trial.state == TrialState.FAIL:
+        return f"trial {trial.number}: failed: {outcome.get('reason', 'its worker died')}"
+    pruned = f", pruned after {outcome.get('epochs')} epochs" if trial.state == TrialState.PRUNED else ""
+    return f"trial {trial.number}: {cell(pearson(trial))}{pruned}  {short(trial.params)}"
+
+
+def state_name(trial: FrozenTrial) -> str:
+    """complete, pruned, failed, running or waiting."""
+    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+
+
+def pearson(trial: FrozenTrial) -> float | None:
+    """Highest validation Pearson of a trial's epochs; None before the first defined one."""
+    if trial.state == TrialState.COMPLETE:
+        return trial.value
+    best = trial.user_attrs.get(OUTCOME, {}).get("best")
+    return float(best) if best is not None else None
+
+
+def short(values: dict[str, Any]) -> str:
+    """Settings in one line: `head=lstm lr=0.00123`."""
+    return " ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+    )

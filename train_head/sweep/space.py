@@ -1,0 +1,237 @@
+"""The space of a sweep: which settings are tried, read from TOML.
+
+head = ["lstm", "attention"]                  # one of these
+loss = ["ccc", "0.7*ccc + 0.3*mse"]
+lr = { log = [1e-5, 1e-2] }                   # a number, evenly on a logarithmic scale
+weight_decay = { uniform = [0.0, 0.1] }       # a number, evenly
+batch_size = { int = [16, 64], step = 16 }    # a whole number, on a grid
+epochs = 20                                   # the same in every trial
+
+[lstm]                                        # drawn only where the head is lstm
+hidden = { log_int = [64, 512] }
+
+[augment]
+mixup = [0.0, 0.2, 0.4]
+"""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna import Trial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+
+from cache.container import StrPath
+from train_head.errors import TrainSettingsError
+from train_head.heads import HEADS
+from train_head.settings import TABLES, TrainSettings, option_owners, read_config, resolve_settings
+from train_head.suggest import unknown
+
+HEAD = "head"
+SHARED = ("seed", "label_scale", "device", "precision")
+"""Settings that all trials have in common: given beside the space, not in it."""
+RANGES = ("log", "uniform", "int", "log_int")
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is tried.
+
+    Attributes:
+        drawn: distributions by name, the head's first; an option of one head is named `lstm.hidden`, and one of
+            augmentation `augment.mixup`.
+        fixed: what every trial has, by the same names.
+        base: settings that override the file of settings, and that the space overrides.
+        config: TOML file of settings, or None.
+    """
+
+    drawn: Mapping[str, BaseDistribution]
+    fixed: Mapping[str, Any]
+    base: Mapping[str, Any]
+    config: StrPath | None = None
+
+    def suggest(self, trial: Trial) -> dict[str, Any]:
+        """Draw all that applies to the head that was drawn; values by name."""
+        values: dict[str, Any] = {}
+        for name, distribution in self.drawn.items():
+            if _applies(name, self._head(values)):
+                values[name] = _draw(trial, name, distribution)
+        return values
+
+    def settings(self, values: Mapping[str, Any], **others: Any) -> TrainSettings:
+        """The settings of a trial.
+
+        Args:
+            values: as drawn, by name.
+            **others: settings that override all.
+
+        Raises:
+            TrainSettingsError: the values do not go together.
+        """
+        head = self._head(values)
+        given: dict[str, Any] = {}
+        augment: dict[str, Any] = {}
+        for name, value in [*self.base.items(), *self.fixed.items(), *values.items()]:
+            table, _, key = name.rpartition(".")
+            if _applies(name, head):
+                (augment if table == "augment" else given)[key] = value
+        tables = {"augment": augment} if augment else {}
+        return resolve_settings(self.config, **(given | {HEAD: head} | tables | others))
+
+    def values(self, name: str) -> tuple[Any, ...]:
+        """What a setting may be drawn as: all choices, or both bounds; empty where it is not drawn."""
+        return _ends(self.drawn[name]) if name in self.drawn else ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, by which a sweep is known: equal for equal spaces, whatever their files are called."""
+        return {
+            "drawn": {name: json.loads(distribution_to_json(d)) for name, d in self.drawn.items()},
+            "fixed": dict(self.fixed),
+            "base": dict(self.base),
+            "config": read_config(self.config) if self.config is not None else {},
+        }
+
+    def _head(self, values: Mapping[str, Any]) -> str:
+        for known in (values, self.fixed, self.base):
+            if HEAD in known:
+                return str(known[HEAD])
+        return resolve_settings(self.config).head
+
+
+def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Space:
+    """Read a space and check that each of its values may be set.
+
+    Args:
+        path: TOML file, as above.
+        config: TOML file of the settings that the space does not name.
+        **base: settings that override that file; None is left out.
+
+    Raises:
+        TrainSettingsError: no such file, not TOML, nothing to try, an unknown or shared setting, a range that is none,
+            a value out of range; names the setting.
+    """
+    place = Path(path)
+    if not place.is_file():
+        raise TrainSettingsError(f"there is no file of a space at {place}")
+    try:
+        values = tomllib.loads(place.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrainSettingsError(f"{place} is not valid TOML: {error}") from error
+    drawn: dict[str, BaseDistribution] = {}
+    fixed: dict[str, Any] = {}
+    try:
+        for name, value in _flat(values):
+            if name in SHARED:
+                raise TrainSettingsError(f"{name} is the same for all trials; give it with --set {name}=VALUE instead")
+            if isinstance(value, list | dict):
+                drawn[name] = _distribution(name, value)
+            else:
+                fixed[name] = value
+        if not drawn:
+            raise TrainSettingsError("nothing to try; write lr = { log = [1e-5, 1e-2] } or head = [...] in it")
+        drawn = {name: drawn[name] for name in sorted(drawn, key=lambda name: name != HEAD)}
+        given = {key: value for key, value in base.items() if value is not None}
+        space = Space(drawn, fixed, given, config)
+        _check(space)
+    except TrainSettingsError as error:
+        raise TrainSettingsError(f"{place}: {error}") from error
+    return space
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values; those in the table of a head or of augmentation as `table.key`."""
+    for key, value in values.items():
+        if key not in HEADS and key not in TABLES:
+            yield key, value
+        elif isinstance(value, dict):
+            yield from ((f"{key}.{inner}", content) for inner, content in value.items())
+        else:
+            raise TrainSettingsError(f"{key} must be a table of options, got {value!r}")
+
+
+def _distribution(name: str, value: list[Any] | dict[str, Any]) -> BaseDistribution:
+    if isinstance(value, list):
+        if not value or not all(isinstance(choice, bool | int | float | str) for choice in value):
+            raise TrainSettingsError(f"{name}: the choices must be numbers, strings, true or false, got {value!r}")
+        return CategoricalDistribution(value)
+    kinds = [key for key in value if key != "step"]
+    if len(kinds) != 1 or kinds[0] not in RANGES:
+        kind = next((key for key in kinds if key not in RANGES), "")
+        hint = unknown("kind of range", kind, RANGES) if kind else f"one of {', '.join(RANGES)} is needed"
+        raise TrainSettingsError(f"{name}: {hint}; write {name} = {{ log = [1e-5, 1e-2] }}, for one")
+    (kind,) = kinds
+    bounds, step = value[kind], value.get("step")
+    whole = kind in ("int", "log_int")
+    numbers = [*bounds, *([] if step is None else [step])] if isinstance(bounds, list) else []
+    number = int if whole else int | float
+    if (
+        len(numbers) < 2
+        or len(bounds) != 2
+        or not all(isinstance(n, number) and not isinstance(n, bool) for n in numbers)
+    ):
+        what = "whole numbers" if whole else "numbers"
+        raise TrainSettingsError(f"{name}: {kind} needs a lowest and a highest value, both {what}, got {value!r}")
+    log, (low, high) = kind in ("log", "log_int"), bounds
+    try:
+        if whole:
+            return IntDistribution(low, high, log=log, step=1 if step is None else step)
+        return FloatDistribution(low, high, log=log, step=step)
+    except ValueError as error:
+        raise TrainSettingsError(f"{name}: {error}") from error
+
+
+def _draw(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
+    match distribution:
+        case CategoricalDistribution():
+            return trial.suggest_categorical(name, distribution.choices)
+        case IntDistribution(low=low, high=high, step=step, log=log):
+            return trial.suggest_int(name, low, high, step=step, log=log)
+        case FloatDistribution(low=low, high=high, step=step, log=log):
+            return trial.suggest_float(name, low, high, step=step, log=log)
+    raise AssertionError(distribution)
+
+
+def _ends(distribution: BaseDistribution) -> tuple[Any, ...]:
+    """The values by which a distribution is checked: all choices, or both bounds."""
+    match distribution:
+        case CategoricalDistribution():
+            return distribution.choices
+        case IntDistribution(low=low, high=high) | FloatDistribution(low=low, high=high):
+            return low, high
+    raise AssertionError(distribution)
+
+
+def _applies(name: str, head: str) -> bool:
+    """Whether a trial with this head takes a setting."""
+    table, dot, key = name.rpartition(".")
+    if dot:
+        return table in (head, "augment")
+    owners = option_owners(key)
+    return not owners or head in owners
+
+
+def _check(space: Space) -> None:
+    """Set each value by itself, for each head, so that a mistake shows before the first trial."""
+    heads = space.values(HEAD) or (space._head({}),)
+    used: set[str] = set()
+    for head in heads:
+        space.settings({HEAD: head})
+        for name in space.drawn:
+            if name != HEAD and _applies(name, str(head)):
+                for value in space.values(name):
+                    space.settings({HEAD: head, name: value})
+        used |= {name for name in [*space.drawn, *space.fixed, *space.base] if _applies(name, str(head))}
+    for name in [*space.drawn, *space.fixed, *space.base]:
+        if name not in used:
+            raise TrainSettingsError(
+                f"{name} is no option of {', '.join(map(str, heads))}, the only heads tried; leave it out"
+            )

@@ -1,0 +1,227 @@
+"""Where a study lies: a journal file in the run folder, or a PostgreSQL that several machines share.
+
+A journal belongs to one `emi sweep` at a time, which holds a lock that the kernel drops when the process dies; so a
+trial that is still called running when the lock is taken was cut off, and is run again under its own number. On
+PostgreSQL every worker says every few seconds that its trials live. One that falls silent is marked failed, and a copy
+of its trial waits for whoever asks next.
+"""
+
+import fcntl
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from train_head.errors import RunFolderError, TrainSettingsError
+
+JOURNAL, LOCK = "study.journal", "sweep.lock"
+RETRIES = 3
+"""How often a trial is given to another worker; one that kills its worker each time stays failed."""
+OUTCOME = "outcome"
+"""User attribute of a finished trial: epochs, best_epoch, best, seconds, and the reason where it failed."""
+HISTORY = "retry_history"
+"""System attribute of a trial that is tried again: the numbers under which it ran before; Optuna's own name for it."""
+_ASKING = 0x656D69
+"""Number of PostgreSQL's advisory lock under which the next trial is asked for."""
+
+
+class JournalStudy:
+    """A study in a file of the run folder, of this process only.
+
+    Args:
+        folder: run folder.
+        name: of the study.
+
+    Raises:
+        RunFolderError: another sweep runs in this folder, or the journal is damaged.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise RunFolderError(
+                f"another sweep runs in {folder}; wait for it, or give --storage postgresql://… to work together"
+            ) from error
+        path, lock = folder / JOURNAL, cast(Any, _FileLock(folder / f"{JOURNAL}.lock"))
+        _drop_torn_line(path)
+        try:
+            storage = JournalStorage(JournalFileBackend(str(path), lock))
+            self.study = _study(storage, name)
+        except (ValueError, KeyError) as error:
+            raise RunFolderError(
+                f"{path} is damaged ({error}); its trials are lost: remove that file, and the same command starts anew"
+            ) from error
+
+    def cut_off(self) -> list[FrozenTrial]:
+        """Trials that ran when the last process died: to be run again, each under its own number."""
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Nobody else asks."""
+        yield
+
+    def begin(self, trial_id: int) -> None:
+        """Nobody else looks."""
+
+    def alive(self, trial_ids: Sequence[int]) -> None:
+        """Nobody else looks."""
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        os.close(self._lock)
+
+
+class SharedStudy:
+    """A study in PostgreSQL that any number of workers take their trials from.
+
+    Args:
+        url: `postgresql://USER:PASSWORD@HOST/DATABASE`.
+        name: of the study, made by the first worker.
+        heartbeat: seconds between two signs of life; after six times as many a worker is taken for dead.
+
+    Raises:
+        TrainSettingsError: another kind of URL, no driver, or nobody answers.
+    """
+
+    def __init__(self, url: str, name: str, heartbeat: int = 10) -> None:
+        import sqlalchemy as sa
+
+        self._heartbeat, self._beat = heartbeat, 0.0
+        self._sql = sa
+        where = _postgres(url)
+        try:
+            self._engine = sa.create_engine(where, pool_pre_ping=True)
+            with self.asking(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                storage = optuna.storages.RDBStorage(
+                    where,
+                    engine_kwargs={"pool_pre_ping": True},
+                    heartbeat_interval=heartbeat,
+                    grace_period=6 * heartbeat,
+                    heartbeat_stale_trial_callback=retry,
+                )
+                self.study = _study(storage, name)
+        except ModuleNotFoundError as error:
+            raise TrainSettingsError(
+                "--storage postgresql:// needs a driver; install it with `pip install 'emi[postgres]'`"
+            ) from error
+        except sa.exc.SQLAlchemyError as error:
+            raise TrainSettingsError(
+                f"--storage {sa.make_url(where).render_as_string()} cannot be used: {str(error).splitlines()[0]}; is "
+                "the server there, and does the database exist?"
+            ) from error
+
+    def cut_off(self) -> list[FrozenTrial]:
+        """None: trials of the dead are failed, and copies of them wait."""
+        return []
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Hold the study's lock; the server drops it when this process dies."""
+        with self._engine.connect() as connection:
+            connection.execute(self._sql.text("SELECT pg_advisory_lock(:key)"), {"key": _ASKING})
+            try:
+                yield
+            finally:
+                connection.execute(self._sql.text("SELECT pg_advisory_unlock(:key)"), {"key": _ASKING})
+
+    def begin(self, trial_id: int) -> None:
+        """Record the first sign of life of a trial; without one it is never taken for dead."""
+        storage: Any = self.study._storage
+        storage.record_heartbeat(trial_id)
+
+    def alive(self, trial_ids: Sequence[int]) -> None:
+        """Record a sign of life of each, and fail the trials of workers that gave none for long."""
+        if time.monotonic() - self._beat < self._heartbeat / 2:
+            return
+        self._beat = time.monotonic()
+        for trial_id in trial_ids:
+            self.begin(trial_id)
+        optuna.storages.fail_stale_trials(self.study)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+
+class _FileLock:
+    """Of the journal; the kernel drops it when its process dies, where Optuna's own is waited for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, -1
+
+    def acquire(self) -> bool:
+        """Wait for it."""
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        """Let it go."""
+        os.close(self._file)
+
+
+def retry(study: Study, trial: FrozenTrial) -> None:
+    """Let a copy of a trial whose worker died wait for another worker, if it has not killed too many."""
+    history = [*trial.system_attrs.get(HISTORY, ()), trial.number]
+    if len(history) <= RETRIES:
+        copy = optuna.trial.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            system_attrs={HISTORY: history},
+        )
+        study.add_trial(copy)
+
+
+def counted(study: Study) -> list[FrozenTrial]:
+    """The trials that count: all but those that died with a worker and were, or are to be, given to another."""
+    trials = study.get_trials(deepcopy=False)
+    heirs = {number for trial in trials for number in trial.system_attrs.get(HISTORY, ())}
+    return [trial for trial in trials if trial.number not in heirs and not _orphaned(trial)]
+
+
+def _orphaned(trial: FrozenTrial) -> bool:
+    """Died with its worker, and whoever saw that died too before the copy was made."""
+    retried = len(trial.system_attrs.get(HISTORY, ()))
+    return trial.state == TrialState.FAIL and OUTCOME not in trial.user_attrs and retried < RETRIES
+
+
+def _study(storage: Any, name: str) -> Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # what it would say, `Status` says
+    return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a process that was killed had begun to write: a last line without its end."""
+    if path.is_file():
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            os.truncate(path, end)
+
+
+def _postgres(url: str) -> str:
+    """The URL with the driver that emi installs."""
+    scheme, colon, rest = url.partition("://")
+    if not colon or scheme.split("+")[0] not in ("postgresql", "postgres"):
+        raise TrainSettingsError(
+            f"--storage {scheme}://… cannot be shared by workers safely; give postgresql://USER:PASSWORD@HOST/DATABASE"
+            ", or leave it out for one machine"
+        )
+    return f"postgresql+psycopg://{rest}"

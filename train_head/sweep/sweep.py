@@ -1,0 +1,260 @@
+"""A sweep from label files to its best head: many trials on cheap features, the best few again on the full ones."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from cache import fingerprint as fp
+from cache.container import StrPath
+from cache.machine import available_cores
+from cache.reader import open_cache
+from train_head import run_folder
+from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.protocols import OnRun, train_seeds
+from train_head.settings import TrainSettings
+from train_head.sweep.data import SHARED, cheap_cache, open_splits
+from train_head.sweep.report import write_report
+from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, pearson, write_trials
+from train_head.sweep.space import Space
+from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
+from train_head.sweep.trials import OnStatus, Status, Trials, build_pruner, build_sampler
+from train_head.sweep.worker import TrialData
+from train_head.train import Inputs, check_groups, gather_inputs, read_split_labels
+from train_head.trainer import OnEpoch
+
+SWEEP, BEST_TOML, BEST = "sweep.json", "best.toml", "best"
+OWN = ("sampler", "pruner", "seed", "pool", "pca", "clips")
+"""Settings of a sweep that all its trials have in common."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """How a sweep goes about it.
+
+    Attributes:
+        trials: how many, those of other machines included.
+        jobs: worker processes; None is one per core.
+        sampler: "tpe" or "random".
+        pruner: "asha", "hyperband", "median" or "none".
+        seed: of the sampler, of the subset, and of every trial; the best are trained again with seed, seed + 1, …
+        pool: trials see the mean of this many consecutive frames.
+        pca: trials see so many principal components; None is all features.
+        clips: trials train on so many clips, drawn once; None is all.
+        top: the best so many are trained again on all clips and full features; 0 leaves that out.
+        seeds: with so many seeds each.
+        storage: PostgreSQL URL that several machines share; None is a journal in the run folder.
+        heartbeat: seconds between signs of life to that server.
+    """
+
+    trials: int = 64
+    jobs: int | None = None
+    sampler: str = "tpe"
+    pruner: str = "asha"
+    seed: int = 0
+    pool: int = 1
+    pca: int | None = None
+    clips: int | None = None
+    top: int = 3
+    seeds: int = 3
+    storage: str | None = None
+    heartbeat: int = 10
+
+    def __post_init__(self) -> None:
+        build_sampler(self.sampler, 0, 0)
+        build_pruner(self.pruner, 1)
+        for name, low in (("trials", 1), ("jobs", 1), ("pool", 1), ("clips", 2), ("top", 0), ("seeds", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise TrainSettingsError(f"{name} must be {low} or more, got {value}")
+
+
+def sweep(
+    cache: StrPath,
+    train: StrPath,
+    valid: StrPath,
+    out: StrPath,
+    space: Space,
+    settings: SweepSettings | None = None,
+    *,
+    skip_missing: bool = False,
+    group_by: str | None = None,
+    on_status: OnStatus | None = None,
+    on_run: OnRun | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> SweepResult:
+    """Try settings, and train the best again; called again it goes on, or adds trials.
+
+    Args:
+        cache: the features.
+        train: label CSV of the training split.
+        valid: label CSV by which trials are compared.
+        out: run folder; gets trials.csv, best.toml, report.html, and the best trials' runs in best/.
+        space: what is tried.
+        settings: how.
+        skip_missing: leave out labelled clips that the cache does not hold.
+        group_by: as for `train_head.train.gather_inputs`; training and validation may then share no group.
+        on_status: called after each trial, and every half second.
+        on_run: called before each run of the best trials.
+        on_epoch: called with each of their epochs' records.
+
+    Raises:
+        LabelError, TrainSettingsError, CacheError: before any trial.
+        RunFolderError: the folder holds something else, or another sweep runs in it.
+    """
+    settings, folder = settings or SweepSettings(), Path(out)
+    files, scale = {"train": train, "valid": valid}, space.settings({}).label_scale
+    check_groups(read_split_labels(files, scale, group_by))
+    identity = _identity(cache, files, space, settings, skip_missing)
+    _prepare(folder, identity)
+    name = "emi-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    with closing(_open_study(folder, name, settings)) as store:
+        finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
+        cheap = cheap_cache(cache, train, folder, pool=settings.pool, pca=settings.pca, skip_missing=skip_missing)
+        data = TrialData(
+            cache=cheap,
+            files=files,
+            label_scale=scale,
+            skip_missing=skip_missing,
+            shared=folder / SHARED,
+            clips=settings.clips,
+            seed=settings.seed,
+        )
+        status = _run_trials(store, space, settings, data, folder, on_status)
+        best = best_trials(store.study, space, settings.seed)
+        if not best:
+            raise TrainSettingsError(
+                f"none of the {status.finished} trials learnt anything: {_reason(store.study)}. {folder} keeps "
+                f"{TRIALS_CSV}; change the space, and choose a new --out"
+            )
+        retrained: list[Retrained] = []
+        if settings.top:
+            inputs = gather_inputs(cache, files, scale, skip_missing=skip_missing, group_by=group_by)
+            for trial in best[: settings.top]:
+                retrained.append(_retrain(trial, inputs, folder, space, settings, on_run, on_epoch))
+            retrained.sort(key=lambda one: one.pearson, reverse=True)
+        result = SweepResult(
+            folder=folder,
+            status=status,
+            best=dict(best[0].params),
+            retrained=tuple(retrained),
+            nothing_to_do=finished_before >= settings.trials and all(one.result.nothing_to_do for one in retrained),
+        )
+        chosen = space.settings(retrained[0].values if retrained else result.best, seed=settings.seed)
+        toml = tomli_w.dumps(chosen.to_toml())
+        run_folder.write_atomically(folder / BEST_TOML, toml.encode())
+        write_report(result, store.study, {name: identity[name] for name in OWN}, toml)
+    return result
+
+
+def _open_study(folder: Path, name: str, settings: SweepSettings) -> JournalStudy | SharedStudy:
+    if settings.storage is None:
+        return JournalStudy(folder, name)
+    return SharedStudy(settings.storage, name, settings.heartbeat)
+
+
+def _run_trials(
+    store: JournalStudy | SharedStudy,
+    space: Space,
+    settings: SweepSettings,
+    data: TrialData,
+    folder: Path,
+    on_status: OnStatus | None,
+) -> Status:
+    """Run the trials that are missing; trials.csv lists all in the end, also where that end is an error."""
+    trials = Trials(
+        store,
+        space,
+        data,
+        total=settings.trials,
+        jobs=settings.jobs or available_cores(),
+        sampler=settings.sampler,
+        pruner=settings.pruner,
+        seed=settings.seed,
+        on_status=on_status,
+    )
+    if trials.status().finished < settings.trials:
+        try:
+            open_splits(data)  # fills the map that the workers share, and says here what is wrong with a file
+            trials.run()
+        finally:
+            shutil.rmtree(folder / SHARED, ignore_errors=True)
+            write_trials(store.study, folder)
+    return trials.status()
+
+
+def _retrain(
+    trial: FrozenTrial,
+    inputs: Inputs,
+    folder: Path,
+    space: Space,
+    settings: SweepSettings,
+    on_run: OnRun | None,
+    on_epoch: OnEpoch | None,
+) -> Retrained:
+    """Train one of the best with several seeds into best/trial-NUMBER."""
+    place = folder / BEST / f"trial-{trial.number:04d}"
+
+    def begin(name: str, own: TrainSettings) -> None:
+        if on_run:
+            on_run(f"{place.name}/{name}", own)
+
+    own = space.settings(trial.params, seed=settings.seed)
+    result = train_seeds(inputs, place, own, settings.seeds, on_run=begin, on_epoch=on_epoch)
+    return Retrained(number=trial.number, values=dict(trial.params), trial_pearson=pearson(trial) or 0.0, result=result)
+
+
+def best_trials(study: Study, space: Space, seed: int) -> list[FrozenTrial]:
+    """The trials that learnt something, best first, each of other settings.
+
+    Those that were trained to their end come first; then the pruned ones that came furthest.
+    """
+    ended = [trial for trial in counted(study) if pearson(trial) is not None]
+    ended.sort(key=lambda trial: (-trial.user_attrs[OUTCOME]["epochs"], -(pearson(trial) or 0.0), trial.number))
+    ended.sort(key=lambda trial: -(trial.value or 0.0) if trial.state == TrialState.COMPLETE else 2.0)
+    first: dict[str, FrozenTrial] = {}
+    for trial in ended:
+        first.setdefault(json.dumps(space.settings(trial.params, seed=seed).to_toml(), sort_keys=True), trial)
+    return list(first.values())
+
+
+def _identity(
+    cache: StrPath, files: Mapping[str, StrPath], space: Space, settings: SweepSettings, skip_missing: bool
+) -> dict[str, Any]:
+    """What must be equal for trials to belong together; their number, the jobs and the best few may change."""
+    with open_cache(cache) as store:
+        features = fp.digest(store.fingerprint)
+    hashes = {f"{name}_sha256": run_folder.file_sha256(path) for name, path in files.items()}
+    own = {name: getattr(settings, name) for name in OWN}
+    return {"features": features, **hashes, "skip_missing": skip_missing, **own, "space": space.to_dict()}
+
+
+def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Create the folder, or check that it holds the same sweep."""
+    path, wanted = folder / SWEEP, json.loads(json.dumps(identity))
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in wanted | stored if wanted.get(key) != stored.get(key)]
+        if differing:
+            raise RunFolderError(
+                f"{folder} holds another sweep: it differs in {', '.join(differing)}. Choose a new --out, or remove "
+                "that folder"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder} exists and is no sweep (it has no {SWEEP}); choose a new --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def _reason(study: Study) -> str:
+    reasons = [trial.user_attrs.get(OUTCOME, {}).get("reason") for trial in counted(study)]
+    return next((f"the first that failed says: {reason}" for reason in reasons if reason), "no trial has ended")

@@ -1,0 +1,302 @@
+"""Hand trials to worker processes, hear from them after each epoch, and stop those that lag behind.
+
+One process, this one, speaks with the study: it asks for each trial, reports its epochs and writes down how it ended.
+The workers only train. So trials are counted exactly, a worker that dies takes one trial with it and no more, and the
+same seed draws the same trials whether or not the sweep was interrupted: what is drawn for a trial depends on its
+number and the trials that were finished, never on when the process started.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+
+import numpy as np
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from cache.machine import available_cores
+from train_head.errors import TrainSettingsError
+from train_head.settings import TrainSettings
+from train_head.suggest import unknown
+from train_head.sweep.space import Space
+from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, retry
+from train_head.sweep.worker import Epoch, Finished, TrialData, Worker
+
+STARTUP = 10
+"""Trials that TPE draws at random before it learns from them."""
+TICK = 0.5
+"""Seconds after which one looks for dead workers and shows the time that is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far a sweep is.
+
+    Attributes:
+        total: trials that were asked for.
+        complete: trained to their end.
+        pruned: stopped early.
+        failed: ended with an error, or killed their worker too often.
+        running: on any machine.
+        best: highest validation Pearson of a complete trial; None before the first.
+        best_number: of that trial.
+        per_minute: trials that this process finished per minute; 0 before the first.
+        seconds_left: until all are finished, at the rate of all machines since this process looks; None is unknown.
+        last: the trial that has just ended, or None.
+    """
+
+    total: int
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+    best: float | None
+    best_number: int | None
+    per_minute: float
+    seconds_left: float | None
+    last: FrozenTrial | None = None
+
+    @property
+    def finished(self) -> int:
+        """Trials that are over."""
+        return self.complete + self.pruned + self.failed
+
+
+OnStatus = Callable[[Status], None]
+
+
+class Trials:
+    """The trials of one process.
+
+    Args:
+        store: the study.
+        space: what is tried.
+        data: what is trained on.
+        total: trials of the study, those of other machines included.
+        jobs: worker processes.
+        sampler: "tpe" or "random".
+        pruner: "asha", "hyperband", "median" or "none".
+        seed: of the sampler and of every trial.
+        on_status: called after each finished trial, and every half second.
+    """
+
+    def __init__(
+        self,
+        store: JournalStudy | SharedStudy,
+        space: Space,
+        data: TrialData,
+        *,
+        total: int,
+        jobs: int,
+        sampler: str,
+        pruner: str,
+        seed: int,
+        on_status: OnStatus | None = None,
+    ) -> None:
+        self._store, self._study, self._space, self._data = store, store.study, space, data
+        self._total, self._jobs = total, jobs
+        self._threads = max(1, available_cores() // jobs)
+        self._sampler, self._seed = sampler, seed
+        self._study.pruner = build_pruner(pruner, most_epochs(space))
+        self._on_status = on_status or (lambda _: None)
+        self._cut_off = list(store.cut_off())
+        self._workers: list[Worker] = []
+        self._started, self._ended_here = time.monotonic(), 0
+        self._ended_before = sum(t.state.is_finished() for t in counted(self._study))
+
+    def run(self) -> None:
+        """Train until as many trials are finished as were asked for."""
+        try:
+            while True:
+                open_trials = self._hand_out()
+                busy = [worker for worker in self._workers if worker.trial is not None]
+                if not busy and not open_trials:
+                    return
+                if not busy:
+                    time.sleep(TICK)  # other machines train the last ones; one that dies leaves its trial to us
+                for pipe in wait([worker.pipe for worker in busy], TICK):
+                    self._hear(next(worker for worker in busy if worker.pipe is pipe))
+                self._store.alive([w.trial.storage_id for w in self._workers if w.trial is not None])
+                self._on_status(self.status())
+        finally:
+            for worker in self._workers:
+                worker.stop()
+
+    def status(self, last: FrozenTrial | None = None) -> Status:
+        """How far it is."""
+        trials = counted(self._study)
+        of = {state: [t for t in trials if t.state == state] for state in TrialState}
+        best = max(of[TrialState.COMPLETE], key=lambda t: t.value or 0.0, default=None)
+        finished = sum(t.state.is_finished() for t in trials)
+        elapsed, rate = time.monotonic() - self._started, finished - self._ended_before
+        return Status(
+            total=self._total,
+            complete=len(of[TrialState.COMPLETE]),
+            pruned=len(of[TrialState.PRUNED]),
+            failed=len(of[TrialState.FAIL]),
+            running=len(of[TrialState.RUNNING]),
+            best=best.value if best else None,
+            best_number=best.number if best else None,
+            per_minute=60 * self._ended_here / elapsed,
+            seconds_left=elapsed / rate * max(0, self._total - finished) if rate else None,
+            last=last,
+        )
+
+    def _hand_out(self) -> bool:
+        """Give idle workers a trial each; whether any trial of the study is still open."""
+        while sum(worker.trial is not None for worker in self._workers) < self._jobs:
+            asked = self._ask()
+            if asked is None:
+                break
+            trial, settings = asked
+            if settings is None:
+                continue
+            worker = next((w for w in self._workers if w.trial is None), None)
+            if worker is None:
+                worker = Worker.start(self._data, self._threads)
+                self._workers.append(worker)
+            worker.trial = Running(trial, reported=max(trial_steps(trial), default=0))
+            worker.pipe.send(settings)
+        trials = counted(self._study)
+        return len(trials) < self._total or any(not t.state.is_finished() for t in trials)
+
+    def _ask(self) -> tuple[Trial, TrainSettings | None] | None:
+        """The next trial, its settings None where they do not go together; None where there is none to start."""
+        with self._store.asking(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._study.sampler = build_sampler(self._sampler, self._seed, len(self._study.get_trials(deepcopy=False)))
+            if self._cut_off:
+                trial = Trial(self._study, self._cut_off.pop(0)._trial_id)
+            else:
+                trials = counted(self._study)
+                if len(trials) >= self._total and not any(t.state == TrialState.WAITING for t in trials):
+                    return None
+                trial = self._study.ask()
+            self._store.begin(trial._trial_id)
+            values = self._space.suggest(trial)
+        try:
+            return trial, self._space.settings(values, seed=self._seed).on_this_machine()
+        except TrainSettingsError as error:
+            self._end(trial, TrialState.FAIL, Finished(0, 0, None, 0.0, str(error)))
+            return trial, None
+
+    def _hear(self, worker: Worker) -> None:
+        running: Running = worker.trial
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._bury(worker)
+            return
+        try:
+            if isinstance(message, Epoch):
+                running.pruned = self._report(running, message)
+                worker.pipe.send(not running.pruned)
+                return
+            worker.trial = None
+            if message.reason is None and message.best is None:
+                message = Finished(
+                    message.epochs, 0, None, message.seconds, "no epoch had a defined correlation: constant predictions"
+                )
+            state = TrialState.FAIL if message.reason else TrialState.COMPLETE
+            self._end(running.trial, TrialState.PRUNED if running.pruned else state, message)
+        except UpdateFinishedTrialError:  # this process was silent for so long that others took it for dead
+            worker.trial = None
+            self._workers.remove(worker)
+            worker.stop()
+
+    def _report(self, running: "Running", epoch: Epoch) -> bool:
+        """Tell the study; whether the trial is to stop. What it reported before it was cut off is not judged again."""
+        if epoch.pearson is None or epoch.number <= running.reported:
+            return False
+        running.trial.report(epoch.pearson, epoch.number)
+        return running.trial.should_prune()
+
+    def _end(self, trial: Trial, state: TrialState, outcome: Finished) -> None:
+        record = {"epochs": outcome.epochs, "best_epoch": outcome.best_epoch, "seconds": round(outcome.seconds, 3)}
+        best = {"best": outcome.best} if state == TrialState.PRUNED else {}
+        reason = {"reason": outcome.reason} if outcome.reason else {}
+        trial.set_user_attr(OUTCOME, record | best | reason)
+        frozen = self._study.tell(trial, outcome.best if state == TrialState.COMPLETE else None, state)
+        self._ended_here += 1
+        self._on_status(self.status(frozen))
+
+    def _bury(self, worker: Worker) -> None:
+        """A worker died: its trial failed, and is tried again a few times, as that may have been bad luck."""
+        self._workers.remove(worker)
+        trial: Trial = worker.trial.trial
+        trial.set_user_attr(OUTCOME, {"epochs": 0, "best_epoch": 0, "seconds": 0.0, "reason": worker.died_of()})
+        worker.stop()
+        frozen = self._study.tell(trial, state=TrialState.FAIL)
+        retry(self._study, frozen)
+        self._on_status(self.status(frozen))
+
+
+@dataclass
+class Running:
+    """A trial in a worker.
+
+    Attributes:
+        trial: of the study.
+        reported: the last epoch that was reported before the trial was cut off; 0 where it was not.
+        pruned: whether the worker was told to stop.
+    """
+
+    trial: Trial
+    reported: int
+    pruned: bool = False
+
+    @property
+    def storage_id(self) -> int:
+        """Its number in the storage."""
+        return self.trial._trial_id
+
+
+def trial_steps(trial: Trial) -> Sequence[int]:
+    """Epochs that were reported."""
+    return list(trial.storage.get_trial(trial._trial_id).intermediate_values)
+
+
+def most_epochs(space: Space) -> int:
+    """The most epochs that a trial may have."""
+    return max(space.settings({"epochs": epochs} if epochs else {}).epochs for epochs in space.values("epochs") or (0,))
+
+
+def build_sampler(name: str, seed: int, number: int) -> BaseSampler:
+    """A sampler that draws the trial of this number.
+
+    Raises:
+        TrainSettingsError: an unknown name.
+    """
+    own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    match name:
+        case "tpe":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                return TPESampler(seed=own, n_startup_trials=STARTUP, multivariate=True, group=True, constant_liar=True)
+        case "random":
+            return RandomSampler(seed=own)
+    raise TrainSettingsError(unknown("sampler", name, ("tpe", "random")))
+
+
+def build_pruner(name: str, epochs: int) -> BasePruner:
+    """A pruner for trials of so many epochs: a trial is first judged after a ninth of them.
+
+    Raises:
+        TrainSettingsError: an unknown name.
+    """
+    least = math.ceil(epochs / 9)  # and then after a third of them, so that none is stopped just before its end
+    match name:
+        case "asha":
+            return SuccessiveHalvingPruner(min_resource=least, reduction_factor=3)
+        case "hyperband":
+            return HyperbandPruner(min_resource=least, max_resource=epochs, reduction_factor=3)
+        case "median":
+            return MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=least)
+        case "none":
+            return NopPruner()
+    raise TrainSettingsError(unknown("pruner", name, ("asha", "hyperband", "median", "none")))
