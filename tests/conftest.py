@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import wave
 from collections import Counter
 from collections.abc import Mapping
@@ -56,6 +57,10 @@ FAULTS = pytest.StashKey[Faults]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[FAULTS] = Faults()
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # a shell's background job; commands that tests start inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

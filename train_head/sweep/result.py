@@ -86,7 +86,11 @@ class SweepResult:
         if not self.retrained:
             return "\n".join(lines)
         seeds = len(self.retrained[0].result.members)
-        lines += ["", f"the best {len(self.retrained)} again, on all clips and full features, {seeds} {'seed' if seeds == 1 else 'seeds'} each:"]
+        times = "1 seed" if seeds == 1 else f"{seeds} seeds"
+        lines += [
+            "",
+            f"the best {len(self.retrained)} again, on all clips and full features, {times} each:",
+        ]
         lines += ["trial   as trial  mean ± std      ensemble  95 % interval  settings"]
         for one in self.retrained:
             valid = one.result.valid

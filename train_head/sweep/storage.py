@@ -108,14 +108,14 @@ class SharedStudy:
             self._engine = sa.create_engine(where, pool_pre_ping=True)
             with self.asking(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                storage = optuna.storages.RDBStorage(
+                self._storage = optuna.storages.RDBStorage(
                     where,
                     engine_kwargs={"pool_pre_ping": True},
                     heartbeat_interval=heartbeat,
                     grace_period=6 * heartbeat,
                     heartbeat_stale_trial_callback=retry,
                 )
-                self.study = _study(storage, name)
+                self.study = _study(self._storage, name)
         except ModuleNotFoundError as error:
             raise TrainSettingsError(
                 "--storage postgresql:// needs a driver; install it with `pip install 'emi[postgres]'`"
@@ -142,8 +142,7 @@ class SharedStudy:
 
     def begin(self, trial_id: int) -> None:
         """Record the first sign of life of a trial; without one it is never taken for dead."""
-        storage: Any = self.study._storage
-        storage.record_heartbeat(trial_id)
+        self._storage.record_heartbeat(trial_id)
 
     def alive(self, trial_ids: Sequence[int]) -> None:
         """Record a sign of life of each, and fail the trials of workers that gave none for long."""
@@ -156,7 +155,9 @@ class SharedStudy:
 
     def close(self) -> None:
         """Close the connections."""
-        self._engine.dispose()
+        self._storage.remove_session()
+        for engine in (self._storage.engine, self._engine):
+            engine.dispose()
 
 
 class _FileLock:

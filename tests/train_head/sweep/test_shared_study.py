@@ -1,7 +1,6 @@
 """Several workers on one study in a real PostgreSQL server, which the tests start."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from train_head.errors import TrainSettingsError
 from train_head.sweep.storage import HISTORY, SharedStudy
@@ -79,33 +78,34 @@ def start(root: Path, out: Path, url: str, trials: int, heartbeat: int = 1) -> s
     return subprocess.Popen(map(str, command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def studies(url: str) -> list[optuna.Study]:
+def trials_of(url: str, study: str | None = None) -> list[FrozenTrial]:
+    """The trials of a study, or of the only one there is; none where there is none yet."""
     storage = optuna.storages.RDBStorage(url.replace("://", "+psycopg://"))
-    return [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    try:
+        names = optuna.get_all_study_names(storage) if study is None else [study]
+        assert len(names) < 2
+        return [trial for name in names for trial in optuna.load_study(study_name=name, storage=storage).trials]
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
-def wait_for_trials(url: str, number: int, processes: list[subprocess.Popen], seconds: float = 120) -> optuna.Study:
-    end = time.monotonic() + seconds
-    while True:
-        found = studies(url)
-        if (
-            found
-            and sum(t.state != TrialState.WAITING and bool(t.intermediate_values) for t in found[0].trials) >= number
-        ):
-            return found[0]
-        assert all(p.poll() is None for p in processes), [p.stdout.read() for p in processes if p.poll() is not None]
+def wait_for_epochs(url: str, number: int, processes: list[subprocess.Popen]) -> None:
+    end = time.monotonic() + 120
+    while sum(len(trial.intermediate_values) for trial in trials_of(url)) < number:
+        assert all(process.poll() is None for process in processes)
         assert time.monotonic() < end
         time.sleep(0.2)
 
 
 def test_two_workers_share_a_study_and_one_that_is_killed_loses_nothing(server, labelled, labelled_cache, tmp_path):
     processes = [start(labelled, tmp_path / name, server, 8) for name in ("a", "b")]
-    study = wait_for_trials(server, 3, processes)
-    os.kill(processes[0].pid, signal.SIGKILL)
+    wait_for_epochs(server, 10, processes)
+    processes[0].kill()
+    processes[0].communicate()
     said, _ = processes[1].communicate(timeout=250)
     assert processes[1].returncode == 0, said
-    (study,) = studies(server)
-    trials = study.trials
+    trials = trials_of(server)
     assert [trial.number for trial in trials] == list(range(len(trials)))
     (lost,) = (trial for trial in trials if trial.state == TrialState.FAIL)
     (again,) = (trial for trial in trials if HISTORY in trial.system_attrs)
@@ -115,8 +115,10 @@ def test_two_workers_share_a_study_and_one_that_is_killed_loses_nothing(server, 
     # every other trial is one point of the space: no two workers drew, or ran, the same
     assert len({trial.params["lr"] for trial in trials}) == 8
     # the same command finds nothing to do
-    assert start(labelled, tmp_path / "b", server, 8).wait(100) == 0
-    assert len(studies(server)[0].trials) == len(trials)
+    again = start(labelled, tmp_path / "b", server, 8)
+    said, _ = again.communicate(timeout=100)
+    assert again.returncode == 0, said
+    assert len(trials_of(server)) == len(trials)
 
 
 def test_many_that_ask_at_once_start_as_many_trials_as_were_asked_for(server):
@@ -131,7 +133,7 @@ def test_many_that_ask_at_once_start_as_many_trials_as_were_asked_for(server):
     )
     crowd = [subprocess.Popen([sys.executable, "-c", code, server]) for _ in range(8)]
     assert [process.wait(120) for process in crowd] == [0] * 8
-    assert len(SharedStudy(server, "race").study.trials) == 5
+    assert len(trials_of(server, "race")) == 5
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,9 @@ def test_settings_that_do_not_go_together_fail_their_trial_only(labelled, labell
 
 def test_a_sweep_without_any_complete_trial_says_why(labelled, labelled_cache, tmp_path):
     space = 'head = "mean"\nlr = [1e38]\nepochs = 2\nbatch_size = 4\n'
-    with pytest.raises(TrainSettingsError, match=r"none of the 2 trials learnt anything: the first that failed says: .*epoch 1"):
+    with pytest.raises(
+        TrainSettingsError, match=r"none of the 2 trials learnt anything: the first that failed says: .*epoch 1"
+    ):
         sweep(labelled, tmp_path / "sweep", space, trials=2)
     assert len(rows(tmp_path / "sweep")) == 2
 
