@@ -15,21 +15,28 @@ else
   MEDIA := $(DEMO)/audio
   DEMO_READY := $(DEMO)/demo.json
   HEAD_OPTIONS ?= --config configs/demo.toml
+  SPACE ?= configs/demo-space.toml
+  TRIALS ?= 24
 endif
 CACHE ?= artifacts/features.zarr
 TRAIN ?= $(DEMO)/train_split.csv
 VALID ?= $(DEMO)/valid_split.csv
 RUN ?= artifacts/run
+SWEEP_RUN ?= $(if $(filter file,$(origin RUN)),artifacts/sweep,$(RUN))
 HEAD_OPTIONS ?=
+SPACE ?= configs/space.toml
+TRIALS ?= 64
+SWEEP_OPTIONS ?=
 BENCH ?=
-# Which script of benchmarks/: extract, cache, scale or precision.
+# Which script of benchmarks/: extract, cache, scale, train_head, sweep or precision.
 BENCH_SCRIPT ?= extract
 
 .PHONY: help setup demo features train-head sweep finetune test test-slow lint bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
-	@echo; echo "features and train-head take MEDIA= CACHE= TRAIN= VALID= BACKBONE= RUN= HEAD_OPTIONS= and fall back to demo data."
+	@echo; echo "features, train-head and sweep take MEDIA= CACHE= TRAIN= VALID= BACKBONE= RUN= HEAD_OPTIONS= SPACE= TRIALS="
+	@echo "SWEEP_OPTIONS= and fall back to demo data."
 
 setup: $(READY) ## make .venv with everything pinned in constraints.txt
 
@@ -55,7 +62,10 @@ features: $(READY) $(DEMO_READY) ## stage 1: MEDIA -> CACHE
 train-head: features ## stage 2: CACHE, TRAIN, VALID -> RUN
 	$(BIN)/emi train-head --cache $(CACHE) --train $(TRAIN) --valid $(VALID) --out $(RUN) $(HEAD_OPTIONS)
 
-sweep finetune: ## not in this version; CHANGELOG.md says what is
+sweep: features ## many heads on CACHE, the best few again: SPACE, TRIALS, RUN
+	$(BIN)/emi sweep --cache $(CACHE) --train $(TRAIN) --valid $(VALID) --space $(SPACE) --trials $(TRIALS) --out $(SWEEP_RUN) $(SWEEP_OPTIONS)
+
+finetune: ## not in this version; CHANGELOG.md says what is
 	@echo "make $@ is not in this version of emi; see CHANGELOG.md"; exit 1
 
 test: $(READY) ## the test suite
@@ -69,7 +79,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale or precision; BENCH="--quick", "--json FILE", …
+bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale, train_head, sweep or precision; BENCH="--quick", "--json FILE", …
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/$(BENCH_SCRIPT).py $(BENCH)
 

@@ -20,6 +20,8 @@ from train_head.sweep.result import SweepResult, pearson, short, state_name
 from train_head.sweep.storage import OUTCOME, counted
 
 REPORT = "report.html"
+FEWEST = 4
+"""Trials below which no importance is told."""
 ROWS = 200
 """Trials listed in the report at most, the best first; trials.csv has all."""
 CSS = """
@@ -44,7 +46,7 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
     trials = counted(study)
     status = result.status
     said = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    importance = importances(study)
+    importance = importances(trials)
     parts = [
         f"<h1>Sweep of {status.finished} trials</h1>",
         f"<p>{status.complete} complete, {status.pruned} pruned, {status.failed} failed ({html.escape(said)}). The "
@@ -57,13 +59,13 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
         "<h2>History</h2>",
         history(trials),
         "<h2>Parallel coordinates</h2>",
-        '<p class="note">One line per trial that was trained to its end, the better the darker; a line skips the axis '
-        "of a setting that its head does not have.</p>",
+        '<p class="note">One line per trial, the better the darker, dotted where it was pruned; a line skips the '
+        "axis of a setting that its head does not have.</p>",
         parallel_coordinates(trials),
         "<h2>Importance</h2>",
-        '<p class="note">PED-ANOVA over the complete trials: how much a setting tells the best apart from the others. '
-        "Only settings that all of them have can be compared.</p>",
-        bars(importance) if importance else "<p>Too few complete trials, or no setting that all of them have.</p>",
+        '<p class="note">PED-ANOVA: how much a setting tells the best trials apart from the others, the pruned ones as '
+        "far as they came; a setting of one head, among the trials with that head.</p>",
+        bars(importance) if importance else "<p>Too few trials.</p>",
         "<h2>Trials</h2>",
         _trials_table(trials),
     ]
@@ -76,15 +78,19 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
     run_folder.write_atomically(result.folder / REPORT, page.encode())
 
 
-def importances(study: Study) -> dict[str, float]:
+def importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
     """How much each setting matters, the most important first; empty where that cannot be told."""
-    complete = [trial for trial in counted(study) if trial.state == TrialState.COMPLETE]
-    if len(complete) < 4:
+    values = [(trial, value) for trial in trials if (value := pearson(trial)) is not None]
+    if len(values) < FEWEST:
         return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    study = optuna.create_study(direction="maximize", study_name="all that came far enough to have a value")
+    study.add_trials(
+        [optuna.create_trial(params=t.params, distributions=t.distributions, value=value) for t, value in values]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
             return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
         except (ValueError, RuntimeError):  # all values equal, or no common setting
             return {}
@@ -109,25 +115,25 @@ def history(trials: Sequence[FrozenTrial]) -> str:
 
 
 def parallel_coordinates(trials: Sequence[FrozenTrial]) -> str:
-    """SVG: one axis per setting, one line per complete trial."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    complete.sort(key=lambda trial: trial.value or 0.0)
-    names = list(dict.fromkeys(name for trial in complete for name in trial.params))
-    values = np.array([trial.value or 0.0 for trial in complete])
-    if not complete or not names:
-        return "<p>No trial was trained to its end.</p>"
-    low, high = float(values.min()), float(values.max())
+    """SVG: one axis per setting, one line per trial that has a value."""
+    shown = [(trial, value) for trial in trials if (value := pearson(trial)) is not None]
+    shown.sort(key=lambda pair: pair[1])
+    names = list(dict.fromkeys(name for trial, _ in shown for name in trial.params))
+    if not shown or not names:
+        return "<p>No trial has a value.</p>"
+    low, high = shown[0][1], shown[-1][1]
     with drawing():
         figure = Figure(figsize=(max(6.0, 1.35 * (len(names) + 1)), 4), layout="constrained")
         axes = figure.subplots()
         axes.grid(visible=False)
-        scales = [_scale(name, complete) for name in names]
-        for trial, value in zip(complete, values, strict=True):
+        scales = [_scale(name, [trial for trial, _ in shown]) for name in names]
+        for trial, value in shown:
             share = (value - low) / (high - low) if high > low else 1.0
             xs = [x for x, name in enumerate(names) if name in trial.params]
             ys = [scales[x][0](trial.params[names[x]]) for x in xs]
-            colour = tuple(np.array([0.88, 0.92, 0.96]) * (1 - share) + np.array([0.0, 0.2, 0.45]) * share)
-            axes.plot([*xs, len(names)], [*ys, share], color=colour, linewidth=0.8 + 0.8 * share)
+            colour = tuple(np.array([0.80, 0.85, 0.90]) * (1 - share) + np.array([0.0, 0.2, 0.45]) * share)
+            dashes = "-" if trial.state == TrialState.COMPLETE else (0, (1, 1.5))
+            axes.plot([*xs, len(names)], [*ys, share], color=colour, linestyle=dashes, linewidth=0.8 + 0.8 * share)
         ticks = [*(scale[1] for scale in scales), [(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")]]
         for x, marks in enumerate(ticks):
             axes.axvline(x, color=GREY, linewidth=0.8)
