@@ -63,6 +63,21 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where tests run in several processes, each hands its count to the first."""
+    if hasattr(session.config, "workeroutput"):
+        faults = session.config.stash[FAULTS]
+        session.config.workeroutput["faults"] = (dict(faults.injected), faults.lost)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    injected, lost = getattr(node, "workeroutput", {}).get("faults", ({}, 0))
+    faults = node.config.stash[FAULTS]
+    faults.injected.update(injected)
+    faults.lost += lost
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     faults = config.stash[FAULTS]
     if faults.injected:
