@@ -69,10 +69,10 @@ finetune: ## not in this version; CHANGELOG.md says what is
 	@echo "make $@ is not in this version of emi; see CHANGELOG.md"; exit 1
 
 test: $(READY) ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY) ## the long soaks
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/python -m pytest -m slow --timeout 3600 -o faulthandler_timeout=0
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .

@@ -1,13 +1,38 @@
 """Progress on the terminal: a moving bar, or plain lines where the output is a file or a log."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from cache.errors import EmiError
+
 if TYPE_CHECKING:
     from train_head.sweep import Status
+
+
+class OutputError(EmiError, OSError):
+    """A file that is to be written cannot be."""
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Refuse a place to write to that there is not, before the work is done.
+
+    Raises:
+        OutputError: a folder is missing, may not be written, or has the name of the file.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"{path} cannot be written: there is no folder {path.parent}; make it, or name another place"
+            )
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OutputError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'no permission'}")
 
 
 class Progress:

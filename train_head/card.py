@@ -183,6 +183,8 @@ def _limits(inputs: "Inputs", result: "TrainResult", intervals: Mapping[str, Int
         f"{100 * zeros:.0f} % of the training labels are 0; predictions are not clipped, and may lie outside [0, 1].",
         "The licence of the backbone's weights applies to what is made with them.",
     ]
+    if inputs.overlap:
+        lines.append(f"{inputs.overlap}.")
     if "max_seconds" in fingerprint:
         lines.append(f"Of a longer clip it hears the first {fingerprint['max_seconds']:g} s.")
     if "valid" in intervals and intervals["valid"].groups is None:

@@ -125,7 +125,12 @@ def _side(place: StrPath, split: str) -> _Side:
     config = read_config_file(path)
     predictions = path / f"predictions_{split}.csv"
     if not predictions.is_file():
+        kind = config.get("protocol", {}).get("kind")
         hint = "train it with --test CSV" if split == "test" else "the same `emi train-head` finishes it"
+        if split == "valid" and kind == "folds":
+            hint = "of folds, compare the files predictions_folds.csv, with --labels labels_folds.csv"
+        elif split == "valid" and "valid" not in config.get("data", {}):
+            hint = "it was trained on all clips, without any to validate on"
         raise LabelError(f"{path} has no {predictions.name}; {hint}")
     data = config.get("data", {})
     return _Side(

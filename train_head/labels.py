@@ -1,11 +1,13 @@
 """Read label and prediction CSVs: a Filename column, one column per target, and perhaps one that names groups."""
 
+import contextlib
 import csv
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,12 @@ from cache.ids import clip_id
 from train_head.errors import LabelError
 
 FILENAME = "Filename"
+_PLAIN_NUMBER = re.compile(r"[-+.0-9eE]+|[-+]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII)
+"""What may stand for a number: `float` also takes 0_1 and the digits of other scripts."""
+
+
+class NoGroupsError(LabelError):
+    """The groups that were asked for are in no column and in no Filename."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +75,11 @@ def read_labels(path: StrPath, scale: float = 1.0, *, check_range: bool = True, 
             out of range, or an empty group, with its line; or no group in a Filename.
     """
     place = Path(path)
+    if not (math.isfinite(scale) and scale > 0):
+        raise LabelError(f"the scale of the labels must be above 0, got {scale:g}")
     if not place.is_file():
         raise LabelError(f"there is no label file at {place}")
-    with place.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
+    with open_csv(place) as rows:
         header = [cell.strip() for cell in next(rows, [])]
         column = _check_header(place, header)
         group_column = header.index(group_by) if group_by is not None and group_by in header else None
@@ -110,6 +119,23 @@ def read_labels(path: StrPath, scale: float = 1.0, *, check_range: bool = True, 
     )
 
 
+@contextlib.contextmanager
+def open_csv(path: Path) -> Iterator[Any]:
+    """A `csv.reader` of a file in UTF-8, with a byte-order mark or not.
+
+    Raises:
+        LabelError: another encoding, or no CSV, found while reading; says where.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        try:
+            yield rows
+        except UnicodeDecodeError as error:
+            raise LabelError(f"{path} is not in UTF-8 ({error.reason}); save it as CSV in UTF-8") from error
+        except csv.Error as error:
+            raise LabelError(f"{path}, line {rows.line_num}: no CSV ({error}); does a quote never end?") from error
+
+
 def match_groups(filenames: Sequence[str], pattern: str, where: str = "the label file") -> tuple[str, ...]:
     r"""Find each clip's group in its Filename.
 
@@ -132,7 +158,7 @@ def match_groups(filenames: Sequence[str], pattern: str, where: str = "the label
     found = [match[compiled.groups] if match else None for match in matches]
     failed = [name for name, group in zip(filenames, found, strict=True) if not group]
     if failed:
-        raise LabelError(
+        raise NoGroupsError(
             f"{pattern!r} is no column of {where}, and as a regular expression finds no group in {len(failed)} of its "
             f"{len(filenames)} Filenames (first: {', '.join(failed[:5])})"
         )
@@ -169,6 +195,8 @@ def _group(cell: str, where: str) -> str:
 
 def _number(cell: str, where: str, scale: float, check_range: bool) -> float:
     try:
+        if not _PLAIN_NUMBER.fullmatch(cell.strip()):
+            raise ValueError
         value = float(cell) / scale
     except ValueError:
         raise LabelError(f"{where}: {cell!r} is not a number") from None

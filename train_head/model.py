@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache.container import StrPath
@@ -100,7 +99,7 @@ def load_head(folder: StrPath) -> TrainedHead:
     features, names = config["features"], tuple(config["data"]["targets"])
     dim = features["dim"] + len(features["vad_names"])
     head = Predictor(settings, dim, len(names))
-    head.load_state_dict(load_file(weights))
+    head.load_state_dict(run_folder.load_best(place))
     return TrainedHead(place, head.eval(), names, features, load_transform(place, features))
 
 

@@ -21,20 +21,24 @@ predictions_folds.csv   of folds: every clip as predicted by the run that did no
 folds.csv               of folds: which clip was in which
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 import torch
+from safetensors.torch import load_file
 
 from train_head.errors import RunFolderError
 
 CONFIG, METRICS, BEST, LAST, CARD = "config.toml", "metrics.jsonl", "best.safetensors", "last.pt", "README.md"
+_RESTORE = "restore it from a copy, or train into a new --out"
 ENSEMBLE = "ensemble.toml"
 """In a folder of several runs: `members`, the folders of the runs whose predictions are averaged."""
 
@@ -72,7 +76,12 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         raise RunFolderError(
             f"{folder} is no run folder: it has no {CONFIG}; make one with `emi train-head --out {folder}`"
         )
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunFolderError(
+            f"{path} is damaged ({error}); restore it from a copy, or train into a new --out"
+        ) from error
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -87,13 +96,48 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     path = folder / LAST
     if not path.is_file():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive may raise anything
+        raise RunFolderError(f"{path} is damaged, and the run cannot go on from it; {_RESTORE}") from error
     return state
 
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Write metrics.jsonl whole, so that it never disagrees with last.pt."""
-    write_atomically(folder / METRICS, "".join(json.dumps(record) + "\n" for record in history).encode())
+    """Write metrics.jsonl whole where it differs, so that it never disagrees with last.pt."""
+    path, content = folder / METRICS, "".join(json.dumps(record) + "\n" for record in history).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Held while a run is trained into a prepared folder; the kernel drops it when the process dies.
+
+    Raises:
+        RunFolderError: another process holds it.
+    """
+    with (folder / CONFIG).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunFolderError(f"another process trains into {folder}; wait for it, or choose a new --out") from error
+        yield
+
+
+def load_best(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of the best epoch.
+
+    Raises:
+        RunFolderError: they are missing or damaged.
+    """
+    path = folder / BEST
+    try:
+        weights: dict[str, torch.Tensor] = load_file(path)
+    except Exception as error:
+        what = "damaged" if path.is_file() else "missing"
+        raise RunFolderError(f"{path} is {what}; {_RESTORE}") from error
+    return weights
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """Settings of a training run: defaults from the paper, a TOML file, then what the caller says."""
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -11,7 +12,7 @@ from cache.machine import bfloat16_unit
 from train_head.augment import AugmentSettings
 from train_head.errors import TrainSettingsError
 from train_head.heads import HEADS, head_options
-from train_head.losses import canonical, canonical_weighting
+from train_head.losses import canonical, canonical_weighting, compares_clips
 from train_head.suggest import unknown
 
 RECORD_TABLES = ("data", "features", "protocol")
@@ -74,9 +75,18 @@ class TrainSettings:
         for name, low in (("lr", 0.0), ("label_scale", 0.0), ("clip_value", 0.0), ("batch_size", 0), ("epochs", 0)):
             if not getattr(self, name) > low:
                 raise TrainSettingsError(f"{name} must be above {low:g}, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "patience", "stop_after"):
+        for name in ("lr", "label_scale", "clip_value", "weight_decay", "warmup_epochs"):
+            if not math.isfinite(getattr(self, name)):
+                raise TrainSettingsError(f"{name} must be finite, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_epochs", "patience", "stop_after", "seed"):
             if getattr(self, name) < 0:
                 raise TrainSettingsError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise TrainSettingsError(f"seed must be below 2^32, got {self.seed}")
+        if self.batch_size == 1 and (names := compares_clips(self.loss)):
+            raise TrainSettingsError(
+                f"the loss {names[0]} compares the clips of a batch, and is constant for one; give batch_size 2 or more"
+            )
         if self.stop_after > self.epochs:
             raise TrainSettingsError(f"stop_after must not be above epochs ({self.epochs}), got {self.stop_after}")
         if not 0 <= self.ema < 1:
@@ -121,12 +131,13 @@ def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSe
     values = read_config(config) if config is not None else {}
     given = {key: value for key, value in overrides.items() if value is not None}
     head = given.get("head", values.get("head", TrainSettings.head))
+    _check_type("head", head)
     options = dict(values.get(head, {})) if head in HEADS else {}
-    augment = dict(values.get("augment", {}))
+    augment = dict(_table("augment", values.get("augment", {})))
     names = {f.name for f in fields(TrainSettings)} - {"head_options", "augment"}
     for key, value in given.items():
         if key == "augment":
-            augment |= value
+            augment |= _table(key, value)
         else:
             (values if key in names else augment if key in _AUGMENT else options)[key] = value
     values["augment"] = augment
@@ -185,18 +196,22 @@ def read_config(path: StrPath) -> dict[str, Any]:
         if key not in known and key not in RECORD_TABLES:
             raise TrainSettingsError(f"{place}: {unknown('setting', key, known)}")
     for name in HEADS.keys() & values.keys():
-        head_options(name, values[name])
+        head_options(name, dict(_table(name, values[name])))
     _augment_settings(values.get("augment", {}))
     return {key: value for key, value in values.items() if key not in RECORD_TABLES}
+
+
+def _table(key: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TrainSettingsError(f"{key} must be a table of options, got {value!r}")
+    return value
 
 
 _AUGMENT = frozenset(f.name for f in fields(AugmentSettings))
 
 
 def _augment_settings(options: Mapping[str, Any]) -> AugmentSettings:
-    if not isinstance(options, Mapping):
-        raise TrainSettingsError(f"augment must be a table of options, got {options!r}")
-    for key in options:
+    for key in _table("augment", options):
         if key not in _AUGMENT:
             raise TrainSettingsError(unknown("option of augment", key, _AUGMENT))
     return AugmentSettings(**options)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from cache.container import StrPath
 from cache.ids import clip_id
 from train_head.errors import LabelError
-from train_head.labels import FILENAME
+from train_head.labels import FILENAME, open_csv
 
 SHOWN = 5
 
@@ -110,24 +110,27 @@ def write_submission(
     return int(((array < 0) | (array > 1)).sum())
 
 
-def has_values(labels_or_template: StrPath) -> bool:
+def has_values(labels_or_template: StrPath, group_by: str | None = None) -> bool:
     """Whether a CSV has a value for some target, so that there is something to score against.
+
+    Args:
+        labels_or_template: CSV with Filename.
+        group_by: a column that is no target.
 
     Raises:
         LabelError: there is no such file, or it has no Filename column or no rows.
     """
     sheet = _read_reference(labels_or_template)
-    column = sheet.header.index(FILENAME)
-    return any(cell.strip() for cells in sheet.rows for i, cell in enumerate(cells) if i != column)
+    targets = [i for i, name in enumerate(sheet.header) if name not in (FILENAME, group_by)]
+    return any(cell.strip() for cells in sheet.rows for i, cell in enumerate(cells) if i in targets)
 
 
 def _read_sheet(path: StrPath) -> _Sheet:
     place = Path(path)
     if not place.is_file():
         raise LabelError(f"there is no file at {place}")
-    with place.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
+    with open_csv(place) as reader:
+        header: list[str] = next(reader, [])
         numbered = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     return _Sheet(str(place), header, [cells for _, cells in numbered], [line for line, _ in numbered])
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from cache.container import StrPath
 from cache.reader import FeatureCache
 from train_head import run_folder
@@ -17,7 +15,7 @@ from train_head.data import Split, gather, gather_shared, open_caches
 from train_head.derived import save_transform, stored_transform
 from train_head.errors import LabelError
 from train_head.groups import check_disjoint
-from train_head.labels import Labels, read_labels, write_predictions
+from train_head.labels import Labels, NoGroupsError, read_labels, write_predictions
 from train_head.metrics import Report, evaluate
 from train_head.settings import TrainSettings
 from train_head.trainer import OnEpoch, Record, Trainer
@@ -34,6 +32,7 @@ class TrainResult:
         best_epoch: its number, from 1.
         history: one record per epoch, as in metrics.jsonl.
         skipped: clips of the label files that no cache holds (with `skip_missing`).
+        overlap: what to know where clips are both trained and validated on, or nothing.
         resumed_at: epochs that were done before this call; equal to len(history) where there was nothing to do.
     """
 
@@ -43,6 +42,7 @@ class TrainResult:
     best_epoch: int
     history: list[Record]
     skipped: int
+    overlap: str
     resumed_at: int
 
 
@@ -67,6 +67,11 @@ class Inputs:
     splits: Mapping[str, Split]
     group_by: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def overlap(self) -> str:
+        """What to know where clips are both trained and validated on; empty where none are."""
+        return overlap(self.labels)
 
     @property
     def skipped(self) -> int:
@@ -120,6 +125,18 @@ def read_split_labels(
     labels = {name: _read(name, path, label_scale, group_by) for name, path in files.items()}
     _check_targets(labels)
     return labels
+
+
+def overlap(labels: Mapping[str, Labels]) -> str:
+    """What to know where clips are both in "train" and in "valid"; empty where none are."""
+    train, valid = labels["train"], labels.get("valid")
+    both = len(set(train.ids) & set(valid.ids)) if valid is not None else 0
+    if not both:
+        return ""
+    return (
+        f"{both} of the {len(valid or ())} validation clips are training clips as well: the validation figures say "
+        "nothing about new clips"
+    )
 
 
 def check_groups(labels: Mapping[str, Labels]) -> None:
@@ -187,7 +204,16 @@ def train_run(
         on_epoch: called with each epoch's record.
     """
     settings = settings.on_this_machine()
-    splits, folder = inputs.splits, Path(out)
+    folder = Path(out)
+    run_folder.prepare_folder(folder, run_config(settings, inputs))
+    with run_folder.locked(folder):
+        return _train_locked(inputs, folder, settings, keep_last, on_epoch)
+
+
+def _train_locked(
+    inputs: Inputs, folder: Path, settings: TrainSettings, keep_last: bool, on_epoch: OnEpoch | None
+) -> TrainResult:
+    splits = inputs.splits
     trainer, resumed_at = fit_run(inputs, folder, settings, None if keep_last else splits["valid"], on_epoch)
     reports = write_run_predictions(trainer, splits, folder)
     result = TrainResult(
@@ -197,6 +223,7 @@ def train_run(
         best_epoch=trainer.best_epoch,
         history=trainer.history,
         skipped=inputs.skipped,
+        overlap=inputs.overlap,
         resumed_at=resumed_at,
     )
     from train_head.figures import draw_run  # half a second, which a command that trains nothing need not wait
@@ -231,12 +258,12 @@ def fit_run(
 
 
 def _read(name: str, path: StrPath, scale: float, group_by: str | None) -> Labels:
-    try:
-        return read_labels(path, scale, group_by=group_by)
-    except LabelError:
-        if name != "test" or group_by is None:
-            raise
-        return read_labels(path, scale)
+    if name == "test" and group_by is not None:
+        try:
+            return read_labels(path, scale, group_by=group_by)
+        except NoGroupsError:
+            return read_labels(path, scale)
+    return read_labels(path, scale, group_by=group_by)
 
 
 def _check_targets(labels: Mapping[str, Labels]) -> None:
@@ -268,6 +295,9 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
     transform = stored_transform(stores)
     if transform is not None:
         features["transform_sha256"] = hashlib.sha256(transform).hexdigest()
+    for name, split in inputs.splits.items():
+        if len(split) < len(labels[name]):  # with skip_missing: the cache may have more of them the next time
+            data[f"{name}_clips_sha256"] = hashlib.sha256("\n".join(split.labels.ids).encode()).hexdigest()
     data["targets"] = list(labels["train"].names)
     if inputs.group_by is not None:
         data["group_by"] = inputs.group_by
@@ -277,7 +307,7 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
 
 def write_run_predictions(trainer: Trainer, splits: Mapping[str, Split], folder: Path) -> dict[str, Report]:
     """Predict the validation and test splits, those there are, with the weights that the run kept."""
-    trainer.evaluated.load_state_dict(load_file(folder / run_folder.BEST))
+    trainer.evaluated.load_state_dict(run_folder.load_best(folder))
     names = splits["train"].labels.names
     reports: dict[str, Report] = {}
     for name in ("valid", "test"):

@@ -95,6 +95,13 @@ def main() -> None:
             traceback.print_exc()
         typer.echo(f"emi: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        typer.echo(
+            f"emi: {error.filename}: {error.strerror}; see `emi COMMAND --help` for what is written where", err=True
+        )
+        sys.exit(2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
             typer.echo("emi: stopped; what was finished is kept, and the same command goes on from there", err=True)

@@ -42,11 +42,13 @@ def ablate(
 
     Run it again to go on where it stopped; with more --seeds it adds the missing ones.
     """
+    from emi.console import check_writable
     from train_head.progress import EpochLines
     from train_head.protocols import PAPER_ROWS, read_rows, rows_settings
     from train_head.protocols import ablate as run_ablation
     from train_head.train import gather_inputs
 
+    check_writable(csv_file)
     chosen = PAPER_ROWS if rows is None else read_rows(rows)
     resolved = rows_settings(chosen, config, epochs=epochs, lr=lr, seed=seed, label_scale=label_scale)
     scale = resolved[0][1].label_scale

@@ -30,12 +30,14 @@ def compare(
         typer.Option(help="Resample whole groups, a speaker's clips for example: label column, or regex on Filename."),
     ] = None,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here as JSON.")] = None,
 ) -> None:
     """Say by how much two runs differ in Pearson, with 95 % intervals and p-values of a paired bootstrap."""
+    from emi.console import check_writable
     from train_head.compare import compare as compare_runs
 
+    check_writable(json_file)
     found = compare_runs(
         run_a,
         run_b,

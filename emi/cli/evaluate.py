@@ -31,11 +31,13 @@ def evaluate(
 
     With --submission every problem of the file is listed, and the exit code is 1 where there is one.
     """
+    from emi.console import check_writable
     from train_head.submission import has_values
 
+    check_writable(json_file)
     if submission:
         _check(predictions, labels, group_by, json_file)
-        if not has_values(labels):
+        if not has_values(labels, group_by):
             return
     numbers = _score(predictions, labels, label_scale, intervals, group_by, bins)
     if json_file is not None:

@@ -30,6 +30,7 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on."""
+    from emi.console import check_writable
     from emi.prediction import load
     from extract.failures import Failure
     from train_head.errors import LabelError
@@ -39,6 +40,7 @@ def predict(
         raise LabelError("--template is for --submission FILE; leave it out, or name that file")
     if template is not None and not template.is_file():
         raise LabelError(f"there is no template at {template}")
+    check_writable(csv_file, submission)
     loaded = load(model, backbone=backbone, device=device)
     results = list(loaded.iterate(media))
     failures = [result for result in results if isinstance(result, Failure)]
@@ -48,7 +50,12 @@ def predict(
     if csv_file or submission is None:
         _write_csv(csv_file, records, loaded.names)
     if submission is not None:
-        _write_submission(submission, records, loaded.names, template)
+        try:
+            _write_submission(submission, records, loaded.names, template)
+        except LabelError:
+            if csv_file is None:  # what was computed is not lost
+                _write_csv(submission.with_name(submission.name + ".predictions.csv"), records, loaded.names)
+            raise
     if failures:
         raise typer.Exit(1)
 

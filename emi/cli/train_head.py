@@ -159,6 +159,8 @@ def train_head(
     if isinstance(result, ProtocolResult):
         typer.echo(result.table())
     else:
+        if result.overlap:
+            typer.echo(result.overlap, err=True)
         typer.echo(f"validation, best epoch {result.best_epoch}:\n{result.report.table()}")
         if result.test_report:
             typer.echo(f"test:\n{result.test_report.table()}")

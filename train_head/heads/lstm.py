@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train_head.errors import TrainSettingsError
+from train_head.heads.options import check_options
 from train_head.heads.pooling import last_valid, masked, time_mean
 from train_head.heads.recurrent import lstm_states
 from train_head.heads.regressor import OUTPUTS
@@ -30,12 +30,7 @@ class LstmOptions:
     output: str = "linear"
 
     def __post_init__(self) -> None:
-        if self.hidden < 0 or self.layers < 1:
-            raise TrainSettingsError(f"hidden must be 0 or more and layers 1 or more, got {self.hidden}, {self.layers}")
-        if not 0 <= self.dropout < 1:
-            raise TrainSettingsError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.output not in OUTPUTS:
-            raise TrainSettingsError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
+        check_options(self)
 
 
 class LstmHead(nn.Module):

@@ -34,7 +34,7 @@ def check_options(options: "DataclassInstance") -> None:
     for field in fields(options):
         name, value = field.name, getattr(options, field.name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name in LOWEST and not (number and isinstance(value, int) and value >= LOWEST[name]):
+        if name in LOWEST and not (number and isinstance(value, int) and LOWEST[name] <= value < 2**31):
             raise TrainSettingsError(f"{name} must be a whole number, {LOWEST[name]} or more, got {value!r}")
         if name == "dropout" and not (number and 0 <= value < 1):
             raise TrainSettingsError(f"dropout must lie in [0, 1), got {value!r}")

@@ -1,6 +1,14 @@
 """What training minimises: losses by name, weighted sums of them, and weights for rare labels."""
 
-from train_head.losses.objective import Objective, build_objective, canonical, decode, outputs_per_target, parse
+from train_head.losses.objective import (
+    Objective,
+    build_objective,
+    canonical,
+    compares_clips,
+    decode,
+    outputs_per_target,
+    parse,
+)
 from train_head.losses.registry import LOSSES, Loss
 from train_head.losses.weighting import WEIGHTINGS, Weighting, canonical_weighting
 
@@ -13,6 +21,7 @@ __all__ = [
     "build_objective",
     "canonical",
     "canonical_weighting",
+    "compares_clips",
     "decode",
     "outputs_per_target",
     "parse",

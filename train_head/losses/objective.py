@@ -122,5 +122,10 @@ def build_objective(expression: str, weighting: str, train_targets: Tensor) -> O
     return Objective(parse(expression), build_weights(weighting, train_targets))
 
 
+def compares_clips(expression: str) -> list[str]:
+    """The losses of a sum that compare the clips of a batch."""
+    return [term.name for term in parse(expression) if LOSSES[term.name].compares]
+
+
 def _outputs(terms: Sequence[Term]) -> int:
     return max(LOSSES[term.name].outputs for term in terms)

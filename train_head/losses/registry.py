@@ -18,10 +18,12 @@ class Loss:
     Attributes:
         compute: `(predicted, target, weight, **options)` to a scalar; its keyword-only parameters are the options.
         outputs: columns that a head must give per target.
+        compares: whether it compares the clips of a batch with each other, and is constant for one alone.
     """
 
     compute: Callable[..., Tensor]
     outputs: int = 1
+    compares: bool = False
 
     @property
     def options(self) -> dict[str, float]:
@@ -59,9 +61,9 @@ LOSSES: dict[str, Loss] = {
     "mse": Loss(elementwise.mse),  # the paper's
     "mae": Loss(elementwise.mae),
     "huber": Loss(elementwise.huber),
-    "pearson": Loss(correlation.pearson),
-    "ccc": Loss(correlation.ccc),
-    "balanced_mse": Loss(balanced_mse),
+    "pearson": Loss(correlation.pearson, compares=True),
+    "ccc": Loss(correlation.ccc, compares=True),
+    "balanced_mse": Loss(balanced_mse, compares=True),
     "focal_r": Loss(elementwise.focal_r),
     "zero_inflated": Loss(elementwise.zero_inflated, outputs=2),
 }

@@ -77,9 +77,10 @@ class Ablation:
         lines = [f"{'':<{width}}  mean ± std      ensemble  95 % interval   difference       p"]
         for record in self.records():
             c = {key: cell(value) for key, value in record.items() if key not in ("row", "seeds")}
+            spread = "" if record["pearson_std"] is None else f"± {c['pearson_std']}"
             versus = f"{record['difference']:+10.3f}  {record['p']:6.4f}" if record["p"] is not None else ""
             lines.append(
-                f"{record['row']:<{width}}  {c['pearson_mean']} ± {c['pearson_std']:<6}  {c['ensemble']:>8}  "
+                f"{record['row']:<{width}}  {c['pearson_mean']} {spread:<8}  {c['ensemble']:>8}  "
                 f"{c['low']:>6} {c['high']:>6}   {versus}".rstrip()
             )
         return "\n".join([*lines, "", self._note()])
@@ -92,9 +93,10 @@ class Ablation:
         ]
         for record in self.records():
             c = {key: cell(value) for key, value in record.items() if key not in ("row", "seeds")}
+            spread = "" if record["pearson_std"] is None else f" ± {c['pearson_std']}"
             versus = (f"{record['difference']:+.3f}", f"{record['p']:.4f}") if record["p"] is not None else ("", "")
             lines.append(
-                f"| {record['row']} | {c['pearson_mean']} ± {c['pearson_std']} | {c['ensemble']} | "
+                f"| {record['row']} | {c['pearson_mean']}{spread} | {c['ensemble']} | "
                 f"{c['low']} to {c['high']} | {versus[0]} | {versus[1]} |"
             )
         return "\n".join(["# Ablation", "", *lines, "", self._note(), ""])
@@ -112,9 +114,10 @@ class Ablation:
         intervals = self.results[0].valid.intervals
         drawn = "clips" if intervals.groups is None else f"{intervals.groups} groups"
         return (
-            f"Mean validation Pearson; mean and standard deviation are over {len(self.results[0].members)} seeds, "
-            "whose best epochs were chosen on the same clips. Ensemble: mean of the seeds; interval and p (paired, "
-            f"two-sided, not corrected for several rows) from {intervals.resamples} bootstrap resamples of {drawn}."
+            "Mean validation Pearson; mean and standard deviation are over the seeds "
+            f"({len(self.results[0].members)}), whose best epochs were chosen on the same clips. Ensemble: mean of the "
+            "seeds; interval and p (paired, two-sided, not corrected for several rows) from "
+            f"{intervals.resamples} bootstrap resamples of {drawn}."
         )
 
 

@@ -47,7 +47,7 @@ def pool(inputs: Inputs) -> Split:
 
 
 def pooled_csv(inputs: Inputs) -> str:
-    """The label files of both as one, cells as written: Filename, the targets and, where all have it, the groups."""
+    """The clips of both that were used, cells as written: Filename, the targets and, where all have it, the groups."""
     sheets = [_read(inputs.files[name]) for name in ("train", "valid") if name in inputs.files]
     columns = [FILENAME, *inputs.labels["train"].names]
     if inputs.group_by not in columns and all(inputs.group_by in sheet[0] for sheet in sheets):
@@ -55,9 +55,10 @@ def pooled_csv(inputs: Inputs) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
+    held = {name for split in inputs.splits.values() for name in split.labels.filenames}
     for header, *rows in sheets:
         at = [header.index(column) for column in columns]
-        writer.writerows([cells[i] for i in at] for cells in rows)
+        writer.writerows([cells[i] for i in at] for cells in rows if cells[at[0]] in held)
     return text.getvalue()
 
 

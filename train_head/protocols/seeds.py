@@ -76,7 +76,7 @@ def train_seeds(
         best_epochs=tuple(result.best_epoch for result in results),
         valid=valid,
         test=write_mean(folder, members, "test", test.labels, names) if test is not None else None,
-        notes=(CHOSEN,),
+        notes=(CHOSEN, *([f"{inputs.overlap}."] if inputs.overlap else [])),
         skipped=inputs.skipped,
         epochs_trained=trained,
         nothing_to_do=trained == 0 and before == members,

@@ -8,7 +8,7 @@ import numpy as np
 from cache.container import StrPath
 from cache.derive import derive
 from train_head.data import Split
-from train_head.labels import read_labels
+from train_head.labels import Labels
 from train_head.sweep.worker import TrialData
 from train_head.train import gather_inputs
 
@@ -17,13 +17,13 @@ CHEAP, SHARED = "cheap.zarr", "shared"
 
 
 def cheap_cache(
-    cache: StrPath, train: StrPath, folder: Path, *, pool: int, pca: int | None, skip_missing: bool
+    cache: StrPath, train: Labels, folder: Path, *, pool: int, pca: int | None, skip_missing: bool
 ) -> StrPath:
     """The cache of the trials: a derived one in the run folder where pool or pca ask for it, made once.
 
     Args:
         cache: of the full features.
-        train: label CSV of the clips that the principal components are fitted on.
+        train: labels of the clips that the principal components are fitted on.
         folder: run folder.
         pool: this many consecutive frames become their mean.
         pca: principal components to project on; None keeps all features.
@@ -34,7 +34,7 @@ def cheap_cache(
     """
     if pool == 1 and pca is None:
         return cache
-    ids = None if pca is None else read_labels(train, check_range=False).ids
+    ids = None if pca is None else train.ids
     derive(cache, folder / CHEAP, pool=pool, pca=pca, train_ids=ids, skip_missing=skip_missing)
     return folder / CHEAP
 
@@ -45,7 +45,14 @@ def open_splits(data: TrialData) -> Mapping[str, Split]:
     Raises:
         LabelError, CacheError: a file or a clip is missing or wrong.
     """
-    inputs = gather_inputs(data.cache, data.files, data.label_scale, skip_missing=data.skip_missing, shared=data.shared)
+    inputs = gather_inputs(
+        data.cache,
+        data.files,
+        data.label_scale,
+        skip_missing=data.skip_missing,
+        group_by=data.group_by,
+        shared=data.shared,
+    )
     splits = dict(inputs.splits)
     train = splits["train"]
     if data.clips is not None and data.clips < len(train):

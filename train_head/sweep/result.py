@@ -100,7 +100,7 @@ class SweepResult:
                 f"{cell(valid.report.mean_pearson):>8}  {cell(valid.intervals.mean_low):>6} "
                 f"{cell(valid.intervals.mean_high):>6}  {short(one.values)}"
             )
-        return "\n".join([*lines, "", self.agreement_line()])
+        return "\n".join([*lines, "", self.agreement_line(), *self.retrained[0].result.notes[1:]])
 
     def agreement_line(self) -> str:
         """How well the trials' order agrees with that of the retrained, in words."""

@@ -14,10 +14,13 @@ hidden = { log_int = [64, 512] }
 mixup = [0.0, 0.2, 0.4]
 """
 
+import contextlib
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,8 @@ from train_head.suggest import unknown
 HEAD = "head"
 SHARED = ("seed", "label_scale", "device", "precision")
 """Settings that all trials have in common: given beside the space, not in it."""
+COMBINATIONS = 1000
+"""Tried at most before a value that cannot stand alone is refused."""
 RANGES = ("log", "uniform", "int", "log_int")
 
 
@@ -172,15 +177,14 @@ def _distribution(name: str, value: list[Any] | dict[str, Any]) -> BaseDistribut
     bounds, step = value[kind], value.get("step")
     whole = kind in ("int", "log_int")
     numbers = [*bounds, *([] if step is None else [step])] if isinstance(bounds, list) else []
-    number = int if whole else int | float
-    if (
-        len(numbers) < 2
-        or len(bounds) != 2
-        or not all(isinstance(n, number) and not isinstance(n, bool) for n in numbers)
-    ):
-        what = "whole numbers" if whole else "numbers"
+    kind_of = int if whole else int | float
+    plain = all(isinstance(n, kind_of) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    if not plain or not isinstance(bounds, list) or len(bounds) != 2:
+        what = "whole numbers" if whole else "finite numbers"
         raise TrainSettingsError(f"{name}: {kind} needs a lowest and a highest value, both {what}, got {value!r}")
     log, (low, high) = kind in ("log", "log_int"), bounds
+    if step is not None and step > 0 and abs((high - low) / step - round((high - low) / step)) > 1e-9:
+        raise TrainSettingsError(f"{name}: a step of {step} from {low} does not come to {high}")
     try:
         if whole:
             return IntDistribution(low, high, log=log, step=1 if step is None else step)
@@ -219,8 +223,21 @@ def _applies(name: str, head: str) -> bool:
     return not owners or head in owners
 
 
+def _check_value(space: Space, head: str, name: str, value: Any) -> None:
+    """Set a value by itself; where that cannot be, with what else may be drawn, as one may need the other."""
+    try:
+        space.settings({HEAD: head, name: value})
+    except TrainSettingsError:
+        others = [other for other in space.drawn if other not in (HEAD, name) and _applies(other, head)]
+        for values in islice(product(*map(space.values, others)), COMBINATIONS):
+            with contextlib.suppress(TrainSettingsError):
+                space.settings({HEAD: head, **dict(zip(others, values, strict=True)), name: value})
+                return
+        raise
+
+
 def _check(space: Space) -> None:
-    """Set each value by itself, for each head, so that a mistake shows before the first trial."""
+    """Set each value, for each head, so that a mistake shows before the first trial."""
     heads = space.values(HEAD) or (space._head({}),)
     used: set[str] = set()
     for head in heads:
@@ -228,8 +245,15 @@ def _check(space: Space) -> None:
         for name in space.drawn:
             if name != HEAD and _applies(name, str(head)):
                 for value in space.values(name):
-                    space.settings({HEAD: head, name: value})
+                    _check_value(space, str(head), name, value)
         used |= {name for name in [*space.drawn, *space.fixed, *space.base] if _applies(name, str(head))}
+    given = [*space.drawn, *space.fixed]
+    for name in given:
+        owners = [f"{head}.{name}" for head in option_owners(name) if f"{head}.{name}" in given]
+        if owners:
+            raise TrainSettingsError(
+                f"{name} stands there for all heads, and {owners[0]} for one; leave one of them out"
+            )
     for name in [*space.drawn, *space.fixed, *space.base]:
         if name not in used:
             raise TrainSettingsError(

@@ -102,6 +102,7 @@ class SharedStudy:
         import sqlalchemy as sa
 
         self._heartbeat, self._beat = heartbeat, 0.0
+        self._seen: set[int] = set()
         self._sql = sa
         where = _postgres(url)
         try:
@@ -149,8 +150,10 @@ class SharedStudy:
         if time.monotonic() - self._beat < self._heartbeat / 2:
             return
         self._beat = time.monotonic()
-        for trial_id in trial_ids:
+        running = {t._trial_id for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
+        for trial_id in {*trial_ids, *(running - self._seen)}:  # one that died before its first sign of life gets one
             self.begin(trial_id)
+        self._seen |= running
         optuna.storages.fail_stale_trials(self.study)
 
     def close(self) -> None:

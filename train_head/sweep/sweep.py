@@ -19,14 +19,16 @@ from cache.machine import available_cores
 from cache.reader import open_cache
 from train_head import run_folder
 from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.labels import Labels
 from train_head.protocols import OnRun, train_seeds
 from train_head.settings import TrainSettings
 from train_head.sweep.data import SHARED, cheap_cache, open_splits
+from train_head.sweep.pruning import build_pruner
 from train_head.sweep.report import write_report
 from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, pearson, write_trials
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
-from train_head.sweep.trials import OnStatus, Status, Trials, build_pruner, build_sampler
+from train_head.sweep.trials import OnStatus, Status, Trials, build_sampler
 from train_head.sweep.worker import TrialData
 from train_head.train import Inputs, check_groups, gather_inputs, read_split_labels
 from train_head.trainer import OnEpoch
@@ -112,19 +114,23 @@ def sweep(
     """
     settings, folder = settings or SweepSettings(), Path(out)
     files, scale = {"train": train, "valid": valid}, space.settings({}).label_scale
-    check_groups(read_split_labels(files, scale, group_by))
-    identity = _identity(cache, files, space, settings, skip_missing)
+    labels = read_split_labels(files, scale, group_by)
+    check_groups(labels)
+    identity = _identity(cache, files, labels, space, settings, group_by)
     _prepare(folder, identity)
     name = "emi-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     with closing(_open_study(folder, name, settings)) as store:
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
-        cheap = cheap_cache(cache, train, folder, pool=settings.pool, pca=settings.pca, skip_missing=skip_missing)
+        cheap = cheap_cache(
+            cache, labels["train"], folder, pool=settings.pool, pca=settings.pca, skip_missing=skip_missing
+        )
         data = TrialData(
             cache=cheap,
             files=files,
             label_scale=scale,
             skip_missing=skip_missing,
             shared=folder / SHARED,
+            group_by=group_by,
             clips=settings.clips,
             seed=settings.seed,
         )
@@ -227,14 +233,21 @@ def best_trials(study: Study, space: Space, seed: int) -> list[FrozenTrial]:
 
 
 def _identity(
-    cache: StrPath, files: Mapping[str, StrPath], space: Space, settings: SweepSettings, skip_missing: bool
+    cache: StrPath,
+    files: Mapping[str, StrPath],
+    labels: Mapping[str, Labels],
+    space: Space,
+    settings: SweepSettings,
+    group_by: str | None,
 ) -> dict[str, Any]:
     """What must be equal for trials to belong together; their number, the jobs and the best few may change."""
     with open_cache(cache) as store:
         features = fp.digest(store.fingerprint)
-    hashes = {f"{name}_sha256": run_folder.file_sha256(path) for name, path in files.items()}
+        missing = {name: [clip for clip in part.ids if clip not in store] for name, part in labels.items()}
+    hashes: dict[str, Any] = {f"{name}_sha256": run_folder.file_sha256(path) for name, path in files.items()}
+    hashes |= {f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips}
     own = {name: getattr(settings, name) for name in OWN}
-    return {"features": features, **hashes, "skip_missing": skip_missing, **own, "space": space.to_dict()}
+    return {"features": features, **hashes, "group_by": group_by, **own, "space": space.to_dict()}
 
 
 def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:

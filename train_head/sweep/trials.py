@@ -6,26 +6,27 @@ same seed draws the same trials whether or not the sweep was interrupted: what i
 number and the trials that were finished, never on when the process started.
 """
 
-import math
+import contextlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 
 import numpy as np
+import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from cache.machine import available_cores
 from train_head.errors import TrainSettingsError
 from train_head.settings import TrainSettings
 from train_head.suggest import unknown
+from train_head.sweep.pruning import build_pruner
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, retry
-from train_head.sweep.worker import Epoch, Finished, TrialData, Worker
+from train_head.sweep.worker import Epoch, Finished, Running, TrialData, Worker
 
 STARTUP = 10
 """Trials that TPE draws at random before it learns from them."""
@@ -114,14 +115,14 @@ class Trials:
         try:
             while True:
                 open_trials = self._hand_out()
-                busy = [worker for worker in self._workers if worker.trial is not None]
+                busy = [worker for worker in self._workers if worker.running is not None]
                 if not busy and not open_trials:
                     return
                 if not busy:
                     time.sleep(TICK)  # other machines train the last ones; one that dies leaves its trial to us
                 for pipe in wait([worker.pipe for worker in busy], TICK):
                     self._hear(next(worker for worker in busy if worker.pipe is pipe))
-                self._store.alive([w.trial.storage_id for w in self._workers if w.trial is not None])
+                self._store.alive([w.running.trial._trial_id for w in self._workers if w.running is not None])
                 self._on_status(self.status())
         finally:
             for worker in self._workers:
@@ -149,71 +150,93 @@ class Trials:
 
     def _hand_out(self) -> bool:
         """Give idle workers a trial each; whether any trial of the study is still open."""
-        while sum(worker.trial is not None for worker in self._workers) < self._jobs:
-            asked = self._ask()
-            if asked is None:
+        while sum(worker.running is not None for worker in self._workers) < self._jobs:
+            trial = self._ask()
+            if trial is None:
                 break
-            trial, settings = asked
-            if settings is None:
-                continue
-            worker = next((w for w in self._workers if w.trial is None), None)
+            try:
+                settings = self._space.settings(trial.params, seed=self._seed).on_this_machine()
+            except TrainSettingsError as error:
+                self._end(trial, TrialState.FAIL, Finished(0, 0, None, 0.0, str(error)))
+            else:
+                self._start(trial, settings)
+        trials = counted(self._study)
+        return len(trials) < self._total or any(not trial.state.is_finished() for trial in trials)
+
+    def _start(self, trial: Trial, settings: TrainSettings) -> None:
+        """Send a trial to an idle worker, or to a new one where none is idle or the idle one is dead."""
+        running = Running(trial, reported=max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=0))
+        while True:
+            worker = next((worker for worker in self._workers if worker.running is None), None)
             if worker is None:
                 worker = Worker.start(self._data, self._threads)
                 self._workers.append(worker)
-            worker.trial = Running(trial, reported=max(trial_steps(trial), default=0))
-            worker.pipe.send(settings)
-        trials = counted(self._study)
-        return len(trials) < self._total or any(not t.state.is_finished() for t in trials)
+            try:
+                worker.pipe.send(settings)
+            except OSError:
+                self._dismiss(worker)
+                continue
+            worker.running = running
+            return
 
-    def _ask(self) -> tuple[Trial, TrainSettings | None] | None:
-        """The next trial, its settings None where they do not go together; None where there is none to start."""
-        with self._store.asking(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self._study.sampler = build_sampler(self._sampler, self._seed, len(self._study.get_trials(deepcopy=False)))
+    def _ask(self) -> Trial | None:
+        """Start the next trial; None where there is none to start."""
+        with self._store.asking():
             if self._cut_off:
                 trial = Trial(self._study, self._cut_off.pop(0)._trial_id)
             else:
                 trials = counted(self._study)
-                if len(trials) >= self._total and not any(t.state == TrialState.WAITING for t in trials):
-                    return None
+                if not any(trial.state == TrialState.WAITING for trial in trials):
+                    if len(trials) >= self._total:
+                        return None
+                    self._draw()
                 trial = self._study.ask()
             self._store.begin(trial._trial_id)
-            values = self._space.suggest(trial)
-        try:
-            return trial, self._space.settings(values, seed=self._seed).on_this_machine()
-        except TrainSettingsError as error:
-            self._end(trial, TrialState.FAIL, Finished(0, 0, None, 0.0, str(error)))
-            return trial, None
+            return trial
+
+    def _draw(self) -> None:
+        """Let a new trial wait, with all that it is.
+
+        It is drawn in a copy of the study and added whole, so that whoever is killed leaves none half drawn.
+        """
+        trials = self._study.get_trials(deepcopy=False)
+        copy = optuna.create_study(sampler=build_sampler(self._sampler, self._seed, len(trials)), direction="maximize")
+        copy.add_trials([trial for trial in trials if trial.state != TrialState.WAITING])
+        drawn = copy.ask()
+        params = self._space.suggest(drawn)
+        waiting = create_trial(state=TrialState.WAITING, params=params, distributions=drawn.distributions)
+        self._study.add_trial(waiting)
 
     def _hear(self, worker: Worker) -> None:
-        running: Running = worker.trial
+        """Take what a worker sent, and answer."""
+        running = worker.running
+        assert running is not None
         try:
             message = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self._bury(worker)
-            return
-        try:
             if isinstance(message, Epoch):
                 running.pruned = self._report(running, message)
                 worker.pipe.send(not running.pruned)
                 return
-            worker.trial = None
-            if message.reason is None and message.best is None:
-                message = Finished(
-                    message.epochs, 0, None, message.seconds, "no epoch had a defined correlation: constant predictions"
-                )
-            state = TrialState.FAIL if message.reason else TrialState.COMPLETE
-            self._end(running.trial, TrialState.PRUNED if running.pruned else state, message)
+        except (EOFError, OSError):
+            self._bury(worker, running.trial)
+            return
         except UpdateFinishedTrialError:  # this process was silent for so long that others took it for dead
-            worker.trial = None
-            self._workers.remove(worker)
-            worker.stop()
+            self._dismiss(worker)
+            return
+        worker.running = None
+        if message.reason is None and message.best is None:
+            reason = "no epoch had a defined correlation: constant predictions, or labels"
+            message = Finished(message.epochs, 0, None, message.seconds, reason)
+        state = TrialState.PRUNED if running.pruned else TrialState.COMPLETE
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self._end(running.trial, TrialState.FAIL if message.reason else state, message)
 
     def _report(self, running: "Running", epoch: Epoch) -> bool:
-        """Tell the study; whether the trial is to stop. What it reported before it was cut off is not judged again."""
-        if epoch.pearson is None or epoch.number <= running.reported:
+        """Tell the study; whether the trial is to stop. What let it through before it was cut off does so again."""
+        if epoch.pearson is None or epoch.number < running.reported:
             return False
-        running.trial.report(epoch.pearson, epoch.number)
+        if epoch.number > running.reported:
+            running.trial.report(epoch.pearson, epoch.number)
         return running.trial.should_prune()
 
     def _end(self, trial: Trial, state: TrialState, outcome: Finished) -> None:
@@ -225,40 +248,17 @@ class Trials:
         self._ended_here += 1
         self._on_status(self.status(frozen))
 
-    def _bury(self, worker: Worker) -> None:
+    def _bury(self, worker: Worker, trial: Trial) -> None:
         """A worker died: its trial failed, and is tried again a few times, as that may have been bad luck."""
-        self._workers.remove(worker)
-        trial: Trial = worker.trial.trial
         trial.set_user_attr(OUTCOME, {"epochs": 0, "best_epoch": 0, "seconds": 0.0, "reason": worker.died_of()})
-        worker.stop()
+        self._dismiss(worker)
         frozen = self._study.tell(trial, state=TrialState.FAIL)
         retry(self._study, frozen)
         self._on_status(self.status(frozen))
 
-
-@dataclass
-class Running:
-    """A trial in a worker.
-
-    Attributes:
-        trial: of the study.
-        reported: the last epoch that was reported before the trial was cut off; 0 where it was not.
-        pruned: whether the worker was told to stop.
-    """
-
-    trial: Trial
-    reported: int
-    pruned: bool = False
-
-    @property
-    def storage_id(self) -> int:
-        """Its number in the storage."""
-        return self.trial._trial_id
-
-
-def trial_steps(trial: Trial) -> Sequence[int]:
-    """Epochs that were reported."""
-    return list(trial.storage.get_trial(trial._trial_id).intermediate_values)
+    def _dismiss(self, worker: Worker) -> None:
+        self._workers.remove(worker)
+        worker.stop()
 
 
 def most_epochs(space: Space) -> int:
@@ -281,22 +281,3 @@ def build_sampler(name: str, seed: int, number: int) -> BaseSampler:
         case "random":
             return RandomSampler(seed=own)
     raise TrainSettingsError(unknown("sampler", name, ("tpe", "random")))
-
-
-def build_pruner(name: str, epochs: int) -> BasePruner:
-    """A pruner for trials of so many epochs: a trial is first judged after a ninth of them.
-
-    Raises:
-        TrainSettingsError: an unknown name.
-    """
-    least = math.ceil(epochs / 9)  # and then after a third of them, so that none is stopped just before its end
-    match name:
-        case "asha":
-            return SuccessiveHalvingPruner(min_resource=least, reduction_factor=3)
-        case "hyperband":
-            return HyperbandPruner(min_resource=least, max_resource=epochs, reduction_factor=3)
-        case "median":
-            return MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=least)
-        case "none":
-            return NopPruner()
-    raise TrainSettingsError(unknown("pruner", name, ("asha", "hyperband", "median", "none")))

@@ -4,11 +4,13 @@ import os
 import signal
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from optuna import Trial
 
 from cache.container import StrPath
 from cache.errors import EmiError
@@ -25,6 +27,7 @@ class TrialData:
         label_scale: labels are divided by it.
         skip_missing: leave out clips that the cache does not hold.
         shared: folder of the memory map that all workers read.
+        group_by: as for `train_head.train.gather_inputs`: the column that names groups is no target.
         clips: so many training clips, drawn with `seed`, are trained on; None takes all.
         seed: of that draw.
     """
@@ -34,6 +37,7 @@ class TrialData:
     label_scale: float
     skip_missing: bool
     shared: StrPath
+    group_by: str | None
     clips: int | None
     seed: int
 
@@ -58,18 +62,33 @@ class Finished:
 
 
 @dataclass
+class Running:
+    """A trial in a worker.
+
+    Attributes:
+        trial: of the study.
+        reported: the last epoch that was reported before the trial was cut off; 0 where it was not.
+        pruned: whether the worker was told to stop.
+    """
+
+    trial: Trial
+    reported: int
+    pruned: bool = False
+
+
+@dataclass
 class Worker:
     """The parent's end of a process.
 
     Attributes:
         process: the child.
         pipe: settings go in, `Epoch` and `Finished` come out, True or False answers an epoch.
-        trial: number and storage id of what it trains; None while it is idle.
+        running: what it trains; None while it is idle.
     """
 
     process: BaseProcess
     pipe: Connection
-    trial: Any = field(default=None)
+    running: "Running | None" = None
 
     @classmethod
     def start(cls, data: TrialData, threads: int) -> "Worker":

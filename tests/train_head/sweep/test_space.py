@@ -104,6 +104,12 @@ def test_equal_spaces_are_equal_whatever_their_files_are_called(tmp_path):
         ('head = ["mean", "lstm"]\n[attention]\nhidden = [3, 4]\n', "attention.hidden is no option of mean, lstm"),
         ("[lstm]\nhiden = [3, 4]\n", "hiden"),
         ("[augment]\nmixxup = [0.1]\n", "mixxup"),
+        ("clip_value = { uniform = [1.0, inf] }\n", "both finite numbers"),
+        ("dropout = { uniform = [0.0, 0.5], step = 0.2 }\n", "a step of 0.2 from 0.0 does not come to 0.5"),
+        (
+            'head = ["mlp"]\nhidden = [4, 8]\n[mlp]\nhidden = [16]\n',
+            "hidden stands there for all heads, and mlp.hidden",
+        ),
     ],
 )
 def test_a_mistake_is_found_before_the_first_trial_and_named(tmp_path, text, said):
@@ -111,6 +117,17 @@ def test_a_mistake_is_found_before_the_first_trial_and_named(tmp_path, text, sai
         space(tmp_path, text)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'head = "transformer"\n[transformer]\nhidden = [15, 30]\nheads = [3, 5]\n',
+        "epochs = [40, 80]\nstop_after = [35]\n",
+    ],
+)
+def test_values_that_need_each_other_are_no_mistake(tmp_path, text):
+    assert space(tmp_path, text).drawn
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -182,6 +182,47 @@ def test_a_sweep_that_was_killed_draws_the_same_trials_in_the_end(labelled, labe
     assert len(rows(tmp_path / "killed")) == 6
 
 
+@pytest.mark.parametrize("share", [0.2, 0.45, 0.7])
+def test_a_journal_that_ends_anywhere_leads_to_the_same_trials(whole, labelled, tmp_path, share):
+    import shutil
+
+    out = tmp_path / "sweep"
+    shutil.copytree(whole.folder, out)
+    lines = (out / "study.journal").read_bytes().splitlines(keepends=True)
+    (out / "study.journal").write_bytes(b"".join(lines[: round(share * len(lines))]))
+    sweep(labelled, out, trials=12, jobs=1, top=0)
+    assert drawn(out) == drawn(whole.folder)
+
+
+def test_a_worker_that_dies_while_it_waits_for_an_answer_is_replaced(labelled, labelled_cache, tmp_path):
+    out = tmp_path / "sweep"
+    process = start(labelled, out, SLOW.replace("400", "30"), "--trials", 2, "--jobs", 1, "--pruner", "none")
+    until(reported(out, 3), process)
+    (child,) = workers(process.pid)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1)  # by now it waits
+    os.kill(child, signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert [row["state"] for row in rows(out)].count("complete") == 2
+    assert [row["state"] for row in rows(out)].count("lost") == 1
+
+
+def test_the_column_of_the_groups_is_no_target(labelled, labelled_cache, tmp_path):
+    for name in ("train", "valid"):
+        with (labelled / f"{name}.csv").open(newline="") as file:
+            header, *lines = csv.reader(file)
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            speakers = ([*cells, f"0.{i % 3 + (name == 'valid') * 3}"] for i, cells in enumerate(lines))
+            csv.writer(file).writerows([[*header, "speaker"], *speakers])
+    (tmp_path / "features.zarr").symlink_to(labelled / "features.zarr")
+    found = sweep(tmp_path, tmp_path / "sweep", trials=2, pca=4, top=1, seeds=1, group_by="speaker", pruner="none")
+    plain = sweep(labelled, tmp_path / "plain", trials=2, pca=4, pruner="none")
+    assert found.status.best == plain.status.best
+    assert found.retrained[0].result.report.names == ("Joy", "Calm")
+
+
 def test_a_worker_that_dies_takes_one_trial_with_it_which_is_run_again(labelled, labelled_cache, tmp_path):
     out = tmp_path / "sweep"
     process = start(labelled, out, SLOW.replace("400", "40"), "--trials", 3, "--jobs", 2, "--pruner", "none")
