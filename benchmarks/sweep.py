@@ -94,10 +94,10 @@ def write(case: Case, folder: Path) -> None:
     clips = FeatureClips(case)
     rng = np.random.default_rng(3)
     weights = rng.normal(size=(case.dim, len(TARGETS)))
-    training = set(clips.split())
+    training = set(case.split())
     lines: dict[str, list[str]] = {"train": [], "valid": []}
     with CacheWriter(
-        folder / "features.zarr", Header({"backbone": "synthetic", "dtype": "float16"}, case.dim)
+        folder / "features.zarr", Header(fingerprint={"backbone": "synthetic", "dtype": "float16"}, dim=case.dim)
     ) as writer:
         for clip_id, frames in clips:
             writer.add(Clip(clip_id, frames, None, None, len(frames) * 0.02))
@@ -162,7 +162,7 @@ def plain_study(folder: Path, space: Space, options: argparse.Namespace) -> dict
                 break
         spent.append(statistics.mean(times[1:] or times) * len(loader) * settings.epochs)
         print(f"plain trial {trial.number}: {spent[-1]:.0f} s for all its batches", file=sys.stderr, flush=True)
-        return float(loss)
+        return float(loss.detach())
 
     optuna.create_study(sampler=RandomSampler(seed=0)).optimize(objective, n_trials=options.plain_trials)
     seconds = statistics.mean(spent) * options.trials
