@@ -58,10 +58,12 @@ class _Snapshot:
             try:
                 self.pending = journal.pending(path, self.descriptor)
                 self._parse()
-                return
             except Exception:
                 if not self.changed():
                     raise
+            else:
+                if not self.changed():  # what failed because of a commit may have passed for damage
+                    return
             time.sleep(0.001 * attempt)
         raise OSError(f"{path} changes faster than it can be read")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import CacheFormatError, CacheWriteError, CacheWriter, journal, open_cache
+from cache import CacheFormatError, CacheWriteError, CacheWriter, hdf5_container, journal, open_cache
 from cache.container import open_container
 from cache.hdf5_container import Hdf5Container
 from cache.transfer import transfer
@@ -220,3 +220,30 @@ def test_a_url_of_an_hdf5_cache_is_refused(tmp_path, monkeypatch, url, make_cach
 def test_the_container_itself_takes_no_file_url(tmp_path):
     with pytest.raises(CacheFormatError, match="local files"):
         Hdf5Container(f"file://{tmp_path}/a.h5")
+
+
+@pytest.mark.parametrize("stage", ["_segment_names", "_blocks"])
+def test_a_commit_in_the_middle_of_opening_is_no_damage(tmp_path, make_cache, expected, contents, monkeypatch, stage):
+    """HDF5 is refused every byte from then on, and what it then cannot read must not pass for lost."""
+    path, ids = tmp_path / "a.h5", [f"{i:05}" for i in range(8)]
+    make_cache(path, ids[:4])
+    plain, calls = getattr(hdf5_container, stage), []
+
+    def interrupted(file):
+        calls.append(stage)
+        if len(calls) == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(hdf5_container, stage, plain)
+                make_cache(path, ids[4:])
+        return plain(file)
+
+    monkeypatch.setattr(hdf5_container, stage, interrupted)
+    snapshot = hdf5_container._Snapshot(path)
+    assert len(calls) > 1
+    monkeypatch.undo()
+    fresh = hdf5_container._Snapshot(path)
+    assert (snapshot.names, snapshot.blocks) == (fresh.names, fresh.blocks)
+    assert all(snapshot.blocks)
+    assert snapshot.segments.keys() == fresh.segments.keys()
+    assert verify(path).sound
+    assert contents(path) == expected(ids)
