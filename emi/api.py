@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from cache.container import StrPath
@@ -137,17 +138,6 @@ def sweep(
     config: StrPath | None = None,
     skip_missing: bool = False,
     group_by: str | None = None,
-    trials: int = 64,
-    jobs: int | None = None,
-    sampler: str = "tpe",
-    pruner: str = "asha",
-    seed: int = 0,
-    pool: int = 1,
-    pca: int | None = None,
-    clips: int | None = None,
-    top: int = 3,
-    seeds: int = 3,
-    storage: str | None = None,
     **settings: Any,
 ) -> "SweepResult":
     """Try many heads and settings on cached features, and train the best few again.
@@ -163,18 +153,8 @@ def sweep(
         config: TOML file of the settings that the space does not name.
         skip_missing: leave out labelled clips that the cache does not hold.
         group_by: as for `train_head`.
-        trials: how many.
-        jobs: worker processes; one per core by default.
-        sampler: "tpe" or "random".
-        pruner: "asha", "hyperband", "median" or "none".
-        seed: of the sampler and of every trial.
-        pool: trials see the mean of so many consecutive frames.
-        pca: trials see so many principal components.
-        clips: trials train on so many clips.
-        top: the best so many are trained again, on all clips and the full features.
-        seeds: with so many seeds each.
-        storage: PostgreSQL URL from which several machines take their trials.
-        **settings: of every trial, unless the space names them.
+        **settings: fields of `train_head.sweep.SweepSettings` (trials, jobs, pool, top, seeds, …), and settings of
+            every trial that the space does not name, as for `train_head`.
 
     Raises:
         EmiError: see `train_head.sweep.sweep`.
@@ -182,20 +162,10 @@ def sweep(
     from train_head.sweep import Space, SweepSettings, read_space
     from train_head.sweep import sweep as run_sweep
 
-    found = space if isinstance(space, Space) else read_space(space, config, **settings)
-    how = SweepSettings(
-        trials=trials,
-        jobs=jobs,
-        sampler=sampler,
-        pruner=pruner,
-        seed=seed,
-        pool=pool,
-        pca=pca,
-        clips=clips,
-        top=top,
-        seeds=seeds,
-        storage=storage,
-    )
+    names = {field.name for field in fields(SweepSettings)}
+    how = SweepSettings(**{key: value for key, value in settings.items() if key in names})
+    own = {key: value for key, value in settings.items() if key not in names}
+    found = space if isinstance(space, Space) else read_space(space, config, **own)
     return run_sweep(cache, train, valid, out, found, how, skip_missing=skip_missing, group_by=group_by)
 
 

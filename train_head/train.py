@@ -1,4 +1,4 @@
-"""One call from caches and label files to a finished run folder."""
+"""From caches and label files to what runs are made from, and from that to a finished run folder."""
 
 import hashlib
 import os
@@ -150,42 +150,6 @@ def check_groups(labels: Mapping[str, Labels]) -> None:
         check_disjoint(groups[0], groups[1])
 
 
-def train(
-    caches: StrPath | Sequence[StrPath],
-    train: StrPath,
-    valid: StrPath,
-    out: StrPath,
-    settings: TrainSettings | None = None,
-    *,
-    test: StrPath | None = None,
-    skip_missing: bool = False,
-    group_by: str | None = None,
-    on_epoch: OnEpoch | None = None,
-) -> TrainResult:
-    """Train a head on cached features; called again it resumes, or finds nothing to do.
-
-    Args:
-        caches: one cache, or several with equal fingerprints that together hold the clips.
-        train: label CSV of the training split.
-        valid: label CSV by which the best epoch is chosen.
-        out: run folder.
-        settings: how to train; the paper's settings by default.
-        test: CSV of a third split that is predicted with the best epoch; its targets may be missing.
-        skip_missing: leave out clips that no cache holds instead of refusing.
-        group_by: as for `gather_inputs`; training and validation may then share no group.
-        on_epoch: called with each epoch's record.
-
-    Raises:
-        LabelError, TrainSettingsError, RunFolderError, CacheError: before anything was written.
-        DivergedError: the loss is not finite.
-    """
-    settings = settings or TrainSettings()
-    files = {"train": train, "valid": valid} | ({"test": test} if test is not None else {})
-    inputs = gather_inputs(caches, files, settings.label_scale, skip_missing=skip_missing, group_by=group_by)
-    check_groups(inputs.labels)
-    return train_run(inputs, out, settings, on_epoch=on_epoch)
-
-
 def train_run(
     inputs: Inputs,
     out: StrPath,
@@ -194,14 +158,19 @@ def train_run(
     keep_last: bool = False,
     on_epoch: OnEpoch | None = None,
 ) -> TrainResult:
-    """One run on inputs that are in memory; see `train`.
+    """Train a head on inputs that are in memory; called again it resumes, or finds nothing to do.
 
     Args:
-        inputs: with the splits "train" and "valid".
+        inputs: with the splits "train" and "valid", perhaps "test", which is predicted with the best epoch.
         out: run folder.
         settings: how to train.
         keep_last: keep the last epoch, so that the validation clips choose nothing.
         on_epoch: called with each epoch's record.
+
+    Raises:
+        TrainSettingsError: there is no such device.
+        RunFolderError: the folder holds something else or is damaged, or another process trains into it.
+        DivergedError: the loss is not finite.
     """
     settings = settings.on_this_machine()
     folder = Path(out)

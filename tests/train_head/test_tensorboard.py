@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from train_head.protocols import run_protocol
 from train_head.settings import resolve_settings
 from train_head.tensorboard import Board, BoardDependencyError
-from train_head.train import train
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -38,7 +38,8 @@ def test_a_training_leaves_the_scalars_of_its_metrics(labelled, labelled_cache, 
     settings = resolve_settings(hidden=8, epochs=3, lr=3e-3, precision="fp32")
     run = tmp_path / "run"
     with Board(run) as board:
-        result = train(labelled_cache, labelled / "train.csv", labelled / "valid.csv", run, settings, on_epoch=board)
+        files = (labelled / "train.csv", labelled / "valid.csv")
+        result = run_protocol(labelled_cache, *files, run, settings, on_epoch=board).result
     found = read(run)
     wanted = {
         "train/loss": [record["train_loss"] for record in result.history],

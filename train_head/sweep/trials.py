@@ -213,15 +213,17 @@ class Trials:
         assert running is not None
         try:
             message = worker.pipe.recv()
-            if isinstance(message, Epoch):
-                running.pruned = self._report(running, message)
-                worker.pipe.send(not running.pruned)
-                return
         except (EOFError, OSError):
             self._bury(worker, running.trial)
             return
-        except UpdateFinishedTrialError:  # this process was silent for so long that others took it for dead
-            self._dismiss(worker)
+        if isinstance(message, Epoch):
+            try:
+                running.pruned = self._report(running, message)
+            except UpdateFinishedTrialError:  # this process was silent for so long that others took it for dead
+                self._dismiss(worker)
+                return
+            with contextlib.suppress(OSError):  # one that died meanwhile is heard of next
+                worker.pipe.send(not running.pruned)
             return
         worker.running = None
         if message.reason is None and message.best is None:

@@ -1,6 +1,7 @@
 """Several workers on one study in a real PostgreSQL server, which the tests start."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -98,10 +99,26 @@ def wait_for_epochs(url: str, number: int, processes: list[subprocess.Popen]) ->
         time.sleep(0.2)
 
 
+def stop_in_the_middle_of_trials(url: str, processes: list[subprocess.Popen]) -> None:
+    """Leave all processes stopped, each with a trial: one that is killed between two trials loses none."""
+    for _ in range(100):
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        running = [trial for trial in trials_of(url) if trial.state == TrialState.RUNNING]
+        if len(running) == len(processes) and all(trial.intermediate_values for trial in running):
+            return
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.1)
+    raise AssertionError("the workers were never all at a trial")
+
+
 def test_two_workers_share_a_study_and_one_that_is_killed_loses_nothing(server, labelled, labelled_cache, tmp_path):
     processes = [start(labelled, tmp_path / name, server, 8) for name in ("a", "b")]
     wait_for_epochs(server, 10, processes)
+    stop_in_the_middle_of_trials(server, processes)
     processes[0].kill()
+    processes[1].send_signal(signal.SIGCONT)
     processes[0].communicate()
     said, _ = processes[1].communicate(timeout=250)
     assert processes[1].returncode == 0, said
