@@ -16,6 +16,7 @@ from train_head.settings import resolve_settings
 from train_head.train import TrainResult, gather_inputs
 
 if TYPE_CHECKING:
+    from emi.end_to_end.table1 import Table1
     from train_head.sweep import Space, SweepResult
 
 
@@ -167,6 +168,92 @@ def sweep(
     own = {key: value for key, value in settings.items() if key not in names}
     found = space if isinstance(space, Space) else read_space(space, config, **own)
     return run_sweep(cache, train, valid, out, found, how, skip_missing=skip_missing, group_by=group_by)
+
+
+def finetune(
+    media: StrPath,
+    train: StrPath,
+    valid: StrPath | None,
+    out: StrPath,
+    *,
+    backbone: str,
+    config: StrPath | None = None,
+    test: StrPath | None = None,
+    init_head: StrPath | None = None,
+    audio: StrPath | None = None,
+    media_root: StrPath | None = None,
+    skip_missing: bool = False,
+    group_by: str | None = None,
+    seeds: int | None = None,
+    folds: int | None = None,
+    train_on_all: bool = False,
+    **settings: Any,
+) -> "TrainResult | ProtocolResult":
+    """Train backbone and head together, end to end; called again it goes on where it stopped.
+
+    Args:
+        media: a folder, a CSV or a list, as for `extract`.
+        train: label CSV of the training split.
+        valid: label CSV by which the best epoch is chosen; with folds, more clips to cut, or None.
+        out: run folder; once finished, `extract(…, backbone=out)` and `load(out)` take it.
+        backbone: name, Hugging Face id or folder.
+        config: TOML file of settings.
+        test: CSV of a third split to predict; its targets may be missing.
+        init_head: run folder of a head that was trained on this backbone's cached features, to start from.
+        audio: folder of the decoded audio, which runs may share.
+        media_root: where the paths of a CSV or list start.
+        skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
+        group_by: as for `train_head`.
+        seeds: as for `train_head`.
+        folds: as for `train_head`.
+        train_on_all: as for `train_head`.
+        **settings: fields of `emi.end_to_end.FinetuneSettings` (freeze, backbone_lr, lora, …), and settings of the
+            head as for `train_head`.
+
+    Raises:
+        EmiError: see `emi.end_to_end.finetune`.
+    """
+    from emi.end_to_end import finetune as run_finetune
+    from emi.end_to_end.start import resolve_with_head
+
+    resolved, own = resolve_with_head(config, init_head, **settings)
+    return run_finetune(
+        media,
+        train,
+        valid,
+        out,
+        resolved,
+        own,
+        backbone=backbone,
+        test=test,
+        init_head=init_head,
+        audio=audio,
+        media_root=media_root,
+        skip_missing=skip_missing,
+        group_by=group_by,
+        seeds=seeds,
+        folds=folds,
+        train_on_all=train_on_all,
+    ).result
+
+
+def table1(media: StrPath, train: StrPath, valid: StrPath, out: StrPath, *, backbone: str, **settings: Any) -> "Table1":
+    """Run the paper's Table 1 for audio on any data, resumable row by row.
+
+    Args:
+        media: a folder, a CSV or a list, as for `extract`.
+        train: label CSV of the training split.
+        valid: label CSV of the validation split.
+        out: folder; gets one folder of seeds per row, table1.csv, table1.md and table1.svg.
+        backbone: name, Hugging Face id or folder.
+        **settings: see `emi.end_to_end.table1.table1`.
+
+    Raises:
+        EmiError: see `emi.end_to_end.finetune`.
+    """
+    from emi.end_to_end.table1 import table1 as run_table
+
+    return run_table(media, train, valid, out, backbone=backbone, **settings)
 
 
 def _needed(out: StrPath | None) -> StrPath:

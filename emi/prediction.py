@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from cache.container import StrPath
 from cache.derive import source_header
 from cache.errors import EmiError
@@ -18,7 +20,8 @@ from extract.run import make_header
 from extract.settings import ExtractSettings
 from extract.sources import Source, find_media
 from train_head.labels import FILENAME
-from train_head.model import TrainedHead, load_head
+from train_head.model import TrainedHead, load_head, own_backbones
+from train_head.run_folder import HERE
 
 Record = dict[str, Any]
 """`Filename` (the clip's id) and one float per target."""
@@ -55,7 +58,7 @@ class Model:
                 "cannot make from media; predict clips of a cache with `emi train-head … --test CSV`"
             )
         self._settings = ExtractSettings(
-            backbone=backbone or trained.features["source"],
+            backbone=backbone or _backbone_of(trained),
             max_seconds=made_with["max_seconds"],
             precision=made_with["precision"],
             dtype=made_with["dtype"],
@@ -81,14 +84,7 @@ class Model:
             UnreadableMediaError: a file cannot be read; `iterate` carries on over those.
             MediaListError: nothing found, or two files with one id.
         """
-        results = list(self.iterate(media))
-        failures = [result for result in results if isinstance(result, Failure)]
-        if failures:
-            raise UnreadableMediaError(
-                f"{len(failures)} of {len(results)} files cannot be read; the first, {failures[0].path}, "
-                f"{failures[0].reason}"
-            )
-        return sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
+        return _sorted_records(list(self.iterate(media)))
 
     def iterate(self, media: StrPath | Sequence[StrPath]) -> Iterator[Record | Failure]:
         """Yield a record or a failure per clip as they come."""
@@ -116,14 +112,62 @@ class Model:
         return stored if transform is None else self.trained.header.stored(transform.apply(stored))
 
 
-def load(run: StrPath, *, backbone: str | None = None, device: str = "auto") -> Model:
+def _backbone_of(trained: TrainedHead) -> str:
+    """Where the backbone was when the features were made, or the run folder itself."""
+    source: str = trained.features["source"]
+    return str(trained.folder) if source == HERE else source
+
+
+class Models:
+    """Fine-tuned runs that predict together: each has a backbone of its own.
+
+    Args:
+        members: of the same targets.
+    """
+
+    def __init__(self, members: Sequence[Model]) -> None:
+        self._members = members
+        self.names = members[0].names
+
+    def predict(self, media: StrPath | Sequence[StrPath]) -> list[Record]:
+        """As `Model.predict`: the mean of the members' intensities."""
+        return _sorted_records(list(self.iterate(media)))
+
+    def iterate(self, media: StrPath | Sequence[StrPath]) -> Iterator[Record | Failure]:
+        """As `Model.iterate`; the clips come once the last member has them."""
+        found: dict[str, list[Record]] = {}
+        for number, member in enumerate(self._members):
+            for result in member.iterate(media):
+                if isinstance(result, Failure):
+                    if not number:
+                        yield result
+                else:
+                    found.setdefault(result[FILENAME], []).append(result)
+        for clip, records in found.items():
+            yield {FILENAME: clip, **{name: float(np.mean([r[name] for r in records])) for name in self.names}}
+
+
+def load(run: StrPath, *, backbone: str | None = None, device: str = "auto") -> Model | Models:
     """Load a run folder for prediction.
 
     Raises:
         RunFolderError: it is no finished run.
         BackboneError: the backbone cannot be found; name its place with `backbone`.
     """
+    members = own_backbones(run)
+    if members:
+        return Models([Model(load_head(member), device=device) for member in members])
     return Model(load_head(run), backbone=backbone, device=device)
+
+
+def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:
+    failures = [result for result in results if isinstance(result, Failure)]
+    if failures:
+        raise UnreadableMediaError(
+            f"{len(failures)} of {len(results)} files cannot be read; the first, {failures[0].path}, "
+            f"{failures[0].reason}"
+        )
+    return sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
 
 
 def _sources(media: Sequence[StrPath]) -> list[Source]:

@@ -67,7 +67,7 @@ class BatchComputer:
         try:
             return self._run(clips)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -147,6 +147,7 @@ def _converted(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return converted if int(exponents.max()) < 0x7C00 else frames
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that memory could not be had."""
     signs = ("allocate memory", "out of memory", "ALLOC_FAILED")  # torch's on a CPU, CUDA's, and its libraries'
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in signs)

@@ -1,12 +1,14 @@
-"""Fixtures that several suites share: spoken-like audio files, a small labelled data set, and a count of faults."""
+"""Fixtures that several suites share: spoken-like audio, a small labelled data set, checkpoints, a count of faults."""
 
 import csv
+import json
 import os
 import signal
 import wave
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,6 +116,97 @@ def labelled_cache(labelled: Path) -> Path:
     path = labelled / "features.zarr"
     emi.extract(labelled / "audio", path)
     return path
+
+
+LAYER_NORM = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
+"""What sets "layer" checkpoints (large) apart from "group" ones (base)."""
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 32,
+    "num_conv_pos_embedding_groups": 4,
+    "initializer_range": 0.2,
+}
+
+
+def tiny_model(kind: str, **config):
+    """A random, small encoder of the transformers library whose every weight changes its output."""
+    import torch
+    import transformers
+
+    name = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}[kind]
+    torch.manual_seed(0)
+    settings = getattr(transformers, f"{name}Config")(**TINY | config)
+    model = getattr(transformers, f"{name}Model")(settings).eval()
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if key.endswith("bias") or "norm" in key:
+                weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def save_preprocessor(folder: Path, **settings) -> None:
+    content = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16_000, "do_normalize": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(content | settings))
+
+
+def save_audeering(folder: Path) -> tuple[object, object]:
+    """A small checkpoint in the layout of audEERING's: .bin, old names, regression head. Returns (encoder, head)."""
+    import torch
+
+    model = tiny_model("wav2vec2", **LAYER_NORM, num_hidden_layers=12)
+    head = torch.nn.ModuleDict({"dense": torch.nn.Linear(32, 32), "out_proj": torch.nn.Linear(32, 3)})
+    head.requires_grad_(False)
+    state = {f"wav2vec2.{key}": value for key, value in model.state_dict().items()}
+    position = "wav2vec2.encoder.pos_conv_embed.conv."
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        state[position + old] = state.pop(f"{position}parametrizations.weight.{new}")
+    state |= {f"classifier.{key}": value for key, value in head.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, folder / "pytorch_model.bin")
+    labels = ("arousal", "dominance", "valence")
+    config = model.config.to_dict() | {
+        "architectures": ["Wav2Vec2ForSpeechClassification"],
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "regression",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_preprocessor(folder)
+    return model, lambda x: head["out_proj"](torch.tanh(head["dense"](x)))
+
+
+def receptive_field(config) -> int:
+    """Samples of one frame by the kernels' positions: 400 for the usual convolutions."""
+    reach = np.cumprod([1, *config.conv_stride[:-1]]) * (np.array(config.conv_kernel) - 1)
+    return 1 + int(reach.sum())
+
+
+def alone(model, samples: np.ndarray, normalise: bool = True):
+    """(frames, dim): the library on one unpadded clip, below one receptive field zero-padded after normalisation."""
+    import torch
+    from transformers import Wav2Vec2FeatureExtractor
+
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=normalise)
+    values = extractor(samples, sampling_rate=16_000, return_tensors="pt").input_values
+    values = torch.nn.functional.pad(values, (0, max(0, receptive_field(model.config) - values.shape[1])))
+    with torch.inference_mode():
+        return model(values).last_hidden_state[0]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> SimpleNamespace:
+    """Makers of small checkpoints, and the library's own result for one clip."""
+    return SimpleNamespace(
+        model=tiny_model,
+        save_preprocessor=save_preprocessor,
+        save_audeering=save_audeering,
+        alone=alone,
+        layer_norm=LAYER_NORM,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cache.derive import describe
 from train_head import run_folder
 from train_head.errors import LabelError
 from train_head.heads import head_options
@@ -63,12 +62,11 @@ def model_card(
         intervals: confidence intervals by split, "valid" and "test"; without them the tables have no such column.
     """
     intervals = intervals or {}
-    store, splits, labels = inputs.stores[0], inputs.splits, inputs.labels
-    fingerprint = store.fingerprint
-    minutes = {name: int(split.lengths.sum()) * store.hop_seconds / 60 for name, split in splits.items()}
+    material, splits, labels = inputs.material, inputs.splits, inputs.labels
+    fingerprint = material.fingerprint
+    minutes = {name: int(split.lengths.sum()) * material.row_seconds / 60 for name, split in splits.items()}
     rows = [f"| {n} | {len(s)} of {len(labels[n])} | {minutes[n]:.1f} |" for n, s in splits.items()]
-    recipe = fingerprint.get("derived")
-    derived = f"\nThese are derived by `emi cache derive`: {describe(recipe)}.\n" if recipe else ""
+    made = f"\n{material.note}\n" if material.note else ""
     watched = any(record["valid_pearson"] for record in result.history)
     chosen = "was best by mean validation Pearson" if watched else "is kept, chosen by no clip"
     optimistic = "The best epoch was chosen on these clips, so the figures are optimistic for new ones.\n"
@@ -79,7 +77,7 @@ def model_card(
     return f"""# Head `{settings.head}` for {", ".join(result.report.names)}
 
 Predicts intensities in [0, 1] of a clip from features of `{fingerprint["backbone"]}`{_made(fingerprint)}.
-{derived}
+{made}
 | split | clips | minutes |
 |---|---|---|
 {chr(10).join(rows)}
@@ -111,9 +109,8 @@ emi predict MEDIA --model THIS_FOLDER
 
 def parameters(settings: TrainSettings, inputs: "Inputs") -> int:
     """Trained numbers of the head, counted without memory or random draws for them."""
-    train = inputs.splits["train"]
     with torch.device("meta"):
-        predictor = Predictor(settings, train.dim, len(train.labels.names))
+        predictor = Predictor(settings, inputs.material.dim, len(inputs.splits["train"].labels.names))
     return sum(p.numel() for p in predictor.parameters())
 
 
@@ -173,7 +170,7 @@ def _machine(settings: TrainSettings, result: "TrainResult") -> str:
 
 
 def _limits(inputs: "Inputs", result: "TrainResult", intervals: Mapping[str, Intervals]) -> str:
-    report, fingerprint = result.report, inputs.stores[0].fingerprint
+    report, fingerprint = result.report, inputs.material.fingerprint
     zeros = (inputs.splits["train"].labels.values == 0).mean()
     lines = [
         "Intensities describe how strongly an emotion is *shown*; they say nothing about what a person feels. Decide "

@@ -105,7 +105,7 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]
             axes.axvline(epochs[at], color=GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
         if handles:
             figure.legend(handles, texts, loc="outside right center", title=f"best epoch: {epochs[at]}", fontsize=9)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _pearson_lines(axes: Axes, history: Sequence[Mapping[str, Any]], at: int) -> tuple[list[Line2D], list[str]]:
@@ -169,7 +169,7 @@ def scatter(predicted: ArrayLike, target: ArrayLike, names: Sequence[str], path:
             axes.set_visible(False)
         figure.supxlabel("label", fontsize=9)
         figure.supylabel("prediction", fontsize=9)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _panel(axes: Axes, predicted: Column, target: Column, edges: Column) -> None:
@@ -191,7 +191,8 @@ def _panel(axes: Axes, predicted: Column, target: Column, edges: Column) -> None
     axes.text(0.02, 0.98, share, transform=axes.transAxes, va="top", fontsize=8, color=ZEROS)
 
 
-def _save(figure: Figure, path: Path) -> tuple[Path, ...]:
+def save(figure: Figure, path: Path) -> tuple[Path, ...]:
+    """Write `path` with `.svg` and with `.png`, each in one atomic step, and return the two."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what it found stays, and is not looked for again in each format
     pixels = io.BytesIO()

@@ -92,18 +92,28 @@ def load_head(folder: StrPath) -> TrainedHead:
     if (place / run_folder.ENSEMBLE).is_file():
         return _load_ensemble(place)
     config = run_folder.read_config_file(place)
+    features = run_folder.read_features(place, config)
     weights = place / run_folder.BEST
     if not weights.is_file():
         raise RunFolderError(f"{place} has no {run_folder.BEST} yet; run `emi train-head` on it to the end")
     settings = resolve_settings(place / run_folder.CONFIG)
-    features, names = config["features"], tuple(config["data"]["targets"])
+    names = tuple(config["data"]["targets"])
     dim = features["dim"] + len(features["vad_names"])
     head = Predictor(settings, dim, len(names))
     head.load_state_dict(run_folder.load_best(place))
     return TrainedHead(place, head.eval(), names, features, load_transform(place, features))
 
 
-def _load_ensemble(place: Path) -> TrainedHead:
+def own_backbones(folder: StrPath) -> list[Path]:
+    """The members of an ensemble of fine-tuned runs, each of which has its backbone; none of any other folder."""
+    place = Path(folder)
+    if not (place / run_folder.ENSEMBLE).is_file():
+        return []
+    members = [place / name for name in _listed(place)]
+    return members if all((member / run_folder.FEATURES).is_file() for member in members) else []
+
+
+def _listed(place: Path) -> list[str]:
     path = place / run_folder.ENSEMBLE
     try:
         listed = tomllib.loads(path.read_text(encoding="utf-8")).get("members")
@@ -111,6 +121,11 @@ def _load_ensemble(place: Path) -> TrainedHead:
         raise RunFolderError(f"{path} is not valid TOML: {error}") from error
     if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
         raise RunFolderError(f'{path} must list the folders of its runs: members = ["seed-0", "seed-1"]')
+    return listed
+
+
+def _load_ensemble(place: Path) -> TrainedHead:
+    path, listed = place / run_folder.ENSEMBLE, _listed(place)
     members = [load_head(place / name) for name in listed]
     first = members[0]
     for name, member in zip(listed, members, strict=True):

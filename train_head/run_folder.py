@@ -8,6 +8,7 @@ predictions_valid.csv   (and predictions_test.csv) from the best weights, header
 curves.svg, .png        loss and validation Pearson by epoch (`train_head.figures`)
 scatter_valid.svg, .png (and scatter_test) predictions against labels
 README.md               model card
+features.toml, model.safetensors, config.json   of a fine-tuned run: its backbone (`emi.end_to_end`)
 transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.derived`)
 tensorboard/            where asked for: the epochs as TensorBoard events (`train_head.tensorboard`)
 all/                    where asked for: the run folder of the training on all clips, without validation
@@ -38,6 +39,10 @@ from safetensors.torch import load_file
 from train_head.errors import RunFolderError
 
 CONFIG, METRICS, BEST, LAST, CARD = "config.toml", "metrics.jsonl", "best.safetensors", "last.pt", "README.md"
+FEATURES = "features.toml"
+"""Of a fine-tuned run: the table [features] that is known once its backbone is finished, which lies beside it."""
+HERE = "."
+"""As the source of features: the backbone in the run folder itself."""
 _RESTORE = "restore it from a copy, or train into a new --out"
 ENSEMBLE = "ensemble.toml"
 """In a folder of several runs: `members`, the folders of the runs whose predictions are averaged."""
@@ -82,6 +87,22 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         raise RunFolderError(
             f"{path} is damaged ({error}); restore it from a copy, or train into a new --out"
         ) from error
+
+
+def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's head was trained on: the table [features], or features.toml of a fine-tuned run.
+
+    Raises:
+        RunFolderError: the run is not finished.
+    """
+    if "features" in config:
+        return dict(config["features"])
+    path = folder / FEATURES
+    if not path.is_file() or not (folder / BEST).is_file():
+        raise RunFolderError(f"{folder} is not finished; run the same `emi finetune` command to the end")
+    features = tomllib.loads(path.read_text(encoding="utf-8"))
+    features["fingerprint"]["backbone"] = folder.resolve().name  # as the folder is called now
+    return features
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -169,7 +190,13 @@ def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in _NOT_COMPARED}
 
 
-_NOT_COMPARED = frozenset({"data.caches", "data.train", "data.valid", "data.test", "features.source"})
+_NOT_COMPARED = frozenset(
+    (
+        "data.caches data.media data.train data.valid data.test features.source backbone.source "
+        "finetune.batch_seconds finetune.checkpointing finetune.save_minutes"
+    ).split()
+)
+"""Places, and what decides memory and time."""
 
 
 def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

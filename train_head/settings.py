@@ -15,11 +15,11 @@ from train_head.heads import HEADS, head_options
 from train_head.losses import canonical, canonical_weighting, compares_clips
 from train_head.suggest import unknown
 
-RECORD_TABLES = ("data", "features", "protocol")
-"""Tables of a run's config.toml that record what it was made from; they are no settings."""
+RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone")
+"""Tables of a run's config.toml that record what it was made from, or are read elsewhere (`emi.end_to_end`)."""
 TABLES = ("augment",)
 """Tables of settings, beside those that hold a head's options."""
-PRECISIONS, DEVICES = ("auto", "fp32", "bf16"), ("auto", "cpu", "cuda")
+PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,8 @@ class TrainSettings:
         ema: decay per step of a moving average of the weights, which is what is evaluated and saved; 0 is off.
         seed: of the weights, the order of the clips, dropout and augmentation.
         label_scale: labels are divided by it.
-        precision: of matrix products: "fp32", "bf16", or "auto": bf16 where the processor multiplies it in hardware.
+        precision: of matrix products: "fp32", "bf16", or "auto": bf16 where the processor multiplies it in hardware;
+            "fp16" is for fine-tuning on a GPU without bf16.
         device: "auto", "cpu" or "cuda".
     """
 

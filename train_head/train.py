@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from cache.container import StrPath
-from cache.reader import FeatureCache
 from train_head import run_folder
 from train_head.card import write_card
 from train_head.data import Split, gather, gather_shared, open_caches
-from train_head.derived import save_transform, stored_transform
 from train_head.errors import LabelError
 from train_head.groups import check_disjoint
 from train_head.labels import Labels, NoGroupsError, read_labels, write_predictions
+from train_head.material import CachedFeatures, Material, Training
 from train_head.metrics import Report, evaluate
 from train_head.settings import TrainSettings
-from train_head.trainer import OnEpoch, Record, Trainer
+from train_head.trainer import OnEpoch, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +47,18 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What runs are made from: opened, checked and in memory, for as many runs as one likes.
+    """What runs are made from: opened, checked and at hand, for as many runs as one likes.
 
     Attributes:
-        paths: the caches, as given.
-        stores: the same, opened; equal fingerprints.
+        material: where the rows of the splits come from.
         files: label CSVs by split: "train", "valid", perhaps "test".
         labels: what is in them.
-        splits: the same with features.
+        splits: the same with their rows: features, or samples.
         group_by: how the groups of the labels were found, if they were asked for.
         protocol: what a run of several is within them; the table `[protocol]` of its config.toml.
     """
 
-    paths: Sequence[StrPath]
-    stores: Sequence[FeatureCache]
+    material: Material
     files: Mapping[str, StrPath]
     labels: Mapping[str, Labels]
     splits: Mapping[str, Split]
@@ -75,7 +72,7 @@ class Inputs:
 
     @property
     def skipped(self) -> int:
-        """Clips of the label files that no cache holds."""
+        """Clips of the label files that were left out because there is nothing of them."""
         return sum(len(self.labels[name]) - len(split) for name, split in self.splits.items())
 
 
@@ -111,7 +108,8 @@ def gather_inputs(
     else:
         (store,) = stores
         splits = gather_shared(store, labels, shared, skip_missing=skip_missing)
-    return Inputs(paths=paths, stores=stores, files=dict(files), labels=labels, splits=splits, group_by=group_by)
+    material = CachedFeatures(paths, stores)
+    return Inputs(material=material, files=dict(files), labels=labels, splits=splits, group_by=group_by)
 
 
 def read_split_labels(
@@ -204,7 +202,7 @@ def _train_locked(
 
 def fit_run(
     inputs: Inputs, folder: Path, settings: TrainSettings, valid: Split | None, on_epoch: OnEpoch | None = None
-) -> tuple[Trainer, int]:
+) -> tuple[Training, int]:
     """Train to the end in a folder that is new or holds the same run.
 
     Args:
@@ -218,8 +216,8 @@ def fit_run(
         The trainer, and how many epochs were done before.
     """
     run_folder.prepare_folder(folder, run_config(settings, inputs))
-    save_transform(folder, inputs.stores)
-    trainer = Trainer(settings, inputs.splits["train"], valid, folder)
+    inputs.material.prepare(folder)
+    trainer = inputs.material.trainer(settings, inputs.splits["train"], valid, folder)
     trainer.restore()
     resumed_at = len(trainer.history)
     trainer.fit(on_epoch)
@@ -249,34 +247,22 @@ def _check_targets(labels: Mapping[str, Labels]) -> None:
 
 def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
     """A run's config.toml: settings at the top, then the tables that record what it was made from."""
-    stores, labels = inputs.stores, inputs.labels
-    data: dict[str, Any] = {"caches": [os.path.abspath(p) if "://" not in os.fspath(p) else p for p in inputs.paths]}
+    labels, tables = inputs.labels, inputs.material.tables()
+    data = tables["data"]
     for name, path in inputs.files.items():
         data |= {name: os.path.abspath(path), f"{name}_sha256": run_folder.file_sha256(path)}
-    header = stores[0].header
-    features = {
-        "dim": header.dim,
-        "vad_names": list(header.vad_names),
-        "hop_seconds": header.hop_seconds,
-        "source": header.provenance.get("source", ""),
-        "fingerprint": dict(header.fingerprint),
-    }
-    transform = stored_transform(stores)
-    if transform is not None:
-        features["transform_sha256"] = hashlib.sha256(transform).hexdigest()
     for name, split in inputs.splits.items():
         if len(split) < len(labels[name]):  # with skip_missing: the cache may have more of them the next time
             data[f"{name}_clips_sha256"] = hashlib.sha256("\n".join(split.labels.ids).encode()).hexdigest()
     data["targets"] = list(labels["train"].names)
     if inputs.group_by is not None:
         data["group_by"] = inputs.group_by
-    tables = {"data": data, "features": features} | ({"protocol": dict(inputs.protocol)} if inputs.protocol else {})
-    return settings.to_toml() | tables
+    return settings.to_toml() | tables | ({"protocol": dict(inputs.protocol)} if inputs.protocol else {})
 
 
-def write_run_predictions(trainer: Trainer, splits: Mapping[str, Split], folder: Path) -> dict[str, Report]:
+def write_run_predictions(trainer: Training, splits: Mapping[str, Split], folder: Path) -> dict[str, Report]:
     """Predict the validation and test splits, those there are, with the weights that the run kept."""
-    trainer.evaluated.load_state_dict(run_folder.load_best(folder))
+    trainer.load_best()
     names = splits["train"].labels.names
     reports: dict[str, Report] = {}
     for name in ("valid", "test"):

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train_head import run_folder
 from train_head.augment import AugmentSettings, augment
+from train_head.course import Course, OnEpoch, Record, epoch_seed, learning_rate
 from train_head.data import Split, Workspace, shuffled_batches, sorted_batches
 from train_head.errors import DivergedError
 from train_head.losses import build_objective
@@ -22,11 +22,10 @@ from train_head.metrics import Report, evaluate
 from train_head.predictor import Predictor
 from train_head.settings import TrainSettings
 
-Record = dict[str, Any]
-OnEpoch = Callable[[Record], None]
+__all__ = ["OnEpoch", "Record", "Trainer", "learning_rate", "predict"]
 
 
-class Trainer:
+class Trainer(Course):
     """Trains one head into one run folder; `fit` goes on from where `restore` found it.
 
     Every epoch draws its order, its dropout and its augmentation from the seed and its own number, so a run that was
@@ -40,7 +39,7 @@ class Trainer:
     """
 
     def __init__(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path | None) -> None:
-        self.settings, self.folder = settings, folder
+        super().__init__(settings, folder)
         self.device = torch.device(settings.device)
         self.train = train.to(self.device)
         self.valid = valid.to(self.device) if valid is not None else None
@@ -56,26 +55,12 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.predictor.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
-        self.history: list[Record] = []
         self._workspace = Workspace()
 
     @property
     def evaluated(self) -> nn.Module:
         """The module whose weights count: the trained one, or its moving average."""
         return self.predictor if self.averaged is None else self.averaged.module
-
-    @property
-    def finished(self) -> bool:
-        """Whether all epochs are done, or those after which to stop, or patience ran out."""
-        done, patience = len(self.history), self.settings.patience
-        return done >= (self.settings.stop_after or self.settings.epochs) or (
-            patience > 0 and done - self.best_epoch >= patience
-        )
-
-    @property
-    def best_epoch(self) -> int:
-        """Number (from 1) of the epoch with the highest mean validation Pearson so far; 0 before the first."""
-        return max((record["epoch"] for record in self.history if record["best"]), default=0)
 
     def restore(self) -> None:
         """Take up the state that the folder holds, if any."""
@@ -88,19 +73,10 @@ class Trainer:
             self.history = state["history"]
             run_folder.write_history(self.folder, self.history)
 
-    def fit(self, on_epoch: OnEpoch | None = None) -> None:
-        """Train to the end.
-
-        Raises:
-            DivergedError: the loss or a gradient is not finite; the weights of the epochs before are kept.
-        """
-        while not self.finished:
-            record = self.run_epoch(len(self.history) + 1)
-            self.history.append(record)
-            if self.folder is not None:
-                self._save(self.folder, best=record["best"])
-            if on_epoch:
-                on_epoch(record)
+    def load_best(self) -> None:
+        """Take the weights that the run kept."""
+        assert self.folder is not None
+        self.evaluated.load_state_dict(run_folder.load_best(self.folder))
 
     def predict(self, split: Split) -> NDArray[np.float32]:
         """(clips, targets) float32 intensities by the weights that count, in the order of the split."""
@@ -131,7 +107,7 @@ class Trainer:
             batches: stop after so many, which is for measuring.
         """
         started = time.perf_counter()
-        seed = int(np.random.SeedSequence([self.settings.seed, number]).generate_state(1, np.uint64)[0] >> 1)
+        seed = epoch_seed(self.settings.seed, number)
         torch.manual_seed(seed)
         self._order = torch.Generator().manual_seed(seed)
         self._noise = torch.Generator(self.device).manual_seed(seed)
@@ -144,22 +120,10 @@ class Trainer:
         trained = time.perf_counter() - started
         clips = [row for rows in order[:batches] for row in rows]
         record: Record = {"epoch": number, "train_loss": total / len(clips), "lr": lr}
-        record |= self._validate()
+        record |= self.judged(self.evaluate(self.valid) if self.valid is not None else None)
         return record | {
             "seconds": round(time.perf_counter() - started, 3),
             "frames_per_second": round(int(self.train.lengths[clips].sum()) / trained),
-        }
-
-    def _validate(self) -> Record:
-        if self.valid is None:
-            return {"valid_mean_pearson": None, "valid_pearson": {}, "undefined": [], "best": True}
-        report = self.evaluate(self.valid)
-        before = [_score(record["valid_mean_pearson"]) for record in self.history]
-        return {
-            "valid_mean_pearson": report.mean_pearson,
-            "valid_pearson": dict(zip(report.names, report.pearson, strict=True)),
-            "undefined": list(report.undefined),
-            "best": not before or _score(report.mean_pearson) > max(before),
         }
 
     def _step(self, rows: list[int], lr: float, epoch: int) -> float:
@@ -185,36 +149,20 @@ class Trainer:
         return value
 
     def _diverged(self, what: str, epoch: int, rows: list[int]) -> DivergedError:
-        clips = ", ".join(self.train.labels.filenames[i] for i in rows[:5])
-        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-        saved = self.history and self.folder is not None
-        kept = f"{self.folder} keeps the weights of epoch {self.best_epoch}" if saved else "nothing is lost"
-        return DivergedError(
-            f"{what} in epoch {epoch}, in the batch of clips {clips}{more}; lower --lr (now {self.settings.lr:g}), and "
-            f"if these clips come up again, look at their features with `emi cache verify`. {kept}"
+        advice = (
+            f"lower --lr (now {self.settings.lr:g}), and if these clips come up again, look at their features with "
+            "`emi cache verify`"
         )
+        return self.diverged(what, epoch, [self.train.labels.filenames[i] for i in rows], advice)
 
-    def _save(self, folder: Path, *, best: bool) -> None:
+    def save(self, folder: Path, *, best: bool) -> None:
+        """See `Course`."""
         if best:
             temporary = folder / f"{run_folder.BEST}.tmp"
             save_file({name: t.contiguous().cpu() for name, t in self.evaluated.state_dict().items()}, temporary)
             run_folder.replace_durably(temporary, folder / run_folder.BEST)
         run_folder.save_state(folder, self._state())
         run_folder.write_history(folder, self.history)
-
-
-def _score(mean_pearson: float | None) -> float:
-    """An epoch without any defined correlation ranks below every other."""
-    return -math.inf if mean_pearson is None else mean_pearson
-
-
-def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a cosine to 0 at the end of the last epoch; `step` counts from 0 over all epochs."""
-    warmup = round(settings.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, settings.epochs * steps_per_epoch - warmup)
-    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 def predict(

@@ -21,8 +21,10 @@ from emi.cli import (
     demo_data,
     evaluate,
     extract,
+    finetune,
     predict,
     sweep,
+    table1,
     train_head,
 )
 
@@ -50,6 +52,8 @@ app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("ablate", epilog=ablate.EXAMPLE)(ablate.ablate)
 app.command("sweep", epilog=sweep.EXAMPLE)(sweep.sweep)
+app.command("finetune", epilog=finetune.EXAMPLE)(finetune.finetune)
+app.command("table1", epilog=table1.EXAMPLE)(table1.table1)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
 app.command("demo-data", epilog=demo_data.EXAMPLE)(demo_data.demo_data)
 cache_app.command("info", epilog=cache_info.EXAMPLE)(cache_info.info)

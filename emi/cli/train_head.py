@@ -1,14 +1,9 @@
 """`emi train-head`: a head on cached features."""
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from train_head.settings import TrainSettings
-    from train_head.trainer import Record
 
 EXAMPLE = (
     "Example: emi train-head --cache features.zarr --train train_split.csv --valid valid_split.csv --out runs/paper"
@@ -90,10 +85,9 @@ def train_head(
     ] = False,
 ) -> None:
     """Train a head with the paper's settings, or yours. Run it again to go on where it stopped."""
-    from train_head.progress import EpochLines
-    from train_head.protocols import ProtocolResult, run_protocol
+    from emi.cli.telling import Telling
+    from train_head.protocols import run_protocol
     from train_head.settings import read_assignments, resolve_settings
-    from train_head.tensorboard import Board
 
     typed = {
         "head": head,
@@ -116,26 +110,8 @@ def train_head(
         "device": device,
     }
     settings = resolve_settings(config, **(typed | read_assignments(more or ())))
-    several = seeds is not None or folds is not None or train_on_all
-    lines = EpochLines(settings.stop_after or settings.epochs, typer.echo)
-    board = Board(out) if tensorboard else None
-    begun = 0
-
-    def begin(name: str, own: "TrainSettings") -> None:
-        nonlocal lines, begun
-        begun += 1
-        lines = EpochLines(own.stop_after or own.epochs, typer.echo)
-        if board:
-            ordinary = seeds is None and folds is None and begun == 1  # it lies in OUT, and OUT/all follows
-            board.move(out if ordinary else out / name)
-        typer.echo(f"{name}:")
-
-    def show(record: "Record") -> None:
-        lines(record)
-        if board:
-            board(record)
-
-    with board or nullcontext():
+    one = seeds is None and folds is None
+    with Telling(out, settings, several=not one or train_on_all, first_in_out=one, tensorboard=tensorboard) as telling:
         outcome = run_protocol(
             cache,
             train,
@@ -148,25 +124,7 @@ def train_head(
             seeds=seeds,
             folds=folds,
             train_on_all=train_on_all,
-            on_run=begin if several else None,
-            on_epoch=show,
+            on_run=telling.on_run,
+            on_epoch=telling.on_epoch,
         )
-    result = outcome.result
-    if outcome.nothing_to_do:
-        typer.echo(f"nothing to do: {out} is finished")
-    if result.skipped:
-        typer.echo(f"{result.skipped} labelled clips were left out because no cache holds them", err=True)
-    if isinstance(result, ProtocolResult):
-        typer.echo(result.table())
-    else:
-        if result.overlap:
-            typer.echo(result.overlap, err=True)
-        typer.echo(f"validation, best epoch {result.best_epoch}:\n{result.report.table()}")
-        if result.test_report:
-            typer.echo(f"test:\n{result.test_report.table()}")
-    if outcome.everything is not None:
-        numbers = ", ".join(map(str, outcome.everything.epochs))
-        typer.echo(f"trained on all clips for {numbers} epochs, without validation: {outcome.everything.folder}")
-        if outcome.everything.test_report:
-            typer.echo(f"test, trained on all clips:\n{outcome.everything.test_report.table()}")
-    typer.echo(f"run folder: {out}")
+    telling.outcome(outcome, "no cache holds them")

@@ -5,13 +5,30 @@ folder and goes to the `transformers` family. Packages add families through the 
 """
 
 from importlib.metadata import entry_points
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from extract.backbones.protocol import Backbone, Family, Features, Identity
-from extract.backbones.silero_family import SILERO
+from extract.backbones.silero_family import SILERO, is_silero_folder
+from extract.backbones.trainable import Regularisation, Stage, Trainable, TrainableFamily
 from extract.backbones.transformers_family import TRANSFORMERS
+from extract.errors import BackboneError
 
-__all__ = ["BACKBONES", "Backbone", "Family", "Features", "Identity", "family_of", "identify"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "Family",
+    "Features",
+    "Identity",
+    "Regularisation",
+    "Stage",
+    "Trainable",
+    "family_of",
+    "identify",
+    "load_trainable",
+]
 
 BACKBONES: dict[str, Family] = {"silero": SILERO, "transformers": TRANSFORMERS}
 
@@ -23,7 +40,24 @@ def family_of(name: str) -> Family:
     for entry in entry_points(group="emi.backbones"):
         if entry.name == name:
             return cast(Family, entry.load())
-    return TRANSFORMERS
+    return SILERO if is_silero_folder(name) else TRANSFORMERS
+
+
+def load_trainable(
+    identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
+) -> Trainable:
+    """Load a backbone whose weights can be trained, in evaluation mode.
+
+    Raises:
+        BackboneError: its family offers none, or its files do not fit.
+    """
+    family = family_of(identity.source)
+    if not hasattr(family, "load_trainable"):
+        raise BackboneError(
+            f"the backbone {identity.source!r} has no layers that emi could train (its family has no load_trainable); "
+            "extract its features and train a head on them with `emi train-head`"
+        )
+    return cast(TrainableFamily, family).load_trainable(identity, device, precision, regularisation)
 
 
 def identify(name: str) -> Identity:

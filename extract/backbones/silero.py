@@ -8,26 +8,32 @@ to 0.23 from the package's own), so it is not used.
 """
 
 import itertools
+import json
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from extract.backbones.checkpoint import CONFIGS, WEIGHTS
 from extract.backbones.protocol import Features
 from extract.backbones.silero_family import (
     BINS,
     CHANNELS,
     CONTEXT,
     HIDDEN,
+    LAYOUT,
+    MODEL_TYPE,
     STFT_HOP,
     STFT_SIZE,
     STRIDES,
     WINDOW,
-    weights_file,
 )
+from extract.backbones.trainable import Stage
 from extract.errors import BackboneError
 
 ENCODE_WINDOWS = 512
@@ -62,6 +68,33 @@ class SileroBackbone(nn.Module):
         taps = [c.weight.transpose(1, 2).flatten(1) for c in cast("list[nn.Conv1d]", list(self.convolutions))]
         encoded = torch.cat([self._encode(block, bases, taps) for block in windows.split(ENCODE_WINDOWS)])
         return Features(torch.cat([encoded, self._recur(encoded, lengths)], dim=1), lengths)
+
+    def stages(self) -> list[Stage]:
+        """See `Trainable`; the Fourier basis is no parameter that training moves."""
+        return [Stage("cnn", [self.convolutions]), Stage("layer 1", [self.rnn])]
+
+    def adapter_targets(self) -> tuple[nn.Module, list[str]]:
+        """See `Trainable`.
+
+        Raises:
+            BackboneError: it has no linear layers.
+        """
+        raise BackboneError(
+            "silero has no attention layers for --lora; leave it out, it is small enough to train whole"
+        )
+
+    def save(self, folder: Path) -> None:
+        """See `Trainable`."""
+        temporary = folder / f"{WEIGHTS[0]}.tmp"
+        state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        save_file(state, temporary, metadata={"format": "pt"})
+        config = {"model_type": MODEL_TYPE, "layout": LAYOUT}
+        (folder / CONFIGS[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / WEIGHTS[0])
+
+    def restore(self, folder: Path) -> None:
+        """See `Trainable`."""
+        self.load_state_dict(load_file(folder / WEIGHTS[0]))
 
     def _windows(self, waveform: Tensor, count: int) -> Tensor:
         """(samples,) → (count, CONTEXT + WINDOW), each window behind the end of the one before."""
@@ -137,17 +170,27 @@ def _step_major(lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
     return torch.cat([starts[:n] + t for t, n in enumerate(active)]), active
 
 
-def load_silero(device: torch.device) -> SileroBackbone:
-    """The backbone in evaluation mode, with the weights of the installed silero-vad package.
+def load_silero(weights: Path, device: torch.device) -> SileroBackbone:
+    """The backbone in evaluation mode.
+
+    Args:
+        weights: `silero_vad.jit` of the package, or a file that `SileroBackbone.save` wrote.
+        device: where it will run.
 
     Raises:
-        BackboneError: the package is missing, or of a version with other weights.
+        BackboneError: the weights are damaged, or of another version.
     """
-    with warnings.catch_warnings():  # TorchScript is deprecated, and the form in which the package ships
-        warnings.simplefilter("ignore", DeprecationWarning)
-        state = torch.jit.load(str(weights_file()), map_location="cpu").state_dict()
+    if weights.suffix == ".safetensors":
+        try:
+            state = load_file(weights)
+        except Exception as error:  # its reader raises many kinds
+            raise BackboneError(f"{weights} is damaged ({error}); restore it, or fine-tune again") from error
+    else:
+        with warnings.catch_warnings():  # TorchScript is deprecated, and the form in which the package ships
+            warnings.simplefilter("ignore", DeprecationWarning)
+            state = _renamed(torch.jit.load(str(weights), map_location="cpu").state_dict())
     backbone = SileroBackbone()
-    backbone.load_state_dict(_renamed(state))
+    backbone.load_state_dict(state)
     return backbone.eval().to(device)
 
 

@@ -2,10 +2,13 @@
 
 import hashlib
 import importlib.util
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extract.backbones.checkpoint import CONFIGS, WEIGHTS
 from extract.backbones.protocol import Identity
+from extract.backbones.trainable import Regularisation
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -25,20 +28,23 @@ DIM = CHANNELS[-1] + 2 * HIDDEN
 """Convolution output 128, then the LSTM's h 128 and c 128."""
 
 
+MODEL_TYPE = "silero-vad"
+"""Of the config.json beside weights that were fine-tuned."""
+LAYOUT = f"window {WINDOW} context {CONTEXT} stft {STFT_SIZE}/{STFT_HOP} conv {CHANNELS}/{STRIDES} lstm {HIDDEN}"
+
+
 class SileroFamily:
-    """See `Family`."""
+    """See `Family`; the name is "silero", or a folder of weights that were fine-tuned."""
 
     def identify(self, name: str) -> Identity:
-        """Hash the wheel's weights."""
-        layout = (
-            f"window {WINDOW} context {CONTEXT} stft {STFT_SIZE}/{STFT_HOP} conv {CHANNELS}/{STRIDES} lstm {HIDDEN}"
-        )
+        """Hash the weights."""
+        tuned = is_silero_folder(name)
         return Identity(
             source=name,
             fingerprint={
-                "backbone": name,
-                "weights_sha256": hashlib.sha256(weights_file().read_bytes()).hexdigest(),
-                "config_sha256": hashlib.sha256(layout.encode()).hexdigest(),
+                "backbone": Path(name).expanduser().resolve().name if tuned else name,
+                "weights_sha256": hashlib.sha256(weights_file(name).read_bytes()).hexdigest(),
+                "config_sha256": hashlib.sha256(LAYOUT.encode()).hexdigest(),
                 "layer": "conv+h+c",
                 "normalisation": "none",
             },
@@ -52,17 +58,50 @@ class SileroFamily:
         """Build the module; it always computes in float32, which is fast enough everywhere."""
         from extract.backbones.silero import load_silero
 
-        return load_silero(device)
+        return load_silero(weights_file(identity.source), device)
+
+    def load_trainable(
+        self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
+    ) -> "SileroBackbone":
+        """See `extract.backbones.trainable.TrainableFamily`.
+
+        Raises:
+            BackboneError: it has nothing of that kind to switch on.
+        """
+        if regularisation.spec_augment or regularisation.layerdrop or regularisation.checkpointing:
+            raise BackboneError(
+                "silero has neither SpecAugment nor layers to drop or to checkpoint; leave out spec_augment, layerdrop "
+                "and checkpointing"
+            )
+        return self.load(identity, device, precision)
 
 
 SILERO = SileroFamily()
 
 
-def weights_file() -> Path:
-    """The weights inside the installed silero-vad package, found without importing it.
+def is_silero_folder(name: str) -> bool:
+    """Whether a name is a folder that `SileroBackbone.save` wrote."""
+    config = Path(name).expanduser() / CONFIGS[0]
+    try:
+        content = json.loads(config.read_text(encoding="utf-8")) if name and config.is_file() else {}
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
+
+
+def weights_file(name: str) -> Path:
+    """The weights in a folder, or inside the installed silero-vad package, found without importing it.
 
     Importing silero_vad calls `torch.set_num_threads(1)` for the whole process.
+
+    Raises:
+        BackboneError: there are none.
     """
+    if is_silero_folder(name):
+        path = Path(name).expanduser() / WEIGHTS[0]
+        if not path.is_file():
+            raise BackboneError(f"{name} holds no {WEIGHTS[0]}; it is no complete backbone")
+        return path
     spec = importlib.util.find_spec("silero_vad")
     if spec is None or not spec.submodule_search_locations:
         raise BackboneError(

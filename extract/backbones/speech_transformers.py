@@ -3,14 +3,15 @@
 Equal to running the library on each clip alone and unpadded. Every clip is normalised over its own samples; then
 
 - wav2vec 2.0 and HuBERT run packed, without padding (`packed_encoder`);
-- WavLM and models with adapters run in the library: "layer" models (`feat_extract_norm`) padded with an attention mask,
-  3e-6 from single clips (measured); "group" models normalise over time and would see the padding even with a mask (1.2
-  off), so only clips of equal length share a batch.
+- WavLM, models with adapters and what is trained run in the library: "layer" models (`feat_extract_norm`) padded with
+  an attention mask, 3e-6 from single clips (measured); "group" models normalise over time and would see the padding
+  even with a mask (1.2 off), so only clips of equal length share a batch.
 """
 
 import itertools
 import warnings
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ _TASK_WEIGHTS = {
     "ForAudioFrameClassification": ("classifier.", "layer_weights"),
 }
 """Weights beside the encoder that a checkpoint may hold, by the end of its architecture's name."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRAINING_ONLY = ("masked_spec_embed",)
 """Weights of SpecAugment, which some checkpoints lack (facebook/wav2vec2-base-960h)."""
 
@@ -56,14 +58,23 @@ class SpeechTransformer(nn.Module):
         head: the regression head, or None.
         normalise: whether clips are brought to zero mean and unit variance.
         dtype: of the matrix products.
+        trained: whether gradients will be asked for, which only the library gives.
     """
 
-    def __init__(self, encoder: nn.Module, head: RegressionHead | None, normalise: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: RegressionHead | None,
+        normalise: bool,
+        dtype: torch.dtype,
+        *,
+        trained: bool = False,
+    ) -> None:
         super().__init__()
         self.head = head
         self.normalise = normalise
         self._dtype = dtype
-        self._packed = PackedEncoder(encoder, dtype) if supports(encoder.config) else None
+        self._packed = PackedEncoder(encoder, dtype) if supports(encoder.config) and not trained else None
         library: Any = encoder
         position = library.encoder.pos_conv_embed.conv
         if self.pads and wrong_below_float32(position.weight):
@@ -131,15 +142,14 @@ class SpeechTransformer(nn.Module):
 
 
 def _keep_in_float32(module: nn.Module) -> None:
-    """Take a module out of autocast."""
-    forward = module.forward
+    """Take a module out of autocast; a copy of the module computes with its own weights."""
+    module.forward = MethodType(_forward_in_float32, module)
 
-    def in_float32(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            result: Tensor = forward(x.float())
-            return result
 
-    module.forward = in_float32
+def _forward_in_float32(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = type(module).forward(module, x.float())
+        return result
 
 
 def load_speech_transformer(
@@ -157,9 +167,9 @@ def load_speech_transformer(
     Raises:
         BackboneError: a weight is missing, unexpected or of another shape.
     """
-    encoder = _load_encoder(checkpoint, has_head=has_head)
-    head = _load_head(checkpoint) if has_head else None
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    encoder = load_encoder(checkpoint, has_head=has_head)
+    head = load_regression_head(checkpoint) if has_head else None
+    dtype = DTYPES[precision]
     if precision == "fp32":
         torch.backends.cudnn.allow_tf32 = False  # convolutions would silently round their inputs to 10 bits
     return SpeechTransformer(encoder.eval().to(device), head, normalise, dtype).eval().to(device)
@@ -173,7 +183,12 @@ def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
     return field
 
 
-def _load_head(checkpoint: Checkpoint) -> RegressionHead:
+def load_regression_head(checkpoint: Checkpoint) -> RegressionHead:
+    """The head that a checkpoint holds beside its encoder.
+
+    Raises:
+        BackboneError: a weight is missing, unexpected or of another shape.
+    """
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors("classifier.").items()}
     head = RegressionHead(checkpoint.config["hidden_size"], 3)
     expected = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
@@ -188,7 +203,17 @@ def _load_head(checkpoint: Checkpoint) -> RegressionHead:
     return head
 
 
-def _load_encoder(checkpoint: Checkpoint, *, has_head: bool) -> nn.Module:
+def load_encoder(checkpoint: Checkpoint, *, has_head: bool, **config: Any) -> nn.Module:
+    """The library's model.
+
+    Args:
+        checkpoint: where it is.
+        has_head: whether the regression head may lie beside it.
+        **config: values that replace those of its configuration.
+
+    Raises:
+        BackboneError: a weight is missing, unexpected or of another shape.
+    """
     from transformers import AutoModel
     from transformers.utils import logging
 
@@ -202,6 +227,7 @@ def _load_encoder(checkpoint: Checkpoint, *, has_head: bool) -> nn.Module:
             output_loading_info=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # refused below, by name
+            **config,
         )
     except Exception as error:  # the readers of damaged files raise many kinds
         first_line = str(error).strip().partition("\n")[0]

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
 from extract.backbones.protocol import Identity
+from extract.backbones.trainable import Regularisation
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
     import torch
 
     from extract.backbones.speech_transformers import SpeechTransformer
+    from extract.backbones.trainable_transformer import TrainableTransformer
 
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 VAD_NAMES = frozenset({"arousal", "dominance", "valence"})
@@ -49,6 +51,22 @@ class TransformersFamily:
             checkpoint,
             device,
             precision,
+            normalise=_normalises(checkpoint),
+            has_head=bool(identity.vad_names),
+        )
+
+    def load_trainable(
+        self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
+    ) -> "TrainableTransformer":
+        """See `extract.backbones.trainable.TrainableFamily`."""
+        from extract.backbones.trainable_transformer import load_trainable_transformer
+
+        checkpoint = find_checkpoint(identity.source)
+        return load_trainable_transformer(
+            checkpoint,
+            device,
+            precision,
+            regularisation,
             normalise=_normalises(checkpoint),
             has_head=bool(identity.vad_names),
         )

@@ -26,7 +26,7 @@ def streamed():
     """(frames, 384) of one clip by the package's own TorchScript: conv output, then the h and c it carries on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        model = torch.jit.load(str(weights_file()), map_location="cpu")
+        model = torch.jit.load(str(weights_file("silero")), map_location="cpu")
 
     @torch.inference_mode()
     def stream(waveform):
@@ -63,7 +63,7 @@ def test_it_hears_speech_where_the_package_does(backbone, media):
     """The decoder's last layer on our h gives the package's speech probability."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        model = torch.jit.load(str(weights_file()), map_location="cpu")
+        model = torch.jit.load(str(weights_file("silero")), map_location="cpu")
     state = model.state_dict()
     weight, bias = (state[f"_model.decoder.decoder.2.{name}"].flatten() for name in ("weight", "bias"))
     waveform = clips(media, [48_000])[0]

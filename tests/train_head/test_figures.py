@@ -48,8 +48,8 @@ def data_of(clips, targets, seed=0):
 @pytest.fixture
 def drawn(monkeypatch):
     """The matplotlib figures that were drawn, in order."""
-    kept, save = [], figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, path: (kept.append(figure), save(figure, path))[1])
+    kept, save = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, path: (kept.append(figure), save(figure, path))[1])
     return kept
 
 

@@ -16,7 +16,7 @@ from train_head.protocols.members import OnRun
 from train_head.protocols.result import ProtocolResult, Scored
 from train_head.protocols.rows import PAPER_ROWS, Row, read_rows, rows_settings
 from train_head.protocols.seeds import train_seeds
-from train_head.protocols.start import Outcome, run_protocol
+from train_head.protocols.start import Outcome, check_protocol, run_on, run_protocol
 
 __all__ = [
     "PAPER_ROWS",
@@ -28,8 +28,10 @@ __all__ = [
     "Row",
     "Scored",
     "ablate",
+    "check_protocol",
     "read_rows",
     "rows_settings",
+    "run_on",
     "run_protocol",
     "train_everything",
     "train_folds",

@@ -146,7 +146,7 @@ def _card(inputs: Inputs, settings: TrainSettings, report: Report | None) -> str
     test = f"\n## Test\n\n```\n{report.table()}\n```\n" if report else ""
     return f"""# Head `{settings.head}` for {", ".join(names)}, trained on all clips
 
-Predicts intensities in [0, 1] of a clip from features of `{inputs.stores[0].fingerprint["backbone"]}`.
+Predicts intensities in [0, 1] of a clip from features of `{inputs.material.fingerprint["backbone"]}`.
 Trained on all {_clips(inputs)}.
 
 **There is no validation:** all labelled clips were trained on, so no figure here says how well this head does on

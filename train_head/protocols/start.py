@@ -12,7 +12,7 @@ from train_head.protocols.pool import pool
 from train_head.protocols.result import ProtocolResult
 from train_head.protocols.seeds import train_seeds
 from train_head.settings import TrainSettings
-from train_head.train import TrainResult, check_groups, gather_inputs, train_run
+from train_head.train import Inputs, TrainResult, check_groups, gather_inputs, train_run
 from train_head.trainer import OnEpoch
 
 
@@ -82,6 +82,30 @@ def run_protocol(
     named = {"train": train, "valid": valid, "test": test}
     files = {name: path for name, path in named.items() if path is not None}
     inputs = gather_inputs(caches, files, settings.label_scale, skip_missing=skip_missing, group_by=group_by)
+    return run_on(
+        inputs,
+        out,
+        settings,
+        seeds=seeds,
+        folds=folds,
+        train_on_all=train_on_all,
+        on_run=on_run,
+        on_epoch=on_epoch,
+    )
+
+
+def run_on(
+    inputs: Inputs,
+    out: StrPath,
+    settings: TrainSettings,
+    *,
+    seeds: int | None = None,
+    folds: int | None = None,
+    train_on_all: bool = False,
+    on_run: OnRun | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Outcome:
+    """The same on inputs that are at hand; see `run_protocol`."""
     if folds is not None:
         return Outcome(train_folds(inputs, out, settings, folds, on_run=on_run, on_epoch=on_epoch))
     if train_on_all:

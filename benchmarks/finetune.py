@@ -1,0 +1,258 @@
+"""Fine-tuning beside a plain loop, with and without activation checkpointing, in one run:
+
+    python benchmarks/finetune.py [--quick] [--freeze none] [--clips N] [--steps N] [--json FILE]
+
+A checkpoint of audEERING's shape with random weights (12 layers, 1024 numbers, regression head) is made, and clips of
+12 s of noise. (a) is the loop as users write it and as the paper's code does: transformers' model, one clip at a time,
+`nn.LSTM` on its frames, gradients added up over a batch, `AdamW`. (b) is `emi finetune`, (c) the same with
+--checkpointing. Each runs in a process of its own, whose peak memory is that of its weights, gradients, optimizer and
+activations together; seconds are the median over steps after the first, optimizer included. All start from the same
+weights, freeze the same parts, keep the checkpoint's dropout, and do without SpecAugment and layerdrop.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[1])
+
+import emi  # before torch: it sets how OpenMP's threads wait
+from benchmarks._machine import header_line
+from benchmarks._timing import figure
+
+assert emi.__all__
+SECONDS = 12.0
+TARGETS = 6
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16, "intermediate_size": 4096}
+QUICK = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 32,
+    "num_conv_pos_embedding_groups": 4,
+}
+
+
+def main() -> None:
+    """Make checkpoint and clips, run each way, print."""
+    options = parse()
+    if options.way:
+        print(json.dumps(WAYS[options.way](Path(options.folder), options)))
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        make_checkpoint(folder / "checkpoint", QUICK if options.quick else LARGE)
+        make_clips(folder, options.clips, 1.0 if options.quick else SECONDS)
+        rows = [measure(way, folder, options) for way in WAYS]
+    plain, ours, checkpointed = rows
+    ratios = {
+        "name": f"freeze {options.freeze}: ratios",
+        "clips_per_second, (b) to (a)": ours["clips_per_second"] / plain["clips_per_second"],
+        "peak memory, (c) to (b)": checkpointed["peak_gib"] / ours["peak_gib"],
+        "seconds per step, (c) to (b)": checkpointed["seconds_per_step"] / ours["seconds_per_step"],
+    }
+    import torch
+
+    print(f"{header_line()}; torch {torch.__version__}; {options.clips} clips of {SECONDS:g} s per step\n")
+    print("| row | s per step | clips/s | peak GiB |\n|---|---|---|---|")
+    for row in rows:
+        cells = (row["seconds_per_step"], row["clips_per_second"], row["peak_gib"])
+        print(f"| {row['name']} | {' | '.join(map(figure, cells))} |")
+    print("\n" + "; ".join(f"{key}: {figure(value)}" for key, value in ratios.items() if key != "name"))
+    if options.json:
+        Path(options.json).write_text(json.dumps([*rows, ratios], indent=2) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tiny checkpoint and short clips: does it run at all?")
+    parser.add_argument("--freeze", default="none", help="as of emi finetune [default: none]")
+    parser.add_argument("--clips", type=int, default=4, help="per step [default: 4]")
+    parser.add_argument("--batch-seconds", type=float, default=48.0, help="audio at once in (b) and (c) [default: 48]")
+    parser.add_argument("--steps", type=int, help="[default: 4]")
+    parser.add_argument("--precision", default="auto", help="of (b) and (c); (a) is float32 [default: auto]")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--folder", help="where the checkpoint lies for a while")
+    parser.add_argument("--json", help="write the rows here")
+    parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.steps = options.steps or (2 if options.quick else 4)
+    return options
+
+
+def make_checkpoint(folder: Path, size: dict[str, Any]) -> None:
+    """Random weights in the layout of the published checkpoint."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    torch.manual_seed(0)
+    kind = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
+    model = Wav2Vec2Model(Wav2Vec2Config(**kind, **size))
+    hidden = size["hidden_size"]
+    head = torch.nn.ModuleDict({"dense": torch.nn.Linear(hidden, hidden), "out_proj": torch.nn.Linear(hidden, 3)})
+    tensors = {f"wav2vec2.{name}": t.contiguous() for name, t in model.state_dict().items()}
+    tensors |= {f"classifier.{name}": t for name, t in head.state_dict().items()}
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    labels = {str(i): label for i, label in enumerate(("arousal", "dominance", "valence"))}
+    config = model.config.to_dict() | {"architectures": ["Wav2Vec2ForSpeechClassification"], "id2label": labels}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "sampling_rate": 16_000}))
+
+
+def make_clips(folder: Path, clips: int, seconds: float) -> None:
+    """16-bit WAV files, and label files of random values."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    (folder / "clips").mkdir()
+    lines = [",".join(["Filename", *(f"t{i}" for i in range(TARGETS))])]
+    for i in range(clips):
+        with wave.open(str(folder / "clips" / f"{i:05d}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(rng.normal(0, 3000, round(16_000 * seconds)).astype("<i2").tobytes())
+        lines.append(",".join([str(i), *(f"{value:.3f}" for value in rng.uniform(size=TARGETS))]))
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
+def measure(way: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one way in a process of its own."""
+    passed = ["--freeze", options.freeze, "--clips", options.clips, "--batch-seconds", options.batch_seconds]
+    passed += ["--steps", options.steps, "--precision", options.precision, "--device", options.device]
+    command = [sys.executable, __file__, "--way", way, "--folder", folder, *passed]
+    print(f"{way} …", file=sys.stderr, flush=True)
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    seconds = statistics.median(found["seconds"][1:])
+    return {
+        "name": f"{NAMES[way]}, freeze {options.freeze}, {found['precision']}",
+        "seconds_per_step": seconds,
+        "clips_per_second": options.clips / seconds,
+        "peak_gib": found["peak"] / 2**30,
+    }
+
+
+def plain(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """(a)."""
+    import torch
+    from torch import nn
+    from transformers import AutoModel, Wav2Vec2FeatureExtractor
+
+    from extract.media import decode
+    from train_head.labels import read_labels
+
+    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    labels = read_labels(folder / "labels.csv")
+    extractor = Wav2Vec2FeatureExtractor()
+    backbone = AutoModel.from_pretrained(folder / "checkpoint", layerdrop=0.0, apply_spec_augment=False)
+    backbone = backbone.to(device).train()
+    if options.freeze != "none":
+        backbone.freeze_feature_encoder()
+    if options.freeze.startswith("layers:"):
+        first = int(options.freeze.removeprefix("layers:"))
+        for part in (backbone.feature_projection, backbone.encoder.pos_conv_embed, *backbone.encoder.layers[:first]):
+            part.requires_grad_(False)
+    size = backbone.config.hidden_size
+    lstm, out = nn.LSTM(size, size, 2, batch_first=True).to(device), nn.Linear(2 * size, TARGETS).to(device)
+    learned = [p for part in (backbone, lstm, out) for p in part.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-5)
+    clips = [decode(folder / "clips" / f"{name}.wav").samples for name in labels.ids]
+    values = torch.from_numpy(labels.values).to(device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for samples, target in zip(clips, values, strict=True):
+            inputs = extractor(samples, sampling_rate=16_000, return_tensors="pt").input_values.to(device)
+            frames = backbone(inputs).last_hidden_state
+            states, _ = lstm(frames)
+            predicted = out(torch.cat([frames.mean(1), states[:, -1]], dim=1))
+            (nn.functional.mse_loss(predicted[0], target) / len(clips)).backward()
+        optimizer.step()
+
+    return timed(step, options.steps, device) | {"precision": "fp32"}
+
+
+def ours(folder: Path, options: argparse.Namespace, *, checkpointing: bool = False) -> dict[str, Any]:
+    """(b) and (c): the trainer's own steps, on what `emi finetune` gives it."""
+    import torch
+
+    from emi.end_to_end.media import DecodedMedia, gather_media
+    from emi.end_to_end.processes import Processes
+    from emi.end_to_end.settings import resolve
+    from emi.end_to_end.start import on_this_machine
+    from extract.backbones import identify
+
+    identity = identify(str(folder / "checkpoint"))
+    settings, own = resolve(
+        None,
+        freeze=options.freeze,
+        checkpointing=checkpointing,
+        batch_seconds=options.batch_seconds,
+        precision=options.precision,
+        device=options.device,
+        batch_size=options.clips,
+        save_minutes=1e5,
+    )
+    settings = on_this_machine(settings, identity)
+    processes = Processes(settings.device)
+    material = DecodedMedia(
+        root=folder / "clips",
+        identity=identity,
+        own=own,
+        precision=settings.precision,
+        processes=processes,
+        targets=tuple(f"t{i}" for i in range(TARGETS)),
+    )
+    inputs = gather_media(material, {"train": folder / "labels.csv"}, folder / "audio")
+    trainer = material.trainer(settings, inputs.splits["train"], None, folder)
+    number = iter(range(1, 1 + options.steps))
+
+    def step() -> None:
+        trainer.run_epoch(next(number))  # one step: the batch holds all clips
+
+    return timed(step, options.steps, torch.device(settings.device)) | {"precision": settings.precision}
+
+
+def checkpointed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """(c)."""
+    return ours(folder, options, checkpointing=True)
+
+
+def timed(step: Any, steps: int, device: Any) -> dict[str, Any]:
+    """Seconds of each step, and the peak of the memory: the device's, or this process's own."""
+    import torch
+
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else peak}
+
+
+WAYS = {"plain": plain, "emi": ours, "checkpointed": checkpointed}
+NAMES = {
+    "plain": "(a) plain loop, one clip at a time",
+    "emi": "(b) emi finetune",
+    "checkpointed": "(c) emi finetune --checkpointing",
+}
+
+if __name__ == "__main__":
+    main()

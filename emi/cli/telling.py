@@ -1,0 +1,93 @@
+"""What the commands that train say while runs go on and when they are done."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from train_head.protocols import Outcome
+    from train_head.settings import TrainSettings
+    from train_head.trainer import Record
+
+
+class Telling:
+    """One line per epoch, a heading per run where there are several, and TensorBoard's files where asked for.
+
+    Args:
+        out: run folder, or the folder of the runs.
+        settings: of the first run.
+        several: whether runs are announced by name.
+        first_in_out: whether the first of several lies in `out` itself.
+        tensorboard: write the epochs for TensorBoard too.
+    """
+
+    def __init__(
+        self, out: Path, settings: "TrainSettings", *, several: bool, first_in_out: bool, tensorboard: bool
+    ) -> None:
+        from train_head.tensorboard import Board
+
+        self._out, self._first_in_out, self._begun = out, first_in_out, 0
+        self._board = Board(out) if tensorboard else None
+        self.on_run = self._begin if several else None
+        self._count(settings)
+
+    def on_epoch(self, record: "Record") -> None:
+        """Report an epoch."""
+        self._lines(record)
+        if self._board:
+            self._board(record)
+
+    def outcome(self, outcome: "Outcome", missing: str) -> None:
+        """Say what came out.
+
+        Args:
+            outcome: what was made.
+            missing: why labelled clips were left out.
+        """
+        from train_head.protocols import ProtocolResult
+
+        result = outcome.result
+        if outcome.nothing_to_do:
+            typer.echo(f"nothing to do: {self._out} is finished")
+        if result.skipped:
+            typer.echo(f"{result.skipped} labelled clips were left out because {missing}", err=True)
+        if isinstance(result, ProtocolResult):
+            typer.echo(result.table())
+        else:
+            if result.overlap:
+                typer.echo(result.overlap, err=True)
+            typer.echo(f"validation, best epoch {result.best_epoch}:\n{result.report.table()}")
+            if result.test_report:
+                typer.echo(f"test:\n{result.test_report.table()}")
+        if outcome.everything is not None:
+            numbers = ", ".join(map(str, outcome.everything.epochs))
+            typer.echo(f"trained on all clips for {numbers} epochs, without validation: {outcome.everything.folder}")
+            if outcome.everything.test_report:
+                typer.echo(f"test, trained on all clips:\n{outcome.everything.test_report.table()}")
+        typer.echo(f"run folder: {self._out}")
+
+    def __enter__(self) -> "Telling":
+        if self._board:
+            self._board.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: "type[BaseException] | None", error: BaseException | None, trace: "TracebackType | None"
+    ) -> None:
+        if self._board:
+            self._board.__exit__(kind, error, trace)
+
+    def _begin(self, name: str, settings: "TrainSettings") -> None:
+        self._begun += 1
+        self._count(settings)
+        if self._board:
+            self._board.move(self._out if self._first_in_out and self._begun == 1 else self._out / name)
+        typer.echo(f"{name}:")
+
+    def _count(self, settings: "TrainSettings") -> None:
+        from train_head.progress import EpochLines
+
+        self._lines = EpochLines(settings.stop_after or settings.epochs, typer.echo)

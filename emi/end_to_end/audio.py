@@ -1,0 +1,196 @@
+"""Decoded audio of many clips in one memory map: decoded once, read by every process and every run.
+
+`samples.npy` holds the clips one behind the other at 16 kHz, mono and cut; `index.json` says where each lies and of
+which file (path, size and time of change) it is. 16-bit integers where they hold every clip exactly, as they do for
+16 kHz PCM, which takes half the memory of the float32 that anything resampled or lossy needs to be the very waveform
+that extraction sees.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache.container import StrPath
+from cache.machine import available_cores
+from extract.decoding import Decoders
+from extract.failures import Failure, write_failures
+from extract.settings import RESAMPLER, SAMPLE_RATE
+from extract.sources import Source
+from train_head.run_folder import write_atomically
+
+SAMPLES, INDEX = "samples.npy", "index.json"
+FULL_SCALE = 32768.0
+AHEAD = 64
+"""Clips decoded ahead of the one being written; with 12 s each, 49 MB."""
+IN_PROCESSES_FROM = 200
+
+
+@dataclass(frozen=True)
+class Audio:
+    """An opened memory map.
+
+    Attributes:
+        samples: (total samples,) int16 or float32, read-only by convention.
+        starts: by clip id, where it begins.
+        lengths: by clip id, its samples.
+    """
+
+    samples: Tensor
+    starts: Mapping[str, int]
+    lengths: Mapping[str, int]
+
+
+def waveform(samples: Tensor, start: int, length: int) -> Tensor:
+    """(samples,) float32 of one clip, as `extract.media.decode` gave it."""
+    piece = samples[start : start + length]
+    return piece.float().div_(FULL_SCALE) if piece.dtype == torch.int16 else piece.clone()
+
+
+def open_audio(folder: StrPath, sources: Sequence[Source], max_seconds: float, dtype: str = "auto") -> Audio | None:
+    """The memory map of exactly these clips, or None where there is none or a file has changed since."""
+    place = Path(folder)
+    try:
+        index = json.loads((place / INDEX).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    wanted = _recipe(max_seconds, dtype)
+    if index.get("recipe") != wanted or not (place / SAMPLES).is_file():
+        return None
+    clips: dict[str, Any] = index["clips"]
+    if any(clips.get(source.id, {}).get("file") != _identity(source.path) for source in sources):
+        return None
+    samples = np.load(place / SAMPLES, mmap_mode="c")  # copy on write: torch knows no read-only arrays
+    return Audio(
+        torch.from_numpy(samples),
+        {clip: entry["start"] for clip, entry in clips.items()},
+        {clip: entry["samples"] for clip, entry in clips.items()},
+    )
+
+
+def decode_audio(
+    folder: StrPath,
+    sources: Sequence[Source],
+    max_seconds: float,
+    dtype: str = "auto",
+    on_progress: Callable[[int, int, float], None] | None = None,
+) -> list[Failure]:
+    """Decode the clips into the folder's memory map, which replaces what is there once it is whole.
+
+    Args:
+        folder: made where missing.
+        sources: what to decode.
+        max_seconds: cut of each clip.
+        dtype: "auto" or "int16"; see `FinetuneSettings.audio_dtype`.
+        on_progress: called after each clip with clips done, of how many, and its seconds.
+
+    Returns:
+        The clips that cannot be read, which are listed in failures.csv beside it; the map holds the others.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    clips: dict[str, Any] = {}
+    failures: list[Failure] = []
+    with _Arena(place / f"{SAMPLES}.tmp", exact=dtype == "auto") as arena:
+        for done, (source, decoded) in enumerate(_decoded(sources, max_seconds), 1):
+            if isinstance(decoded, Failure):
+                failures.append(decoded)
+            else:
+                entry = {"start": arena.total, "samples": len(decoded.samples), "file": _identity(source.path)}
+                arena.append(decoded.samples)
+                clips[source.id] = entry
+            if on_progress:
+                on_progress(done, len(sources), 0.0 if isinstance(decoded, Failure) else decoded.seconds)
+    (place / INDEX).unlink(missing_ok=True)  # an old index never stands beside new samples
+    os.replace(place / f"{SAMPLES}.tmp", place / SAMPLES)
+    content = json.dumps({"recipe": _recipe(max_seconds, dtype), "clips": clips})
+    write_atomically(place / INDEX, content.encode())
+    write_failures(str(place / SAMPLES), failures, set(clips))
+    return failures
+
+
+def _decoded(sources: Sequence[Source], max_seconds: float):  # type: ignore[no-untyped-def]
+    """Each source with its waveform or failure, in order, decoded a few ahead."""
+    with Decoders(available_cores(), max_seconds, in_processes=len(sources) >= IN_PROCESSES_FROM) as decoders:
+        waiting = []
+        for number, source in enumerate(sources):
+            waiting.append((source, decoders.submit(source)))
+            if number >= AHEAD:
+                first, result = waiting.pop(0)
+                yield first, result.result()
+        for source, result in waiting:
+            yield source, result.result()
+
+
+class _Arena:
+    """A growing .npy file of int16, which becomes one of float32 at the first clip that 16 bits do not hold exactly."""
+
+    def __init__(self, path: Path, *, exact: bool) -> None:
+        self._path, self._exact = path, exact
+        self._dtype: np.dtype[Any] = np.dtype(np.int16)
+        self.total = 0
+
+    def append(self, samples: NDArray[np.float32]) -> None:
+        """Write a clip behind the others."""
+        scaled = samples * np.float32(FULL_SCALE)
+        if self._dtype == np.int16:
+            rounded = np.clip(np.rint(scaled), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+            if self._exact and not np.array_equal(rounded, scaled):
+                self._widen()
+            else:
+                samples = rounded
+        self._file.write(samples.astype(self._dtype, copy=False).tobytes())
+        self.total += len(samples)
+
+    def __enter__(self) -> "_Arena":
+        self._file: BinaryIO = self._path.open("wb")
+        self._header(self._file)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.seek(0)
+        self._header(self._file)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _header(self, file: Any) -> None:
+        """NumPy's header is padded so that it can be written again with the final length."""
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": self._dtype.str, "fortran_order": False, "shape": (self.total,)}
+        )
+
+    def _widen(self) -> None:
+        self._file.flush()
+        narrow, wide = self._path, self._path.with_name(self._path.name + ".wide")
+        self._dtype = np.dtype(np.float32)
+        with narrow.open("rb") as source, wide.open("wb") as target:
+            np.lib.format.read_magic(source)
+            np.lib.format.read_array_header_1_0(source)
+            self._header(target)
+            while block := source.read(1 << 22):
+                target.write((np.frombuffer(block, np.int16) / np.float32(FULL_SCALE)).tobytes())
+        self._file.close()
+        wide.replace(narrow)
+        self._file = narrow.open("r+b")
+        self._file.seek(0, os.SEEK_END)
+
+
+def _recipe(max_seconds: float, dtype: str) -> dict[str, Any]:
+    return {"sample_rate": SAMPLE_RATE, "max_seconds": max_seconds, "resampler": RESAMPLER, "audio": dtype}
+
+
+def _identity(path: Path) -> list[Any]:
+    """What tells whether a file is still the same."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return [str(path.absolute()), -1, -1]
+    return [str(path.absolute()), stat.st_size, stat.st_mtime_ns]

@@ -1,0 +1,211 @@
+"""Labelled media as what runs are made from: decoded once, the backbone loaded anew for every run."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache.container import StrPath
+from emi.end_to_end.audio import Audio, decode_audio, open_audio
+from emi.end_to_end.export import Export
+from emi.end_to_end.model import EndToEnd
+from emi.end_to_end.processes import Processes
+from emi.end_to_end.settings import TABLE, FinetuneSettings
+from emi.end_to_end.trainer import FinetuneTrainer
+from extract.backbones import Identity, Regularisation, load_trainable
+from extract.run import make_header
+from extract.settings import SAMPLE_RATE, ExtractSettings
+from extract.sources import Source, find_media
+from train_head.augment import AugmentSettings
+from train_head.data import Split
+from train_head.errors import LabelError
+from train_head.labels import Labels
+from train_head.model import TrainedHead
+from train_head.predictor import Predictor
+from train_head.settings import TrainSettings
+from train_head.train import Inputs, read_split_labels
+
+OnDecode = Callable[[int, int, float], None]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedMedia:
+    """See `train_head.material.Material`: the rows of its splits are samples.
+
+    Attributes:
+        root: where the media are.
+        identity: the backbone.
+        own: how it is trained.
+        precision: of the matrix products.
+        processes: who shares the work.
+        targets: columns of the labels.
+        init_head: a trained head to start from.
+    """
+
+    root: StrPath
+    identity: Identity
+    own: FinetuneSettings
+    precision: str
+    processes: Processes
+    targets: tuple[str, ...]
+    init_head: TrainedHead | None = None
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """See `Material`: of the backbone before it was trained."""
+        settings = ExtractSettings(backbone=self.identity.source, max_seconds=self.own.max_seconds, dtype="float32")
+        return make_header(self.identity, settings, self.precision).fingerprint
+
+    @property
+    def row_seconds(self) -> float:
+        """See `Material`: a row is a sample."""
+        return 1 / SAMPLE_RATE
+
+    @property
+    def dim(self) -> int:
+        """See `Material`."""
+        return self.identity.dim + len(self.identity.vad_names)
+
+    @property
+    def note(self) -> str:
+        """See `Material`."""
+        learned = f"adapters of rank {self.own.lora} learned" if self.own.lora else f"frozen: {self.own.freeze}"
+        if self.own.freeze == "backbone" and not self.own.lora:
+            return "The backbone stayed as it was; the head was trained end to end on it."
+        return (
+            f"The backbone was fine-tuned with the head ({learned}; learning rate {self.own.backbone_lr:g}) and lies "
+            "in this folder: `emi extract MEDIA --cache CACHE --backbone THIS_FOLDER` gives its features."
+        )
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """See `Material`."""
+        backbone = {"source": self.identity.source, "fingerprint": dict(self.fingerprint)}
+        if self.init_head is not None:
+            backbone["head_sha256"] = _sha256(self.init_head)
+        place = str(Path(self.root).absolute())
+        return {"data": {"media": place}, TABLE: self.own.to_toml(), "backbone": backbone}
+
+    def prepare(self, folder: Path) -> None:
+        """See `Material`: nothing."""
+
+    def trainer(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> FinetuneTrainer:
+        """See `Material`.
+
+        Raises:
+            TrainSettingsError: the backbone has no such layers.
+            BackboneError: it cannot be trained, or its files do not fit.
+        """
+        own = self.own
+        regularisation = Regularisation(
+            dropout=None if own.backbone_dropout < 0 else own.backbone_dropout,
+            layerdrop=own.layerdrop,
+            spec_augment=own.spec_augment,
+            checkpointing=own.checkpointing,
+        )
+        device = self.processes.device
+        torch.manual_seed(settings.seed)  # the first draws are the head's, as in the cached mode
+        predictor = Predictor(settings, self.dim, len(self.targets))
+        if self.init_head is not None:
+            predictor.load_state_dict(self.init_head.head.state_dict())
+        backbone = load_trainable(self.identity, device, self.precision, regularisation)
+        model = EndToEnd(backbone, predictor, DTYPES[self.precision], AugmentSettings(**settings.augment))
+        return FinetuneTrainer(
+            settings,
+            own,
+            model,
+            train,
+            valid,
+            self.processes,
+            folder,
+            Export(own, self.precision),
+            standardise=settings.standardise and self.init_head is None,
+        )
+
+
+def gather_media(
+    material: DecodedMedia,
+    files: Mapping[str, StrPath],
+    audio: StrPath,
+    label_scale: float = 1.0,
+    *,
+    media_root: StrPath | None = None,
+    skip_missing: bool = False,
+    group_by: str | None = None,
+    on_decode: OnDecode | None = None,
+) -> Inputs:
+    """Read the labels, find the media, decode what is not decoded yet.
+
+    Args:
+        material: the backbone and the place of the media.
+        files: label CSVs by split.
+        audio: folder of the decoded audio; the first process writes it, and all read it.
+        label_scale: labels are divided by it.
+        media_root: see `extract.sources.find_media`.
+        skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
+        group_by: as for `train_head.train.gather_inputs`.
+        on_decode: called after each decoded clip.
+
+    Raises:
+        LabelError: a label file is wrong, or clips are missing or unreadable; says how many and names the first five.
+        MediaListError: there are no media.
+    """
+    labels = read_split_labels(files, label_scale, group_by)
+    places = {source.id: source for source in find_media(material.root, media_root)}
+    wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
+    _refuse_missing(labels, places, material.root, skip_missing)
+    sources = [places[clip] for clip in wanted if clip in places]
+    failures: dict[str, str] = {}
+    processes, own = material.processes, material.own
+    found = open_audio(audio, sources, own.max_seconds, own.audio_dtype) if processes.first else None
+    if processes.first and found is None:
+        for failure in decode_audio(audio, sources, own.max_seconds, own.audio_dtype, on_decode):
+            failures[failure.id] = f"{failure.path}, {failure.reason}"
+    failures = processes.from_first(failures)
+    readable = [source for source in sources if source.id not in failures]
+    if failures and (not skip_missing or not readable):
+        first = next(iter(failures.values()))
+        raise LabelError(
+            f"{len(failures)} of {len(sources)} clips cannot be read; the first, {first}. "
+            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing"
+        )
+    found = found or open_audio(audio, readable, own.max_seconds, own.audio_dtype)
+    if found is None:
+        raise LabelError(f"the decoded audio in {audio} is not of these media; name another folder with --audio")
+    splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
+    return Inputs(material=material, files=dict(files), labels=labels, splits=splits, group_by=group_by)
+
+
+def _split(labels: Labels, audio: Audio, skip_missing: bool) -> Split:
+    if skip_missing:
+        labels = labels.take([i for i, clip in enumerate(labels.ids) if clip in audio.starts])
+        if not len(labels):
+            raise LabelError(f"none of the clips of {labels.path} can be read")
+    starts = torch.tensor([audio.starts[clip] for clip in labels.ids])
+    lengths = torch.tensor([audio.lengths[clip] for clip in labels.ids])
+    return Split(labels, audio.samples, starts, lengths, torch.from_numpy(labels.values))
+
+
+def _refuse_missing(
+    labels: Mapping[str, Labels], places: Mapping[str, Source], root: StrPath, skip_missing: bool
+) -> None:
+    for part in labels.values():
+        missing = [part.filenames[i] for i, clip in enumerate(part.ids) if clip not in places]
+        if not missing or (skip_missing and len(missing) < len(part)):
+            continue
+        hint = f"; the media are called like {next(iter(places))!r}" if len(missing) == len(part) else ""
+        raise LabelError(
+            f"{len(missing)} of the {len(part)} clips of {part.path} are not in {root} (first: "
+            f"{', '.join(missing[:5])}){hint or '; give their folder with --media, or --skip-missing'}"
+        )
+
+
+def _sha256(head: TrainedHead) -> str:
+    from train_head.run_folder import BEST, file_sha256
+
+    with contextlib.suppress(OSError):
+        return file_sha256(head.folder / BEST)
+    return ""

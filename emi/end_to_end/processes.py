@@ -1,0 +1,87 @@
+"""The processes of one training, as torchrun or `accelerate launch` starts them; alone, a process is all of them."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+
+class Processes:
+    """Who else trains, and what they exchange.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Attributes:
+        rank: number of this process.
+        count: how many there are.
+        device: this one's own.
+    """
+
+    def __init__(self, device: str) -> None:
+        state = PartialState(cpu=device == "cpu")
+        self.rank, self.count = state.process_index, state.num_processes
+        self.device = state.device if self.count > 1 else torch.device(device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def share(self, module: nn.Module, *, unused: bool) -> nn.Module:
+        """The module with gradients that are averaged over the processes; itself where there is one.
+
+        Args:
+            module: with parameters that learn.
+            unused: whether a step may leave out some of them.
+        """
+        if self.count == 1:
+            return module
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            module, device_ids=devices, find_unused_parameters=unused, broadcast_buffers=False
+        )
+
+    def from_first(self, value: T) -> T:
+        """What the first process has."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """What each process has, by rank."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return bool(PartialState().is_main_process)
+
+
+def finite(gradients: Iterable[Tensor]) -> bool:
+    """Whether no gradient holds NaN or infinity."""
+    found = list(gradients)
+    return not found or bool(torch.isfinite(nn.utils.get_total_norm(found)))

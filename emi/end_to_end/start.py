@@ -1,0 +1,224 @@
+"""From media and label files to a finished fine-tuning: what the command line and `emi.end_to_end` call."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cache.container import StrPath
+from emi.end_to_end.media import DecodedMedia, OnDecode, gather_media
+from emi.end_to_end.processes import Processes
+from emi.end_to_end.settings import FinetuneSettings, resolve
+from extract.backbones import Identity, identify
+from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.model import TrainedHead, load_head
+from train_head.predictor import Predictor
+from train_head.protocols import Outcome, check_protocol, run_on
+from train_head.protocols.members import OnRun
+from train_head.run_folder import CONFIG
+from train_head.settings import TrainSettings, resolve_settings
+from train_head.trainer import OnEpoch
+
+AUDIO = "audio"
+"""Folder of the decoded audio within the run folder's parent, where none is named."""
+
+
+def finetune(
+    media: StrPath,
+    train: StrPath,
+    valid: StrPath | None,
+    out: StrPath,
+    settings: TrainSettings | None = None,
+    own: FinetuneSettings | None = None,
+    *,
+    backbone: str,
+    test: StrPath | None = None,
+    init_head: StrPath | None = None,
+    audio: StrPath | None = None,
+    media_root: StrPath | None = None,
+    skip_missing: bool = False,
+    group_by: str | None = None,
+    seeds: int | None = None,
+    folds: int | None = None,
+    train_on_all: bool = False,
+    on_decode: OnDecode | None = None,
+    on_run: OnRun | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Outcome:
+    """Train backbone and head together, one run or several by a protocol; called again it goes on.
+
+    Started by `torchrun` or `accelerate launch`, the processes share every step; the first one writes.
+
+    Args:
+        media: a folder, a CSV or a list, as for extraction.
+        train: label CSV of the training split.
+        valid: label CSV by which the best epoch is chosen; with folds, more clips to cut, or None.
+        out: run folder, or the folder of the runs; a finished run is a backbone for extraction as well.
+        settings: of the head and the optimizer.
+        own: of the backbone.
+        backbone: name, Hugging Face id or folder.
+        test: CSV of a third split to predict; its targets may be missing.
+        init_head: run folder of a head that was trained on this backbone's cached features, to start from.
+        audio: folder of the decoded audio, which runs may share; OUT-audio beside the run folder by default.
+        media_root: where the paths of a CSV or list start.
+        skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
+        group_by: as for `train_head.protocols.run_protocol`.
+        seeds: likewise.
+        folds: likewise.
+        train_on_all: likewise.
+        on_decode: called after each decoded clip with clips done, of how many, and its seconds.
+        on_run: called before each of several runs.
+        on_epoch: called with each epoch's record.
+
+    Raises:
+        TrainSettingsError, LabelError, BackboneError, RunFolderError, MediaListError: before the first step.
+        DivergedError: the loss is not finite.
+        FinetuneMemoryError: the memory does not suffice; says what to change.
+    """
+    check_protocol(valid is not None, seeds, folds, train_on_all)
+    settings, own = settings or TrainSettings(), own or FinetuneSettings()
+    identity = identify(backbone)
+    settings = on_this_machine(settings, identity)
+    files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
+    processes = Processes(settings.device)
+    head = load_init_head(init_head, identity, settings) if init_head is not None else None
+    material = DecodedMedia(
+        root=media,
+        identity=identity,
+        own=own,
+        precision=settings.precision,
+        processes=processes,
+        targets=_targets(train, group_by),
+        init_head=head,
+    )
+    if head is not None and head.names != material.targets:
+        raise TrainSettingsError(
+            f"{init_head} predicts {', '.join(head.names)}, and {train} has {', '.join(material.targets)}; start from "
+            "a head of the same targets, or leave out --init-head"
+        )
+    inputs = gather_media(
+        material,
+        files,
+        audio or default_audio(out),
+        settings.label_scale,
+        media_root=media_root,
+        skip_missing=skip_missing,
+        group_by=group_by,
+        on_decode=on_decode,
+    )
+    with _own_folder(processes, Path(out)) as place:
+        return run_on(
+            inputs,
+            place,
+            settings,
+            seeds=seeds,
+            folds=folds,
+            train_on_all=train_on_all,
+            on_run=on_run if processes.first else None,
+            on_epoch=on_epoch,
+        )
+
+
+def default_audio(out: StrPath) -> Path:
+    """Beside the run folder, which must be empty where a run begins."""
+    place = Path(out)
+    return place.with_name(f"{place.name}-{AUDIO}")
+
+
+def on_this_machine(settings: TrainSettings, identity: Identity) -> TrainSettings:
+    """Settle device and precision.
+
+    Raises:
+        TrainSettingsError: no such device, or the backbone does not compute in the precision asked for.
+    """
+    asked = settings.precision
+    settings = settings.on_this_machine()
+    if asked == "auto":
+        if settings.device == "cuda" and not torch.cuda.is_bf16_supported():
+            settings = replace(settings, precision="fp16")
+        if settings.precision not in identity.precisions:
+            settings = replace(settings, precision="fp32")
+    if settings.precision not in identity.precisions:
+        raise TrainSettingsError(
+            f"--precision {asked}: backbone {identity.source} computes in {', '.join(identity.precisions)} only"
+        )
+    if settings.precision == "fp16" and settings.device != "cuda":
+        raise TrainSettingsError("--precision fp16 trains on a GPU only; use fp32 or bf16 here")
+    return settings
+
+
+def resolve_with_head(
+    config: StrPath | None, init_head: StrPath | None, **overrides: Any
+) -> tuple[TrainSettings, FinetuneSettings]:
+    """Settings from a file and keywords, the head's kind and options being those of the head to start from.
+
+    Raises:
+        TrainSettingsError: see `emi.end_to_end.settings.resolve`.
+        RunFolderError: the head's folder is no run.
+    """
+    if init_head is not None and (Path(init_head) / CONFIG).is_file():
+        known = resolve_settings(Path(init_head) / CONFIG)
+        taken = {"head": known.head, "standardise": known.standardise, **known.head_options}
+        overrides = taken | {key: value for key, value in overrides.items() if value is not None}
+    return resolve(config, **overrides)
+
+
+def load_init_head(run: StrPath, identity: Identity, settings: TrainSettings) -> TrainedHead:
+    """A trained head that fits the backbone.
+
+    Raises:
+        TrainSettingsError: it was trained on other features, or is another head than the settings say.
+        RunFolderError: it is no finished run.
+    """
+    trained = load_head(run)
+    dim = trained.features["dim"]
+    if trained.transform is not None:
+        raise TrainSettingsError(
+            f"{run} was trained on derived features, which a backbone does not give; train a head on the extracted ones"
+        )
+    if (dim, tuple(trained.features["vad_names"])) != (identity.dim, identity.vad_names):
+        raise TrainSettingsError(
+            f"{run} was trained on {dim} features per frame and {len(trained.features['vad_names'])} of VAD, and "
+            f"{identity.source} gives {identity.dim} and {len(identity.vad_names)}; start from a head that was trained "
+            "on this backbone's features"
+        )
+    theirs, ours = (f.get("weights_sha256") for f in (trained.features["fingerprint"], identity.fingerprint))
+    if theirs != ours:
+        raise TrainSettingsError(
+            f"{run} was trained on features of {trained.features['fingerprint'].get('backbone')} with other weights "
+            f"than {identity.source} has; start from a head that was trained on this backbone's features"
+        )
+    if not isinstance(trained.head, Predictor):
+        raise RunFolderError(f"{run} holds several runs; name one of them, such as {Path(run) / 'seed-0'}")
+    wanted = Predictor(settings, identity.dim + len(identity.vad_names), len(trained.names))
+    if _shapes(trained.head) != _shapes(wanted):
+        raise TrainSettingsError(
+            f"{run} is another head than the settings ask for; leave out head options beside --init-head, and give a "
+            "loss with as many outputs per target"
+        )
+    return trained
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _targets(train: StrPath, group_by: str | None) -> tuple[str, ...]:
+    from train_head.labels import read_labels
+
+    return read_labels(train, check_range=False, group_by=group_by).names
+
+
+@contextlib.contextmanager
+def _own_folder(processes: Processes, out: Path) -> Iterator[Path]:
+    """The run folder for the first process, and a passing one for the others, which write what nobody reads."""
+    if processes.first:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="emi-finetune-") as name:
+        yield Path(name) / out.name

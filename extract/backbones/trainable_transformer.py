@@ -1,0 +1,142 @@
+"""wav2vec 2.0, HuBERT and WavLM with gradients: the library's own modules, fed as in extraction."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint
+from extract.backbones.protocol import Features
+from extract.backbones.speech_transformers import (
+    DTYPES,
+    RegressionHead,
+    SpeechTransformer,
+    load_encoder,
+    load_regression_head,
+)
+from extract.backbones.trainable import Regularisation, Stage
+
+_DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+
+
+class TrainableTransformer(SpeechTransformer):
+    """See `Trainable`.
+
+    Args:
+        checkpoint: what it was loaded from; `save` copies its configuration.
+        encoder: the library's model, float32.
+        head: the regression head, or None.
+        normalise: whether clips are brought to zero mean and unit variance.
+        dtype: of the matrix products.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        encoder: Any,
+        head: RegressionHead | None,
+        normalise: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(encoder, head, normalise, dtype, trained=True)
+        self._checkpoint = checkpoint
+        self._masks = bool(encoder.config.apply_spec_augment)
+
+    def forward(self, waveforms: Sequence[Tensor]) -> Features:
+        """See `Backbone`; SpecAugment leaves a batch whole whose clips are shorter than one of its spans."""
+        library: Any = self.encoder
+        if self.training and self._masks:
+            longest = max(self.num_frames(len(w)) for w in waveforms)
+            library.config.apply_spec_augment = longest > library.config.mask_time_length
+        return super().forward(waveforms)
+
+    def stages(self) -> list[Stage]:
+        """See `Trainable`."""
+        library: Any = self.encoder
+        inner, stable = library.encoder, library.config.do_stable_layer_norm
+        first: list[nn.Module] = [library.feature_projection, inner.pos_conv_embed, inner.dropout]
+        last = [inner.layer_norm] if stable else []
+        return [
+            Stage("cnn", [library.feature_extractor]),
+            Stage("projection", first if stable else [*first, inner.layer_norm]),
+            *(Stage(f"layer {i}", [layer]) for i, layer in enumerate(inner.layers, 1)),
+            Stage("output", [*last, *([self.head] if self.head is not None else [])]),
+        ]
+
+    def adapter_targets(self) -> tuple[nn.Module, list[str]]:
+        """See `Trainable`: query and value, as in the LoRA paper (Hu et al. 2021, section 4.2)."""
+        assert self.encoder is not None
+        return self.encoder, ["q_proj", "v_proj"]
+
+    def save(self, folder: Path) -> None:
+        """See `Trainable`; the regression head lies beside the encoder under `classifier.`, as audEERING's does."""
+        assert self.encoder is not None
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.encoder.state_dict().items()}
+        if self.head is not None:
+            tensors |= {f"classifier.{name}": t.detach().cpu() for name, t in self.head.state_dict().items()}
+        temporary = folder / f"{WEIGHTS[0]}.tmp"
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        config = {k: v for k, v in self._checkpoint.config.items() if k != "torch_dtype"} | {"dtype": "float32"}
+        (folder / CONFIGS[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for name in CONFIGS[1:]:
+            if (self._checkpoint.folder / name).is_file():
+                shutil.copyfile(self._checkpoint.folder / name, folder / name)
+        temporary.replace(folder / WEIGHTS[0])
+
+    def restore(self, folder: Path) -> None:
+        """See `Trainable`."""
+        assert self.encoder is not None
+        tensors = load_file(folder / WEIGHTS[0])
+        heads = {name: tensors.pop(f"classifier.{name}") for name in (self.head.state_dict() if self.head else ())}
+        self.encoder.load_state_dict(tensors)
+        if self.head is not None:
+            self.head.load_state_dict(heads)
+
+
+def load_trainable_transformer(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    precision: str,
+    regularisation: Regularisation,
+    *,
+    normalise: bool,
+    has_head: bool,
+) -> TrainableTransformer:
+    """Build the model in evaluation mode.
+
+    Args:
+        checkpoint: where the weights are.
+        device: where it will run.
+        precision: of the matrix products: "fp32", "bf16" or "fp16".
+        regularisation: what training mode changes.
+        normalise: whether clips are brought to zero mean and unit variance.
+        has_head: whether the checkpoint has audEERING's regression head.
+
+    Raises:
+        BackboneError: a weight is missing, unexpected or of another shape.
+    """
+    changed: dict[str, Any] = {
+        "layerdrop": regularisation.layerdrop,
+        "apply_spec_augment": regularisation.spec_augment,
+    }
+    if regularisation.dropout is not None:
+        changed |= dict.fromkeys(_DROPOUTS, regularisation.dropout)
+    encoder: Any = load_encoder(checkpoint, has_head=has_head, **changed)
+    if regularisation.checkpointing:
+        _checkpoint_activations(encoder)
+    head = load_regression_head(checkpoint) if has_head else None
+    return TrainableTransformer(checkpoint, encoder, head, normalise, DTYPES[precision]).eval().to(device)
+
+
+def _checkpoint_activations(encoder: Any) -> None:
+    """Under the name that transformers has for it now, or the one before."""
+    how = {"use_reentrant": False}  # the other kind loses gradients where the first stages are frozen
+    if hasattr(encoder, "activation_checkpointing_enable"):
+        encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    else:
+        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)

@@ -1,0 +1,85 @@
+"""Two processes by torchrun take the steps of one."""
+
+import csv
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from train_head.labels import read_labels
+
+LOSSES = ["mse", "0.5*ccc + 0.5*pearson"]
+
+
+def command(labelled, checkpoint, audio, out, *more):
+    files = ["--media", labelled / "audio", "--train", labelled / "train.csv", "--valid", labelled / "valid.csv"]
+    settings = ["--epochs", 2, "--batch-size", 8, "--lr", 3e-3, "--backbone-lr", 1e-3, "--backbone-dropout", 0]
+    exact = ["--precision", "fp32", "--device", "cpu", "--set", "hidden=8", "--set", "dropout=0.0"]
+    place = ["--out", out, "--backbone", checkpoint, "--audio", audio]
+    return [str(part) for part in ("finetune", *files, *place, *settings, *exact, *more)]
+
+
+def run(arguments, processes=0):
+    start = [sys.executable, "-m", "emi"]
+    if processes:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        many = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--master-port", port, "-m", "emi"]
+        start = [sys.executable, *map(str, many)]
+    done = subprocess.run([*start, *arguments], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal_runs(one, two, atol=1e-4):
+    for ours, theirs in zip(records(two), records(one), strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=atol)
+        assert ours["valid_pearson"] == pytest.approx(theirs["valid_pearson"], abs=20 * atol)
+    a, b = (read_labels(out / "predictions_valid.csv", check_range=False) for out in (one, two))
+    assert a.ids == b.ids
+    np.testing.assert_allclose(a.values, b.values, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("batch_seconds", [0, 2])
+def test_two_processes_take_the_steps_of_one(labelled, checkpoint, audio, tmp_path, loss, batch_seconds):
+    """Also where each has several pieces to compute for a step, and where one has fewer than the other."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(command(labelled, checkpoint, audio, one, "--loss", loss))
+    said = run(command(labelled, checkpoint, audio, two, "--loss", loss, "--batch-seconds", batch_seconds), 2)
+    assert_equal_runs(one, two)
+    assert said.count("epoch   1/2") == 1  # one of them speaks
+    assert said.count("run folder:") == 1
+
+
+def test_each_validation_clip_counts_once_and_a_started_run_goes_on_with_other_processes(
+    labelled, checkpoint, audio, tmp_path
+):
+    """Eleven validation clips over two processes; the run is begun by two and finished by one."""
+    with (labelled / "valid.csv").open() as file:
+        rows = list(csv.reader(file))
+    odd = tmp_path / "odd.csv"
+    with odd.open("w", newline="") as file:
+        csv.writer(file).writerows(rows[:12])
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(command(labelled, checkpoint, audio, one, "--valid", odd))
+    run([*command(labelled, checkpoint, audio, two, "--valid", odd), "--unfreeze-every", "1"], 2)
+    assert len(read_labels(two / "predictions_valid.csv", check_range=False)) == 11
+    assert records(one)[0]["frozen_stages"] == 1
+    assert [record["frozen_stages"] for record in records(two)] == [15, 14]
+    assert "nothing to do" in run([*command(labelled, checkpoint, audio, two, "--valid", odd), "--unfreeze-every", "1"])
+
+
+def test_a_protocol_of_several_runs_is_shared_too(labelled, checkpoint, audio, tmp_path):
+    out = tmp_path / "seeds"
+    run(command(labelled, checkpoint, audio, out, "--seeds", 2, "--train-on-all", "--epochs", 1), 2)
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["all", "seed-0", "seed-1"]
+    assert (out / "all" / "ensemble.toml").is_file()

@@ -1,0 +1,72 @@
+"""Killed at any step, the same command gives the same weights, to the byte."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+RUN = """
+import os, signal, sys
+import emi
+from emi.end_to_end import trainer, export
+folder, out, checkpoint, audio, where, number = sys.argv[1:]
+left = int(number)
+homes = {"step": (trainer.FinetuneTrainer, "_step"), "state": (trainer.run_folder, "save_state"),
+         "best": (trainer, "save_file"), "backbone": (export, "identify"), "head": (export, "save_file")}
+home, name = homes[where]
+original = getattr(home, name)
+def dies(*args, **more):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **more)
+if int(number) >= 0:
+    setattr(home, name, dies)
+emi.finetune(f"{folder}/audio", f"{folder}/train.csv", f"{folder}/valid.csv", out, backbone=checkpoint, audio=audio,
+             hidden=8, epochs=3, lr=3e-3, dropout=0.3, batch_size=8, batch_seconds=3.0, precision="fp32", device="cpu",
+             backbone_lr=1e-3, backbone_dropout=0.1, spec_augment=True, layerdrop=0.2, noise_snr=10.0, speed=0.1,
+             unfreeze_every=1, ema=0.9, loss="0.5*ccc + 0.5*mse", standardise=True, save_minutes=0.0)
+"""
+FILES = ("model.safetensors", "best.safetensors", "features.toml", "predictions_valid.csv")
+
+
+@pytest.fixture(scope="module")
+def go(labelled, checkpoint, audio):
+    def go(out, where="step", number=-1):
+        command = [sys.executable, "-c", RUN, labelled, out, checkpoint, audio, where, number]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=250)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(go, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "ft"
+    done = go(out)
+    assert done.returncode == 0, done.stderr
+    return {name: (out / name).read_bytes() for name in FILES} | {"losses": losses(out)}
+
+
+def losses(out):
+    import json
+
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(record["train_loss"], record["valid_pearson"], record["frozen_stages"]) for record in records]
+
+
+@pytest.mark.parametrize(
+    ("where", "numbers"),
+    [("step", [1, 3, 4]), ("step", [9]), ("state", [0, 5]), ("best", [0, 1]), ("backbone", [0]), ("head", [0])],
+)
+def test_killed_and_started_again_it_gives_the_same_bytes(go, uninterrupted, tmp_path, where, numbers):
+    out = tmp_path / "ft"
+    for number in numbers:
+        killed = go(out, where, number)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = go(out)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == uninterrupted["losses"]
+    assert {name: (out / name).read_bytes() for name in FILES} == {name: uninterrupted[name] for name in FILES}
+    assert not list(out.glob("best_so_far*"))

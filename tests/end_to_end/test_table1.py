@@ -1,0 +1,40 @@
+"""The paper's table: every row, resumed row by row."""
+
+import csv
+
+import pytest
+
+import emi
+from emi.end_to_end.table1 import ROWS
+
+SETTINGS = {"hidden": 8, "epochs": 1, "lr": 3e-3, "batch_size": 8, "seeds": 2, "device": "cpu", "backbone_lr": 1e-3}
+
+
+def test_every_row_is_run_once_and_the_papers_numbers_stand_beside(labelled, checkpoint, tmp_path, monkeypatch):
+    out, begun = tmp_path / "table", []
+    files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv", out)
+    settings = SETTINGS | {"backbone": str(checkpoint), "test": labelled / "valid.csv"}
+
+    def stop(name: str) -> None:
+        begun.append(name)
+        if name == "+ dropout":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        emi.table1(*files, **settings, on_row=stop)
+    assert not (out / "table1.csv").exists()
+    runs = []
+    found = emi.table1(*files, **settings, on_run=lambda name, _: runs.append(name), on_epoch=runs.append)
+    assert begun == [row.name for row in ROWS]
+    trained = [record for record in runs if not isinstance(record, str)]
+    assert len(trained) == 4  # two seeds, each alone and on all clips: the last row only
+    with (out / "table1.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == ["frozen, LSTM", "+ global vector", "+ unfrozen", "+ dropout"]
+    assert [row["paper_valid"] for row in rows] == ["0.262", "0.28", "0.386", "0.389"]
+    assert [row["test_on_all"] != "" for row in rows] == [False, False, True, True]
+    assert float(rows[0]["test"]) == pytest.approx(float(rows[0]["ensemble"]))  # the test file is the validation file
+    assert (out / "table1.svg").stat().st_size > 5000
+    assert found.markdown() == (out / "table1.md").read_text()
+    assert all(row["row"] in found.table() for row in rows)
+    assert emi.table1(*files, **settings).nothing_to_do
