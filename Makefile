@@ -15,6 +15,7 @@ else
   MEDIA := $(DEMO)/audio
   DEMO_READY := $(DEMO)/demo.json
   HEAD_OPTIONS ?= --config configs/demo.toml
+  FINETUNE_OPTIONS ?= --config configs/demo-finetune.toml
   SPACE ?= configs/demo-space.toml
   TRIALS ?= 24
 endif
@@ -27,16 +28,18 @@ HEAD_OPTIONS ?=
 SPACE ?= configs/space.toml
 TRIALS ?= 64
 SWEEP_OPTIONS ?=
+FINETUNE_RUN ?= $(if $(filter file,$(origin RUN)),artifacts/finetune,$(RUN))
+FINETUNE_OPTIONS ?=
 BENCH ?=
-# Which script of benchmarks/: extract, cache, scale, train_head, sweep or precision.
+# Which script of benchmarks/: extract, cache, scale, train_head, sweep, finetune or precision.
 BENCH_SCRIPT ?= extract
 
 .PHONY: help setup demo features train-head sweep finetune test test-slow lint bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
-	@echo; echo "features, train-head and sweep take MEDIA= CACHE= TRAIN= VALID= BACKBONE= RUN= HEAD_OPTIONS= SPACE= TRIALS="
-	@echo "SWEEP_OPTIONS= and fall back to demo data."
+	@echo; echo "features, train-head, sweep and finetune take MEDIA= CACHE= TRAIN= VALID= BACKBONE= RUN= HEAD_OPTIONS= SPACE="
+	@echo "TRIALS= SWEEP_OPTIONS= FINETUNE_OPTIONS= and fall back to demo data."
 
 setup: $(READY) ## make .venv with everything pinned in constraints.txt
 
@@ -65,8 +68,8 @@ train-head: features ## stage 2: CACHE, TRAIN, VALID -> RUN
 sweep: features ## many heads on CACHE, the best few again: SPACE, TRIALS, RUN
 	$(BIN)/emi sweep --cache $(CACHE) --train $(TRAIN) --valid $(VALID) --space $(SPACE) --trials $(TRIALS) --out $(SWEEP_RUN) $(SWEEP_OPTIONS)
 
-finetune: ## not in this version; CHANGELOG.md says what is
-	@echo "make $@ is not in this version of emi; see CHANGELOG.md"; exit 1
+finetune: $(READY) $(DEMO_READY) ## end to end: MEDIA, TRAIN, VALID, BACKBONE -> RUN, which is a backbone again
+	$(BIN)/emi finetune --media $(MEDIA) --train $(TRAIN) --valid $(VALID) --backbone $(BACKBONE) --out $(FINETUNE_RUN) $(FINETUNE_OPTIONS)
 
 test: $(READY) ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -79,7 +82,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale, train_head, sweep or precision; BENCH="--quick", "--json FILE", …
+bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale, train_head, sweep, finetune or precision; BENCH="--quick", "--json FILE", …
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/$(BENCH_SCRIPT).py $(BENCH)
 

@@ -1,0 +1,110 @@
+"""Decoded audio in one memory map: the very waveforms that extraction sees, and never those of another file."""
+
+import numpy as np
+import pytest
+import torch
+
+from emi.end_to_end.audio import decode_audio, open_audio, waveform
+from extract.media import decode
+from extract.sources import Source, find_media
+
+
+def write(path, samples, rate, kind="<i2"):
+    import wave
+
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype(kind).tobytes())
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two of 16 kHz, which 16 bits hold exactly, and one between them of 44.1 kHz, which they do not."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, rate in (("a", 16_000), ("b", 44_100), ("c", 16_000)):
+        write(folder / f"{name}.wav", rng.uniform(-1, 1, rate // 2), rate)
+    return folder
+
+
+def exactly(audio, source, max_seconds=12.0):
+    found = waveform(audio.samples, audio.starts[source.id], audio.lengths[source.id])
+    assert found.dtype == torch.float32
+    return np.array_equal(found.numpy(), decode(source.path, max_seconds).samples)
+
+
+@pytest.mark.parametrize(
+    ("names", "stored"),
+    [
+        ("ac", "auto", torch.int16),
+        ("abc", "auto", torch.float32),
+        ("bca", "auto", torch.float32),
+        ("b", "auto", torch.float32),
+    ],
+)
+def test_every_clip_is_what_extraction_decodes(clips, tmp_path, names, stored):
+    sources = [Source(name, clips / f"{name}.wav") for name in names]
+    assert decode_audio(tmp_path / "audio", sources, 12.0) == []
+    audio = open_audio(tmp_path / "audio", sources, 12.0)
+    assert audio.samples.dtype == stored
+    assert all(exactly(audio, source) for source in sources)
+    assert len(audio.samples) == sum(audio.lengths.values())
+
+
+def test_int16_rounds_what_it_cannot_hold(clips, tmp_path):
+    sources = find_media(clips)
+    decode_audio(tmp_path / "audio", sources, 12.0, "int16")
+    audio = open_audio(tmp_path / "audio", sources, 12.0, "int16")
+    assert audio.samples.dtype == torch.int16
+    found = waveform(audio.samples, audio.starts["b"], audio.lengths["b"]).numpy()
+    expected = np.clip(decode(clips / "b.wav").samples, -1, 32767 / 32768)
+    assert 0 < np.abs(found - expected).max() <= 0.5 / 32768
+    assert open_audio(tmp_path / "audio", sources, 12.0, "auto") is None
+
+
+def test_the_cut_is_that_of_extraction(clips, tmp_path):
+    sources = find_media(clips)
+    decode_audio(tmp_path / "audio", sources, 0.3)
+    audio = open_audio(tmp_path / "audio", sources, 0.3)
+    assert set(audio.lengths.values()) == {4800}
+    assert all(exactly(audio, source, 0.3) for source in sources)
+    assert open_audio(tmp_path / "audio", sources, 0.4) is None
+
+
+def test_a_changed_new_or_renamed_file_is_decoded_again(clips, tmp_path):
+    sources = find_media(clips)
+    decode_audio(tmp_path / "audio", sources, 12.0)
+    assert open_audio(tmp_path / "audio", sources[:2], 12.0) is not None  # a part of them is there too
+    write(clips / "d.wav", np.zeros(100), 16_000)
+    assert open_audio(tmp_path / "audio", find_media(clips), 12.0) is None
+    write(clips / "a.wav", np.zeros(8000), 16_000)
+    assert open_audio(tmp_path / "audio", sources, 12.0) is None
+    (clips / "a.wav").unlink()
+    assert open_audio(tmp_path / "audio", sources, 12.0) is None
+
+
+def test_a_decoding_that_was_broken_off_leaves_no_map(clips, tmp_path):
+    sources, seen = find_media(clips), []
+
+    def stop(done, total, seconds):
+        seen.append((done, total))
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode_audio(tmp_path / "audio", sources, 12.0, on_progress=stop)
+    assert open_audio(tmp_path / "audio", sources, 12.0) is None
+    assert seen == [(1, 3), (2, 3)]
+
+
+def test_unreadable_clips_are_listed_and_the_others_are_there(clips, tmp_path):
+    (clips / "b.wav").write_bytes(b"")
+    sources = find_media(clips)
+    (failure,) = decode_audio(tmp_path / "audio", sources, 12.0)
+    assert (failure.id, failure.reason) == ("b", "is empty (0 bytes)")
+    audio = open_audio(tmp_path / "audio", [s for s in sources if s.id != "b"], 12.0)
+    assert list(audio.starts) == ["a", "c"]
+    assert (tmp_path / "audio" / "failures.csv").is_file()

@@ -1,0 +1,209 @@
+"""Memory settings change no gradient, and what learns is what the settings say."""
+
+import numpy as np
+import pytest
+import torch
+
+from emi.end_to_end.audio import waveform
+from emi.end_to_end.batches import cut
+from emi.end_to_end.depth import Depth
+from emi.end_to_end.media import DecodedMedia, gather_media
+from emi.end_to_end.processes import Processes
+from emi.end_to_end.settings import FinetuneSettings, resolve
+from emi.end_to_end.start import on_this_machine
+from emi.end_to_end.waveforms import WaveformAugment
+from extract.backbones import Regularisation, identify, load_trainable
+
+
+@pytest.fixture
+def start(labelled, checkpoint, audio, tmp_path):
+    """A trainer before its first step."""
+
+    def start(**settings):
+        both = {
+            "hidden": 8,
+            "batch_size": 28,
+            "precision": "fp32",
+            "device": "cpu",
+            "backbone_dropout": 0.0,
+            "dropout": 0.0,
+        }
+        resolved, own = resolve(None, **both | settings)
+        identity = identify(str(checkpoint))
+        material = DecodedMedia(
+            root=labelled / "audio",
+            identity=identity,
+            own=own,
+            precision="fp32",
+            processes=Processes("cpu"),
+            targets=("Joy", "Calm"),
+        )
+        files = {"train": labelled / "train.csv", "valid": labelled / "valid.csv"}
+        inputs = gather_media(material, files, audio)
+        return material.trainer(on_this_machine(resolved, identity), inputs.splits["train"], None, tmp_path)
+
+    return start
+
+
+def gradients(trainer):
+    """Of one step over all clips."""
+    seen = {}
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: seen.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+    )
+    trainer.run_epoch(1)
+    return seen
+
+
+@pytest.mark.parametrize("loss", ["mse", "0.7*ccc + 0.3*pearson", "balanced_mse"])
+@pytest.mark.parametrize(
+    "change", [{"batch_seconds": 3.0}, {"checkpointing": True}, {"batch_seconds": 1.0, "checkpointing": True}]
+)
+def test_memory_settings_leave_the_gradients(start, loss, change):
+    whole = gradients(start(loss=loss, freeze="none", batch_seconds=100.0))
+    pieces = gradients(start(loss=loss, freeze="none", **{"batch_seconds": 100.0} | change))
+    assert whole.keys() == pieces.keys()
+    assert any("feature_extractor" in name for name in whole)
+    largest = max(gradient.abs().max() for gradient in whole.values())
+    for name, gradient in whole.items():
+        torch.testing.assert_close(pieces[name], gradient, rtol=2e-3, atol=2e-5 * float(largest))
+
+
+def test_weighted_labels_are_weighted_over_the_whole_batch(start):
+    whole, pieces = (gradients(start(weighting="lds", batch_seconds=s)) for s in (100.0, 3.0))
+    for name, gradient in whole.items():
+        torch.testing.assert_close(pieces[name], gradient, rtol=2e-3, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_loss_of_the_whole_batch(start, tiny, checkpoint, labelled):
+    """The oracle: transformers on one clip at a time, one graph, the same head."""
+    trainer = start(freeze="none", loss="ccc", batch_seconds=4.0)
+    library, vad = tiny.save_audeering(checkpoint)
+    head = trainer.model.predictor
+    from extract.media import decode
+
+    outputs = []
+    for name in trainer.train.labels.ids:
+        samples = decode(labelled / "audio" / f"{name}.wav").samples
+        samples = torch.from_numpy((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7))
+        frames = library(samples.unsqueeze(0)).last_hidden_state
+        frames = torch.cat([frames, vad(frames)], dim=2)
+        outputs.append(head.outputs(frames, torch.tensor([frames.shape[1]])))
+    loss = trainer.objective(torch.cat(outputs), trainer.train.targets)
+    names = [name for name, _ in library.named_parameters()]
+    slopes = torch.autograd.grad(loss, list(library.parameters()), allow_unused=True)
+    expected = {name: slope for name, slope in zip(names, slopes, strict=True) if slope is not None}
+    found = gradients(trainer)
+    for name, gradient in expected.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(found[f"backbone.encoder.{name}"], gradient, rtol=5e-3, atol=1e-4 * scale + 1e-7)
+
+
+@pytest.fixture
+def backbone(checkpoint):
+    return load_trainable(identify(str(checkpoint)), torch.device("cpu"), "fp32", Regularisation())
+
+
+def learning(backbone, depth, epoch):
+    depth.arrange(epoch)
+    return [s.name for s in depth.stages if any(p.requires_grad for m in s.modules for p in m.parameters())]
+
+
+@pytest.mark.parametrize(
+    ("freeze", "frozen", "first"),
+    [
+        ("none", 0, "cnn"),
+        ("cnn", 1, "projection"),
+        ("layers:0", 2, "layer 1"),
+        ("layers:10", 12, "layer 11"),
+        ("backbone", 15, None),
+    ],
+)
+def test_what_is_frozen_has_neither_gradients_nor_dropout(backbone, freeze, frozen, first):
+    depth = Depth(backbone, FinetuneSettings(freeze=freeze))
+    found = learning(backbone, depth, 1)
+    assert depth.never == frozen
+    assert (found[0] if found else None) == first
+    for i, stage in enumerate(depth.stages):
+        assert all(module.training == (i >= frozen) for part in stage.modules for module in part.modules())
+    named = sum(p.numel() for group in depth.groups(0.1) for p in group["params"])
+    assert named == sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+
+
+def test_stages_thaw_from_the_top(backbone):
+    depth = Depth(backbone, FinetuneSettings(freeze="layers:9", unfreeze_every=2))
+    found = [learning(backbone, depth, epoch) for epoch in (1, 2, 3, 5, 7, 9, 30)]
+    assert found == [
+        [],
+        [],
+        ["output"],
+        ["layer 12", "output"],
+        ["layer 11", "layer 12", "output"],
+        ["layer 10", "layer 11", "layer 12", "output"],
+        ["layer 10", "layer 11", "layer 12", "output"],
+    ]
+
+
+def test_learning_rates_fall_with_depth_and_vectors_are_not_decayed(backbone):
+    depth = Depth(backbone, FinetuneSettings(freeze="layers:11", backbone_lr=1e-3, layer_decay=0.5))
+    groups = depth.groups(0.1)
+    assert [(group["peak"], group["weight_decay"]) for group in groups] == [
+        (5e-4, 0.1),
+        (5e-4, 0),
+        (1e-3, 0.1),
+        (1e-3, 0),
+    ]
+    assert all((p.ndim > 1) == (group["weight_decay"] > 0) for group in groups for p in group["params"])
+
+
+def test_pieces_hold_every_clip_once_and_processes_meet_as_often():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        count, processes = int(rng.integers(1, 40)), int(rng.integers(1, 5))
+        rows = rng.permutation(1000)[:count].tolist()
+        samples = rng.integers(1, 200_000, count).tolist()
+        spread = cut(rows, samples, float(rng.uniform(0.1, 60)), processes)
+        assert len(spread) == processes
+        assert len({len(mine) for mine in spread}) == 1
+        pieces = [piece for mine in spread for piece in mine if piece.counts]
+        assert sorted(row for piece in pieces for row in piece.rows) == sorted(rows)
+        assert all(rows[at] == row for piece in pieces for row, at in zip(piece.rows, piece.places, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"noise_snr": 10.0}, {"gain_db": 6.0}, {"speed": 0.1}])
+def test_waveforms_change_as_asked_and_repeat_with_the_seed(settings):
+    augment = WaveformAugment(FinetuneSettings(**settings))
+    samples = torch.sin(torch.arange(16_000) / 20)
+    draws = [augment(samples, torch.Generator().manual_seed(seed)) for seed in range(30)]
+    again = [augment(samples, torch.Generator().manual_seed(seed)) for seed in range(30)]
+    assert all(torch.equal(a, b) for a, b in zip(draws, again, strict=True))
+    if "speed" in settings:
+        assert {len(draw) for draw in draws} == {16_000, 17_778, 14_546}  # 16,000 / 0.9 and / 1.1, rounded up
+    elif "gain_db" in settings:
+        gains = torch.tensor([20 * torch.log10(draw.norm() / samples.norm()) for draw in draws])
+        assert gains.abs().max() <= 6
+        assert gains.min() < -3 < 3 < gains.max()
+    else:
+        snr = [20 * torch.log10(samples.norm() / (draw - samples).norm()) for draw in draws]
+        assert 9 < min(snr) < 15 < 25 < max(snr) < 31
+
+
+def test_a_lack_of_memory_says_what_helps(start, monkeypatch):
+    from emi.end_to_end.memory import FinetuneMemoryError
+
+    trainer = start(batch_seconds=40.0)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.model.backbone, "forward", full)
+    with pytest.raises(
+        FinetuneMemoryError, match=r"no memory for 40 s .*--batch-seconds 20 takes 50 %.*--checkpointing"
+    ):
+        trainer.run_epoch(1)
+
+
+def test_waveform_of_the_map_is_a_copy():
+    samples = torch.zeros(10)
+    waveform(samples, 2, 3).add_(1)
+    assert not samples.any()
