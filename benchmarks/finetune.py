@@ -190,6 +190,7 @@ def ours(folder: Path, options: argparse.Namespace, *, checkpointing: bool = Fal
     """(b) and (c): the trainer's own steps, on what `emi finetune` gives it."""
     import torch
 
+    from cache.machine import keep_freed_memory
     from emi.end_to_end.media import DecodedMedia, gather_media
     from emi.end_to_end.processes import Processes
     from emi.end_to_end.settings import resolve
@@ -197,6 +198,8 @@ def ours(folder: Path, options: argparse.Namespace, *, checkpointing: bool = Fal
     from extract.backbones import identify
 
     identity = identify(str(folder / "checkpoint"))
+    if options.device != "cuda":
+        keep_freed_memory()
     settings, own = resolve(
         None,
         freeze=options.freeze,

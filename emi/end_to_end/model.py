@@ -29,33 +29,41 @@ class EndToEnd(nn.Module):
         self.predictor = predictor
         self._dtype, self._changes = dtype, changes or AugmentSettings()
 
-    def frames(self, waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def frames(self, clips: Sequence[Tensor], samples: Sequence[int] = (), below: int = 0) -> tuple[Tensor, Tensor]:
         """What the head sees.
 
         Args:
-            waveforms: (samples,) float32 each, 16 kHz, not normalised.
+            clips: (samples,) float32 each, 16 kHz, not normalised; or what the backbone's lowest stages gave of them.
+            samples: where these are such outputs, the samples of each clip.
+            below: of how many stages.
 
         Returns:
             (batch, frames, dim) float32 zero-padded, time-major in memory as in the cached mode; (batch,) lengths.
         """
-        features = self.backbone(waveforms)
+        features = self.backbone.above(clips, samples, below) if below else self.backbone(clips)
         rows = features.frames if features.vad is None else torch.cat([features.frames, features.vad], dim=1)
         lengths = torch.tensor(features.lengths, device=rows.device)
         padded = nn.utils.rnn.pad_sequence(list(rows.float().split(list(features.lengths))))  # (frames, batch, dim)
         return padded.transpose(0, 1), lengths
 
-    def forward(self, waveforms: Sequence[Tensor], generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        clips: Sequence[Tensor],
+        samples: Sequence[int] = (),
+        below: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """(batch, targets * columns per target) float32; in training with a generator the frames are augmented."""
-        frames, lengths = self.frames(waveforms)
+        frames, lengths = self.frames(clips, samples, below)
         if generator is not None:
             nothing = frames.new_zeros(len(lengths), 0)
             frames, lengths, _ = augment(frames, lengths, nothing, self._changes, generator)
         with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
             return self.predictor.outputs(frames, lengths)
 
-    def predict(self, waveforms: Sequence[Tensor]) -> Tensor:
+    def predict(self, clips: Sequence[Tensor], samples: Sequence[int] = (), below: int = 0) -> Tensor:
         """(batch, targets) float32 intensities, not clipped to [0, 1]."""
-        frames, lengths = self.frames(waveforms)
+        frames, lengths = self.frames(clips, samples, below)
         with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
             values: Tensor = self.predictor(frames, lengths)
         return values

@@ -38,6 +38,8 @@ class FinetuneSettings:
             same numbers.
         batch_seconds: audio (clips x longest clip) that goes through the backbone at once; 0 chooses. It sets the
             memory, and without dropout no number: gradients are those of `batch_size` clips.
+        remember: keep on disk, for the time of the run, what the frozen bottom of the backbone gives of each clip, so
+            that it is computed once; where waveforms are not augmented, and the disk has room.
         max_seconds: what is kept of each clip.
         audio_dtype: how decoded audio is kept: "auto", 16-bit where that loses nothing (16 kHz PCM) and else float32;
             or "int16", rounded to 16 bits always.
@@ -57,6 +59,7 @@ class FinetuneSettings:
     lora: int = 0
     checkpointing: bool = False
     batch_seconds: float = 0.0
+    remember: bool = True
     max_seconds: float = 12.0
     audio_dtype: str = "auto"
     save_minutes: float = 10.0

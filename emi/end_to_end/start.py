@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cache.container import StrPath
+from cache.machine import keep_freed_memory
 from emi.end_to_end.media import DecodedMedia, OnDecode, gather_media
 from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import FinetuneSettings, resolve
@@ -84,6 +85,8 @@ def finetune(
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
     identity = identify(backbone)
     settings = on_this_machine(settings, identity)
+    if settings.device == "cpu":
+        keep_freed_memory()
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     processes = Processes(settings.device)
     head = load_init_head(init_head, identity, settings) if init_head is not None else None

@@ -29,6 +29,7 @@ from emi.end_to_end.audio import waveform
 from emi.end_to_end.batches import Piece, cut
 from emi.end_to_end.depth import Depth
 from emi.end_to_end.export import Export
+from emi.end_to_end.frozen import FrozenOutputs, fits_on_disk
 from emi.end_to_end.memory import advise
 from emi.end_to_end.model import EndToEnd
 from emi.end_to_end.processes import Processes, finite
@@ -42,7 +43,9 @@ from train_head.losses import build_objective, compares_clips
 from train_head.metrics import evaluate
 from train_head.settings import TrainSettings
 
-BEST_SO_FAR = "best_so_far.safetensors"
+BEST_SO_FAR, FROZEN = "best_so_far.safetensors", "frozen.bin"
+WIDEST = 1024
+"""Numbers per frame for which room on the disk is asked."""
 
 
 class FinetuneTrainer(Course):
@@ -96,6 +99,8 @@ class FinetuneTrainer(Course):
         self._progress: dict[str, Any] = {"epoch": 0}
         self._exported = False
         self._shared: nn.Module = model
+        self._below: int = model.backbone.remembers(min(self.depth.never, 2) if own.lora else self.depth.never)
+        self._frozen: FrozenOutputs | None = None
 
     @property
     def evaluated(self) -> EndToEnd:
@@ -108,8 +113,17 @@ class FinetuneTrainer(Course):
         """Audio that goes through the backbone at once."""
         return self.own.batch_seconds or (120.0 if self.processes.device.type == "cuda" else 24.0)
 
+    def _open_frozen(self) -> FrozenOutputs | None:
+        """The file of what the frozen stages give, where there are any, always the same, and the disk has room."""
+        if not (self._below and self.own.remember) or self._augment is not None:
+            return None
+        splits = (self.train, self.valid)
+        frames = [self.model.backbone.num_frames(n) for s in splits if s is not None for n in s.lengths.tolist()]
+        return FrozenOutputs(self._place / FROZEN) if fits_on_disk(self._place, frames, WIDEST) else None
+
     def restore(self) -> None:
         """Take up the state that the folder holds, if any; measure the features where there is none."""
+        self._frozen = self._open_frozen()
         state = self.processes.from_first(run_folder.load_state(self.folder) if self.folder is not None else None)
         if state is None:
             self._fit_standardisation()
@@ -139,6 +153,9 @@ class FinetuneTrainer(Course):
                 (self.folder / BEST_SO_FAR).unlink()
             self._exported = True
             self.processes.wait()
+        if self._frozen is not None:
+            self._frozen.remove()
+            self._frozen = None
 
     def load_best(self) -> None:
         """Take the weights that the run kept."""
@@ -211,7 +228,7 @@ class FinetuneTrainer(Course):
             for piece in pieces:
                 if piece.counts:
                     with advise(self):
-                        values = model.predict(self._waveforms(split, piece.rows))
+                        values = model.predict(*self._inputs(split, piece.rows))
                     found.append((piece.rows, values.float().cpu().numpy()))
         parts = [part for parts in self.processes.gather(found) for part in parts]
         out = np.empty((len(split), self.train.targets.shape[1]), np.float32)
@@ -297,10 +314,31 @@ class FinetuneTrainer(Course):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002  # SpecAugment of transformers draws from it
         noise = torch.Generator().manual_seed(seed)
-        waveforms = self._waveforms(self.train, piece.rows, noise)
+        clips = self._inputs(self.train, piece.rows, noise)
         generator = torch.Generator(self.processes.device).manual_seed(seed)
-        outputs: Tensor = self._shared(waveforms, generator)
+        outputs: Tensor = self._shared(*clips, generator)
         return outputs
+
+    def _inputs(
+        self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None
+    ) -> tuple[list[Tensor], list[int], int]:
+        """What the model takes of some clips: waveforms, or the outputs of the frozen stages and the clips' samples."""
+        if not self._below:
+            return self._waveforms(split, rows, noise), [], 0
+        starts, samples = split.starts[list(rows)].tolist(), split.lengths[list(rows)].tolist()
+        found = [None if self._frozen is None else self._frozen.get(start) for start in starts]
+        missing = [i for i, output in enumerate(found) if output is None]
+        if missing:
+            waveforms = self._waveforms(split, [rows[i] for i in missing], noise)
+            with torch.no_grad():
+                fresh = self.model.backbone.below(waveforms, self._below)
+            for i, output in zip(missing, fresh, strict=True):
+                found[i] = output
+                if self._frozen is not None:
+                    self._frozen.put(starts[i], output)
+            samples = samples if self._augment is None else [len(w) for w in waveforms]
+        outputs = [output.to(self.processes.device, non_blocking=True) for output in found if output is not None]
+        return outputs, samples, self._below
 
     def _waveforms(self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None) -> list[Tensor]:
         at = torch.as_tensor(rows)
@@ -329,7 +367,7 @@ class FinetuneTrainer(Course):
         with torch.no_grad():
             for piece in pieces:
                 with advise(self):
-                    frames, lengths = self.model.frames(self._waveforms(self.train, piece.rows))
+                    frames, lengths = self.model.frames(*self._inputs(self.train, piece.rows))
                 yield from (clip[:n].cpu() for clip, n in zip(frames, lengths.tolist(), strict=True))
 
     def _kept_of(self, model: nn.Module) -> dict[str, Tensor]:

@@ -101,7 +101,12 @@ class SpeechTransformer(nn.Module):
         """See `Backbone`."""
         lengths = [self.num_frames(len(w)) for w in waveforms]
         prepared = [self._prepare(w) for w in waveforms]
-        frames = self._packed(prepared)[0] if self._packed else self._encode_padded(prepared, lengths)
+        return self._features(
+            self._packed(prepared)[0] if self._packed else self._encode_padded(prepared, lengths), lengths
+        )
+
+    def _features(self, frames: Tensor, lengths: list[int]) -> Features:
+        """With VAD where there is a head."""
         if self.head is None:
             return Features(frames, lengths)
         means = torch.stack([clip.mean(dim=0) for clip in frames.split(lengths)])
@@ -115,30 +120,35 @@ class SpeechTransformer(nn.Module):
 
     def _encode_padded(self, waveforms: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
         """(total frames, dim) float32, by the library."""
-        assert self.encoder is not None
         out: list[Tensor] = [torch.empty(0)] * len(waveforms)
-        for group in self._groups(waveforms):
-            sizes = torch.tensor([len(waveforms[i]) for i in group], device=waveforms[0].device)
+        for group in self._groups([len(w) for w in waveforms]):
             batch = nn.utils.rnn.pad_sequence([waveforms[i] for i in group], batch_first=True)  # (clips, samples)
-            mask = None
-            if bool((sizes != batch.shape[1]).any()):
-                mask = (torch.arange(batch.shape[1], device=batch.device) < sizes[:, None]).long()
-            with (
-                torch.autocast(batch.device.type, self._dtype, enabled=self._dtype != torch.float32),
-                warnings.catch_warnings(),
-            ):
-                warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")  # WavLM, transformers 5.23
-                hidden = self.encoder(batch, attention_mask=mask).last_hidden_state  # (clips, frames, dim)
+            hidden = self._run_library(batch, [len(waveforms[i]) for i in group])  # (clips, frames, dim)
             for row, i in enumerate(group):
                 out[i] = hidden[row, : lengths[i]].float()
         return torch.cat(out)
 
-    def _groups(self, waveforms: Sequence[Tensor]) -> list[list[int]]:
-        """Indices that may share one padded batch."""
+    def _run_library(self, batch: Tensor, samples: Sequence[int]) -> Tensor:
+        """(clips, frames, dim) of a padded batch, of which so many samples are valid in each clip."""
+        assert self.encoder is not None
+        mask = None
+        if len(set(samples)) > 1:
+            sizes = torch.tensor(samples, device=batch.device)
+            mask = (torch.arange(max(samples), device=batch.device) < sizes[:, None]).long()
+        with (
+            torch.autocast(batch.device.type, self._dtype, enabled=self._dtype != torch.float32),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")  # WavLM, transformers 5.23
+            hidden: Tensor = self.encoder(batch, attention_mask=mask).last_hidden_state
+        return hidden
+
+    def _groups(self, samples: Sequence[int]) -> list[list[int]]:
+        """Indices of clips that may share one padded batch."""
         if self._maskable:
-            return [list(range(len(waveforms)))]
-        order = sorted(range(len(waveforms)), key=lambda i: len(waveforms[i]))
-        return [list(group) for _, group in itertools.groupby(order, key=lambda i: len(waveforms[i]))]
+            return [list(range(len(samples)))]
+        order = sorted(range(len(samples)), key=lambda i: samples[i])
+        return [list(group) for _, group in itertools.groupby(order, key=lambda i: samples[i])]
 
 
 def _keep_in_float32(module: nn.Module) -> None:

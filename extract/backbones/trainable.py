@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from extract.backbones.protocol import Backbone, Identity
+from extract.backbones.protocol import Backbone, Features, Identity
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,15 @@ class Trainable(Backbone, Protocol):
 
     def stages(self) -> list[Stage]:
         """From the waveform up; "layer N" are those that `--freeze layers:N` counts."""
+
+    def remembers(self, stages: int) -> int:
+        """Of so many frozen stages from the bottom, how many `below` can compute once and for all; 0 for none."""
+
+    def below(self, waveforms: "Sequence[Tensor]", stages: int) -> "list[Tensor]":
+        """(frames, width) float32 of each clip, out of the first so many stages; the same in any batch."""
+
+    def above(self, frames: "Sequence[Tensor]", samples: Sequence[int], stages: int) -> Features:
+        """The rest, on what `below` gave of clips of so many samples each."""
 
     def adapter_targets(self) -> "tuple[nn.Module, list[str]]":
         """The module that low-rank adapters go into, and the ends of the names of the linear layers they go beside."""

@@ -1,8 +1,9 @@
 """wav2vec 2.0, HuBERT and WavLM with gradients: the library's own modules, fed as in extraction."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,49 @@ class TrainableTransformer(SpeechTransformer):
             Stage("output", [*last, *([self.head] if self.head is not None else [])]),
         ]
 
+    def remembers(self, stages: int) -> int:
+        """See `Trainable`; WavLM's layers share what the first computes, so only its convolutions can be left out."""
+        library: Any = self.encoder
+        if library.config.model_type == "wavlm" or (self._masks and stages > 1):
+            return min(stages, 1)
+        return min(stages, len(self.stages()) - 1)
+
+    def below(self, waveforms: Sequence[Tensor], stages: int) -> list[Tensor]:
+        """See `Trainable`."""
+        prepared = [self._prepare(w) for w in waveforms]
+        lengths = [self.num_frames(len(w)) for w in waveforms]
+        library: Any = self.encoder
+        inner = library.encoder
+        last = {"layer_norm": nn.Identity()} if library.config.do_stable_layer_norm else {}
+        if stages > 1:
+            with _evaluating(self), _replaced(inner, layers=inner.layers[: stages - 2], **last):
+                return list(self._encode_padded(prepared, lengths).split(lengths))
+        with _evaluating(self), _replaced(library, feature_projection=_Same(library.config), encoder=_Frames()):
+            return list(self._encode_padded(prepared, lengths).split(lengths))
+
+    def above(self, frames: Sequence[Tensor], samples: Sequence[int], stages: int) -> Features:
+        """See `Trainable`."""
+        library: Any = self.encoder
+        inner = library.encoder
+        lengths = [self.num_frames(n) for n in samples]
+        needed = [max(n, self._receptive_field) for n in samples]
+        outer: dict[str, nn.Module] = {"feature_extractor": _Transposed()}
+        within: dict[str, nn.Module] = {}
+        if stages > 1:
+            outer["feature_projection"] = _Same(library.config)
+            within = {"pos_conv_embed": _Zeros(), "layers": inner.layers[stages - 2 :]}
+            within |= {} if library.config.do_stable_layer_norm else {"layer_norm": nn.Identity()}
+        if self.training and self._masks:
+            library.config.apply_spec_augment = max(lengths) > library.config.mask_time_length
+        out: list[Tensor] = [torch.empty(0)] * len(frames)
+        with _replaced(library, **outer), _replaced(inner, **within):
+            for group in self._groups(needed):
+                batch = nn.utils.rnn.pad_sequence([frames[i] for i in group], batch_first=True)
+                hidden = self._run_library(batch, [needed[i] for i in group])
+                for row, i in enumerate(group):
+                    out[i] = hidden[row, : lengths[i]].float()
+        return self._features(torch.cat(out), lengths)
+
     def adapter_targets(self) -> tuple[nn.Module, list[str]]:
         """See `Trainable`: query and value, as in the LoRA paper (Hu et al. 2021, section 4.2)."""
         assert self.encoder is not None
@@ -96,6 +140,65 @@ class TrainableTransformer(SpeechTransformer):
         self.encoder.load_state_dict(tensors)
         if self.head is not None:
             self.head.load_state_dict(heads)
+
+
+class _Transposed(nn.Module):
+    """In place of the convolutions: frames that they gave before."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return frames.transpose(1, 2)
+
+
+class _Same(nn.Module):
+    """In place of the projection: what it is given, in the form that the library expects."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self._alone = config.model_type == "hubert"
+
+    def forward(self, frames: Tensor) -> Any:
+        return frames if self._alone else (frames, frames)
+
+
+class _Zeros(nn.Module):
+    """In place of the positions, which the frames have already."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return torch.zeros_like(frames)
+
+
+class _Frames(nn.Module):
+    """In place of the transformer: its input."""
+
+    def forward(self, frames: Tensor, **_: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        return BaseModelOutput(last_hidden_state=frames)
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without anything that is drawn at random, for a while; each part is then in the mode that it was in."""
+    before = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
+
+
+@contextlib.contextmanager
+def _replaced(parent: Any, **children: nn.Module) -> Iterator[None]:
+    """Other modules in the place of a model's own, for a while."""
+    before = {name: getattr(parent, name) for name in children}
+    for name, child in children.items():
+        setattr(parent, name, child)
+    try:
+        yield
+    finally:
+        for name, child in before.items():
+            setattr(parent, name, child)
 
 
 def load_trainable_transformer(

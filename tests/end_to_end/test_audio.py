@@ -39,10 +39,10 @@ def exactly(audio, source, max_seconds=12.0):
 @pytest.mark.parametrize(
     ("names", "stored"),
     [
-        ("ac", "auto", torch.int16),
-        ("abc", "auto", torch.float32),
-        ("bca", "auto", torch.float32),
-        ("b", "auto", torch.float32),
+        ("ac", torch.int16),
+        ("abc", torch.float32),
+        ("bca", torch.float32),
+        ("b", torch.float32),
     ],
 )
 def test_every_clip_is_what_extraction_decodes(clips, tmp_path, names, stored):

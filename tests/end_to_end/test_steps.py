@@ -7,6 +7,7 @@ import torch
 from emi.end_to_end.audio import waveform
 from emi.end_to_end.batches import cut
 from emi.end_to_end.depth import Depth
+from emi.end_to_end.frozen import FrozenOutputs
 from emi.end_to_end.media import DecodedMedia, gather_media
 from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import FinetuneSettings, resolve
@@ -196,7 +197,7 @@ def test_a_lack_of_memory_says_what_helps(start, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.model.backbone, "forward", full)
+    monkeypatch.setattr(trainer.model.backbone, "above", full)
     with pytest.raises(
         FinetuneMemoryError, match=r"no memory for 40 s .*--batch-seconds 20 takes 50 %.*--checkpointing"
     ):
@@ -207,3 +208,75 @@ def test_waveform_of_the_map_is_a_copy():
     samples = torch.zeros(10)
     waveform(samples, 2, 3).add_(1)
     assert not samples.any()
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["wav2vec2 layer", "wav2vec2 group", "hubert layer", "hubert group", "wavlm layer"])
+def test_below_and_above_make_the_whole(tiny, tmp_path, kind, stages):
+    """Of clips in other company below than above, some shorter than one frame."""
+    name, norm = kind.split()
+    tiny.model(name, **(tiny.layer_norm if norm == "layer" else {})).save_pretrained(tmp_path)
+    tiny.save_preprocessor(tmp_path)
+    identity = identify(str(tmp_path))
+    backbone = load_trainable(identity, torch.device("cpu"), "fp32", Regularisation(dropout=0.0, layerdrop=0.5))
+    stages = backbone.remembers(stages)
+    assert stages == 1 or name != "wavlm"
+    generator = torch.Generator().manual_seed(0)
+    clips = [torch.randn(n, generator=generator) for n in (9000, 16_000, 300, 9000, 4000)]
+    samples = [len(clip) for clip in clips]
+    with torch.no_grad():
+        whole = backbone(clips)
+        parts = [backbone.below(clips[:2], stages), backbone.below(clips[2:], stages)]
+        again = backbone.above([*parts[0], *parts[1]], samples, stages)
+        torch.testing.assert_close(again.frames, whole.frames, rtol=0, atol=2e-5)
+        assert list(again.lengths) == list(whole.lengths)
+        backbone.train()  # what is below is the same in training, and nothing of the model is left replaced
+        torch.testing.assert_close(backbone.below(clips, stages)[1], parts[0][1], rtol=0, atol=2e-5)
+        assert all(part.training for part in backbone.modules())
+        torch.testing.assert_close(backbone.eval()(clips).frames, whole.frames, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("freeze", ["cnn", "layers:5", "backbone"])
+def test_remembering_what_is_frozen_changes_no_gradient(start, freeze):
+    settings = {"freeze": freeze, "loss": "ccc", "batch_seconds": 3.0}
+    trainer = start(**settings)
+    trainer.restore()
+    once = gradients(trainer)
+    again = gradients(start(remember=False, **settings))
+    assert once.keys() == again.keys()
+    for name, gradient in again.items():
+        torch.testing.assert_close(once[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_each_clip_goes_through_the_frozen_stages_once(start):
+    trainer = start(freeze="layers:5", epochs=3)
+    trainer.restore()
+    seen = []
+    below = trainer.model.backbone.below
+    trainer.model.backbone.below = lambda clips, stages: (seen.append(len(clips)), below(clips, stages))[1]
+    for epoch in (1, 2, 3):
+        trainer.run_epoch(epoch)
+    assert sum(seen) == len(trainer.train)
+
+
+def test_a_torn_or_damaged_entry_is_computed_again(tmp_path):
+    path = tmp_path / "frozen.bin"
+    kept = FrozenOutputs(path)
+    outputs = {start: torch.randn(5, 3) for start in (0, 100, 200)}
+    for start, output in outputs.items():
+        kept.put(start, output)
+    content = bytearray(path.read_bytes())
+    content[-70] ^= 1  # in the last entry's numbers
+    path.write_bytes(bytes(content[:-4]))  # and it is torn
+    again = FrozenOutputs(path)
+    assert torch.equal(again.get(0), outputs[0])
+    assert torch.equal(again.get(100), outputs[100])
+    assert again.get(200) is None
+    again.put(200, outputs[200])
+    assert torch.equal(FrozenOutputs(path).get(200), outputs[200])
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(bytes(content))
+    damaged = FrozenOutputs(path)
+    assert damaged.get(0) is None
+    assert torch.equal(damaged.get(100), outputs[100])

@@ -1,0 +1,83 @@
+"""What the frozen bottom of a backbone gives, computed once for each clip and kept on disk.
+
+Frozen stages compute the same of a clip in every epoch. Their output is written behind the others' into one file per
+process, with a checksum, as the clips come by for the first time; a run that was killed goes on with what is there, to
+the byte, since a clip's first batch is the same in both.
+"""
+
+import os
+import shutil
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import torch
+from torch import Tensor
+
+_HEADER = struct.Struct("<qqqI")
+"""First sample of the clip in the audio map, frames, width, CRC-32C of the bytes that follow."""
+FREE_SHARE = 2
+"""The disk must have so many times the room that the file will take."""
+
+
+class FrozenOutputs:
+    """A growing file of (frames, width) float32 by clip.
+
+    Args:
+        path: continued where it is there; a torn end is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._places: dict[int, tuple[int, int, int, int]] = {}
+        path.touch()
+        self._end = self._read_headers()
+        os.truncate(path, self._end)
+
+    def get(self, start: int) -> Tensor | None:
+        """(frames, width) of the clip that begins at a sample, or None where it is not there or not whole."""
+        if start not in self._places:
+            return None
+        at, frames, width, crc = self._places[start]
+        with self._path.open("rb") as file:
+            file.seek(at)
+            content = file.read(4 * frames * width)
+        if google_crc32c.value(content) != crc:  # the machine lost power before the disk had it
+            del self._places[start]
+            return None
+        return torch.frombuffer(bytearray(content), dtype=torch.float32).view(frames, width)
+
+    def put(self, start: int, output: Tensor) -> None:
+        """Keep the output of a clip."""
+        array = np.ascontiguousarray(output.detach().cpu().numpy(), dtype=np.float32)
+        content = array.tobytes()
+        crc = google_crc32c.value(content)
+        with self._path.open("ab") as file:
+            file.write(_HEADER.pack(start, *array.shape, crc) + content)
+        self._places[start] = (self._end + _HEADER.size, *array.shape, crc)
+        self._end += _HEADER.size + len(content)
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self._path.unlink(missing_ok=True)
+
+    def _read_headers(self) -> int:
+        """Fill the index; where the last whole entry ends."""
+        size, end = self._path.stat().st_size, 0
+        with self._path.open("rb") as file:
+            while end + _HEADER.size <= size:
+                file.seek(end)
+                start, frames, width, crc = _HEADER.unpack(file.read(_HEADER.size))
+                at, length = end + _HEADER.size, 4 * frames * width
+                if frames <= 0 or width <= 0 or at + length > size:
+                    break
+                self._places[start] = (at, frames, width, crc)
+                end = at + length
+        return end
+
+
+def fits_on_disk(folder: Path, frames: Sequence[int], width: int) -> bool:
+    """Whether the outputs of clips with so many frames leave room on the folder's disk."""
+    return shutil.disk_usage(folder).free > FREE_SHARE * 4 * sum(frames) * width
