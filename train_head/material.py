@@ -38,6 +38,9 @@ class Training(Protocol):
     def load_best(self) -> None:
         """Take the weights that the run kept."""
 
+    def known(self, predictions: Path) -> NDArray[np.float32] | None:
+        """What is in a file of predictions that need not be computed again, or None."""
+
     def predict(self, split: Split) -> NDArray[np.float32]:
         """(clips, targets) intensities, in the order of the split."""
 

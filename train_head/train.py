@@ -262,13 +262,19 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
 
 def write_run_predictions(trainer: Training, splits: Mapping[str, Split], folder: Path) -> dict[str, Report]:
     """Predict the validation and test splits, those there are, with the weights that the run kept."""
-    trainer.load_best()
-    names = splits["train"].labels.names
+    names, loaded = splits["train"].labels.names, False
     reports: dict[str, Report] = {}
     for name in ("valid", "test"):
-        if name in splits:
+        if name not in splits:
+            continue
+        path = folder / f"predictions_{name}.csv"
+        values = trainer.known(path)
+        if values is None:
+            if not loaded:
+                trainer.load_best()
+                loaded = True
             values = trainer.predict(splits[name])
-            write_predictions(folder / f"predictions_{name}.csv", splits[name].labels, names, values)
-            if splits[name].labels.names:
-                reports[name] = evaluate(values, splits[name].labels.values, names)
+            write_predictions(path, splits[name].labels, names, values)
+        if splits[name].labels.names:
+            reports[name] = evaluate(values, splits[name].labels.values, names)
     return reports

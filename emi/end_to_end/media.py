@@ -142,7 +142,8 @@ def gather_media(
     Args:
         material: the backbone and the place of the media.
         files: label CSVs by split.
-        audio: folder of the decoded audio; the first process writes it, and all read it.
+        audio: folder of the decoded audio; the first process writes it, and all read it. Machines that do not see
+            that folder decode for themselves.
         label_scale: labels are divided by it.
         media_root: see `extract.sources.find_media`.
         skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
@@ -172,6 +173,12 @@ def gather_media(
             f"{len(failures)} of {len(sources)} clips cannot be read; the first, {first}. "
             f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing"
         )
+    found = found or open_audio(audio, readable, own.max_seconds, own.audio_dtype)
+    if (
+        found is None and processes.first_here and not processes.first
+    ):  # a machine that does not see the first one's disk
+        decode_audio(audio, readable, own.max_seconds, own.audio_dtype)
+    processes.wait()
     found = found or open_audio(audio, readable, own.max_seconds, own.audio_dtype)
     if found is None:
         raise LabelError(f"the decoded audio in {audio} is not of these media; name another folder with --audio")

@@ -21,12 +21,14 @@ class Processes:
     Attributes:
         rank: number of this process.
         count: how many there are.
+        first_here: whether it is the first of this machine.
         device: this one's own.
     """
 
     def __init__(self, device: str) -> None:
         state = PartialState(cpu=device == "cpu")
         self.rank, self.count = state.process_index, state.num_processes
+        self.first_here = bool(state.is_local_main_process)
         self.device = state.device if self.count > 1 else torch.device(device)
 
     @property

@@ -1,10 +1,7 @@
 """The loop of end-to-end training: any number of processes, pieces that fit into memory, exact resume at every step.
 
-One step is the gradient of the loss over `batch_size` clips, however many of them fit into memory at once and however
-many processes share them. A loss that is a mean over clips is the weighted mean of the pieces' losses. One that
-compares clips (CCC, Pearson) is computed from the outputs of all pieces together, and its gradient by those outputs
-sent back through each piece, which is computed a second time for it (Gao et al. 2021, "Scaling deep contrastive
-learning batch size under memory limited setup"): a third more time than keeping all, and the same numbers.
+One step is the gradient of the loss over `batch_size` clips (`gradients`), however many of them fit into memory at once
+and however many processes share them.
 
 What is drawn at random in a piece follows from the run's seed and the numbers of epoch, step and piece alone. So a run
 that was killed at any step and started again takes the same steps as one that was not.
@@ -13,8 +10,7 @@ that was killed at any step and started again takes the same steps as one that w
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +21,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from emi.end_to_end.audio import waveform
 from emi.end_to_end.batches import Piece, cut
+from emi.end_to_end.clips import FROZEN, ClipInputs
 from emi.end_to_end.depth import Depth
 from emi.end_to_end.export import Export
-from emi.end_to_end.frozen import FrozenOutputs, fits_on_disk
+from emi.end_to_end.gradients import Gradients
 from emi.end_to_end.memory import advise
 from emi.end_to_end.model import EndToEnd
 from emi.end_to_end.processes import Processes, finite
 from emi.end_to_end.settings import FinetuneSettings
-from emi.end_to_end.waveforms import WaveformAugment
 from train_head import run_folder
 from train_head.course import Course, OnEpoch, Record, epoch_seed, learning_rate
 from train_head.data import Split, shuffled_batches
 from train_head.errors import RunFolderError
-from train_head.losses import build_objective, compares_clips
+from train_head.labels import read_labels
+from train_head.losses import build_objective
 from train_head.metrics import evaluate
 from train_head.settings import TrainSettings
 
-BEST_SO_FAR, FROZEN = "best_so_far.safetensors", "frozen.bin"
-WIDEST = 1024
-"""Numbers per frame for which room on the disk is asked."""
+BEST_SO_FAR = "best_so_far.safetensors"
 
 
 class FinetuneTrainer(Course):
@@ -91,16 +85,15 @@ class FinetuneTrainer(Course):
         self.averaged: AveragedModel | None = None
         if settings.ema:
             self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        self.objective = build_objective(settings.loss, settings.weighting, train.targets).to(processes.device)
-        self._is_mean_over_clips = settings.weighting == "none" and not compares_clips(settings.loss)
+        objective = build_objective(settings.loss, settings.weighting, train.targets).to(processes.device)
         self.scaler = torch.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
-        self._augment = WaveformAugment(own) if own.augments else None
+        self._gradients = Gradients(settings, objective, self.scaler, processes)
+        below: int = model.backbone.remembers(min(self.depth.never, 2) if own.lora else self.depth.never)
+        self._inputs = ClipInputs(model.backbone, below, own, processes.device)
         self._frames = torch.tensor([model.backbone.num_frames(n) for n in train.lengths.tolist()])
         self._progress: dict[str, Any] = {"epoch": 0}
-        self._exported = False
+        self._exported = self._was_exported = False
         self._shared: nn.Module = model
-        self._below: int = model.backbone.remembers(min(self.depth.never, 2) if own.lora else self.depth.never)
-        self._frozen: FrozenOutputs | None = None
 
     @property
     def evaluated(self) -> EndToEnd:
@@ -113,25 +106,22 @@ class FinetuneTrainer(Course):
         """Audio that goes through the backbone at once."""
         return self.own.batch_seconds or (120.0 if self.processes.device.type == "cuda" else 24.0)
 
-    def _open_frozen(self) -> FrozenOutputs | None:
-        """The file of what the frozen stages give, where there are any, always the same, and the disk has room."""
-        if not (self._below and self.own.remember) or self._augment is not None:
-            return None
-        splits = (self.train, self.valid)
-        frames = [self.model.backbone.num_frames(n) for s in splits if s is not None for n in s.lengths.tolist()]
-        return FrozenOutputs(self._place / FROZEN) if fits_on_disk(self._place, frames, WIDEST) else None
-
     def restore(self) -> None:
         """Take up the state that the folder holds, if any; measure the features where there is none."""
-        self._frozen = self._open_frozen()
         state = self.processes.from_first(run_folder.load_state(self.folder) if self.folder is not None else None)
+        self._exported = bool(state and state.get("exported"))
+        if self._exported:
+            for name in (BEST_SO_FAR, FROZEN):
+                (self._place / name).unlink(missing_ok=True)
+        else:
+            self._inputs.remember(self._place, [s for s in (self.train, self.valid) if s is not None])
         if state is None:
             self._fit_standardisation()
             return
         self.history = state["history"]
         if self.folder is not None:
             run_folder.write_history(self.folder, self.history)
-        self._exported = state.get("exported", False)
+        self._was_exported = self._exported
         if self._exported:
             return
         self._load_kept(self.model, state["model"])
@@ -153,9 +143,7 @@ class FinetuneTrainer(Course):
                 (self.folder / BEST_SO_FAR).unlink()
             self._exported = True
             self.processes.wait()
-        if self._frozen is not None:
-            self._frozen.remove()
-            self._frozen = None
+        self._inputs.forget()
 
     def load_best(self) -> None:
         """Take the weights that the run kept."""
@@ -164,6 +152,11 @@ class FinetuneTrainer(Course):
         if self.processes.count > 1:
             state = self.processes.from_first({k: v.cpu() for k, v in self.evaluated.state_dict().items()})
             self.evaluated.load_state_dict(state)
+
+    def known(self, predictions: Path) -> NDArray[np.float32] | None:
+        """What a run that was finished before has predicted already."""
+        there = self._was_exported and self.folder is not None and predictions.is_file()
+        return self.processes.from_first(read_labels(predictions, check_range=False).values if there else None)
 
     def run_epoch(self, number: int) -> Record:
         """Train one epoch, counted from 1, and validate."""
@@ -251,10 +244,13 @@ class FinetuneTrainer(Course):
         self.optimizer.zero_grad(set_to_none=True)
         samples = self.train.lengths[rows].tolist()
         mine = cut(rows, samples, self.piece_seconds, self.processes.count)[self.processes.rank]
-        seeds = [epoch_seed(self.settings.seed, epoch, step, piece.number) for piece in mine]
+        targets = self.train.targets[rows].to(self.processes.device)
+
+        def outputs(piece: Piece) -> Tensor:
+            return self._outputs(piece, epoch_seed(self.settings.seed, epoch, step, piece.number))
+
         with advise(self):
-            gradients = self._by_clips if self._is_mean_over_clips else self._by_batch
-            value = gradients(rows, list(zip(mine, seeds, strict=True)))
+            value = self._gradients(self._shared, mine, outputs, targets)
         if not math.isfinite(value):
             raise self._no_number(f"the loss became {value}", epoch, rows)
         learned = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -268,47 +264,6 @@ class FinetuneTrainer(Course):
             self.averaged.update_parameters(self.model)
         return value
 
-    def _by_clips(self, rows: list[int], mine: Sequence[tuple[Piece, int]]) -> float:
-        """Gradients of a loss that is a mean over clips: piece by piece."""
-        total = torch.zeros((), device=self.processes.device)
-        for i, (piece, seed) in enumerate(mine):
-            with self._meeting(last=i == len(mine) - 1):
-                share = len(piece.rows) / len(rows) if piece.counts else 0.0
-                loss = share * self.objective(self._outputs(piece, seed), self._targets(piece.rows))
-                self._backward(loss)
-            total += loss.detach()
-        return float(self.processes.sum(total))
-
-    def _by_batch(self, rows: list[int], mine: Sequence[tuple[Piece, int]]) -> float:
-        """Gradients of a loss that compares clips: through the outputs of all pieces together."""
-        alone = len(mine) == 1
-        first: list[Tensor] = []
-        with nullcontext() if alone else torch.no_grad():
-            first = [self._outputs(piece, seed) for piece, seed in mine]
-        parts = [
-            (piece.places, out.detach().cpu()) for (piece, _), out in zip(mine, first, strict=True) if piece.counts
-        ]
-        everything = first[0].detach().new_empty(len(rows), first[0].shape[1])
-        for places, out in (part for found in self.processes.gather(parts) for part in found):
-            everything[list(places)] = out.to(everything.device)
-        everything.requires_grad_(True)
-        loss = self.objective(everything, self._targets(rows))
-        (slope,) = torch.autograd.grad(loss, everything)
-        for i, (piece, seed) in enumerate(mine):
-            with self._meeting(last=i == len(mine) - 1):
-                out = first[0] if alone else self._outputs(piece, seed)
-                ours = slope[list(piece.places)] * (1.0 if piece.counts else 0.0)
-                self._backward((out * ours).sum())
-        return float(loss.detach())
-
-    def _backward(self, loss: Tensor) -> None:
-        """Gradients are averaged over the processes, and each has computed its share of a sum."""
-        self.scaler.scale(loss * self.processes.count).backward()
-
-    def _meeting(self, *, last: bool) -> Any:
-        """Processes exchange gradients once a step."""
-        return nullcontext() if last or self.processes.count == 1 else self._shared.no_sync()  # type: ignore[operator]
-
     def _outputs(self, piece: Piece, seed: int) -> Tensor:
         """(clips, columns) of a piece, with what is drawn for it."""
         torch.manual_seed(seed)
@@ -318,38 +273,6 @@ class FinetuneTrainer(Course):
         generator = torch.Generator(self.processes.device).manual_seed(seed)
         outputs: Tensor = self._shared(*clips, generator)
         return outputs
-
-    def _inputs(
-        self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None
-    ) -> tuple[list[Tensor], list[int], int]:
-        """What the model takes of some clips: waveforms, or the outputs of the frozen stages and the clips' samples."""
-        if not self._below:
-            return self._waveforms(split, rows, noise), [], 0
-        starts, samples = split.starts[list(rows)].tolist(), split.lengths[list(rows)].tolist()
-        found = [None if self._frozen is None else self._frozen.get(start) for start in starts]
-        missing = [i for i, output in enumerate(found) if output is None]
-        if missing:
-            waveforms = self._waveforms(split, [rows[i] for i in missing], noise)
-            with torch.no_grad():
-                fresh = self.model.backbone.below(waveforms, self._below)
-            for i, output in zip(missing, fresh, strict=True):
-                found[i] = output
-                if self._frozen is not None:
-                    self._frozen.put(starts[i], output)
-            samples = samples if self._augment is None else [len(w) for w in waveforms]
-        outputs = [output.to(self.processes.device, non_blocking=True) for output in found if output is not None]
-        return outputs, samples, self._below
-
-    def _waveforms(self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None) -> list[Tensor]:
-        at = torch.as_tensor(rows)
-        places = zip(split.starts[at].tolist(), split.lengths[at].tolist(), strict=True)
-        clips = [waveform(split.frames, start, length) for start, length in places]
-        if self._augment is not None and noise is not None:
-            clips = [self._augment(clip, noise) for clip in clips]
-        return [clip.to(self.processes.device, non_blocking=True) for clip in clips]
-
-    def _targets(self, rows: Sequence[int]) -> Tensor:
-        return self.train.targets[list(rows)].to(self.processes.device)
 
     def _fit_standardisation(self) -> None:
         """From the training frames of the backbone as it is at the start."""

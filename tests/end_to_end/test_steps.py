@@ -14,6 +14,7 @@ from emi.end_to_end.settings import FinetuneSettings, resolve
 from emi.end_to_end.start import on_this_machine
 from emi.end_to_end.waveforms import WaveformAugment
 from extract.backbones import Regularisation, identify, load_trainable
+from train_head.losses import build_objective
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_the_gradient_is_that_of_the_loss_of_the_whole_batch(start, tiny, checkp
         frames = library(samples.unsqueeze(0)).last_hidden_state
         frames = torch.cat([frames, vad(frames)], dim=2)
         outputs.append(head.outputs(frames, torch.tensor([frames.shape[1]])))
-    loss = trainer.objective(torch.cat(outputs), trainer.train.targets)
+    loss = build_objective("ccc", "none", trainer.train.targets)(torch.cat(outputs), trainer.train.targets)
     names = [name for name, _ in library.named_parameters()]
     slopes = torch.autograd.grad(loss, list(library.parameters()), allow_unused=True)
     expected = {name: slope for name, slope in zip(names, slopes, strict=True) if slope is not None}

@@ -1,0 +1,75 @@
+"""What the model takes of some clips: their waveforms, or what the frozen stages have given of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from emi.end_to_end.audio import waveform
+from emi.end_to_end.frozen import FrozenOutputs, fits_on_disk
+from emi.end_to_end.settings import FinetuneSettings
+from emi.end_to_end.waveforms import WaveformAugment
+from extract.backbones import Trainable
+from train_head.data import Split
+
+FROZEN = "frozen.bin"
+WIDEST = 1024
+"""Numbers per frame for which room on the disk is asked."""
+
+
+class ClipInputs:
+    """Makes a model's inputs out of decoded audio.
+
+    Args:
+        backbone: its frozen stages are computed here, the others by the model.
+        below: how many stages are frozen for good and can be computed apart; 0 gives waveforms.
+        settings: how waveforms are augmented, and whether outputs are kept.
+        device: where the inputs are to be.
+    """
+
+    def __init__(self, backbone: Trainable, below: int, settings: FinetuneSettings, device: torch.device) -> None:
+        self._backbone, self._below, self._settings, self._device = backbone, below, settings, device
+        self._augment = WaveformAugment(settings) if settings.augments else None
+        self._frozen: FrozenOutputs | None = None
+
+    def remember(self, folder: Path, splits: Sequence[Split]) -> None:
+        """Keep outputs in a folder from now on, where they are always the same and its disk has room for the splits."""
+        if self._below and self._settings.remember and self._augment is None:
+            frames = [self._backbone.num_frames(n) for split in splits for n in split.lengths.tolist()]
+            if fits_on_disk(folder, frames, WIDEST):
+                self._frozen = FrozenOutputs(folder / FROZEN)
+
+    def forget(self) -> None:
+        """Delete what was kept."""
+        if self._frozen is not None:
+            self._frozen.remove()
+            self._frozen = None
+
+    def __call__(
+        self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None
+    ) -> tuple[list[Tensor], list[int], int]:
+        """The arguments of `EndToEnd.frames` for some clips of a split; augmented where noise is given."""
+        if not self._below:
+            return self._waveforms(split, rows, noise), [], 0
+        starts, samples = split.starts[list(rows)].tolist(), split.lengths[list(rows)].tolist()
+        found = [None if self._frozen is None else self._frozen.get(start) for start in starts]
+        missing = [i for i, output in enumerate(found) if output is None]
+        if missing:
+            waveforms = self._waveforms(split, [rows[i] for i in missing], noise)
+            with torch.no_grad():
+                fresh = self._backbone.below(waveforms, self._below)
+            for i, clip, output in zip(missing, waveforms, fresh, strict=True):
+                found[i], samples[i] = output, len(clip)
+                if self._frozen is not None:
+                    self._frozen.put(starts[i], output)
+        outputs = [output.to(self._device, non_blocking=True) for output in found if output is not None]
+        return outputs, samples, self._below
+
+    def _waveforms(self, split: Split, rows: Sequence[int], noise: torch.Generator | None) -> list[Tensor]:
+        at = torch.as_tensor(rows)
+        places = zip(split.starts[at].tolist(), split.lengths[at].tolist(), strict=True)
+        clips = [waveform(split.frames, start, length) for start, length in places]
+        if self._augment is not None and noise is not None:
+            clips = [self._augment(clip, noise) for clip in clips]
+        return [clip.to(self._device, non_blocking=True) for clip in clips]
