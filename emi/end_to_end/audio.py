@@ -6,13 +6,15 @@ which file (path, size and time of change) it is. 16-bit integers where they hol
 that extraction sees.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import google_crc32c
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,11 +43,20 @@ class Audio:
         samples: (total samples,) int16 or float32, read-only by convention.
         starts: by clip id, where it begins.
         lengths: by clip id, its samples.
+        checksums: by clip id, CRC-32C of what was decoded, as float32.
+        failures: the clips that could not be read.
     """
 
     samples: Tensor
     starts: Mapping[str, int]
     lengths: Mapping[str, int]
+    checksums: Mapping[str, int]
+    failures: Sequence[Failure]
+
+    def sha256(self, clips: Iterable[str]) -> str:
+        """What tells the audio of some clips from any other."""
+        lines = (f"{clip} {self.lengths[clip]} {self.checksums[clip]}\n" for clip in clips)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def waveform(samples: Tensor, start: int, length: int) -> Tensor:
@@ -64,14 +75,17 @@ def open_audio(folder: StrPath, sources: Sequence[Source], max_seconds: float, d
     wanted = _recipe(max_seconds, dtype)
     if index.get("recipe") != wanted or not (place / SAMPLES).is_file():
         return None
-    clips: dict[str, Any] = index["clips"]
-    if any(clips.get(source.id, {}).get("file") != _identity(source.path) for source in sources):
+    clips, failed = index["clips"], index["failures"]
+    known = {**failed, **clips}
+    if any(known.get(source.id, {}).get("file") != _identity(source.path) for source in sources):
         return None
     samples = np.load(place / SAMPLES, mmap_mode="c")  # copy on write: torch knows no read-only arrays
     return Audio(
         torch.from_numpy(samples),
         {clip: entry["start"] for clip, entry in clips.items()},
         {clip: entry["samples"] for clip, entry in clips.items()},
+        {clip: entry["crc32c"] for clip, entry in clips.items()},
+        [Failure(s.id, str(s.path), failed[s.id]["reason"]) for s in sources if s.id in failed],
     )
 
 
@@ -81,7 +95,7 @@ def decode_audio(
     max_seconds: float,
     dtype: str = "auto",
     on_progress: Callable[[int, int, float], None] | None = None,
-) -> list[Failure]:
+) -> None:
     """Decode the clips into the folder's memory map, which replaces what is there once it is whole.
 
     Args:
@@ -91,8 +105,7 @@ def decode_audio(
         dtype: "auto" or "int16"; see `FinetuneSettings.audio_dtype`.
         on_progress: called after each clip with clips done, of how many, and its seconds.
 
-    Returns:
-        The clips that cannot be read, which are listed in failures.csv beside it; the map holds the others.
+    Clips that cannot be read are listed in failures.csv beside it; the map holds the others.
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -104,16 +117,16 @@ def decode_audio(
                 failures.append(decoded)
             else:
                 entry = {"start": arena.total, "samples": len(decoded.samples), "file": _identity(source.path)}
+                clips[source.id] = entry | {"crc32c": google_crc32c.value(decoded.samples.tobytes())}
                 arena.append(decoded.samples)
-                clips[source.id] = entry
             if on_progress:
                 on_progress(done, len(sources), 0.0 if isinstance(decoded, Failure) else decoded.seconds)
     (place / INDEX).unlink(missing_ok=True)  # an old index never stands beside new samples
     os.replace(place / f"{SAMPLES}.tmp", place / SAMPLES)
-    content = json.dumps({"recipe": _recipe(max_seconds, dtype), "clips": clips})
+    failed = {f.id: {"file": _identity(Path(f.path)), "reason": f.reason} for f in failures}
+    content = json.dumps({"recipe": _recipe(max_seconds, dtype), "clips": clips, "failures": failed})
     write_atomically(place / INDEX, content.encode())
-    write_failures(str(place / SAMPLES), failures, set(clips))
-    return failures
+    write_failures(str(place / SAMPLES), failures, {*clips, *failed})
 
 
 def _decoded(sources: Sequence[Source], max_seconds: float):  # type: ignore[no-untyped-def]

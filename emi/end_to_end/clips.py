@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from emi.end_to_end.audio import waveform
-from emi.end_to_end.frozen import FrozenOutputs, fits_on_disk
+from emi.end_to_end.frozen import FrozenOutputs, fits_on_disk, hash_of
 from emi.end_to_end.settings import FinetuneSettings
 from emi.end_to_end.waveforms import WaveformAugment
 from extract.backbones import Trainable
@@ -50,26 +50,26 @@ class ClipInputs:
         self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None
     ) -> tuple[list[Tensor], list[int], int]:
         """The arguments of `EndToEnd.frames` for some clips of a split; augmented where noise is given."""
+        clips = self._decoded(split, rows, noise)
         if not self._below:
-            return self._waveforms(split, rows, noise), [], 0
-        starts, samples = split.starts[list(rows)].tolist(), split.lengths[list(rows)].tolist()
-        found = [None if self._frozen is None else self._frozen.get(start) for start in starts]
+            return [clip.to(self._device, non_blocking=True) for clip in clips], [], 0
+        names = [hash_of(clip) if self._frozen is not None else b"" for clip in clips]
+        found = [None if self._frozen is None else self._frozen.get(name) for name in names]
         missing = [i for i, output in enumerate(found) if output is None]
         if missing:
-            waveforms = self._waveforms(split, [rows[i] for i in missing], noise)
             with torch.no_grad():
-                fresh = self._backbone.below(waveforms, self._below)
-            for i, clip, output in zip(missing, waveforms, fresh, strict=True):
-                found[i], samples[i] = output, len(clip)
+                fresh = self._backbone.below([clips[i].to(self._device) for i in missing], self._below)
+            for i, output in zip(missing, fresh, strict=True):
+                found[i] = output
                 if self._frozen is not None:
-                    self._frozen.put(starts[i], output)
+                    self._frozen.put(names[i], output)
         outputs = [output.to(self._device, non_blocking=True) for output in found if output is not None]
-        return outputs, samples, self._below
+        return outputs, [len(clip) for clip in clips], self._below
 
-    def _waveforms(self, split: Split, rows: Sequence[int], noise: torch.Generator | None) -> list[Tensor]:
+    def _decoded(self, split: Split, rows: Sequence[int], noise: torch.Generator | None) -> list[Tensor]:
         at = torch.as_tensor(rows)
         places = zip(split.starts[at].tolist(), split.lengths[at].tolist(), strict=True)
         clips = [waveform(split.frames, start, length) for start, length in places]
         if self._augment is not None and noise is not None:
             clips = [self._augment(clip, noise) for clip in clips]
-        return [clip.to(self._device, non_blocking=True) for clip in clips]
+        return clips

@@ -5,6 +5,7 @@ process, with a checksum, as the clips come by for the first time; a run that wa
 the byte, since a clip's first batch is the same in both.
 """
 
+import hashlib
 import os
 import shutil
 import struct
@@ -16,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_HEADER = struct.Struct("<qqqI")
-"""First sample of the clip in the audio map, frames, width, CRC-32C of the bytes that follow."""
+_HEADER = struct.Struct("<16sqqI")
+"""Hash of the clip's samples, frames, width, CRC-32C of the bytes that follow."""
 FREE_SHARE = 2
 """The disk must have so many times the room that the file will take."""
 
@@ -31,32 +32,32 @@ class FrozenOutputs:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._places: dict[int, tuple[int, int, int, int]] = {}
+        self._places: dict[bytes, tuple[int, int, int, int]] = {}
         path.touch()
         self._end = self._read_headers()
         os.truncate(path, self._end)
 
-    def get(self, start: int) -> Tensor | None:
-        """(frames, width) of the clip that begins at a sample, or None where it is not there or not whole."""
-        if start not in self._places:
+    def get(self, clip: bytes) -> Tensor | None:
+        """(frames, width) of a clip by its hash, or None where it is not there or not whole."""
+        if clip not in self._places:
             return None
-        at, frames, width, crc = self._places[start]
+        at, frames, width, crc = self._places[clip]
         with self._path.open("rb") as file:
             file.seek(at)
             content = file.read(4 * frames * width)
         if google_crc32c.value(content) != crc:  # the machine lost power before the disk had it
-            del self._places[start]
+            del self._places[clip]
             return None
         return torch.frombuffer(bytearray(content), dtype=torch.float32).view(frames, width)
 
-    def put(self, start: int, output: Tensor) -> None:
+    def put(self, clip: bytes, output: Tensor) -> None:
         """Keep the output of a clip."""
         array = np.ascontiguousarray(output.detach().cpu().numpy(), dtype=np.float32)
         content = array.tobytes()
         crc = google_crc32c.value(content)
         with self._path.open("ab") as file:
-            file.write(_HEADER.pack(start, *array.shape, crc) + content)
-        self._places[start] = (self._end + _HEADER.size, *array.shape, crc)
+            file.write(_HEADER.pack(clip, *array.shape, crc) + content)
+        self._places[clip] = (self._end + _HEADER.size, *array.shape, crc)
         self._end += _HEADER.size + len(content)
 
     def remove(self) -> None:
@@ -69,13 +70,18 @@ class FrozenOutputs:
         with self._path.open("rb") as file:
             while end + _HEADER.size <= size:
                 file.seek(end)
-                start, frames, width, crc = _HEADER.unpack(file.read(_HEADER.size))
+                clip, frames, width, crc = _HEADER.unpack(file.read(_HEADER.size))
                 at, length = end + _HEADER.size, 4 * frames * width
                 if frames <= 0 or width <= 0 or at + length > size:
                     break
-                self._places[start] = (at, frames, width, crc)
+                self._places[clip] = (at, frames, width, crc)
                 end = at + length
         return end
+
+
+def hash_of(waveform: Tensor) -> bytes:
+    """What tells one clip from another, wherever it lies: a hash of its samples."""
+    return hashlib.blake2b(waveform.contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def fits_on_disk(folder: Path, frames: Sequence[int], width: int) -> bool:

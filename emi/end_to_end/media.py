@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class DecodedMedia:
         processes: who shares the work.
         targets: columns of the labels.
         init_head: a trained head to start from.
+        audio_sha256: of the decoded clips, once they are.
     """
 
     root: StrPath
@@ -53,6 +54,7 @@ class DecodedMedia:
     processes: Processes
     targets: tuple[str, ...]
     init_head: TrainedHead | None = None
+    audio_sha256: str = ""
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -87,7 +89,8 @@ class DecodedMedia:
         if self.init_head is not None:
             backbone["head_sha256"] = _sha256(self.init_head)
         place = str(Path(self.root).absolute())
-        return {"data": {"media": place}, TABLE: self.own.to_toml(), "backbone": backbone}
+        data = {"media": place, "audio_sha256": self.audio_sha256}
+        return {"data": data, TABLE: self.own.to_toml(), "backbone": backbone}
 
     def prepare(self, folder: Path) -> None:
         """See `Material`: nothing."""
@@ -159,30 +162,27 @@ def gather_media(
     wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
     _refuse_missing(labels, places, material.root, skip_missing)
     sources = [places[clip] for clip in wanted if clip in places]
-    failures: dict[str, str] = {}
     processes, own = material.processes, material.own
-    found = open_audio(audio, sources, own.max_seconds, own.audio_dtype) if processes.first else None
-    if processes.first and found is None:
-        for failure in decode_audio(audio, sources, own.max_seconds, own.audio_dtype, on_decode):
-            failures[failure.id] = f"{failure.path}, {failure.reason}"
-    failures = processes.from_first(failures)
-    readable = [source for source in sources if source.id not in failures]
-    if failures and (not skip_missing or not readable):
-        first = next(iter(failures.values()))
-        raise LabelError(
-            f"{len(failures)} of {len(sources)} clips cannot be read; the first, {first}. "
-            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing"
-        )
-    found = found or open_audio(audio, readable, own.max_seconds, own.audio_dtype)
-    if (
-        found is None and processes.first_here and not processes.first
-    ):  # a machine that does not see the first one's disk
-        decode_audio(audio, readable, own.max_seconds, own.audio_dtype)
+    how = (audio, sources, own.max_seconds, own.audio_dtype)
+    if processes.first and open_audio(*how) is None:
+        decode_audio(*how, on_decode)
     processes.wait()
-    found = found or open_audio(audio, readable, own.max_seconds, own.audio_dtype)
+    found = open_audio(*how)
+    if found is None and processes.first_here and not processes.first:  # a machine without the first one's disk
+        decode_audio(*how)
+    processes.wait()
+    found = found or open_audio(*how)
     if found is None:
         raise LabelError(f"the decoded audio in {audio} is not of these media; name another folder with --audio")
+    if found.failures and (not skip_missing or len(found.failures) == len(sources)):
+        first = found.failures[0]
+        raise LabelError(
+            f"{len(found.failures)} of {len(sources)} clips cannot be read; the first, {first.path}, {first.reason}. "
+            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing"
+        )
     splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
+    used = sorted({clip for split in splits.values() for clip in split.labels.ids})
+    material = replace(material, audio_sha256=found.sha256(used))
     return Inputs(material=material, files=dict(files), labels=labels, splits=splits, group_by=group_by)
 
 

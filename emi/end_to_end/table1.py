@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from emi.end_to_end.start import finetune
 from extract.run import extract
 from extract.settings import ExtractSettings
 from train_head import run_folder
+from train_head.errors import TrainSettingsError
 from train_head.protocols import Outcome, ProtocolResult, run_protocol
 from train_head.protocols.members import OnRun
 from train_head.trainer import OnEpoch
@@ -200,6 +202,8 @@ def table1(
     Raises:
         EmiError: see `emi.end_to_end.finetune`.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainSettingsError("emi table1 runs in one process; train its rows one by one with torchrun … finetune")
     folder = Path(out)
     resolved = [resolve(config, **(settings | row.overrides)) for row in ROWS]
     features = folder / FEATURES

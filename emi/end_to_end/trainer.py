@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from emi.end_to_end.batches import Piece, cut
 from emi.end_to_end.clips import FROZEN, ClipInputs
-from emi.end_to_end.depth import Depth
+from emi.end_to_end.depth import Depth, merge_adapters
 from emi.end_to_end.export import Export
 from emi.end_to_end.gradients import Gradients
 from emi.end_to_end.memory import advise
@@ -150,6 +150,8 @@ class FinetuneTrainer(Course):
         if self.folder is not None:
             self._export.read(self.folder, self.evaluated)
         if self.processes.count > 1:
+            if self.own.lora and not self.processes.first:
+                merge_adapters(self.evaluated.backbone)  # as reading has done in the first
             state = self.processes.from_first({k: v.cpu() for k, v in self.evaluated.state_dict().items()})
             self.evaluated.load_state_dict(state)
 

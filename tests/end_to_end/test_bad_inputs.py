@@ -131,3 +131,14 @@ def test_the_table_of_a_settings_file_is_read_and_checked(tmp_path):
         path.write_text(text)
         with pytest.raises(TrainSettingsError, match=said):
             resolve(path)
+
+
+def test_media_that_changed_are_another_run(labelled, tmp_path):
+    """A run that was begun on other sound must not go on as if nothing were."""
+    shutil.copytree(labelled / "audio", tmp_path / "media")
+    arguments = (tmp_path / "media", labelled / "train.csv", labelled / "valid.csv", tmp_path / "ft")
+    settings = {"backbone": "silero", "epochs": 1, "hidden": 8}
+    emi.finetune(*arguments, **settings)
+    shutil.copy(tmp_path / "media" / "00003.wav", tmp_path / "media" / "00004.wav")
+    with pytest.raises(EmiError, match=r"holds another run: data\.audio_sha256"):
+        emi.finetune(*arguments, **settings)

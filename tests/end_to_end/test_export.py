@@ -104,3 +104,18 @@ def test_a_finished_run_finds_nothing_to_do_and_keeps_its_files(run, tune):
     result = tune(run, backbone_lr=1e-3)
     assert result.resumed_at == len(result.history) == 2
     assert before == {name: (run / name).read_bytes() for name in before}
+
+
+def test_folds_predict_every_clip_once_and_share_no_group(tune, tmp_path):
+    result = tune(tmp_path / "ft", epochs=1, folds=2, group_by=r"\d$", head="mean")
+    assert result.kind == "folds"
+    predicted = read_labels(tmp_path / "ft" / "predictions_folds.csv", check_range=False)
+    assert len(predicted) == 40
+    assert tune(tmp_path / "ft", epochs=1, folds=2, group_by=r"\d$", head="mean").nothing_to_do
+
+
+def test_training_on_all_keeps_a_backbone_of_its_own(tune, labelled, tmp_path):
+    tune(tmp_path / "ft", epochs=1, train_on_all=True, backbone_lr=1e-3, test=labelled / "valid.csv")
+    expected = read_labels(tmp_path / "ft" / "all" / "predictions_test.csv", check_range=False)
+    found = by_clip(emi.load(tmp_path / "ft" / "all").predict(labelled / "audio"))
+    np.testing.assert_allclose([found[clip] for clip in expected.ids], expected.values, rtol=0, atol=1e-5)

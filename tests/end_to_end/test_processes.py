@@ -78,6 +78,17 @@ def test_each_validation_clip_counts_once_and_a_started_run_goes_on_with_other_p
     assert "nothing to do" in run([*command(labelled, checkpoint, audio, two, "--valid", odd), "--unfreeze-every", "1"])
 
 
+def test_adapters_are_merged_in_every_process(labelled, checkpoint, audio, tmp_path):
+    pytest.importorskip("peft")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, processes in ((one, 0), (two, 2)):
+        run(
+            [*command(labelled, checkpoint, audio, out, "--lora", 2, "--freeze", "backbone"), "--epochs", "1"],
+            processes,
+        )
+    assert_equal_runs(one, two)
+
+
 def test_a_protocol_of_several_runs_is_shared_too(labelled, checkpoint, audio, tmp_path):
     out = tmp_path / "seeds"
     run(command(labelled, checkpoint, audio, out, "--seeds", 2, "--train-on-all", "--epochs", 1), 2)
