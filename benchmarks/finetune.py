@@ -198,7 +198,7 @@ def ours(folder: Path, options: argparse.Namespace, *, checkpointing: bool = Fal
     from extract.backbones import identify
 
     identity = identify(str(folder / "checkpoint"))
-    if options.device != "cuda":
+    if options.device != "cuda" and not checkpointing:
         keep_freed_memory()
     settings, own = resolve(
         None,

@@ -85,7 +85,7 @@ def finetune(
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
     identity = identify(backbone)
     settings = on_this_machine(settings, identity)
-    if settings.device == "cpu":
+    if settings.device == "cpu" and not own.checkpointing:  # who asks for that has too little memory, not time
         keep_freed_memory()
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     processes = Processes(settings.device)
