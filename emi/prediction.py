@@ -115,7 +115,7 @@ class Model:
 def _backbone_of(trained: TrainedHead) -> str:
     """Where the backbone was when the features were made, or the run folder itself."""
     source: str = trained.features["source"]
-    return str(trained.folder) if source == HERE else source
+    return str(trained.folder.resolve()) if source == HERE else source
 
 
 class Models:

@@ -274,6 +274,8 @@ def write_run_predictions(trainer: Training, splits: Mapping[str, Split], folder
                 trainer.load_best()
                 loaded = True
             values = trainer.predict(splits[name])
+            path.unlink(missing_ok=True)
+        if not path.is_file():
             write_predictions(path, splits[name].labels, names, values)
         if splits[name].labels.names:
             reports[name] = evaluate(values, splits[name].labels.values, names)

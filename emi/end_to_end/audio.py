@@ -1,11 +1,13 @@
 """Decoded audio of many clips in one memory map: decoded once, read by every process and every run.
 
-`samples.npy` holds the clips one behind the other at 16 kHz, mono and cut; `index.json` says where each lies and of
-which file (path, size and time of change) it is. 16-bit integers where they hold every clip exactly, as they do for
-16 kHz PCM, which takes half the memory of the float32 that anything resampled or lossy needs to be the very waveform
-that extraction sees.
+`emi-audio-….npy` holds the clips one behind the other at 16 kHz, mono and cut; `emi-audio.json` says where each lies
+and of which file (path, size and time of change) it is. 16-bit integers where they hold every clip exactly, as they do
+for 16 kHz PCM, which takes half the memory of the float32 that anything resampled or lossy needs to be the very
+waveform that extraction sees.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -23,12 +25,14 @@ from torch import Tensor
 from cache.container import StrPath
 from cache.machine import available_cores
 from extract.decoding import Decoders
+from extract.errors import MediaError
 from extract.failures import Failure, write_failures
+from extract.media import decode
 from extract.settings import RESAMPLER, SAMPLE_RATE
 from extract.sources import Source
 from train_head.run_folder import write_atomically
 
-SAMPLES, INDEX = "samples.npy", "index.json"
+SAMPLES, INDEX, LOCK = "emi-audio-{}.npy", "emi-audio.json", "emi-audio.lock"
 FULL_SCALE = 32768.0
 AHEAD = 64
 """Clips decoded ahead of the one being written; with 12 s each, 49 MB."""
@@ -70,16 +74,18 @@ def open_audio(folder: StrPath, sources: Sequence[Source], max_seconds: float, d
     place = Path(folder)
     try:
         index = json.loads((place / INDEX).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    wanted = _recipe(max_seconds, dtype)
-    if index.get("recipe") != wanted or not (place / SAMPLES).is_file():
+    if not isinstance(index, dict) or index.get("recipe") != _recipe(max_seconds, dtype):
         return None
     clips, failed = index["clips"], index["failures"]
     known = {**failed, **clips}
     if any(known.get(source.id, {}).get("file") != _identity(source.path) for source in sources):
         return None
-    samples = np.load(place / SAMPLES, mmap_mode="c")  # copy on write: torch knows no read-only arrays
+    try:
+        samples = np.load(place / index["samples"], mmap_mode="c")  # copy on write: torch knows no read-only arrays
+    except (OSError, ValueError):
+        return None
     return Audio(
         torch.from_numpy(samples),
         {clip: entry["start"] for clip, entry in clips.items()},
@@ -98,20 +104,46 @@ def decode_audio(
 ) -> None:
     """Decode the clips into the folder's memory map, which replaces what is there once it is whole.
 
+    One process at a time; another that waits for the same clips finds them done. A map that is in use keeps its file.
+    Clips that cannot be read are listed in failures.csv beside it; the map holds the others.
+
     Args:
         folder: made where missing.
         sources: what to decode.
         max_seconds: cut of each clip.
         dtype: "auto" or "int16"; see `FinetuneSettings.audio_dtype`.
         on_progress: called after each clip with clips done, of how many, and its seconds.
-
-    Clips that cannot be read are listed in failures.csv beside it; the map holds the others.
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
+    with (place / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = open_audio(place, sources, max_seconds, dtype)
+        if found is None or found.failures:
+            _decode_locked(place, sources, max_seconds, dtype, on_progress)
+
+
+def mended(failures: Sequence[Failure], max_seconds: float) -> bool:
+    """Whether a clip that could not be read can be now: what failed need not have been the file."""
+    for failure in failures:
+        with contextlib.suppress(MediaError, OSError, MemoryError):
+            decode(Path(failure.path), max_seconds)
+            return True
+    return False
+
+
+def _decode_locked(
+    place: Path,
+    sources: Sequence[Source],
+    max_seconds: float,
+    dtype: str,
+    on_progress: Callable[[int, int, float], None] | None,
+) -> None:
     clips: dict[str, Any] = {}
     failures: list[Failure] = []
-    with _Arena(place / f"{SAMPLES}.tmp", exact=dtype == "auto") as arena:
+    old = {*place.glob(SAMPLES.format("*")), *place.glob(SAMPLES.format("*") + ".*")}
+    name = SAMPLES.format(os.urandom(4).hex())
+    with _Arena(place / f"{name}.tmp", exact=dtype == "auto") as arena:
         for done, (source, decoded) in enumerate(_decoded(sources, max_seconds), 1):
             if isinstance(decoded, Failure):
                 failures.append(decoded)
@@ -121,12 +153,13 @@ def decode_audio(
                 arena.append(decoded.samples)
             if on_progress:
                 on_progress(done, len(sources), 0.0 if isinstance(decoded, Failure) else decoded.seconds)
-    (place / INDEX).unlink(missing_ok=True)  # an old index never stands beside new samples
-    os.replace(place / f"{SAMPLES}.tmp", place / SAMPLES)
+    os.replace(place / f"{name}.tmp", place / name)
     failed = {f.id: {"file": _identity(Path(f.path)), "reason": f.reason} for f in failures}
-    content = json.dumps({"recipe": _recipe(max_seconds, dtype), "clips": clips, "failures": failed})
-    write_atomically(place / INDEX, content.encode())
-    write_failures(str(place / SAMPLES), failures, {*clips, *failed})
+    content = {"recipe": _recipe(max_seconds, dtype), "samples": name, "clips": clips, "failures": failed}
+    write_atomically(place / INDEX, json.dumps(content).encode())
+    for path in old:
+        path.unlink(missing_ok=True)
+    write_failures(str(place / name), failures, {*clips, *failed})
 
 
 def _decoded(sources: Sequence[Source], max_seconds: float):  # type: ignore[no-untyped-def]
@@ -197,7 +230,13 @@ class _Arena:
 
 
 def _recipe(max_seconds: float, dtype: str) -> dict[str, Any]:
-    return {"sample_rate": SAMPLE_RATE, "max_seconds": max_seconds, "resampler": RESAMPLER, "audio": dtype}
+    return {
+        "version": 1,
+        "sample_rate": SAMPLE_RATE,
+        "max_seconds": max_seconds,
+        "resampler": RESAMPLER,
+        "audio": dtype,
+    }
 
 
 def _identity(path: Path) -> list[Any]:

@@ -13,7 +13,6 @@ from emi.end_to_end.waveforms import WaveformAugment
 from extract.backbones import Trainable
 from train_head.data import Split
 
-FROZEN = "frozen.bin"
 WIDEST = 1024
 """Numbers per frame for which room on the disk is asked."""
 
@@ -32,19 +31,27 @@ class ClipInputs:
         self._backbone, self._below, self._settings, self._device = backbone, below, settings, device
         self._augment = WaveformAugment(settings) if settings.augments else None
         self._frozen: FrozenOutputs | None = None
+        self._path: Path | None = None
 
-    def remember(self, folder: Path, splits: Sequence[Split]) -> None:
-        """Keep outputs in a folder from now on, where they are always the same and its disk has room for the splits."""
+    def remember(self, path: Path, splits: Sequence[Split], processes: int) -> None:
+        """Keep outputs in a file from now on, where they are always the same and its disk has room.
+
+        Args:
+            path: of this process; continued where it is there.
+            splits: whose clips will come.
+            processes: how many keep as much.
+        """
+        self._path = path
         if self._below and self._settings.remember and self._augment is None:
             frames = [self._backbone.num_frames(n) for split in splits for n in split.lengths.tolist()]
-            if fits_on_disk(folder, frames, WIDEST):
-                self._frozen = FrozenOutputs(folder / FROZEN)
+            if fits_on_disk(path, frames, WIDEST, processes):
+                self._frozen = FrozenOutputs(path)
 
     def forget(self) -> None:
-        """Delete what was kept."""
-        if self._frozen is not None:
-            self._frozen.remove()
-            self._frozen = None
+        """Delete what was kept, in this run of the program or an earlier one."""
+        self._frozen = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def __call__(
         self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None
@@ -55,16 +62,22 @@ class ClipInputs:
             return [clip.to(self._device, non_blocking=True) for clip in clips], [], 0
         names = [hash_of(clip) if self._frozen is not None else b"" for clip in clips]
         found = [None if self._frozen is None else self._frozen.get(name) for name in names]
-        missing = [i for i, output in enumerate(found) if output is None]
-        if missing:
+        if any(output is None for output in found):  # all anew: whatever a kill left, a batch gives the same bytes
             with torch.no_grad():
-                fresh = self._backbone.below([clips[i].to(self._device) for i in missing], self._below)
-            for i, output in zip(missing, fresh, strict=True):
-                found[i] = output
-                if self._frozen is not None:
-                    self._frozen.put(names[i], output)
+                fresh = self._backbone.below([clip.to(self._device) for clip in clips], self._below)
+            found = [new if known is None else known for known, new in zip(found, fresh, strict=True)]
+            self._keep(names, fresh)
         outputs = [output.to(self._device, non_blocking=True) for output in found if output is not None]
         return outputs, [len(clip) for clip in clips], self._below
+
+    def _keep(self, names: Sequence[bytes], outputs: Sequence[Tensor]) -> None:
+        if self._frozen is None:
+            return
+        try:
+            for name, output in zip(names, outputs, strict=True):
+                self._frozen.put(name, output)
+        except OSError:  # a full disk: they are computed each time from now on
+            self.forget()
 
     def _decoded(self, split: Split, rows: Sequence[int], noise: torch.Generator | None) -> list[Tensor]:
         at = torch.as_tensor(rows)

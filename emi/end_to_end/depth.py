@@ -122,6 +122,6 @@ def _parameters(modules: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
 
 def _by_decay(parameters: Iterator[nn.Parameter], peak: float, weight_decay: float) -> list[dict[str, Any]]:
     every = list(parameters)
-    matrices, vectors = [p for p in every if p.ndim > 1], [p for p in every if p.ndim <= 1]
+    matrices, vectors = [p for p in every if p.squeeze().ndim > 1], [p for p in every if p.squeeze().ndim <= 1]
     groups = ((matrices, weight_decay), (vectors, 0.0))
     return [{"params": group, "peak": peak, "weight_decay": decay} for group, decay in groups if group]

@@ -40,8 +40,9 @@ class Export:
             backbone = copy.deepcopy(backbone)
             merge_adapters(backbone)
         backbone.save(folder)
-        identity = identify(str(folder))
-        settings = ExtractSettings(backbone=str(folder), max_seconds=self._own.max_seconds, dtype="float32")
+        place = str(folder.resolve())  # a folder called "silero" is not the packaged backbone
+        identity = identify(place)
+        settings = ExtractSettings(backbone=place, max_seconds=self._own.max_seconds, dtype="float32")
         header = make_header(identity, settings, self._precision)
         features = {
             "dim": header.dim,

@@ -51,18 +51,24 @@ class FrozenOutputs:
         return torch.frombuffer(bytearray(content), dtype=torch.float32).view(frames, width)
 
     def put(self, clip: bytes, output: Tensor) -> None:
-        """Keep the output of a clip."""
+        """Keep the output of a clip, where it is not there.
+
+        Raises:
+            OSError: the disk is full; what is there is whole.
+        """
+        if clip in self._places:
+            return
         array = np.ascontiguousarray(output.detach().cpu().numpy(), dtype=np.float32)
         content = array.tobytes()
         crc = google_crc32c.value(content)
-        with self._path.open("ab") as file:
-            file.write(_HEADER.pack(clip, *array.shape, crc) + content)
+        try:
+            with self._path.open("ab") as file:
+                file.write(_HEADER.pack(clip, *array.shape, crc) + content)
+        except OSError:
+            os.truncate(self._path, self._end)
+            raise
         self._places[clip] = (self._end + _HEADER.size, *array.shape, crc)
         self._end += _HEADER.size + len(content)
-
-    def remove(self) -> None:
-        """Delete the file."""
-        self._path.unlink(missing_ok=True)
 
     def _read_headers(self) -> int:
         """Fill the index; where the last whole entry ends."""
@@ -84,6 +90,7 @@ def hash_of(waveform: Tensor) -> bytes:
     return hashlib.blake2b(waveform.contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
-def fits_on_disk(folder: Path, frames: Sequence[int], width: int) -> bool:
-    """Whether the outputs of clips with so many frames leave room on the folder's disk."""
-    return shutil.disk_usage(folder).free > FREE_SHARE * 4 * sum(frames) * width
+def fits_on_disk(path: Path, frames: Sequence[int], width: int, processes: int) -> bool:
+    """Whether the outputs of clips with so many frames leave room on a file's disk, what it holds counted in."""
+    there = path.stat().st_size if path.is_file() else 0
+    return shutil.disk_usage(path.parent).free + there > FREE_SHARE * 4 * sum(frames) * width * processes

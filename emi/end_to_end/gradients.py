@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from emi.end_to_end.batches import Piece
 from emi.end_to_end.processes import Processes
-from train_head.losses import Objective, compares_clips
+from train_head.losses import Objective, is_mean_over_clips
 from train_head.settings import TrainSettings
 
 
@@ -32,7 +32,7 @@ class Gradients:
     def __init__(
         self, settings: TrainSettings, objective: Objective, scaler: torch.GradScaler, processes: Processes
     ) -> None:
-        self._is_mean_over_clips = settings.weighting == "none" and not compares_clips(settings.loss)
+        self._is_mean_over_clips = is_mean_over_clips(settings.loss, settings.weighting)
         self._objective, self._scaler, self._processes = objective, scaler, processes
 
     def __call__(

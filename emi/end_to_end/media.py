@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cache.container import StrPath
-from emi.end_to_end.audio import Audio, decode_audio, open_audio
+from emi.end_to_end.audio import Audio, decode_audio, mended, open_audio
 from emi.end_to_end.export import Export
 from emi.end_to_end.model import EndToEnd
 from emi.end_to_end.processes import Processes
@@ -45,6 +45,8 @@ class DecodedMedia:
         targets: columns of the labels.
         init_head: a trained head to start from.
         audio_sha256: of the decoded clips, once they are.
+        place: where this process writes, where several share a training.
+        home: where the first one does.
     """
 
     root: StrPath
@@ -55,6 +57,8 @@ class DecodedMedia:
     targets: tuple[str, ...]
     init_head: TrainedHead | None = None
     audio_sha256: str = ""
+    place: Path | None = None
+    home: Path | None = None
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -85,7 +89,8 @@ class DecodedMedia:
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """See `Material`."""
-        backbone = {"source": self.identity.source, "fingerprint": dict(self.fingerprint)}
+        made = dict(self.fingerprint)
+        backbone = {"source": self.identity.source, "name": made.pop("backbone"), "fingerprint": made}
         if self.init_head is not None:
             backbone["head_sha256"] = _sha256(self.init_head)
         place = str(Path(self.root).absolute())
@@ -103,18 +108,12 @@ class DecodedMedia:
             BackboneError: it cannot be trained, or its files do not fit.
         """
         own = self.own
-        regularisation = Regularisation(
-            dropout=None if own.backbone_dropout < 0 else own.backbone_dropout,
-            layerdrop=own.layerdrop,
-            spec_augment=own.spec_augment,
-            checkpointing=own.checkpointing,
-        )
         device = self.processes.device
         torch.manual_seed(settings.seed)  # the first draws are the head's, as in the cached mode
         predictor = Predictor(settings, self.dim, len(self.targets))
         if self.init_head is not None:
             predictor.load_state_dict(self.init_head.head.state_dict())
-        backbone = load_trainable(self.identity, device, self.precision, regularisation)
+        backbone = load_trainable(self.identity, device, self.precision, regularisation(own))
         model = EndToEnd(backbone, predictor, DTYPES[self.precision], AugmentSettings(**settings.augment))
         return FinetuneTrainer(
             settings,
@@ -124,9 +123,20 @@ class DecodedMedia:
             valid,
             self.processes,
             folder,
+            folder if self.home is None or self.place is None else self.home / folder.relative_to(self.place),
             Export(own, self.precision),
             standardise=settings.standardise and self.init_head is None,
         )
+
+
+def regularisation(own: FinetuneSettings) -> Regularisation:
+    """What of the settings a backbone is loaded with."""
+    return Regularisation(
+        dropout=None if own.backbone_dropout < 0 else own.backbone_dropout,
+        layerdrop=own.layerdrop,
+        spec_augment=own.spec_augment,
+        checkpointing=own.checkpointing,
+    )
 
 
 def gather_media(
@@ -164,8 +174,10 @@ def gather_media(
     sources = [places[clip] for clip in wanted if clip in places]
     processes, own = material.processes, material.own
     how = (audio, sources, own.max_seconds, own.audio_dtype)
-    if processes.first and open_audio(*how) is None:
-        decode_audio(*how, on_decode)
+    if processes.first:
+        there = open_audio(*how)
+        if there is None or mended(there.failures, own.max_seconds):
+            decode_audio(*how, on_decode)
     processes.wait()
     found = open_audio(*how)
     if found is None and processes.first_here and not processes.first:  # a machine without the first one's disk

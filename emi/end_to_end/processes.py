@@ -1,6 +1,7 @@
 """The processes of one training, as torchrun or `accelerate launch` starts them; alone, a process is all of them."""
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""For which processes wait for one another: the first decodes all media alone."""
 
 
 class Processes:
@@ -26,7 +29,7 @@ class Processes:
     """
 
     def __init__(self, device: str) -> None:
-        state = PartialState(cpu=device == "cpu")
+        state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         self.rank, self.count = state.process_index, state.num_processes
         self.first_here = bool(state.is_local_main_process)
         self.device = state.device if self.count > 1 else torch.device(device)

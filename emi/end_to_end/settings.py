@@ -28,7 +28,7 @@ class FinetuneSettings:
         backbone_lr: peak learning rate of the backbone; that of the head is `lr`.
         layer_decay: the learning rate of each stage is so many times that of the one above it.
         backbone_dropout: of every dropout in it; -1 leaves the checkpoint's own.
-        layerdrop: chance of each layer to be skipped.
+        layerdrop: chance of each layer that learns to be skipped; with SpecAugment, and in WavLM, of any layer.
         spec_augment: whether spans of frames are masked as the checkpoint's configuration says.
         noise_snr: white noise is added at a signal-to-noise ratio from here up to 20 dB more; 0 adds none.
         gain_db: the waveform is made louder or softer by up to so much, which matters where it is not normalised.
@@ -82,6 +82,9 @@ class FinetuneSettings:
             raise TrainSettingsError(
                 f"with lora only the adapters and the head learn: give freeze backbone beside it, not {self.freeze}"
             )
+
+        if self.freeze == "backbone" and not self.lora and (self.spec_augment or self.layerdrop):
+            raise TrainSettingsError("spec_augment and layerdrop change nothing in a frozen backbone; leave them out")
 
     @property
     def augments(self) -> bool:

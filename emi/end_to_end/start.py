@@ -5,17 +5,18 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from cache.container import StrPath
 from cache.machine import keep_freed_memory
-from emi.end_to_end.media import DecodedMedia, OnDecode, gather_media
+from emi.end_to_end.depth import Depth
+from emi.end_to_end.media import DecodedMedia, OnDecode, gather_media, regularisation
 from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import FinetuneSettings, resolve
-from extract.backbones import Identity, identify
+from extract.backbones import Identity, identify, load_trainable
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.model import TrainedHead, load_head
 from train_head.predictor import Predictor
@@ -82,6 +83,7 @@ def finetune(
         FinetuneMemoryError: the memory does not suffice; says what to change.
     """
     check_protocol(valid is not None, seeds, folds, train_on_all)
+    out = Path(out).absolute()
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
     identity = identify(backbone)
     settings = on_this_machine(settings, identity)
@@ -89,6 +91,8 @@ def finetune(
         keep_freed_memory()
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     processes = Processes(settings.device)
+    if not (out / CONFIG).is_file():
+        check_backbone(identity, settings, own)
     head = load_init_head(init_head, identity, settings) if init_head is not None else None
     material = DecodedMedia(
         root=media,
@@ -114,9 +118,9 @@ def finetune(
         group_by=group_by,
         on_decode=on_decode,
     )
-    with _own_folder(processes, Path(out)) as place:
+    with _own_folder(processes, out) as place:
         return run_on(
-            inputs,
+            replace(inputs, material=replace(cast(DecodedMedia, inputs.material), place=place, home=out)),
             place,
             settings,
             seeds=seeds,
@@ -125,6 +129,17 @@ def finetune(
             on_run=on_run if processes.first else None,
             on_epoch=on_epoch,
         )
+
+
+def check_backbone(identity: Identity, settings: TrainSettings, own: FinetuneSettings) -> None:
+    """Refuse what the backbone cannot do, before media are decoded and a run folder is made.
+
+    Raises:
+        TrainSettingsError: it has no such layers, or does not compute so.
+        BackboneError: it cannot be trained, or has no place for adapters, or its files do not fit.
+    """
+    settings = on_this_machine(settings, identity)
+    Depth(load_trainable(identity, torch.device("cpu"), settings.precision, regularisation(own)), own)
 
 
 def default_audio(out: StrPath) -> Path:

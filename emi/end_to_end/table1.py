@@ -11,7 +11,8 @@ from typing import Any
 from cache.container import StrPath
 from emi.end_to_end.media import OnDecode
 from emi.end_to_end.settings import FinetuneSettings, resolve
-from emi.end_to_end.start import finetune
+from emi.end_to_end.start import check_backbone, finetune
+from extract.backbones import identify
 from extract.run import extract
 from extract.settings import ExtractSettings
 from train_head import run_folder
@@ -206,6 +207,9 @@ def table1(
         raise TrainSettingsError("emi table1 runs in one process; train its rows one by one with torchrun … finetune")
     folder = Path(out)
     resolved = [resolve(config, **(settings | row.overrides)) for row in ROWS]
+    if resolved[-1][1].freeze == "backbone":
+        raise TrainSettingsError("freeze backbone leaves nothing to the unfrozen rows; give none, cnn or layers:N")
+    check_backbone(identify(backbone), *resolved[-1])
     features = folder / FEATURES
     _extract(media, features, backbone, resolved[0][1], resolved[0][0].device, media_root, on_decode)
     outcomes = []

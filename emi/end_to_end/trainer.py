@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from emi.end_to_end.batches import Piece, cut
-from emi.end_to_end.clips import FROZEN, ClipInputs
+from emi.end_to_end.clips import ClipInputs
 from emi.end_to_end.depth import Depth, merge_adapters
 from emi.end_to_end.export import Export
 from emi.end_to_end.gradients import Gradients
@@ -39,7 +39,7 @@ from train_head.losses import build_objective
 from train_head.metrics import evaluate
 from train_head.settings import TrainSettings
 
-BEST_SO_FAR = "best_so_far.safetensors"
+BEST_SO_FAR, FROZEN = "best_so_far.safetensors", "frozen-{}.bin"
 
 
 class FinetuneTrainer(Course):
@@ -52,7 +52,8 @@ class FinetuneTrainer(Course):
         train: training split; its rows are samples.
         valid: split by which the best epoch is chosen; None keeps the last epoch.
         processes: who shares the work.
-        folder: prepared run folder, written by the first process.
+        folder: prepared run folder, written by the first process; the others have passing ones.
+        home: the first one's, for all.
         export: writes the best epoch as a backbone and a head when all epochs are done, and reads it.
         standardise: measure mean and spread of the features before the first step.
     """
@@ -66,13 +67,14 @@ class FinetuneTrainer(Course):
         valid: Split | None,
         processes: Processes,
         folder: Path,
+        home: Path,
         export: Export,
         *,
         standardise: bool,
     ) -> None:
         super().__init__(settings, folder if processes.first else None)
         self.own, self.model, self.train, self.valid, self.processes = own, model, train, valid, processes
-        self._export, self._place, self._standardise = export, folder, standardise
+        self._export, self._place, self._home, self._standardise = export, folder, home, standardise
         self.depth = Depth(model.backbone, own)
         model.to(processes.device)
         head = {"params": list(model.predictor.parameters()), "peak": settings.lr}
@@ -111,10 +113,12 @@ class FinetuneTrainer(Course):
         state = self.processes.from_first(run_folder.load_state(self.folder) if self.folder is not None else None)
         self._exported = bool(state and state.get("exported"))
         if self._exported:
-            for name in (BEST_SO_FAR, FROZEN):
-                (self._place / name).unlink(missing_ok=True)
+            for path in (self._home / BEST_SO_FAR, *self._home.glob(FROZEN.format("*"))):
+                path.unlink(missing_ok=True)
         else:
-            self._inputs.remember(self._place, [s for s in (self.train, self.valid) if s is not None])
+            splits = [split for split in (self.train, self.valid) if split is not None]
+            kept = self._home / FROZEN.format(self.processes.rank)
+            self._inputs.remember(kept, splits, self.processes.count)
         if state is None:
             self._fit_standardisation()
             return
@@ -137,6 +141,8 @@ class FinetuneTrainer(Course):
         super().fit(on_epoch if self.processes.first else None)
         if not self._exported:
             if self.folder is not None:
+                if not (self.folder / BEST_SO_FAR).is_file():
+                    raise RunFolderError(f"{self.folder / BEST_SO_FAR} is missing; train into a new --out")
                 self._load_kept(self.evaluated, load_file(self.folder / BEST_SO_FAR))
                 self._export.write(self.folder, self.evaluated)
                 run_folder.save_state(self.folder, {"history": self.history, "exported": True})
@@ -255,6 +261,12 @@ class FinetuneTrainer(Course):
             value = self._gradients(self._shared, mine, outputs, targets)
         if not math.isfinite(value):
             raise self._no_number(f"the loss became {value}", epoch, rows)
+        with advise(self):  # the optimizer's memory comes with its first step
+            self._move(epoch, rows)
+        return value
+
+    def _move(self, epoch: int, rows: list[int]) -> None:
+        """Take the step that the gradients say."""
         learned = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.scaler.unscale_(self.optimizer)
         if not self.scaler.is_enabled() and not finite(p.grad for p in learned if p.grad is not None):
@@ -264,7 +276,6 @@ class FinetuneTrainer(Course):
         self.scaler.update()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        return value
 
     def _outputs(self, piece: Piece, seed: int) -> Tensor:
         """(clips, columns) of a piece, with what is drawn for it."""

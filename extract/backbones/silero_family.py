@@ -28,6 +28,7 @@ DIM = CHANNELS[-1] + 2 * HIDDEN
 """Convolution output 128, then the LSTM's h 128 and c 128."""
 
 
+PACKAGED = "silero"
 MODEL_TYPE = "silero-vad"
 """Of the config.json beside weights that were fine-tuned."""
 LAYOUT = f"window {WINDOW} context {CONTEXT} stft {STFT_SIZE}/{STFT_HOP} conv {CHANNELS}/{STRIDES} lstm {HIDDEN}"
@@ -82,8 +83,10 @@ SILERO = SileroFamily()
 def is_silero_folder(name: str) -> bool:
     """Whether a name is a folder that `SileroBackbone.save` wrote."""
     config = Path(name).expanduser() / CONFIGS[0]
+    if name in ("", PACKAGED):  # never what lies in the working folder
+        return False
     try:
-        content = json.loads(config.read_text(encoding="utf-8")) if name and config.is_file() else {}
+        content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     except ValueError:
         return False
     return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE

@@ -21,6 +21,7 @@ from extract.backbones.speech_transformers import (
     load_regression_head,
 )
 from extract.backbones.trainable import Regularisation, Stage
+from extract.errors import BackboneError
 
 _DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
 
@@ -48,25 +49,24 @@ class TrainableTransformer(SpeechTransformer):
         self._checkpoint = checkpoint
         self._masks = bool(encoder.config.apply_spec_augment)
 
-    def forward(self, waveforms: Sequence[Tensor]) -> Features:
-        """See `Backbone`; SpecAugment leaves a batch whole whose clips are shorter than one of its spans."""
+    def _run_library(self, batch: Tensor, samples: Sequence[int]) -> Tensor:
+        """As in extraction; SpecAugment leaves a batch whole whose clips are shorter than one of its spans."""
         library: Any = self.encoder
-        if self.training and self._masks:
-            longest = max(self.num_frames(len(w)) for w in waveforms)
-            library.config.apply_spec_augment = longest > library.config.mask_time_length
-        return super().forward(waveforms)
+        frames = self.num_frames(max(samples))
+        library.config.apply_spec_augment = self._masks and frames > library.config.mask_time_length
+        return super()._run_library(batch, samples)
 
     def stages(self) -> list[Stage]:
         """See `Trainable`."""
         library: Any = self.encoder
         inner, stable = library.encoder, library.config.do_stable_layer_norm
         first: list[nn.Module] = [library.feature_projection, inner.pos_conv_embed, inner.dropout]
-        last = [inner.layer_norm] if stable else []
+        last = [*([inner.layer_norm] if stable else []), *([self.head] if self.head is not None else [])]
         return [
             Stage("cnn", [library.feature_extractor]),
             Stage("projection", first if stable else [*first, inner.layer_norm]),
             *(Stage(f"layer {i}", [layer]) for i, layer in enumerate(inner.layers, 1)),
-            Stage("output", [*last, *([self.head] if self.head is not None else [])]),
+            *([Stage("output", last)] if last else []),
         ]
 
     def remembers(self, stages: int) -> int:
@@ -101,8 +101,6 @@ class TrainableTransformer(SpeechTransformer):
             outer["feature_projection"] = _Same(library.config)
             within = {"pos_conv_embed": _Zeros(), "layers": inner.layers[stages - 2 :]}
             within |= {} if library.config.do_stable_layer_norm else {"layer_norm": nn.Identity()}
-        if self.training and self._masks:
-            library.config.apply_spec_augment = max(lengths) > library.config.mask_time_length
         out: list[Tensor] = [torch.empty(0)] * len(frames)
         with _replaced(library, **outer), _replaced(inner, **within):
             for group in self._groups(needed):
@@ -114,8 +112,13 @@ class TrainableTransformer(SpeechTransformer):
 
     def adapter_targets(self) -> tuple[nn.Module, list[str]]:
         """See `Trainable`: query and value, as in the LoRA paper (Hu et al. 2021, section 4.2)."""
-        assert self.encoder is not None
-        return self.encoder, ["q_proj", "v_proj"]
+        library: Any = self.encoder
+        if library.config.model_type == "wavlm":
+            raise BackboneError(
+                "WavLM's attention reads its projections' weights past adapters, so --lora would train nothing; leave "
+                "it out, and freeze what is not to learn"
+            )
+        return library, ["q_proj", "v_proj"]
 
     def save(self, folder: Path) -> None:
         """See `Trainable`; the regression head lies beside the encoder under `classifier.`, as audEERING's does."""
@@ -229,6 +232,8 @@ def load_trainable_transformer(
     }
     if regularisation.dropout is not None:
         changed |= dict.fromkeys(_DROPOUTS, regularisation.dropout)
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # as in extraction
     encoder: Any = load_encoder(checkpoint, has_head=has_head, **changed)
     if regularisation.checkpointing:
         _checkpoint_activations(encoder)

@@ -110,3 +110,36 @@ def test_unreadable_clips_are_listed_and_the_others_are_there(clips, tmp_path):
     write(clips / "b.wav", np.zeros(100), 16_000)  # mended
     assert open_audio(tmp_path / "audio", sources, 12.0) is None
     assert (tmp_path / "audio" / "failures.csv").is_file()
+
+
+def test_two_that_decode_into_one_folder_at_once_take_turns(clips, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    sources = find_media(clips)
+    orders = [sources, sources[::-1], sources[1:]] * 4
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda order: decode_audio(tmp_path / "audio", order, 12.0), orders))
+    audio = open_audio(tmp_path / "audio", sources[1:], 12.0)
+    assert all(exactly(audio, source) for source in sources[1:])
+    assert len(list((tmp_path / "audio").glob("*.npy"))) == 1
+
+
+def test_files_of_the_users_own_stay_as_they_are(clips, tmp_path):
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    (folder / "index.json").write_text("[]")
+    (folder / "samples.npy").write_text("mine")
+    decode_audio(folder, find_media(clips), 12.0)
+    assert (folder / "samples.npy").read_text() == "mine"
+
+
+def test_what_failed_for_a_passing_reason_is_found_out(clips, tmp_path):
+    from emi.end_to_end.audio import mended
+
+    sound = (clips / "b.wav").read_bytes()
+    (clips / "b.wav").write_bytes(b"")
+    decode_audio(tmp_path / "audio", find_media(clips), 12.0)
+    failures = open_audio(tmp_path / "audio", find_media(clips), 12.0).failures
+    assert not mended(failures, 12.0)
+    (clips / "b.wav").write_bytes(sound)
+    assert mended(failures, 12.0)

@@ -18,6 +18,7 @@ from train_head.errors import TrainSettingsError
         ({"freeze": "cnns"}, "freeze must be none, cnn, layers:N or backbone, got 'cnns'"),
         ({"freeze": "layers:x"}, "freeze must be"),
         ({"lora": 4}, "give freeze backbone beside it"),
+        ({"freeze": "backbone", "layerdrop": 0.1}, "change nothing in a frozen backbone"),
         ({"backbone_lr": 0.0}, "backbone_lr must lie from"),
         ({"speed": 0.9}, "speed must lie from 0 to 0.5"),
         ({"mixup": 0.2}, "mixup mixes cached features"),
@@ -29,7 +30,7 @@ from train_head.errors import TrainSettingsError
 def test_settings(tune, tmp_path, settings, said):
     with pytest.raises(EmiError, match=said):
         tune(tmp_path / "ft", **settings)
-    assert not (tmp_path / "ft" / "last.pt").exists()
+    assert not (tmp_path / "ft").exists()
 
 
 def test_a_backbone_without_layers_to_train(tune, labelled, tmp_path, monkeypatch):
@@ -142,3 +143,33 @@ def test_media_that_changed_are_another_run(labelled, tmp_path):
     shutil.copy(tmp_path / "media" / "00003.wav", tmp_path / "media" / "00004.wav")
     with pytest.raises(EmiError, match=r"holds another run: data\.audio_sha256"):
         emi.finetune(*arguments, **settings)
+
+
+def test_a_run_folder_called_silero_is_no_trap(labelled, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv")
+    emi.finetune(*files, "silero", backbone=str(checkpoint), epochs=1, hidden=8)
+    assert emi.load("silero").predict(labelled / "audio" / "00000.wav")
+    emi.finetune(*files, "tuned/silero", backbone="silero", epochs=1, hidden=8)
+    monkeypatch.chdir(tmp_path / "tuned")
+    from extract.backbones import identify
+
+    assert identify("silero").fingerprint != identify(str(tmp_path / "tuned" / "silero")).fingerprint
+
+
+def test_a_renamed_backbone_is_the_same(labelled, checkpoint, audio, tmp_path):
+    files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv")
+    for name in ("a", "b"):
+        shutil.copytree(checkpoint, tmp_path / name)
+    for name in ("a", "b"):
+        result = emi.finetune(*files, tmp_path / "ft", backbone=str(tmp_path / name), audio=audio, epochs=1, hidden=8)
+    assert result.resumed_at == 1
+
+
+def test_adapters_in_wavlm_are_refused(labelled, tiny, tmp_path):
+    pytest.importorskip("peft")
+    tiny.model("wavlm", **tiny.layer_norm).save_pretrained(tmp_path / "wavlm")
+    tiny.save_preprocessor(tmp_path / "wavlm")
+    files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv", tmp_path / "ft")
+    with pytest.raises(EmiError, match="--lora would train nothing"):
+        emi.finetune(*files, backbone=str(tmp_path / "wavlm"), freeze="backbone", lora=2)

@@ -107,11 +107,11 @@ def test_a_finished_run_finds_nothing_to_do_and_keeps_its_files(run, tune):
 
 
 def test_folds_predict_every_clip_once_and_share_no_group(tune, tmp_path):
-    result = tune(tmp_path / "ft", epochs=1, folds=2, group_by=r"\d$", head="mean")
+    result = tune(tmp_path / "ft", epochs=1, folds=2, group_by=r"\d$")
     assert result.kind == "folds"
     predicted = read_labels(tmp_path / "ft" / "predictions_folds.csv", check_range=False)
     assert len(predicted) == 40
-    assert tune(tmp_path / "ft", epochs=1, folds=2, group_by=r"\d$", head="mean").nothing_to_do
+    assert tune(tmp_path / "ft", epochs=1, folds=2, group_by=r"\d$").nothing_to_do
 
 
 def test_training_on_all_keeps_a_backbone_of_its_own(tune, labelled, tmp_path):

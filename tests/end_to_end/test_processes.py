@@ -11,7 +11,7 @@ import pytest
 
 from train_head.labels import read_labels
 
-LOSSES = ["mse", "0.5*ccc + 0.5*pearson"]
+LOSSES = ["mse", "0.5*ccc + 0.5*pearson", "zero_inflated"]
 
 
 def command(labelled, checkpoint, audio, out, *more):
@@ -92,5 +92,7 @@ def test_adapters_are_merged_in_every_process(labelled, checkpoint, audio, tmp_p
 def test_a_protocol_of_several_runs_is_shared_too(labelled, checkpoint, audio, tmp_path):
     out = tmp_path / "seeds"
     run(command(labelled, checkpoint, audio, out, "--seeds", 2, "--train-on-all", "--epochs", 1), 2)
+    more = run(command(labelled, checkpoint, audio, out, "--seeds", 2, "--train-on-all", "--epochs", 1), 2)
+    assert "nothing to do" in more
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["all", "seed-0", "seed-1"]
     assert (out / "all" / "ensemble.toml").is_file()

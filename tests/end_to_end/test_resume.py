@@ -10,11 +10,12 @@ import pytest
 RUN = """
 import os, signal, sys
 import emi
-from emi.end_to_end import trainer, export
+from emi.end_to_end import trainer, export, frozen
 folder, out, checkpoint, audio, where, number = sys.argv[1:]
 left = int(number)
 homes = {"step": (trainer.FinetuneTrainer, "_step"), "state": (trainer.run_folder, "save_state"),
-         "best": (trainer, "save_file"), "backbone": (export, "identify"), "head": (export, "save_file")}
+         "best": (trainer, "save_file"), "kept": (frozen.FrozenOutputs, "put"),
+         "backbone": (export, "identify"), "head": (export, "save_file")}
 home, name = homes[where]
 original = getattr(home, name)
 def dies(*args, **more):
@@ -58,6 +59,17 @@ def losses(out):
 
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [(record["train_loss"], record["valid_pearson"], record["frozen_stages"]) for record in records]
+
+
+def test_killed_in_the_middle_of_a_batch_of_kept_outputs_it_gives_the_same_bytes(labelled, checkpoint, audio, tmp_path):
+    environment = os.environ | {"MORE": MORE["remembered"]}
+    for name, where, numbers in (("a", "step", [-1]), ("b", "kept", [3, 9, -1])):
+        for number in numbers:
+            command = [sys.executable, "-c", RUN, labelled, tmp_path / name / "ft", checkpoint, audio, where, number]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+            assert done.returncode == (0 if number < 0 else -signal.SIGKILL), done.stderr
+    one, two = (tmp_path / name / "ft" for name in ("a", "b"))
+    assert {name: (two / name).read_bytes() for name in FILES} == {name: (one / name).read_bytes() for name in FILES}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def gradients(trainer):
     return seen
 
 
-@pytest.mark.parametrize("loss", ["mse", "0.7*ccc + 0.3*pearson", "balanced_mse"])
+@pytest.mark.parametrize("loss", ["mse", "0.7*ccc + 0.3*pearson", "balanced_mse", "zero_inflated", "focal_r"])
 @pytest.mark.parametrize(
     "change", [{"batch_seconds": 3.0}, {"checkpointing": True}, {"batch_seconds": 1.0, "checkpointing": True}]
 )
@@ -190,6 +190,24 @@ def test_waveforms_change_as_asked_and_repeat_with_the_seed(settings):
         assert 9 < min(snr) < 15 < 25 < max(snr) < 31
 
 
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert"])
+def test_spec_augment_leaves_clips_whole_that_are_shorter_than_a_span(tiny, tmp_path, kind):
+    """Also where clips of one length each go through the library, as in models that normalise over time."""
+    tiny.model(kind).save_pretrained(tmp_path)
+    tiny.save_preprocessor(tmp_path)
+    backbone = load_trainable(
+        identify(str(tmp_path)), torch.device("cpu"), "fp32", Regularisation(dropout=0.0, spec_augment=True)
+    )
+    clips = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (16_000, 2400)]
+    whole = backbone(clips).frames.split(list(backbone(clips).lengths))
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  # transformers draws from it
+    masked = backbone.train()(clips)
+    long, short = masked.frames.split(list(masked.lengths))
+    assert not torch.allclose(long, whole[0], atol=1e-3)
+    torch.testing.assert_close(short, whole[1], rtol=0, atol=1e-5)
+
+
 def test_a_lack_of_memory_says_what_helps(start, monkeypatch):
     from emi.end_to_end.memory import FinetuneMemoryError
 
@@ -241,7 +259,7 @@ def test_below_and_above_make_the_whole(tiny, tmp_path, kind, stages):
 def test_remembering_what_is_frozen_changes_no_gradient(start, freeze):
     settings = {"freeze": freeze, "loss": "ccc", "batch_seconds": 3.0}
     trainer = start(**settings)
-    trainer.restore()
+    trainer.restore()  # from here on outputs are kept
     once = gradients(trainer)
     again = gradients(start(remember=False, **settings))
     assert once.keys() == again.keys()

@@ -6,6 +6,7 @@ from train_head.losses.objective import (
     canonical,
     compares_clips,
     decode,
+    is_mean_over_clips,
     outputs_per_target,
     parse,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "canonical_weighting",
     "compares_clips",
     "decode",
+    "is_mean_over_clips",
     "outputs_per_target",
     "parse",
 ]

@@ -127,5 +127,10 @@ def compares_clips(expression: str) -> list[str]:
     return [term.name for term in parse(expression) if LOSSES[term.name].compares]
 
 
+def is_mean_over_clips(expression: str, weighting: str) -> bool:
+    """Whether the objective of a batch is the mean of those of its clips; weights are relative to the whole batch."""
+    return weighting == "none" and all(LOSSES[term.name].by_clip for term in parse(expression))
+
+
 def _outputs(terms: Sequence[Term]) -> int:
     return max(LOSSES[term.name].outputs for term in terms)

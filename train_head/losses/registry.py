@@ -19,11 +19,13 @@ class Loss:
         compute: `(predicted, target, weight, **options)` to a scalar; its keyword-only parameters are the options.
         outputs: columns that a head must give per target.
         compares: whether it compares the clips of a batch with each other, and is constant for one alone.
+        by_clip: whether that of a batch is the mean of those of its clips, so that it may be computed in parts.
     """
 
     compute: Callable[..., Tensor]
     outputs: int = 1
     compares: bool = False
+    by_clip: bool = True
 
     @property
     def options(self) -> dict[str, float]:
@@ -61,9 +63,9 @@ LOSSES: dict[str, Loss] = {
     "mse": Loss(elementwise.mse),  # the paper's
     "mae": Loss(elementwise.mae),
     "huber": Loss(elementwise.huber),
-    "pearson": Loss(correlation.pearson, compares=True),
-    "ccc": Loss(correlation.ccc, compares=True),
-    "balanced_mse": Loss(balanced_mse, compares=True),
+    "pearson": Loss(correlation.pearson, compares=True, by_clip=False),
+    "ccc": Loss(correlation.ccc, compares=True, by_clip=False),
+    "balanced_mse": Loss(balanced_mse, compares=True, by_clip=False),
     "focal_r": Loss(elementwise.focal_r),
-    "zero_inflated": Loss(elementwise.zero_inflated, outputs=2),
+    "zero_inflated": Loss(elementwise.zero_inflated, outputs=2, by_clip=False),
 }
