@@ -48,8 +48,8 @@ def assert_equal_runs(one, two, atol=1e-4):
     np.testing.assert_allclose(a.values, b.values, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("batch_seconds", [2, pytest.param(0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("batch_seconds", [0, 2])
 def test_two_processes_take_the_steps_of_one(labelled, checkpoint, audio, tmp_path, loss, batch_seconds):
     """Also where each has several pieces to compute for a step, and where one has fewer than the other."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -78,6 +78,7 @@ def test_each_validation_clip_counts_once_and_a_started_run_goes_on_with_other_p
     assert "nothing to do" in run([*command(labelled, checkpoint, audio, two, "--valid", odd), "--unfreeze-every", "1"])
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_in_every_process(labelled, checkpoint, audio, tmp_path):
     pytest.importorskip("peft")
     one, two = tmp_path / "one", tmp_path / "two"

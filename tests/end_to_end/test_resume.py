@@ -74,7 +74,13 @@ def test_killed_in_the_middle_of_a_batch_of_kept_outputs_it_gives_the_same_bytes
 
 @pytest.mark.parametrize(
     ("where", "numbers"),
-    [("step", [1, 3, 4, 2]), ("state", [0, 5]), ("best", [0, 1]), ("backbone", [0]), ("head", [0])],
+    [
+        ("step", [1, 3, 4, 2]),
+        ("head", [0]),
+        pytest.param("state", [0, 5], marks=pytest.mark.slow),
+        pytest.param("best", [0, 1], marks=pytest.mark.slow),
+        pytest.param("backbone", [0], marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_started_again_it_gives_the_same_bytes(go, uninterrupted, tmp_path, where, numbers):
     out = tmp_path / "ft"
