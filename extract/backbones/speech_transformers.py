@@ -9,6 +9,7 @@ Equal to running the library on each clip alone and unpadded. Every clip is norm
 """
 
 import itertools
+import re
 import warnings
 from collections.abc import Sequence
 from types import MethodType
@@ -135,11 +136,8 @@ class SpeechTransformer(nn.Module):
         if len(set(samples)) > 1:
             sizes = torch.tensor(samples, device=batch.device)
             mask = (torch.arange(max(samples), device=batch.device) < sizes[:, None]).long()
-        with (
-            torch.autocast(batch.device.type, self._dtype, enabled=self._dtype != torch.float32),
-            warnings.catch_warnings(),
-        ):
-            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")  # WavLM, transformers 5.23
+        _let_wavlm_mix_masks()
+        with torch.autocast(batch.device.type, self._dtype, enabled=self._dtype != torch.float32):
             hidden: Tensor = self.encoder(batch, attention_mask=mask).last_hidden_state
         return hidden
 
@@ -149,6 +147,18 @@ class SpeechTransformer(nn.Module):
             return [list(range(len(samples)))]
         order = sorted(range(len(samples)), key=lambda i: samples[i])
         return [list(group) for _, group in itertools.groupby(order, key=lambda i: samples[i])]
+
+
+_MIXED_MASKS = ("ignore", re.compile("Support for mismatched key_padding_mask", re.IGNORECASE), Warning, None, 0)
+
+
+def _let_wavlm_mix_masks() -> None:
+    """Silence torch's word on how WavLM's attention calls it (transformers 5.23).
+
+    For good: `warnings.catch_warnings` would put back the filters that it found while batches of other threads run.
+    """
+    if _MIXED_MASKS not in warnings.filters:
+        warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")
 
 
 def _keep_in_float32(module: nn.Module) -> None:
