@@ -15,7 +15,10 @@ def values(folder):
     return read_labels(folder / "predictions_valid.csv", check_range=False).values
 
 
-@pytest.fixture(scope="module", params=["audeering", "wav2vec2 group", "hubert", "wavlm", "silero"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("wav2vec2 group", "hubert")]
+
+
+@pytest.fixture(scope="module", params=["audeering", *SLOW, "wavlm", "silero"])
 def backbone(request, tiny, checkpoint, tmp_path_factory):
     if request.param == "audeering":
         return str(checkpoint)
