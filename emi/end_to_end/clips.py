@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from emi.end_to_end.audio import waveform
 from emi.end_to_end.frozen import FrozenOutputs, fits_on_disk, hash_of
 from emi.end_to_end.settings import FinetuneSettings
 from emi.end_to_end.waveforms import WaveformAugment
-from extract.backbones import Trainable
+from extract.backbones import Divisible, Trainable
 from train_head.data import Split
 
 WIDEST = 1024
@@ -21,14 +22,15 @@ class ClipInputs:
     """Makes a model's inputs out of decoded audio.
 
     Args:
-        backbone: its frozen stages are computed here, the others by the model.
+        backbone: its frozen stages are computed here, the others by the model; a `Divisible`, where there are any.
         below: how many stages are frozen for good and can be computed apart; 0 gives waveforms.
         settings: how waveforms are augmented, and whether outputs are kept.
         device: where the inputs are to be.
     """
 
     def __init__(self, backbone: Trainable, below: int, settings: FinetuneSettings, device: torch.device) -> None:
-        self._backbone, self._below, self._settings, self._device = backbone, below, settings, device
+        self._backbone, self._below = cast(Divisible, backbone), below
+        self._settings, self._device = settings, device
         self._augment = WaveformAugment(settings) if settings.augments else None
         self._frozen: FrozenOutputs | None = None
         self._path: Path | None = None

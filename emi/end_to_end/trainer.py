@@ -90,7 +90,8 @@ class FinetuneTrainer(Course):
         objective = build_objective(settings.loss, settings.weighting, train.targets).to(processes.device)
         self.scaler = torch.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
         self._gradients = Gradients(settings, objective, self.scaler, processes)
-        below: int = model.backbone.remembers(min(self.depth.never, 2) if own.lora else self.depth.never)
+        frozen = min(self.depth.never, 2) if own.lora else self.depth.never  # adapters stand in the layers
+        below: int = model.backbone.remembers(frozen) if hasattr(model.backbone, "remembers") else 0
         self._inputs = ClipInputs(model.backbone, below, own, processes.device)
         self._frames = torch.tensor([model.backbone.num_frames(n) for n in train.lengths.tolist()])
         self._progress: dict[str, Any] = {"epoch": 0}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from extract.backbones.protocol import Backbone, Family, Features, Identity
 from extract.backbones.silero_family import SILERO, is_silero_folder
-from extract.backbones.trainable import Regularisation, Stage, Trainable, TrainableFamily
+from extract.backbones.trainable import Divisible, Regularisation, Stage, Trainable, TrainableFamily
 from extract.backbones.transformers_family import TRANSFORMERS
 from extract.errors import BackboneError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKBONES",
     "Backbone",
+    "Divisible",
     "Family",
     "Features",
     "Identity",

@@ -73,18 +73,6 @@ class SileroBackbone(nn.Module):
         """See `Trainable`; the Fourier basis is no parameter that training moves."""
         return [Stage("cnn", [self.convolutions]), Stage("layer 1", [self.rnn])]
 
-    def remembers(self, stages: int) -> int:  # noqa: ARG002
-        """See `Trainable`: it is small enough to compute again."""
-        return 0
-
-    def below(self, waveforms: Sequence[Tensor], stages: int) -> list[Tensor]:
-        """See `Trainable`: never called."""
-        raise NotImplementedError
-
-    def above(self, frames: Sequence[Tensor], samples: Sequence[int], stages: int) -> Features:
-        """See `Trainable`: never called."""
-        raise NotImplementedError
-
     def adapter_targets(self) -> tuple[nn.Module, list[str]]:
         """See `Trainable`.
 

@@ -49,15 +49,6 @@ class Trainable(Backbone, Protocol):
     def stages(self) -> list[Stage]:
         """From the waveform up; "layer N" are those that `--freeze layers:N` counts."""
 
-    def remembers(self, stages: int) -> int:
-        """Of so many frozen stages from the bottom, how many `below` can compute once and for all; 0 for none."""
-
-    def below(self, waveforms: "Sequence[Tensor]", stages: int) -> "list[Tensor]":
-        """(frames, width) float32 of each clip, out of the first so many stages; the same in any batch."""
-
-    def above(self, frames: "Sequence[Tensor]", samples: Sequence[int], stages: int) -> Features:
-        """The rest, on what `below` gave of clips of so many samples each."""
-
     def adapter_targets(self) -> "tuple[nn.Module, list[str]]":
         """The module that low-rank adapters go into, and the ends of the names of the linear layers they go beside."""
 
@@ -66,6 +57,33 @@ class Trainable(Backbone, Protocol):
 
     def restore(self, folder: Path) -> None:
         """Take the weights that `save` wrote."""
+
+
+class Divisible(Trainable, Protocol):
+    """A `Trainable` whose frozen bottom can be computed apart, once for each clip."""
+
+    def remembers(self, stages: int) -> int:
+        """Of so many frozen stages from the bottom, how many `below` can compute; 0 for none."""
+
+    def below(self, waveforms: "Sequence[Tensor]", stages: int) -> "list[Tensor]":
+        """Run the first stages as in evaluation.
+
+        Args:
+            waveforms: (samples,) float32 at 16 kHz each, not normalised.
+            stages: how many, 1 or more.
+
+        Returns:
+            (frames, width) float32 of each clip, the same in any batch up to rounding.
+        """
+
+    def above(self, frames: "Sequence[Tensor]", samples: Sequence[int], stages: int) -> Features:
+        """Run the rest.
+
+        Args:
+            frames: what `below` gave of each clip.
+            samples: how many each clip has.
+            stages: how many `below` ran.
+        """
 
 
 class TrainableFamily(Protocol):

@@ -27,7 +27,7 @@ _DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_
 
 
 class TrainableTransformer(SpeechTransformer):
-    """See `Trainable`.
+    """See `Divisible`.
 
     Args:
         checkpoint: what it was loaded from; `save` copies its configuration.
@@ -70,14 +70,14 @@ class TrainableTransformer(SpeechTransformer):
         ]
 
     def remembers(self, stages: int) -> int:
-        """See `Trainable`; WavLM's layers share what the first computes, so only its convolutions can be left out."""
+        """See `Divisible`; WavLM's layers share what the first computes, so only its convolutions can be left out."""
         library: Any = self.encoder
         if library.config.model_type == "wavlm" or (self._masks and stages > 1):
             return min(stages, 1)
         return min(stages, len(self.stages()) - 1)
 
     def below(self, waveforms: Sequence[Tensor], stages: int) -> list[Tensor]:
-        """See `Trainable`."""
+        """See `Divisible`."""
         prepared = [self._prepare(w) for w in waveforms]
         lengths = [self.num_frames(len(w)) for w in waveforms]
         library: Any = self.encoder
@@ -90,7 +90,7 @@ class TrainableTransformer(SpeechTransformer):
             return list(self._encode_padded(prepared, lengths).split(lengths))
 
     def above(self, frames: Sequence[Tensor], samples: Sequence[int], stages: int) -> Features:
-        """See `Trainable`."""
+        """See `Divisible`."""
         library: Any = self.encoder
         inner = library.encoder
         lengths = [self.num_frames(n) for n in samples]
