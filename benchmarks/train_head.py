@@ -3,20 +3,23 @@
     python benchmarks/train_head.py [--quick] [--case paper|derived] [--device cuda] [--json FILE]
 
 Three loops train the same head with the same settings on the 8,072 training clips of a synthetic Hume-Vidmimic2 (noise,
-with its lengths): (a) a DataLoader and a packed `nn.LSTM`, (b) the same with a padded one, (c) emi. Each turn takes a
-few batches of a new epoch. Frames per second count the clips' own frames, never padding. The rows take turns, and the
-figure is the median of their turns; the ratio is that of turns that follow each other.
+with its lengths): (a) a DataLoader and a packed `nn.LSTM`, (b) the same with a padded one, (c) emi. Each loop lives in
+a process of its own, and each turn takes a few batches of a new epoch. Frames per second count the clips' own frames,
+never padding. The rows take turns, and the figure is the median of their turns; the ratio is that of turns that follow
+each other.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +94,9 @@ CASES = (
 )
 
 
-def plain_loop(case: Case, split: Split, batches: int, packed: bool, device: str) -> Callable[[], float]:
+def plain_loop(case: Case, batches: int, packed: bool, device: str) -> Callable[[], float]:
     """(a) or (b): some random batches each time it is called; the clips' frames per second."""
+    split = case.split(EPOCH_CLIPS)
     head = PlainHead(case.dim, case.hidden or case.dim, TARGETS, packed=packed).to(device).train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-4)
     loader = DataLoader(Clips(split), batch_size=32, shuffle=True, collate_fn=collate)
@@ -114,9 +118,10 @@ def plain_loop(case: Case, split: Split, batches: int, packed: bool, device: str
     return turn
 
 
-def own_loop(case: Case, split: Split, batches: int, folder: Path, **settings: Any) -> Callable[[], float]:
+def own_loop(case: Case, batches: int, device: str, precision: str) -> Callable[[], float]:
     """(c): the first batches of an epoch of emi's trainer each time it is called; the clips' frames per second."""
-    trainer = Trainer(case.settings(**settings).on_this_machine(), split, None, folder)
+    settings = case.settings(device=device, precision=precision).on_this_machine()
+    trainer = Trainer(settings, case.split(EPOCH_CLIPS), None, None)
     numbers = count(1)
 
     def turn() -> float:
@@ -125,26 +130,56 @@ def own_loop(case: Case, split: Split, batches: int, folder: Path, **settings: A
     return turn
 
 
-def measure(case: Case, device: str, folder: Path) -> list[dict[str, Any]]:
+def in_process(stack: ExitStack, build: Callable[..., Callable[[], float]], *arguments: Any) -> Callable[[], float]:
+    """A loop in a process of its own, which ends with the stack: what one sets for its process, no other has."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_take_turns, args=(there, build, *arguments), daemon=True)
+    process.start()
+    there.close()
+    here.recv()  # it is built: no turn is taken beside another loop's making
+    stack.callback(process.join)
+    stack.callback(here.close)
+
+    def turn() -> float:
+        here.send(None)
+        return float(here.recv())
+
+    return turn
+
+
+def _take_turns(pipe: Connection, build: Callable[..., Callable[[], float]], *arguments: Any) -> None:
+    turn = build(*arguments)
+    pipe.send(None)
+    try:
+        while True:
+            pipe.recv()
+            pipe.send(turn())
+    except EOFError:  # the stack has closed
+        pass
+
+
+def measure(case: Case, device: str) -> list[dict[str, Any]]:
     """The rows of one case."""
-    split, (packed, padded, own) = case.split(EPOCH_CLIPS), case.batches
-    loops = {
-        "(a) DataLoader, packed nn.LSTM": plain_loop(case, split, packed, True, device),
-        "(b) DataLoader, padded nn.LSTM": plain_loop(case, split, padded, False, device),
-        "(c) emi, fp32": own_loop(case, split, own, folder, precision="fp32", device=device),
-    }
-    automatic = case.settings(device=device).on_this_machine().precision
-    if automatic != "fp32":
-        loops[f"(d) emi, {automatic}"] = own_loop(case, split, own, folder, precision=automatic, device=device)
-    rates: dict[str, list[float]] = {name: [] for name in loops}
-    for turn in range(case.turns + case.warm_up):
-        for name, loop in loops.items():
-            print(f"{case.name}: {name}, turn {turn} ...", file=sys.stderr, flush=True)
-            rate = loop()
-            if turn >= case.warm_up:
-                rates[name].append(rate)
-    epoch = int(split.lengths.sum())
+    packed, padded, own = case.batches
     rows = []
+    with ExitStack() as stack:
+        loops = {
+            "(a) DataLoader, packed nn.LSTM": in_process(stack, plain_loop, case, packed, True, device),
+            "(b) DataLoader, padded nn.LSTM": in_process(stack, plain_loop, case, padded, False, device),
+            "(c) emi, fp32": in_process(stack, own_loop, case, own, device, "fp32"),
+        }
+        automatic = case.settings(device=device).on_this_machine().precision
+        if automatic != "fp32":
+            loops[f"(d) emi, {automatic}"] = in_process(stack, own_loop, case, own, device, automatic)
+        rates: dict[str, list[float]] = {name: [] for name in loops}
+        for turn in range(case.turns + case.warm_up):
+            for name, loop in loops.items():
+                print(f"{case.name}: {name}, turn {turn} ...", file=sys.stderr, flush=True)
+                rate = loop()
+                if turn >= case.warm_up:
+                    rates[name].append(rate)
+    epoch = int(case.split(EPOCH_CLIPS).lengths.sum())
     for name, values in rates.items():
         row: dict[str, Any] = {"name": f"{case.name}: {name}", "frames_per_second": statistics.median(values)}
         for key, peer in (("times_a", "(a)"), ("times_b", "(b)")):
@@ -154,10 +189,10 @@ def measure(case: Case, device: str, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def whole_epoch(case: Case, device: str, folder: Path) -> dict[str, Any]:
+def whole_epoch(case: Case, device: str) -> dict[str, Any]:
     """An epoch over a data set of the full size, validation included, measured."""
     trainer = Trainer(
-        case.settings(device=device).on_this_machine(), case.split(EPOCH_CLIPS), case.split(VALID_CLIPS, 1), folder
+        case.settings(device=device).on_this_machine(), case.split(EPOCH_CLIPS), case.split(VALID_CLIPS, 1), None
     )
     record = trainer.run_epoch(1)
     return {
@@ -176,13 +211,12 @@ def main() -> None:
     parser.add_argument("--json", help="write the rows here")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
-            if options.case not in (None, case.name):
-                continue
-            rows += measure(case.quick() if options.quick else case, options.device, Path(folder))
-            if not options.quick and (case.name == "derived" or options.device == "cuda"):
-                rows.append(whole_epoch(case, options.device, Path(folder)))
+    for case in CASES:
+        if options.case not in (None, case.name):
+            continue
+        rows += measure(case.quick() if options.quick else case, options.device)
+        if not options.quick and (case.name == "derived" or options.device == "cuda"):
+            rows.append(whole_epoch(case, options.device))
     print(f"{header_line()}; torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| row | frames/s | times (a) | times (b) | s per epoch of 8,072 clips |\n|---|---|---|---|---|")
     for row in rows:

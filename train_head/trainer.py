@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cache.machine import keep_freed_memory
 from train_head import run_folder
 from train_head.augment import AugmentSettings, augment
 from train_head.course import Course, OnEpoch, Record, epoch_seed, learning_rate
@@ -41,6 +42,8 @@ class Trainer(Course):
     def __init__(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path | None) -> None:
         super().__init__(settings, folder)
         self.device = torch.device(settings.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.train = train.to(self.device)
         self.valid = valid.to(self.device) if valid is not None else None
         torch.manual_seed(settings.seed)
