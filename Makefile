@@ -31,7 +31,7 @@ SWEEP_OPTIONS ?=
 FINETUNE_RUN ?= $(if $(filter file,$(origin RUN)),artifacts/finetune,$(RUN))
 FINETUNE_OPTIONS ?=
 BENCH ?=
-# Which script of benchmarks/: extract, cache, scale, train_head, sweep, finetune or precision.
+# Which script of benchmarks/: extract, cache, scale, train_head, sweep, finetune, unfrozen or precision.
 BENCH_SCRIPT ?= extract
 
 .PHONY: help setup demo features train-head sweep finetune test test-slow lint bench docs clean

@@ -18,29 +18,21 @@ import subprocess
 import sys
 import tempfile
 import time
-import wave
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path[0] = str(Path(__file__).parents[1])
 
 import emi  # before torch: it sets how OpenMP's threads wait
 from benchmarks._machine import header_line
+from benchmarks._material import make_checkpoint, make_clips
 from benchmarks._timing import figure
 
 assert emi.__all__
 SECONDS = 12.0
 TARGETS = 6
-LARGE = {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16, "intermediate_size": 4096}
-QUICK = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 32,
-    "num_conv_pos_embedding_groups": 4,
-}
 
 
 def main() -> None:
@@ -51,8 +43,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        make_checkpoint(folder / "checkpoint", QUICK if options.quick else LARGE)
-        make_clips(folder, options.clips, 1.0 if options.quick else SECONDS)
+        make_checkpoint(folder / "checkpoint", options.quick)
+        make_clips(folder / "clips", options.clips, 1.0 if options.quick else SECONDS, 0.0)
+        write_labels(folder, options.clips)
         rows = [measure(way, folder, options) for way in WAYS]
     plain, ours, checkpointed = rows
     ratios = {
@@ -91,41 +84,11 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def make_checkpoint(folder: Path, size: dict[str, Any]) -> None:
-    """Random weights in the layout of the published checkpoint."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
-
-    torch.manual_seed(0)
-    kind = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
-    model = Wav2Vec2Model(Wav2Vec2Config(**kind, **size))
-    hidden = size["hidden_size"]
-    head = torch.nn.ModuleDict({"dense": torch.nn.Linear(hidden, hidden), "out_proj": torch.nn.Linear(hidden, 3)})
-    tensors = {f"wav2vec2.{name}": t.contiguous() for name, t in model.state_dict().items()}
-    tensors |= {f"classifier.{name}": t for name, t in head.state_dict().items()}
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    labels = {str(i): label for i, label in enumerate(("arousal", "dominance", "valence"))}
-    config = model.config.to_dict() | {"architectures": ["Wav2Vec2ForSpeechClassification"], "id2label": labels}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "sampling_rate": 16_000}))
-
-
-def make_clips(folder: Path, clips: int, seconds: float) -> None:
-    """16-bit WAV files, and label files of random values."""
-    import numpy as np
-
+def write_labels(folder: Path, clips: int) -> None:
+    """Random values for each clip."""
     rng = np.random.default_rng(0)
-    (folder / "clips").mkdir()
     lines = [",".join(["Filename", *(f"t{i}" for i in range(TARGETS))])]
-    for i in range(clips):
-        with wave.open(str(folder / "clips" / f"{i:05d}.wav"), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(16_000)
-            file.writeframes(rng.normal(0, 3000, round(16_000 * seconds)).astype("<i2").tobytes())
-        lines.append(",".join([str(i), *(f"{value:.3f}" for value in rng.uniform(size=TARGETS))]))
+    lines += [",".join([str(i), *(f"{value:.3f}" for value in rng.uniform(size=TARGETS))]) for i in range(clips)]
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
 
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from emi.cli import options
+
 EXAMPLE = (
     "Example: emi finetune --media clips/ --train train_split.csv --valid valid_split.csv --backbone "
     "facebook/wav2vec2-base --init-head runs/head --out runs/ft"
@@ -12,29 +14,24 @@ EXAMPLE = (
 
 
 def finetune(
-    media: Annotated[str, typer.Option(help="Folder of the media, a CSV with a Filename column, or a text list.")],
-    train: Annotated[Path, typer.Option(help="Label CSV of the training split.")],
+    media: options.Media,
+    train: options.Train,
     out: Annotated[Path, typer.Option(help="Run folder; once finished, a backbone for emi extract as well.")],
-    backbone: Annotated[str, typer.Option(help="silero, a Hugging Face id, or a local folder.")],
-    valid: Annotated[
-        Path | None, typer.Option(help="Label CSV by which the best epoch is chosen; with --folds, more clips to cut.")
-    ] = None,
-    test: Annotated[Path | None, typer.Option(help="CSV of a third split to predict; targets may be missing.")] = None,
+    backbone: options.Backbone,
+    valid: options.BestEpochValid = None,
+    test: options.Test = None,
     init_head: Annotated[
         Path | None, typer.Option(help="Run folder of a head trained on this backbone's cache, to start from.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of settings, those of the backbone in [finetune].")
     ] = None,
-    freeze: Annotated[
-        str | None,
-        typer.Option(help="What never learns: none, cnn, layers:N (and all below) or backbone [default: cnn]."),
-    ] = None,
+    freeze: options.Freeze = None,
     unfreeze_every: Annotated[
         int | None,
         typer.Option(help="The head learns alone for so many epochs, then one layer more each; 0 all [default: 0]."),
     ] = None,
-    backbone_lr: Annotated[float | None, typer.Option(help="Its peak learning rate [default: 1e-5].")] = None,
+    backbone_lr: options.BackboneLr = None,
     layer_decay: Annotated[
         float | None, typer.Option(help="Learning rate of each layer, by that of the one above [default: 1].")
     ] = None,
@@ -50,47 +47,29 @@ def finetune(
     ] = None,
     head: Annotated[str | None, typer.Option(help="As for emi train-head [default: lstm].")] = None,
     loss: Annotated[str | None, typer.Option(help="As for emi train-head [default: mse].")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the head [default: 1e-4].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="[default: 30]")] = None,
+    lr: options.Lr = None,
+    epochs: options.Epochs = None,
     batch_size: Annotated[int | None, typer.Option(help="Clips per step, on all devices [default: 32].")] = None,
-    batch_seconds: Annotated[
-        float | None, typer.Option(help="Audio on a device at once: memory; 0 chooses [default: 0].")
-    ] = None,
-    checkpointing: Annotated[
-        bool | None, typer.Option(help="Less memory for more time: compute activations twice [default: off].")
-    ] = None,
+    batch_seconds: options.BatchSeconds = None,
+    checkpointing: options.Checkpointing = None,
     max_seconds: Annotated[float | None, typer.Option(help="Kept of each clip [default: 12].")] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    seed: options.Seed = None,
     precision: Annotated[
         str | None, typer.Option(help="Of matrix products: fp32, bf16, fp16 or auto [default: auto].")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto [default: auto].")] = None,
-    more: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Any other setting, as in a TOML file: --set noise_snr=10; repeat."
-        ),
-    ] = None,
+    device: options.Device = None,
+    more: options.Settings = None,
     audio: Annotated[
         Path | None, typer.Option(help="Folder of the decoded audio, which runs may share [default: OUT-audio].")
     ] = None,
-    media_root: Annotated[Path | None, typer.Option(help="Where the paths of a CSV or list start.")] = None,
-    label_scale: Annotated[float | None, typer.Option(help="100 for labels from 0 to 100 [default: 1].")] = None,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out labelled clips whose media are missing or unreadable.")
-    ] = False,
-    seeds: Annotated[int | None, typer.Option(help="Train so many runs, from --seed on, in OUT/seed-0, ….")] = None,
-    folds: Annotated[int | None, typer.Option(help="Cut the clips into so many folds, one run each.")] = None,
-    group_by: Annotated[
-        str | None,
-        typer.Option(help="Who speaks: label column, or regex on Filename. Splits and folds then share no group."),
-    ] = None,
-    train_on_all: Annotated[
-        bool, typer.Option("--train-on-all", help="Then train on all clips for the best epoch count, in OUT/all.")
-    ] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write each epoch's figures into RUN/tensorboard too.")
-    ] = False,
+    media_root: options.MediaRoot = None,
+    label_scale: options.LabelScale = None,
+    skip_missing: options.SkipUnreadable = False,
+    seeds: options.Seeds = None,
+    folds: options.Folds = None,
+    group_by: options.GroupBy = None,
+    train_on_all: options.TrainOnAll = False,
+    tensorboard: options.TensorBoard = False,
 ) -> None:
     """Fine-tune the backbone and the head together. Run it again to go on where it stopped.
 

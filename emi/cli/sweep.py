@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emi.cli import options
+from emi.cli.telling import RunLines
+
 if TYPE_CHECKING:
     from train_head.settings import TrainSettings
-    from train_head.trainer import Record
 
 EXAMPLE = (
     "Example: emi sweep --cache features.zarr --train train_split.csv --valid valid_split.csv "
@@ -18,8 +20,8 @@ EXAMPLE = (
 
 def sweep(
     cache: Annotated[str, typer.Option(help="Feature cache.")],
-    train: Annotated[Path, typer.Option(help="Label CSV of the training split.")],
-    valid: Annotated[Path, typer.Option(help="Label CSV by which trials are compared.")],
+    train: options.Train,
+    valid: options.Valid,
     space: Annotated[Path, typer.Option(help="TOML file of what is tried: lr = { log = [1e-5, 1e-2] }, for one.")],
     out: Annotated[Path, typer.Option(help="Run folder: trials.csv, best.toml, report.html, and the best runs.")],
     trials: Annotated[int, typer.Option(min=1, help="How many; give more later to add some.")] = 64,
@@ -49,14 +51,9 @@ def sweep(
         str | None,
         typer.Option(help="postgresql://USER:PASSWORD@HOST/DATABASE, from which several machines take their trials."),
     ] = None,
-    label_scale: Annotated[float | None, typer.Option(help="100 for labels from 0 to 100 [default: 1].")] = None,
-    group_by: Annotated[
-        str | None,
-        typer.Option(help="Who speaks: label column, or regex on Filename. The splits then share no group."),
-    ] = None,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out labelled clips that the cache does not hold.")
-    ] = False,
+    label_scale: options.LabelScale = None,
+    group_by: options.GroupBy = None,
+    skip_missing: options.SkipUncached = False,
 ) -> None:
     """Try many heads, settings and losses, stop the poor ones early, and train the best few again with several seeds.
 
@@ -64,7 +61,6 @@ def sweep(
     the best few always see all.
     """
     from emi.console import TrialLines
-    from train_head.progress import EpochLines
     from train_head.settings import read_assignments
     from train_head.sweep import SweepSettings, read_space
     from train_head.sweep import sweep as run
@@ -83,16 +79,11 @@ def sweep(
         seeds=seeds,
         storage=storage,
     )
-    epochs = EpochLines(0, typer.echo)
+    lines = RunLines()
 
     def begin(name: str, own: "TrainSettings") -> None:
-        nonlocal epochs
-        epochs = EpochLines(own.stop_after or own.epochs, typer.echo)
         shown.close()
-        typer.echo(f"{name}:")
-
-    def show(record: "Record") -> None:
-        epochs(record)
+        lines.on_run(name, own)
 
     with TrialLines(sys.stdout) as shown:
         result = run(
@@ -106,7 +97,7 @@ def sweep(
             group_by=group_by,
             on_status=shown,
             on_run=begin,
-            on_epoch=show,
+            on_epoch=lines.on_epoch,
         )
     if result.nothing_to_do:
         typer.echo(f"nothing to do: {out} is finished; give more --trials to go on")

@@ -6,11 +6,35 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from train_head.protocols import Outcome
     from train_head.settings import TrainSettings
     from train_head.trainer import Record
+
+
+class RunLines:
+    """A heading per run, and one line per epoch."""
+
+    def __init__(self) -> None:
+        self._line: Callable[[Record], None] | None = None
+
+    def count(self, settings: "TrainSettings") -> None:
+        """Begin a run without a heading."""
+        from train_head.progress import EpochLines
+
+        self._line = EpochLines(settings.stop_after or settings.epochs, typer.echo)
+
+    def on_run(self, name: str, settings: "TrainSettings") -> None:
+        """Begin a run of several."""
+        self.count(settings)
+        typer.echo(f"{name}:")
+
+    def on_epoch(self, record: "Record") -> None:
+        """Report an epoch of the run that was begun."""
+        assert self._line is not None
+        self._line(record)
 
 
 class Telling:
@@ -32,11 +56,12 @@ class Telling:
         self._out, self._first_in_out, self._begun = out, first_in_out, 0
         self._board = Board(out) if tensorboard else None
         self.on_run = self._begin if several else None
-        self._count(settings)
+        self._lines = RunLines()
+        self._lines.count(settings)
 
     def on_epoch(self, record: "Record") -> None:
         """Report an epoch."""
-        self._lines(record)
+        self._lines.on_epoch(record)
         if self._board:
             self._board(record)
 
@@ -82,12 +107,6 @@ class Telling:
 
     def _begin(self, name: str, settings: "TrainSettings") -> None:
         self._begun += 1
-        self._count(settings)
         if self._board:
             self._board.move(self._out if self._first_in_out and self._begun == 1 else self._out / name)
-        typer.echo(f"{name}:")
-
-    def _count(self, settings: "TrainSettings") -> None:
-        from train_head.progress import EpochLines
-
-        self._lines = EpochLines(settings.stop_after or settings.epochs, typer.echo)
+        self._lines.on_run(name, settings)

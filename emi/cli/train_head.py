@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from emi.cli import options
+
 EXAMPLE = (
     "Example: emi train-head --cache features.zarr --train train_split.csv --valid valid_split.csv --out runs/paper"
 )
@@ -20,18 +22,16 @@ LOSSES_HELP = (
 
 
 def train_head(
-    cache: Annotated[list[str], typer.Option(help="Feature cache; repeat it for clips spread over several.")],
-    train: Annotated[Path, typer.Option(help="Label CSV of the training split.")],
+    cache: options.Caches,
+    train: options.Train,
     out: Annotated[Path, typer.Option(help="Run folder.")],
-    valid: Annotated[
-        Path | None, typer.Option(help="Label CSV by which the best epoch is chosen; with --folds, more clips to cut.")
-    ] = None,
-    test: Annotated[Path | None, typer.Option(help="CSV of a third split to predict; targets may be missing.")] = None,
+    valid: options.BestEpochValid = None,
+    test: options.Test = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; the options below override it.")] = None,
     head: Annotated[str | None, typer.Option(help=HEADS_HELP)] = None,
     loss: Annotated[str | None, typer.Option(help=LOSSES_HELP)] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: 1e-4].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="[default: 30]")] = None,
+    lr: options.Lr = None,
+    epochs: options.Epochs = None,
     batch_size: Annotated[int | None, typer.Option(help="Clips per step [default: 32].")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="[default: 0.01]")] = None,
     patience: Annotated[
@@ -49,40 +49,22 @@ def train_head(
     standardise: Annotated[
         bool | None, typer.Option(help="Bring features to mean 0, spread 1 over the training frames [default: off].")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    seed: options.Seed = None,
     precision: Annotated[
         str | None, typer.Option(help="Of matrix products: fp32, bf16 or auto [default: auto].")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto [default: auto].")] = None,
-    more: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Any other setting, as in a TOML file: --set mixup=0.2; repeat."
-        ),
-    ] = None,
-    label_scale: Annotated[float | None, typer.Option(help="100 for labels from 0 to 100 [default: 1].")] = None,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out labelled clips that no cache holds.")
-    ] = False,
-    seeds: Annotated[
-        int | None, typer.Option(help="Train so many runs, from --seed on, in OUT/seed-0, …; OUT averages them.")
-    ] = None,
-    folds: Annotated[
-        int | None, typer.Option(help="Cut the clips into so many folds, each predicted by a run that did not see it.")
-    ] = None,
-    group_by: Annotated[
-        str | None,
-        typer.Option(help="Who speaks: label column, or regex on Filename. Splits and folds then share no group."),
-    ] = None,
-    train_on_all: Annotated[
-        bool, typer.Option("--train-on-all", help="Then train on all clips for the best epoch count, in OUT/all.")
-    ] = False,
+    device: options.Device = None,
+    more: options.Settings = None,
+    label_scale: options.LabelScale = None,
+    skip_missing: options.SkipUncached = False,
+    seeds: options.Seeds = None,
+    folds: options.Folds = None,
+    group_by: options.GroupBy = None,
+    train_on_all: options.TrainOnAll = False,
     stop_after: Annotated[
         int | None, typer.Option(help="Stop after so many epochs of the schedule of --epochs; 0 trains all.")
     ] = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write each epoch's figures into RUN/tensorboard too.")
-    ] = False,
+    tensorboard: options.TensorBoard = False,
 ) -> None:
     """Train a head with the paper's settings, or yours. Run it again to go on where it stopped."""
     from emi.cli.telling import Telling

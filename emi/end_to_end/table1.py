@@ -19,6 +19,8 @@ from train_head import run_folder
 from train_head.errors import TrainSettingsError
 from train_head.protocols import Outcome, ProtocolResult, run_protocol
 from train_head.protocols.members import OnRun
+from train_head.protocols.pool import check_apart
+from train_head.train import check_groups, read_split_labels
 from train_head.trainer import OnEpoch
 
 FEATURES, AUDIO, CSV, MARKDOWN, PLOT = "features.zarr", "audio", "table1.csv", "table1.md", "table1"
@@ -210,6 +212,11 @@ def table1(
     if resolved[-1][1].freeze == "backbone":
         raise TrainSettingsError("freeze backbone leaves nothing to the unfrozen rows; give none, cnn or layers:N")
     check_backbone(identify(backbone), *resolved[-1])
+    files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
+    labels = read_split_labels(files, resolved[0][0].label_scale, group_by)
+    check_groups(labels)
+    if test is not None:
+        check_apart(labels["train"], labels["valid"])
     features = folder / FEATURES
     _extract(media, features, backbone, resolved[0][1], resolved[0][0].device, media_root, on_decode)
     outcomes = []

@@ -15,10 +15,14 @@ EXTRAS = ("onnx", "lhotse", "datasets", "pyarrow")
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_a_benchmark_runs_quickly_and_writes_its_rows(script, labelled, tmp_path):
-    clips = [str(labelled / "audio")] if script.stem == "precision" else []
-    clips = ["--hours", "0.01"] if script.stem == "extract" else clips
-    command = [sys.executable, str(script), *clips, "--quick", "--json", str(tmp_path / "rows.json")]
-    subprocess.run(command, check=True, timeout=600)
+    audio, train, valid = (str(labelled / name) for name in ("audio", "train.csv", "valid.csv"))
+    given = {
+        "precision": [audio],
+        "extract": ["--hours", "0.01"],
+        "unfrozen": ["--media", audio, "--train", train, "--valid", valid],
+    }
+    command = [sys.executable, str(script), *given.get(script.stem, []), "--quick", "--json", "rows.json"]
+    subprocess.run(command, check=True, timeout=600, cwd=tmp_path)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert rows
     for row in rows:

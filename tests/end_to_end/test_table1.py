@@ -6,6 +6,7 @@ import pytest
 
 import emi
 from emi.end_to_end.table1 import ROWS
+from train_head.errors import LabelError
 
 SETTINGS = {"hidden": 8, "epochs": 1, "lr": 3e-3, "batch_size": 8, "seeds": 2, "device": "cpu", "backbone_lr": 1e-3}
 
@@ -38,3 +39,10 @@ def test_every_row_is_run_once_and_the_papers_numbers_stand_beside(labelled, che
     assert found.markdown() == (out / "table1.md").read_text()
     assert all(row["row"] in found.table() for row in rows)
     assert emi.table1(*files, **settings).nothing_to_do
+
+
+def test_clips_of_both_splits_are_met_before_anything_is_extracted(labelled, checkpoint, tmp_path):
+    train, out = labelled / "train.csv", tmp_path / "table"
+    with pytest.raises(LabelError, match="twice; keep each in one"):
+        emi.table1(labelled / "audio", train, train, out, backbone=str(checkpoint), test=train, **SETTINGS)
+    assert not out.exists()

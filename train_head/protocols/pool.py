@@ -8,7 +8,7 @@ import torch
 
 from train_head.data import Split
 from train_head.errors import LabelError
-from train_head.labels import FILENAME
+from train_head.labels import FILENAME, Labels
 from train_head.train import Inputs
 
 
@@ -16,18 +16,13 @@ def pool(inputs: Inputs) -> Split:
     """The clips of "train", then those of "valid" where there is one, on the same frames.
 
     Raises:
-        LabelError: a clip is in both; says how many and names the first five.
+        LabelError: a clip is in both; see `check_apart`.
     """
     train, valid = inputs.splits["train"], inputs.splits.get("valid")
     if valid is None:
         return train
     one, other = train.labels, valid.labels
-    both = sorted(set(one.ids) & set(other.ids))
-    if both:
-        raise LabelError(
-            f"{len(both)} clips are in {one.path} and in {other.path} (first: {', '.join(both[:5])}), and would count "
-            "twice; keep each in one"
-        )
+    check_apart(one, other)
     groups = None if one.groups is None or other.groups is None else one.groups + other.groups
     labels = replace(
         one,
@@ -44,6 +39,20 @@ def pool(inputs: Inputs) -> Split:
         torch.cat([train.lengths, valid.lengths]),
         torch.cat([train.targets, valid.targets]),
     )
+
+
+def check_apart(one: Labels, other: Labels) -> None:
+    """Refuse two label files that share clips.
+
+    Raises:
+        LabelError: says how many clips are in both and names the first five.
+    """
+    both = sorted(set(one.ids) & set(other.ids))
+    if both:
+        raise LabelError(
+            f"{len(both)} clips are in {one.path} and in {other.path} (first: {', '.join(both[:5])}), and would count "
+            "twice; keep each in one"
+        )
 
 
 def pooled_csv(inputs: Inputs) -> str:

@@ -1,0 +1,123 @@
+"""What it is worth that the backbone learns, on labelled clips, over seeds:
+
+    python benchmarks/unfrozen.py --media CLIPS --train CSV --valid CSV [--seeds N] [--quick] [--json FILE]
+
+Two backbones. "small" is a wav2vec 2.0 of 4 layers and 256 numbers whose weights are drawn anew for each seed: what it
+knows about speech in the end, gradients brought. "silero" is trained, though not for this. Each has two rows: a head on
+its frozen, cached features, and backbone and head in one graph, with the same head, loss, learning rate of the head and
+clips of up to 3 s. Figures are the mean validation Pearson of the best epoch. The fine-tuned silero starts from the
+frozen row's head, the small one from nothing.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[1])
+
+import emi
+from benchmarks._machine import header_line
+from train_head.protocols import ProtocolResult
+from train_head.train import TrainResult
+
+SMALL = {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+    "conv_dim": [32] * 7,
+    "num_conv_pos_embeddings": 32,
+    "num_conv_pos_embedding_groups": 16,
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+    "do_stable_layer_norm": True,
+}
+SECONDS = 3.0
+HEAD = {"head": "attention", "loss": "0.5*ccc + 0.5*mse"}
+FROZEN = {"epochs": 15, "lr": 1e-3}
+TUNED = {"epochs": 6, "freeze": "none", "batch_seconds": 120.0, "max_seconds": SECONDS}
+BACKBONES: dict[str, dict[str, Any]] = {
+    "small": {"lr": 1e-3, "backbone_lr": 1e-3, "backbone_dropout": 0.0},
+    "silero": {"lr": 3e-4, "backbone_lr": 1e-4},
+}
+"""How each is fine-tuned."""
+
+
+def main() -> None:
+    """Train every row with every seed and print their means."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--media", required=True, help="folder of the clips")
+    parser.add_argument("--train", required=True, help="label CSV of the training split")
+    parser.add_argument("--valid", required=True, help="label CSV of other speakers")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--backbone", choices=list(BACKBONES), help="only this one")
+    parser.add_argument("--folder", help="where the runs stay, to go on after a stop [default: nowhere]")
+    parser.add_argument("--quick", action="store_true", help="one seed and one epoch: does it run at all?")
+    parser.add_argument("--json", help="write the rows here")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.folder or temporary)
+        for name in BACKBONES if options.backbone is None else [options.backbone]:
+            rows += measure(name, folder, options)
+    print(f"{header_line()}; mean validation Pearson of {1 if options.quick else options.seeds} seeds\n")
+    print("| row | mean | std | each seed |\n|---|---|---|---|")
+    for row in rows:
+        each = ", ".join(f"{value:.3f}" for value in row["seeds"])
+        print(f"| {row['name']} | {row['mean']:.3f} | {row['std']:.3f} | {each} |")
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def measure(name: str, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The two rows of a backbone."""
+    frozen, tuned = [], []
+    splits = (options.train, options.valid)
+    shorter = {"epochs": 1} if options.quick else {}
+    for seed in range(1 if options.quick else options.seeds):
+        backbone, key = (small_checkpoint(folder, seed), f"small-{seed}") if name == "small" else (name, name)
+        cache, head = folder / f"{key}.zarr", folder / f"{name}-frozen-{seed}"
+        print(f"{name}, seed {seed} ...", file=sys.stderr, flush=True)
+        emi.extract(options.media, cache, backbone=backbone, max_seconds=SECONDS)
+        result = emi.train_head(cache, *splits, head, seed=seed, **(HEAD | FROZEN | shorter))
+        frozen.append(mean_pearson(result))
+        start = {"init_head": head} if name == "silero" else {}
+        settings = HEAD | TUNED | BACKBONES[name] | start | shorter
+        out, audio = folder / f"{name}-tuned-{seed}", folder / "audio"
+        result = emi.finetune(options.media, *splits, out, backbone=backbone, audio=audio, seed=seed, **settings)
+        tuned.append(mean_pearson(result))
+    return [row(f"{name}, frozen", frozen), row(f"{name}, fine-tuned", tuned)]
+
+
+def mean_pearson(result: TrainResult | ProtocolResult) -> float:
+    """On the validation clips."""
+    assert isinstance(result, TrainResult)
+    assert result.report.mean_pearson is not None, f"{result.folder}: a head predicts the same for every clip"
+    return result.report.mean_pearson
+
+
+def row(name: str, found: list[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds."""
+    std = statistics.stdev(found) if len(found) > 1 else 0.0
+    return {"name": name, "mean": statistics.fmean(found), "std": std, "seeds": found}
+
+
+def small_checkpoint(folder: Path, seed: int) -> str:
+    """Random weights, in the transformers layout."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    place = folder / f"small-{seed}"
+    if not place.exists():
+        torch.manual_seed(seed)
+        Wav2Vec2Model(Wav2Vec2Config(**SMALL)).save_pretrained(place)
+        Wav2Vec2FeatureExtractor().save_pretrained(place)
+    return str(place)
+
+
+if __name__ == "__main__":
+    main()

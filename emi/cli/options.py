@@ -1,0 +1,58 @@
+"""The options that several commands share, each in one wording."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Media = Annotated[str, typer.Option(help="Folder of the media, a CSV with a Filename column, or a text list.")]
+MediaRoot = Annotated[Path | None, typer.Option(help="Where the paths of a CSV or list start.")]
+Backbone = Annotated[str, typer.Option(help="silero, a Hugging Face id, or a local folder.")]
+Caches = Annotated[list[str], typer.Option(help="Feature cache; repeat it for clips spread over several.")]
+
+Train = Annotated[Path, typer.Option(help="Label CSV of the training split.")]
+Valid = Annotated[Path, typer.Option(help="Label CSV of the validation split, by which runs are compared.")]
+BestEpochValid = Annotated[
+    Path | None, typer.Option(help="Label CSV by which the best epoch is chosen; with --folds, more clips to cut.")
+]
+Test = Annotated[Path | None, typer.Option(help="CSV of a third split to predict; targets may be missing.")]
+LabelScale = Annotated[float | None, typer.Option(help="100 for labels from 0 to 100 [default: 1].")]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(help="Who speaks: label column, or regex on Filename. Splits and folds then share no group."),
+]
+SkipUncached = Annotated[bool, typer.Option("--skip-missing", help="Leave out labelled clips that no cache holds.")]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-missing", help="Leave out labelled clips whose media are missing or unreadable.")
+]
+
+Lr = Annotated[float | None, typer.Option(help="Peak learning rate of the head [default: 1e-4].")]
+Epochs = Annotated[int | None, typer.Option(help="[default: 30]")]
+Seed = Annotated[int | None, typer.Option(help="The first seed [default: 0].")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or auto [default: auto].")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in a TOML file: --set mixup=0.2; repeat."),
+]
+Freeze = Annotated[
+    str | None, typer.Option(help="What never learns: none, cnn, layers:N (and all below) or backbone [default: cnn].")
+]
+BackboneLr = Annotated[float | None, typer.Option(help="Peak learning rate of the backbone [default: 1e-5].")]
+BatchSeconds = Annotated[float | None, typer.Option(help="Audio on a device at once: memory; 0 chooses [default: 0].")]
+Checkpointing = Annotated[
+    bool | None, typer.Option(help="Less memory for more time: compute activations twice [default: off].")
+]
+
+Seeds = Annotated[
+    int | None, typer.Option(help="Train so many runs, from --seed on, in OUT/seed-0, …; OUT averages them.")
+]
+RowSeeds = Annotated[int, typer.Option(min=1, help="Runs per row.")]
+Folds = Annotated[
+    int | None, typer.Option(help="Cut the clips into so many folds, each predicted by a run that did not see it.")
+]
+TrainOnAll = Annotated[
+    bool, typer.Option("--train-on-all", help="Then train on all clips for the best epoch count, in OUT/all.")
+]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write each epoch's figures into RUN/tensorboard too.")
+]
