@@ -6,8 +6,10 @@ A checkpoint of audEERING's shape with random weights (12 layers, 1024 numbers, 
 12 s of noise. (a) is the loop as users write it and as the paper's code does: transformers' model, one clip at a time,
 `nn.LSTM` on its frames, gradients added up over a batch, `AdamW`. (b) is `emi finetune`, (c) the same with
 --checkpointing. Each runs in a process of its own, whose peak memory is that of its weights, gradients, optimizer and
-activations together; seconds are the median over steps after the first, optimizer included. All start from the same
-weights, freeze the same parts, keep the checkpoint's dropout, and do without SpecAugment and layerdrop.
+activations together; seconds are the median over steps after the first, optimizer included. All see the same clips in
+each step: what frozen layers give, (b) and (c) compute in the first and keep, as in every epoch after a run's first. All
+start from the same weights, freeze the same parts, keep the checkpoint's dropout, and do without SpecAugment and
+layerdrop.
 """
 
 import argparse
@@ -186,6 +188,7 @@ def ours(folder: Path, options: argparse.Namespace, *, checkpointing: bool = Fal
     )
     inputs = gather_media(material, {"train": folder / "labels.csv"}, folder / "audio")
     trainer = material.trainer(settings, inputs.splits["train"], None, folder)
+    trainer.restore()  # nothing to restore; from here on it keeps what frozen layers gave
     number = iter(range(1, 1 + options.steps))
 
     def step() -> None:
