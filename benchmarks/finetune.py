@@ -7,7 +7,7 @@ A checkpoint of audEERING's shape with random weights (12 layers, 1024 numbers, 
 `nn.LSTM` on its frames, gradients added up over a batch, `AdamW`. (b) is `emi finetune`, (c) the same with
 --checkpointing. Each runs in a process of its own, whose peak memory is that of its weights, gradients, optimizer and
 activations together; seconds are the median over steps after the first, optimizer included. All see the same clips in
-each step: what frozen layers give, (b) and (c) compute in the first and keep, as in every epoch after a run's first. All
+each step: what frozen layers give, (b) and (c) compute in the first and keep, as a run does after its first epoch. All
 start from the same weights, freeze the same parts, keep the checkpoint's dropout, and do without SpecAugment and
 layerdrop.
 """

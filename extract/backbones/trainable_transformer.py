@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from extract.backbones.cheap_dropout import use_cheap_dropout
 from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint
 from extract.backbones.protocol import Features
 from extract.backbones.speech_transformers import (
@@ -237,6 +238,7 @@ def load_trainable_transformer(
     encoder: Any = load_encoder(checkpoint, has_head=has_head, **changed)
     if regularisation.checkpointing:
         _checkpoint_activations(encoder)
+    use_cheap_dropout(encoder)
     head = load_regression_head(checkpoint) if has_head else None
     return TrainableTransformer(checkpoint, encoder, head, normalise, DTYPES[precision]).eval().to(device)
 
