@@ -1,4 +1,4 @@
-"""What the benchmarks of extraction measure on: checkpoints at random, and clips."""
+"""What the benchmarks of extraction and fine-tuning measure on: checkpoints at random, and clips."""
 
 import wave
 from pathlib import Path

@@ -35,3 +35,18 @@ def keep_freed_memory() -> None:
     mallopt(map_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(arena_max, 1)
+
+
+def give_freed_memory_back() -> None:
+    """Undo `keep_freed_memory`, with glibc's usual limits; for work that has too little memory rather than time."""
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError):
+        return
+    map_max, trim_threshold, map_threshold, arena_max = -4, -1, -3, -8
+    mallopt(map_max, 65536)
+    mallopt(map_threshold, 32 << 20)
+    mallopt(trim_threshold, 64 << 20)
+    mallopt(arena_max, 8 * available_cores())
+    trim(0)

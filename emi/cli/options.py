@@ -32,7 +32,7 @@ Seed = Annotated[int | None, typer.Option(help="The first seed [default: 0].")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or auto [default: auto].")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in a TOML file: --set mixup=0.2; repeat."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in a TOML file: --set ema=0.99; repeat."),
 ]
 Freeze = Annotated[
     str | None, typer.Option(help="What never learns: none, cnn, layers:N (and all below) or backbone [default: cnn].")

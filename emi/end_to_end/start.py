@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cache.container import StrPath
-from cache.machine import keep_freed_memory
+from cache.machine import give_freed_memory_back, keep_freed_memory
 from emi.end_to_end.depth import Depth
 from emi.end_to_end.media import DecodedMedia, OnDecode, gather_media, regularisation
 from emi.end_to_end.processes import Processes
@@ -87,8 +87,8 @@ def finetune(
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
     identity = identify(backbone)
     settings = on_this_machine(settings, identity)
-    if settings.device == "cpu" and not own.checkpointing:  # who asks for that has too little memory, not time
-        keep_freed_memory()
+    if settings.device == "cpu":  # who asks for checkpointing has too little memory, not time
+        give_freed_memory_back() if own.checkpointing else keep_freed_memory()
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     processes = Processes(settings.device)
     if not (out / CONFIG).is_file():
