@@ -43,7 +43,7 @@ FROZEN = {"epochs": 15, "lr": 1e-3}
 TUNED = {"epochs": 6, "freeze": "none", "batch_seconds": 120.0, "max_seconds": SECONDS}
 BACKBONES: dict[str, dict[str, Any]] = {
     "small": {"lr": 1e-3, "backbone_lr": 1e-3, "backbone_dropout": 0.0},
-    "silero": {"lr": 3e-4, "backbone_lr": 1e-4},
+    "silero": {"lr": 3e-4, "backbone_lr": 1e-3},
 }
 """How each is fine-tuned."""
 
