@@ -22,7 +22,7 @@ class FinetuneSettings:
 
     Attributes:
         freeze: what never learns: "none", "cnn" (the convolutions, as is usual for wav2vec 2.0), "layers:N" (also the
-            projection and the first N layers), or "backbone". Frozen parts run without dropout.
+            projection and the first N layers), or "backbone". Frozen parts run without dropout, but beside adapters.
         unfreeze_every: the head learns alone for so many epochs, then one stage more with each so many, from the top
             down; 0 trains all that `freeze` leaves from the start.
         backbone_lr: peak learning rate of the backbone; that of the head is `lr`.
