@@ -4,7 +4,7 @@ The clips lie one behind the other in a single signal, each at a multiple of the
 of the long signal is a frame of one clip; the few frames that straddle two clips are dropped.
 
 Every layer is one matrix product over channels-last rows: kernel 3 with stride 2 reads rows of 3 x channels that start
-2 x channels apart. LayerNorm and GELU then run over the last axis as they are.
+2 x channels apart. LayerNorm and GELU then run over the last axis as they are. `trainable_front_end` adds gradients.
 
 On a CPU the time goes to memory, not to arithmetic, if a layer runs over a whole batch (6 MB per second of audio and
 layer 0 alone). So the seven layers run over one block of frames after the other, small enough that all that lies
@@ -18,7 +18,7 @@ these models run in blocks as well, with one scale and shift per clip and channe
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +28,32 @@ from extract.backbones.packed_weights import PackedLinear
 
 BLOCK_FRAMES = 64
 """Frames (of 20 ms) per block on a CPU: 2 MB after layer 1 in bfloat16, what a core's own cache holds."""
+Spans = Sequence[tuple[int, int, tuple[Tensor, Tensor]]]
+"""Of the clips in a block of a "group" model: first row after layer 0, the row behind its last, scale and shift."""
+
+
+class Product(Protocol):
+    """The convolution of a layer: (rows, in) contiguous → (rows // stride, out)."""
+
+    taps: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply."""
+        ...
 
 
 class FrontEnd:
-    """Runs `model.feature_extractor` of transformers packed, for inference.
+    """Runs `model.feature_extractor` of transformers packed.
 
     Args:
         extractor: with float32 weights, on its device.
-        config: of the model.
         dtype: of the matrix products and of what lies between them.
     """
 
-    def __init__(self, extractor: Any, config: Any, dtype: torch.dtype) -> None:
-        self._layers = [_Layer(layer, dtype) for layer in extractor.conv_layers]
-        self._stride = math.prod(config.conv_stride)
+    def __init__(self, extractor: Any, dtype: torch.dtype) -> None:
         self._dtype = dtype
+        self._layers = [Layer(layer, self._product(layer.conv)) for layer in extractor.conv_layers]
+        self._stride = math.prod(layer.stride for layer in self._layers)
 
     def __call__(self, waveforms: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
         """Run normalised waveforms of at least one receptive field each.
@@ -58,7 +69,7 @@ class FrontEnd:
             [functional.pad(w, (0, n * self._stride - len(w))) for w, n in zip(waveforms, slots, strict=True)]
             + [waveforms[0].new_zeros(tail)]
         )
-        block = BLOCK_FRAMES if signal.device.type == "cpu" else offsets[-1]
+        block = self._block_frames if signal.device.type == "cpu" else offsets[-1]
         blocks = []
         for first in range(0, offsets[-1], block):
             frames = min(block, offsets[-1] - first)
@@ -69,12 +80,23 @@ class FrontEnd:
                 for a, b, scale in zip(offsets, offsets[1:], scales, strict=False)
                 if scale is not None and a < first + frames and b > first
             ]
-            for layer in self._layers:
-                x = layer(x, spans)
-            blocks.append(x)
+            blocks.append(self._run(x, spans))
         lengths = [self._frames(len(w)) for w in waveforms]
         keep = torch.cat([torch.arange(start, start + n) for start, n in zip(offsets, lengths, strict=False)])
         return torch.cat(blocks)[keep.to(signal.device)], lengths
+
+    @property
+    def _block_frames(self) -> int:
+        return BLOCK_FRAMES
+
+    def _product(self, conv: nn.Conv1d) -> Product:
+        return PackedTaps(conv, self._dtype)
+
+    def _run(self, x: Tensor, spans: Spans) -> Tensor:
+        """All layers over the (samples, 1) of a block."""
+        for layer in self._layers:
+            x = layer(x, spans)
+        return x
 
     def _frames(self, samples: int) -> int:
         for layer in self._layers:
@@ -88,38 +110,55 @@ class FrontEnd:
         return frames
 
 
-class _Layer:
-    """Convolution, normalisation and activation over (rows, channels)."""
+class PackedTaps:
+    """A convolution without gradients: (rows, in) → (rows // stride, out)."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        conv = layer.conv
-        self.kernel, self.stride = conv.kernel_size[0], conv.stride[0]
-        self._taps = conv.weight.detach().permute(0, 2, 1).flatten(1)  # (out, kernel x in)
-        self._linear = PackedLinear(self._taps, conv.bias, dtype)
-        self._conv_bias = conv.bias
+    def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
+        self.taps = taps_of(conv).detach()
+        self._linear = PackedLinear(self.taps, conv.bias, dtype)
+        self._kernel, self._stride = conv.kernel_size[0], conv.stride[0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        count, channels = (len(x) - self._kernel) // self._stride + 1, x.shape[1]
+        shape, strides = (count, self._kernel * channels), (self._stride * channels, 1)
+        return self._linear(x.as_strided(shape, strides, x.storage_offset()))
+
+
+class Layer:
+    """Convolution, normalisation and activation over (rows, channels).
+
+    Args:
+        layer: of the library.
+        product: computes its convolution; `taps` are its weight.
+    """
+
+    def __init__(self, layer: Any, product: Product) -> None:
+        self.kernel, self.stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+        self._product = product
+        self._conv_bias = layer.conv.bias
         self._norm = getattr(layer, "layer_norm", None)
         self._activation = layer.activation
 
-    def __call__(self, x: Tensor, spans: Sequence[tuple[int, int, tuple[Tensor, Tensor]]]) -> Tensor:
-        """(rows, in) → (rows // stride, out); `spans` are (first row, end row, scale and shift) of group models."""
-        x = x.contiguous()
-        count, channels = (len(x) - self.kernel) // self.stride + 1, x.shape[1]
-        x = self._linear(x.as_strided((count, self.kernel * channels), (self.stride * channels, 1), x.storage_offset()))
+    def __call__(self, x: Tensor, spans: Spans) -> Tensor:
+        """(rows, in) → (rows // stride, out)."""
+        x = self._product(x.contiguous())
         if isinstance(self._norm, nn.LayerNorm):
             x = functional.layer_norm(
                 x, self._norm.normalized_shape, self._norm.weight, self._norm.bias, self._norm.eps
             )
         elif isinstance(self._norm, nn.GroupNorm):
-            for first, end, (scale, shift) in spans:
-                x[first:end] = x[first:end] * scale + shift
-        return self._activation(x)
+            scaled = [(x[first:end] * scale + shift).to(x.dtype) for first, end, (scale, shift) in spans]
+            x = torch.cat([*scaled, x[spans[-1][1] :]])
+        out: Tensor = self._activation(x)
+        return out
 
     def scale_of(self, waveform: Tensor) -> tuple[Tensor, Tensor] | None:
         """GroupNorm's (scale, shift), each (out,) float32, over the time of one clip; None for other norms."""
         if not isinstance(self._norm, nn.GroupNorm):
             return None
         windows = waveform.unfold(0, self.kernel, self.stride).double()
-        taps = self._taps.double()
+        taps = self._product.taps.double()
         centred = windows - windows.mean(dim=0)
         covariance = centred.t() @ centred / len(windows)
         variance = ((taps @ covariance) * taps).sum(dim=1)
@@ -128,3 +167,8 @@ class _Layer:
             mean = mean + self._conv_bias.double()
         scale = torch.rsqrt(variance + self._norm.eps) * self._norm.weight
         return scale.float(), (self._norm.bias - mean * scale).float()
+
+
+def taps_of(conv: nn.Conv1d) -> Tensor:
+    """(out, kernel x in) weight of a convolution, the taps one after the other."""
+    return conv.weight.permute(0, 2, 1).flatten(1)

@@ -44,7 +44,7 @@ class PackedEncoder:
         config = model.config
         self._stable = config.do_stable_layer_norm
         self._heads = config.num_attention_heads
-        self._front_end = FrontEnd(model.feature_extractor, config, dtype)
+        self._front_end = FrontEnd(model.feature_extractor, dtype)
         self._feature_norm = model.feature_projection.layer_norm
         self._projection = _linear(model.feature_projection.projection, dtype)
         position = model.encoder.pos_conv_embed

@@ -22,6 +22,7 @@ from extract.backbones.speech_transformers import (
     load_regression_head,
 )
 from extract.backbones.trainable import Regularisation, Stage
+from extract.backbones.trainable_front_end import use_rows
 from extract.errors import BackboneError
 
 _DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
@@ -239,28 +240,15 @@ def load_trainable_transformer(
     if regularisation.checkpointing:
         _checkpoint_activations(encoder)
     use_cheap_dropout(encoder)
+    use_rows(encoder, checkpointing=regularisation.checkpointing)
     head = load_regression_head(checkpoint) if has_head else None
     return TrainableTransformer(checkpoint, encoder, head, normalise, DTYPES[precision]).eval().to(device)
 
 
 def _checkpoint_activations(encoder: Any) -> None:
-    """Under the name that transformers has for it now, or the one before; and the convolutions clip by clip.
-
-    The first convolution gives 315 MB for 48 s of audio, and its way back takes several times that: the peak of a step.
-    """
+    """Under the name that transformers has for it now, or the one before."""
     how = {"use_reentrant": False}  # the other kind loses gradients where the first stages are frozen
     if hasattr(encoder, "activation_checkpointing_enable"):
         encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
     else:
         encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
-    encoder.feature_extractor.__class__ = _clip_by_clip(type(encoder.feature_extractor))
-
-
-def _clip_by_clip(kind: Any) -> Any:
-    """The library's convolutions, one clip after the other; a class, so that a copy of a model runs its own weights."""
-
-    class ClipByClip(kind):  # type: ignore[misc]
-        def forward(self, batch: Tensor) -> Tensor:
-            return torch.cat([super(ClipByClip, self).forward(clip) for clip in batch.split(1)])
-
-    return ClipByClip

@@ -24,7 +24,7 @@ def test_every_block_size_gives_the_librarys_features(model, media, monkeypatch,
     monkeypatch.setattr(extract.backbones.front_end, "BLOCK_FRAMES", block)
     clips = waveforms(media)
     with torch.inference_mode():
-        rows, lengths = FrontEnd(model.feature_extractor, model.config, torch.float32)(clips)
+        rows, lengths = FrontEnd(model.feature_extractor, torch.float32)(clips)
         expected = [model.feature_extractor(clip[None])[0].t() for clip in clips]
     assert lengths == [len(clip) for clip in expected]
     torch.testing.assert_close(rows, torch.cat(expected), rtol=0, atol=1e-4)
@@ -34,7 +34,7 @@ def test_a_clip_with_a_large_offset_is_normalised_as_by_the_library(model, media
     """GroupNorm's mean and variance come from the input's covariance, which must not cancel."""
     clip = torch.from_numpy(media.speech(1.0)) + 50.0
     with torch.inference_mode():
-        rows, _ = FrontEnd(model.feature_extractor, model.config, torch.float32)([clip])
+        rows, _ = FrontEnd(model.feature_extractor, torch.float32)([clip])
         expected = model.feature_extractor(clip[None])[0].t()
     torch.testing.assert_close(rows, expected, rtol=1e-3, atol=2e-3)
 

@@ -1,0 +1,94 @@
+"""Convolutions by rows, with gradients, against the library's own."""
+
+import copy
+
+import pytest
+import torch
+
+import extract.backbones.trainable_front_end as module
+from extract.backbones.trainable_front_end import use_rows
+
+
+@pytest.fixture(params=["layer", "group"])
+def extractors(request, tiny):
+    """The library's, and the same weights by rows."""
+    library = tiny.model("wav2vec2", **(tiny.layer_norm if request.param == "layer" else {})).train()
+    rows = copy.deepcopy(library)
+    use_rows(rows, checkpointing=False)
+    return library.feature_extractor, rows.feature_extractor
+
+
+def learn(extractor, batch, weights):
+    """Frames, and the gradient of each weight of a number that depends on all frames."""
+    extractor.zero_grad()
+    frames = extractor(batch)
+    (frames.float() * weights).sum().backward()
+    return frames.detach(), {name: p.grad.clone() for name, p in extractor.named_parameters()}
+
+
+def near(found, expected, relative):
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= relative * gradient.norm(), name
+
+
+@pytest.mark.parametrize("block", [1, 7, 512])
+@pytest.mark.parametrize("samples", [400, 719, 720, 9_999])
+def test_frames_and_gradients_are_the_librarys(extractors, media, monkeypatch, block, samples):
+    monkeypatch.setattr(module, "BLOCK_FRAMES", block)
+    library, rows = extractors
+    batch = torch.stack([torch.from_numpy(media.speech(1.0, seed)[:samples]) for seed in range(3)])
+    weights = torch.randn(library(batch).shape, generator=torch.Generator().manual_seed(0))
+    expected, found = learn(library, batch, weights), learn(rows, batch, weights)
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-4)
+    near(found[1], expected[1], 1e-4)
+
+
+def test_checkpointing_changes_no_gradient_and_keeps_nothing(extractors, media, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_FRAMES", 7)
+    batch = torch.from_numpy(media.speech(1.0))[None]
+    kept = {}
+    results = {}
+    for checkpointing in (False, True):
+        extractor = copy.deepcopy(extractors[1])
+        extractor.__class__ = module._by_rows(type(extractors[0]), checkpointing)
+        sizes = kept.setdefault(checkpointing, [])
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            frames = extractor(batch)
+        frames.square().sum().backward()
+        results[checkpointing] = {name: p.grad for name, p in extractor.named_parameters()}
+    near(results[True], results[False], 1e-6)
+    assert sum(kept[True]) < sum(kept[False]) / 5
+
+
+def test_bfloat16_is_as_near_as_the_librarys_autocast(extractors, media):
+    library, rows = extractors
+    batch = torch.stack([torch.from_numpy(media.speech(1.0, seed)) for seed in range(2)])
+    weights = torch.randn(library(batch).shape, generator=torch.Generator().manual_seed(0))
+    exact = learn(library, batch, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        frames, gradients = learn(rows, batch, weights)
+        assert frames.dtype == torch.bfloat16
+        theirs = learn(library, batch, weights)
+    assert (frames - exact[0]).abs().mean() <= 2 * (theirs[0] - exact[0]).abs().mean()
+    for name, gradient in exact[1].items():
+        error, their_error = (gradients[name] - gradient).norm(), (theirs[1][name] - gradient).norm()
+        assert error <= 2 * their_error + 1e-3 * gradient.norm(), name
+
+
+def test_a_copy_runs_its_own_weights(extractors, media):
+    _, rows = extractors
+    batch = torch.from_numpy(media.speech(1.0))[None]
+    before, twin = rows(batch), copy.deepcopy(rows)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.zero_()
+    assert torch.equal(rows(batch), before)
+    assert not twin(batch).any()
+
+
+def test_where_the_first_layers_are_frozen_the_others_learn(extractors, media):
+    _, rows = extractors
+    for layer in rows.conv_layers[:3]:
+        layer.requires_grad_(False)
+    rows(torch.from_numpy(media.speech(1.0))[None]).square().sum().backward()
+    assert all((p.grad is not None and p.grad.any()) == p.requires_grad for p in rows.parameters())
