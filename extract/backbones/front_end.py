@@ -4,7 +4,7 @@ The clips lie one behind the other in a single signal, each at a multiple of the
 of the long signal is a frame of one clip; the few frames that straddle two clips are dropped.
 
 Every layer is one matrix product over channels-last rows: kernel 3 with stride 2 reads rows of 3 x channels that start
-2 x channels apart. LayerNorm and GELU then run over the last axis as they are. `trainable_front_end` adds gradients.
+2 x channels apart. LayerNorm and GELU then run over the last axis as they are. `cpu_training` adds gradients.
 
 On a CPU the time goes to memory, not to arithmetic, if a layer runs over a whole batch (6 MB per second of audio and
 layer 0 alone). So the seven layers run over one block of frames after the other, small enough that all that lies

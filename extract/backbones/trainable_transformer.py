@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from extract.backbones.cheap_dropout import use_cheap_dropout
 from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint
+from extract.backbones.cpu_training import prepare_for_cpu
 from extract.backbones.protocol import Features
 from extract.backbones.speech_transformers import (
     DTYPES,
@@ -22,7 +22,6 @@ from extract.backbones.speech_transformers import (
     load_regression_head,
 )
 from extract.backbones.trainable import Regularisation, Stage
-from extract.backbones.trainable_front_end import use_rows
 from extract.errors import BackboneError
 
 _DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
@@ -239,8 +238,7 @@ def load_trainable_transformer(
     encoder: Any = load_encoder(checkpoint, has_head=has_head, **changed)
     if regularisation.checkpointing:
         _checkpoint_activations(encoder)
-    use_cheap_dropout(encoder)
-    use_rows(encoder, checkpointing=regularisation.checkpointing)
+    prepare_for_cpu(encoder, checkpointing=regularisation.checkpointing)
     head = load_regression_head(checkpoint) if has_head else None
     return TrainableTransformer(checkpoint, encoder, head, normalise, DTYPES[precision]).eval().to(device)
 

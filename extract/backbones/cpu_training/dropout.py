@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from extract.backbones.cpu_training.products import product
+
 ATTENTION = "emi_cheap_dropout"
 _RESOLUTION = 1 << 16
 
@@ -88,24 +90,24 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, chance: float
     ) -> Tensor:
-        scores = torch.matmul(query, key.transpose(2, 3)).mul_(scale)
+        scores = product(query, key.transpose(2, 3)).mul_(scale)
         if mask is not None:
             scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
         weights = torch.softmax(scores, dim=-1)
         kept, ctx.kept_scale = _kept(weights.shape, chance)
         ctx.scale = scale
         ctx.save_for_backward(query, key, value, weights, kept)
-        return torch.matmul(torch.where(kept, weights, 0.0), value).mul_(ctx.kept_scale)
+        return product(torch.where(kept, weights, 0.0), value).mul_(ctx.kept_scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights, kept = ctx.saved_tensors
         grad = grads[0] * ctx.kept_scale
-        of_value = torch.matmul(torch.where(kept, weights, 0.0).transpose(2, 3), grad)
-        of_weights = torch.matmul(grad, value.transpose(2, 3)).mul_(kept)
+        of_value = product(torch.where(kept, weights, 0.0).transpose(2, 3), grad)
+        of_weights = product(grad, value.transpose(2, 3)).mul_(kept)
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-        of_query, of_key = torch.matmul(of_scores, key), torch.matmul(of_scores.transpose(2, 3), query)
+        of_query, of_key = product(of_scores, key), product(of_scores.transpose(2, 3), query)
         return of_query, of_key, of_value, None, None, None
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from extract.backbones import Regularisation, identify, load_trainable
-from extract.backbones.cheap_dropout import ATTENTION, CheapDropout, attention
+from extract.backbones.cpu_training.dropout import ATTENTION, CheapDropout, attention
 
 CHANCE = 0.1
 DROPPED = round(CHANCE * 65536)

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-import extract.backbones.trainable_front_end as module
-from extract.backbones.trainable_front_end import use_rows
+import extract.backbones.cpu_training.front_end as module
+from extract.backbones.cpu_training.front_end import use_rows
 
 
 @pytest.fixture(params=["layer", "group"])

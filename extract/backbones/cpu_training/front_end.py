@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from extract.backbones.cpu_training.products import product
 from extract.backbones.front_end import FrontEnd, Product, Spans, taps_of
 
 BLOCK_FRAMES = 512
@@ -89,11 +90,10 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(x, taps)
         ctx.stride, ctx.biased = stride, bias is not None
         (first, columns), *others = _windows(x, taps, stride)
-        weight = taps[:, columns].t()
-        out = torch.mm(first, weight) if bias is None else torch.addmm(bias, first, weight)
+        out = product(first, taps[:, columns].t())
         for rows, columns in others:
-            out.addmm_(rows, taps[:, columns].t())
-        return out
+            out.add_(product(rows, taps[:, columns].t()))
+        return out if bias is None else out.add_(bias)
 
     @staticmethod
     @once_differentiable
@@ -104,9 +104,9 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = torch.zeros_like(x)
             for rows, columns in _windows(of_x, taps, ctx.stride):
-                rows.addmm_(grad, taps[:, columns])
+                rows.add_(product(grad, taps[:, columns]))
         if ctx.needs_input_grad[1]:
-            of_taps = torch.cat([grad.t() @ rows for rows, _ in _windows(x, taps, ctx.stride)], dim=1)
+            of_taps = torch.cat([product(grad.t(), rows) for rows, _ in _windows(x, taps, ctx.stride)], dim=1)
         if ctx.biased and ctx.needs_input_grad[2]:
             of_bias = grad.sum(dim=0)
         return of_x, of_taps, of_bias, None
