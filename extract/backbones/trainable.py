@@ -37,10 +37,13 @@ class Stage:
     Attributes:
         name: "cnn", "projection", "layer 1", …, "output".
         modules: its parameters are theirs.
+        called_once: whether each module is called, once in a forward pass whatever the clips; its weights need then be
+            at hand for that call only, where they are split over processes.
     """
 
     name: str
     modules: "Sequence[nn.Module]"
+    called_once: bool = False
 
 
 class Trainable(Backbone, Protocol):

@@ -58,15 +58,15 @@ class TrainableTransformer(SpeechTransformer):
         return super()._run_library(batch, samples)
 
     def stages(self) -> list[Stage]:
-        """See `Trainable`."""
+        """See `Trainable`; where clips of each length run apart, layers are called as often as there are lengths."""
         library: Any = self.encoder
         inner, stable = library.encoder, library.config.do_stable_layer_norm
         first: list[nn.Module] = [library.feature_projection, inner.pos_conv_embed, inner.dropout]
         last = [*([inner.layer_norm] if stable else []), *([self.head] if self.head is not None else [])]
         return [
-            Stage("cnn", [library.feature_extractor]),
+            Stage("cnn", [library.feature_extractor], called_once=self._maskable),
             Stage("projection", first if stable else [*first, inner.layer_norm]),
-            *(Stage(f"layer {i}", [layer]) for i, layer in enumerate(inner.layers, 1)),
+            *(Stage(f"layer {i}", [layer], called_once=self._maskable) for i, layer in enumerate(inner.layers, 1)),
             *([Stage("output", last)] if last else []),
         ]
 
