@@ -36,8 +36,8 @@ class Course(ABC):
         """Train one epoch, counted from 1, and validate; its record is not yet in the history."""
 
     @abstractmethod
-    def save(self, folder: Path, *, best: bool) -> None:
-        """Keep the state after an epoch, and its weights where it is the best so far."""
+    def save(self, folder: Path | None, *, best: bool) -> None:
+        """Keep the state after an epoch, and its weights where it is the best so far; nothing without a folder."""
 
     @property
     def finished(self) -> bool:
@@ -61,8 +61,7 @@ class Course(ABC):
         while not self.finished:
             record = self.run_epoch(len(self.history) + 1)
             self.history.append(record)
-            if self.folder is not None:
-                self.save(self.folder, best=record["best"])
+            self.save(self.folder, best=record["best"])
             if on_epoch:
                 on_epoch(record)
 

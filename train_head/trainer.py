@@ -161,8 +161,10 @@ class Trainer(Course):
         )
         return self.diverged(what, epoch, [self.train.labels.filenames[i] for i in rows], advice)
 
-    def save(self, folder: Path, *, best: bool) -> None:
+    def save(self, folder: Path | None, *, best: bool) -> None:
         """See `Course`."""
+        if folder is None:
+            return
         if best:
             temporary = folder / f"{run_folder.BEST}.tmp"
             save_file({name: t.contiguous().cpu() for name, t in self.evaluated.state_dict().items()}, temporary)
