@@ -25,9 +25,13 @@ class Depth:
         self._backbone = cast(nn.Module, backbone)
         self.stages, self._settings = backbone.stages(), settings
         self.never = frozen_stages(self.stages, settings.freeze)
-        self.adapters: list[nn.Parameter] = []
         if settings.lora:
-            self.adapters = add_adapters(backbone, settings.lora)
+            add_adapters(backbone, settings.lora)
+
+    @property
+    def adapters(self) -> list[nn.Parameter]:
+        """Parameters of the low-rank adapters, as they are now: sharding puts others in their place."""
+        return [parameter for name, parameter in self._backbone.named_parameters() if "lora_" in name]
 
     def frozen(self, epoch: int) -> int:
         """How many stages, from the bottom, do not learn in an epoch, counted from 1."""
@@ -41,16 +45,16 @@ class Depth:
         Returns:
             How many stages are frozen.
         """
-        frozen = self.frozen(epoch)
-        self._backbone.train(frozen < len(self.stages) or bool(self.adapters))
+        frozen, adapters = self.frozen(epoch), self.adapters
+        self._backbone.train(frozen < len(self.stages) or bool(adapters))
         for parameter in self._backbone.parameters():
             parameter.requires_grad_(False)
         for i, stage in enumerate(self.stages):
             for module in stage.modules:
-                module.train(i >= frozen or bool(self.adapters))
+                module.train(i >= frozen or bool(adapters))
                 for parameter in module.parameters():
                     parameter.requires_grad_(i >= frozen)
-        for parameter in self.adapters:
+        for parameter in adapters:
             parameter.requires_grad_(True)
         return frozen
 
@@ -87,7 +91,7 @@ def frozen_stages(stages: Sequence[Stage], freeze: str) -> int:
     return names.index(f"layer {number}") + 1 if number else names.index("layer 1") if layers else 0
 
 
-def add_adapters(backbone: Trainable, rank: int) -> list[nn.Parameter]:
+def add_adapters(backbone: Trainable, rank: int) -> None:
     """Put low-rank adapters into the backbone, in place.
 
     Raises:
@@ -100,7 +104,6 @@ def add_adapters(backbone: Trainable, rank: int) -> list[nn.Parameter]:
     except ImportError:
         raise TrainSettingsError("--lora needs peft, which is not installed here: pip install 'emi[lora]'") from None
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), module)
-    return [parameter for name, parameter in module.named_parameters() if "lora_" in name]
 
 
 def merge_adapters(backbone: Trainable) -> None:
@@ -122,6 +125,8 @@ def _parameters(modules: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
 
 def _by_decay(parameters: Iterator[nn.Parameter], peak: float, weight_decay: float) -> list[dict[str, Any]]:
     every = list(parameters)
-    matrices, vectors = [p for p in every if p.squeeze().ndim > 1], [p for p in every if p.squeeze().ndim <= 1]
+    dims = [sum(size > 1 for size in p.shape) for p in every]
+    matrices = [p for p, n in zip(every, dims, strict=True) if n > 1]
+    vectors = [p for p, n in zip(every, dims, strict=True) if n <= 1]
     groups = ((matrices, weight_decay), (vectors, 0.0))
     return [{"params": group, "peak": peak, "weight_decay": decay} for group, decay in groups if group]
