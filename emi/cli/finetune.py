@@ -52,6 +52,9 @@ def finetune(
     batch_size: Annotated[int | None, typer.Option(help="Clips per step, on all devices [default: 32].")] = None,
     batch_seconds: options.BatchSeconds = None,
     checkpointing: options.Checkpointing = None,
+    fsdp: Annotated[
+        bool | None, typer.Option(help="Split the model over the processes of torchrun: memory [default: off].")
+    ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Kept of each clip [default: 12].")] = None,
     seed: options.Seed = None,
     precision: Annotated[
@@ -98,6 +101,7 @@ def finetune(
         "batch_size": batch_size,
         "batch_seconds": batch_seconds,
         "checkpointing": checkpointing,
+        "fsdp": fsdp,
         "max_seconds": max_seconds,
         "seed": seed,
         "precision": precision,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from emi.end_to_end.batches import Piece
 from emi.end_to_end.processes import Processes
@@ -86,5 +87,6 @@ class Gradients:
         self._scaler.scale(loss * self._processes.count).backward()
 
     def _meeting(self, shared: nn.Module, *, last: bool) -> Any:
-        """Processes exchange gradients once a step."""
-        return nullcontext() if last or self._processes.count == 1 else shared.no_sync()  # type: ignore[operator]
+        """Processes exchange gradients once a step; sharded ones with every piece, and hold their part only."""
+        wait = isinstance(shared, DistributedDataParallel) and not last
+        return shared.no_sync() if wait else nullcontext()  # type: ignore[operator]

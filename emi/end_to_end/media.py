@@ -108,17 +108,19 @@ class DecodedMedia:
             BackboneError: it cannot be trained, or its files do not fit.
         """
         own = self.own
-        device = self.processes.device
-        torch.manual_seed(settings.seed)  # the first draws are the head's, as in the cached mode
-        predictor = Predictor(settings, self.dim, len(self.targets))
-        if self.init_head is not None:
-            predictor.load_state_dict(self.init_head.head.state_dict())
-        backbone = load_trainable(self.identity, device, self.precision, regularisation(own))
-        model = EndToEnd(backbone, predictor, DTYPES[self.precision], AugmentSettings(**settings.augment))
+
+        def build() -> EndToEnd:
+            torch.manual_seed(settings.seed)  # the first draws are the head's, as in the cached mode
+            predictor = Predictor(settings, self.dim, len(self.targets))
+            if self.init_head is not None:
+                predictor.load_state_dict(self.init_head.head.state_dict())
+            backbone = load_trainable(self.identity, self.processes.device, self.precision, regularisation(own))
+            return EndToEnd(backbone, predictor, DTYPES[self.precision], AugmentSettings(**settings.augment))
+
         return FinetuneTrainer(
             settings,
             own,
-            model,
+            build,
             train,
             valid,
             self.processes,

@@ -75,6 +75,10 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def agree(self, here: bool) -> bool:
+        """Whether it is so in every process."""
+        return not self.sum(torch.tensor(float(not here), device=self.device))
+
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:

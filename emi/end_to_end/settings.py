@@ -36,6 +36,8 @@ class FinetuneSettings:
         lora: rank of low-rank adapters, which then learn in place of the layers they stand beside; 0 uses none.
         checkpointing: compute activations again on the way back instead of keeping them: less memory, more time, the
             same numbers.
+        fsdp: split weights, gradients and optimizer state over the processes: less memory in each, more exchanged, the
+            same numbers.
         batch_seconds: audio (clips x longest clip) that goes through the backbone at once; 0 chooses. It sets the
             memory, and without dropout no number: gradients are those of `batch_size` clips.
         remember: keep on disk, for the time of the run, what the frozen bottom of the backbone gives of each clip, so
@@ -58,6 +60,7 @@ class FinetuneSettings:
     speed: float = 0.0
     lora: int = 0
     checkpointing: bool = False
+    fsdp: bool = False
     batch_seconds: float = 0.0
     remember: bool = True
     max_seconds: float = 12.0
@@ -82,7 +85,11 @@ class FinetuneSettings:
             raise TrainSettingsError(
                 f"with lora only the adapters and the head learn: give freeze backbone beside it, not {self.freeze}"
             )
-
+        if self.fsdp and self.layerdrop:
+            raise TrainSettingsError(
+                "with layerdrop each process skips other layers, and with fsdp all must run the same; leave out one of "
+                "them"
+            )
         if self.freeze == "backbone" and not self.lora and (self.spec_augment or self.layerdrop):
             raise TrainSettingsError("spec_augment and layerdrop change nothing in a frozen backbone; leave them out")
 

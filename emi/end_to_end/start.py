@@ -16,6 +16,7 @@ from emi.end_to_end.depth import Depth
 from emi.end_to_end.media import DecodedMedia, OnDecode, gather_media, regularisation
 from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import FinetuneSettings, resolve
+from emi.end_to_end.sharding import check_sharding
 from extract.backbones import Identity, identify, load_trainable
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.model import TrainedHead, load_head
@@ -91,6 +92,7 @@ def finetune(
         give_freed_memory_back() if own.checkpointing else keep_freed_memory()
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     processes = Processes(settings.device)
+    check_sharding(own, processes.count)
     if not (out / CONFIG).is_file():
         check_backbone(identity, settings, own)
     head = load_init_head(init_head, identity, settings) if init_head is not None else None

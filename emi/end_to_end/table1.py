@@ -11,6 +11,7 @@ from typing import Any
 from cache.container import StrPath
 from emi.end_to_end.media import OnDecode
 from emi.end_to_end.settings import FinetuneSettings, resolve
+from emi.end_to_end.sharding import check_sharding
 from emi.end_to_end.start import check_backbone, finetune
 from extract.backbones import identify
 from extract.run import extract
@@ -211,6 +212,7 @@ def table1(
     resolved = [resolve(config, **(settings | row.overrides)) for row in ROWS]
     if resolved[-1][1].freeze == "backbone":
         raise TrainSettingsError("freeze backbone leaves nothing to the unfrozen rows; give none, cnn or layers:N")
+    check_sharding(resolved[-1][1], 1)
     check_backbone(identify(backbone), *resolved[-1])
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     labels = read_split_labels(files, resolved[0][0].label_scale, group_by)

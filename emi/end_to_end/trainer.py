@@ -10,7 +10,7 @@ that was killed at any step and started again takes the same steps as one that w
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from emi.end_to_end.batches import Piece, cut
 from emi.end_to_end.clips import ClipInputs
@@ -30,6 +30,7 @@ from emi.end_to_end.memory import advise
 from emi.end_to_end.model import EndToEnd
 from emi.end_to_end.processes import Processes, finite
 from emi.end_to_end.settings import FinetuneSettings
+from emi.end_to_end.sharding import gathered, local, moving_average, shard, split_as
 from train_head import run_folder
 from train_head.course import Course, OnEpoch, Record, epoch_seed, learning_rate
 from train_head.data import Split, shuffled_batches
@@ -48,7 +49,7 @@ class FinetuneTrainer(Course):
     Args:
         settings: of the head and the optimizer; precision and device resolved.
         own: of the backbone.
-        model: backbone and head, on their device.
+        build: makes backbone and head as they are before the first step.
         train: training split; its rows are samples.
         valid: split by which the best epoch is chosen; None keeps the last epoch.
         processes: who shares the work.
@@ -62,7 +63,7 @@ class FinetuneTrainer(Course):
         self,
         settings: TrainSettings,
         own: FinetuneSettings,
-        model: EndToEnd,
+        build: Callable[[], EndToEnd],
         train: Split,
         valid: Split | None,
         processes: Processes,
@@ -73,30 +74,24 @@ class FinetuneTrainer(Course):
         standardise: bool,
     ) -> None:
         super().__init__(settings, folder if processes.first else None)
-        self.own, self.model, self.train, self.valid, self.processes = own, model, train, valid, processes
+        self.own, self.train, self.valid, self.processes = own, train, valid, processes
         self._export, self._place, self._home, self._standardise = export, folder, home, standardise
-        self.depth = Depth(model.backbone, own)
-        model.to(processes.device)
-        head = {"params": list(model.predictor.parameters()), "peak": settings.lr}
-        self.optimizer = torch.optim.AdamW(
-            [head, *self.depth.groups(settings.weight_decay)], lr=0.0, weight_decay=settings.weight_decay, fused=True
-        )
+        self._build, self._sharded = build, False
+        self._shared: nn.Module
+        self._begin()
+        model = self.model
         learned = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         names = {name for name, p in model.named_parameters() if id(p) in learned}
         self._kept = [name for name in model.state_dict() if name in names or name.startswith("predictor.")]
         self.averaged: AveragedModel | None = None
         if settings.ema:
-            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+            self.averaged = AveragedModel(model, multi_avg_fn=moving_average(settings.ema))
         objective = build_objective(settings.loss, settings.weighting, train.targets).to(processes.device)
         self.scaler = torch.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
         self._gradients = Gradients(settings, objective, self.scaler, processes)
-        frozen = min(self.depth.never, 2) if own.lora else self.depth.never  # adapters stand in the layers
-        below: int = model.backbone.remembers(frozen) if hasattr(model.backbone, "remembers") else 0
-        self._inputs = ClipInputs(model.backbone, below, own, processes.device)
         self._frames = torch.tensor([model.backbone.num_frames(n) for n in train.lengths.tolist()])
         self._progress: dict[str, Any] = {"epoch": 0}
         self._exported = self._was_exported = False
-        self._shared: nn.Module = model
 
     @property
     def evaluated(self) -> EndToEnd:
@@ -122,6 +117,7 @@ class FinetuneTrainer(Course):
             self._inputs.remember(kept, splits, self.processes.count)
         if state is None:
             self._fit_standardisation()
+            self._shard()
             return
         self.history = state["history"]
         if self.folder is not None:
@@ -130,16 +126,21 @@ class FinetuneTrainer(Course):
         if self._exported:
             return
         self._load_kept(self.model, state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
         if self.averaged is not None:
             self._load_kept(self.evaluated, state["averaged"])
             self.averaged.n_averaged.copy_(state["n_averaged"])
+        self._shard()
+        self.optimizer.load_state_dict(split_as(self.optimizer, state["optimizer"]))
+        self.scaler.load_state_dict(state["scaler"])
         self._progress = state["progress"]
 
     def fit(self, on_epoch: OnEpoch | None = None) -> None:
         """Train to the end, and leave the best epoch as a backbone and a head."""
         super().fit(on_epoch if self.processes.first else None)
+        if self._sharded:
+            self._inputs.forget()
+            self.averaged = None
+            self._begin()
         if not self._exported:
             if self.folder is not None:
                 if not (self.folder / BEST_SO_FAR).is_file():
@@ -171,10 +172,10 @@ class FinetuneTrainer(Course):
         """Train one epoch, counted from 1, and validate."""
         order = self._order(number)
         done = self._progress if self._progress["epoch"] == number else _nothing_done(number)
-        unused = self.own.layerdrop > 0
         self.depth.arrange(number)
         self.model.predictor.train()
-        self._shared = self.processes.share(self.model, unused=unused)
+        if not self._sharded:
+            self._shared = self.processes.share(self.model, unused=self.own.layerdrop > 0)
         started, before = time.perf_counter(), done["seconds"]
         saved = time.monotonic()
         for step in range(done["step"], len(order)):
@@ -182,7 +183,8 @@ class FinetuneTrainer(Course):
             done["total"] += self._step(rows, self._share(number, step, len(order)), number, step) * len(rows)
             done["step"] = step + 1
             done["seconds"] = before + time.perf_counter() - started
-            if self.folder is not None and time.monotonic() - saved >= 60 * self.own.save_minutes:
+            due = time.monotonic() - saved >= 60 * self.own.save_minutes
+            if self.processes.agree(due) if self._sharded else due:
                 self._save_state(self.folder, done)
                 saved = time.monotonic()
         clips, share = sum(map(len, order)), self._share(number, len(order) - 1, len(order))
@@ -207,19 +209,22 @@ class FinetuneTrainer(Course):
             }
         )
 
-    def save(self, folder: Path, *, best: bool) -> None:
-        """See `Course`."""
-        if best:
-            temporary = folder / f"{BEST_SO_FAR}.tmp"
-            save_file(self._kept_of(self.evaluated), temporary)
-            run_folder.replace_durably(temporary, folder / BEST_SO_FAR)
+    def save(self, folder: Path | None, *, best: bool) -> None:
+        """See `Course`; processes that write nothing give their part of what is sharded."""
+        if best and self._takes_part(folder):
+            weights = self._kept_of(self.evaluated)
+            if folder is not None:
+                temporary = folder / f"{BEST_SO_FAR}.tmp"
+                save_file(weights, temporary)
+                run_folder.replace_durably(temporary, folder / BEST_SO_FAR)
         self._save_state(folder, {"epoch": 0})
-        run_folder.write_history(folder, self.history)
+        if folder is not None:
+            run_folder.write_history(folder, self.history)
 
     def predict(self, split: Split) -> NDArray[np.float32]:
         """(clips, targets) float32 intensities by the weights that count, in the order of the split, on every process.
 
-        Each clip is computed once, by one process.
+        Each clip is computed once, by one process, but for those that sharded ones repeat to meet as often.
         """
         model = self.evaluated
         model.eval()
@@ -228,15 +233,43 @@ class FinetuneTrainer(Course):
         found: list[tuple[tuple[int, ...], NDArray[np.float32]]] = []
         with torch.no_grad():
             for piece in pieces:
-                if piece.counts:
+                if piece.counts or self._sharded:
                     with advise(self):
                         values = model.predict(*self._inputs(split, piece.rows))
+                if piece.counts:
                     found.append((piece.rows, values.float().cpu().numpy()))
         parts = [part for parts in self.processes.gather(found) for part in parts]
         out = np.empty((len(split), self.train.targets.shape[1]), np.float32)
         for at, part in parts:
             out[list(at)] = part
         return out
+
+    def _begin(self) -> None:
+        """Build the model, whole, with a new optimizer."""
+        own, processes = self.own, self.processes
+        self.model = self._build()
+        self.depth = Depth(self.model.backbone, own)
+        self.model.to(processes.device)
+        self.optimizer = self._new_optimizer()
+        frozen = min(self.depth.never, 2) if own.lora else self.depth.never  # adapters stand in the layers
+        self._below = self.model.backbone.remembers(frozen) if hasattr(self.model.backbone, "remembers") else 0
+        self._inputs = ClipInputs(self.model.backbone, self._below, own, processes.device)
+        self._shared, self._sharded = self.model, False
+
+    def _shard(self) -> None:
+        """Split the model over the processes, where the settings say so."""
+        if not self.own.fsdp:
+            return
+        for model in (self.model,) if self.averaged is None else (self.model, self.evaluated):
+            shard(model, self._below, self.processes.device)
+        self.optimizer = self._new_optimizer()
+        self._sharded = True
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        settings = self.settings
+        head = {"params": list(self.model.predictor.parameters()), "peak": settings.lr}
+        groups = [head, *self.depth.groups(settings.weight_decay)]
+        return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay, fused=True)
 
     def _share(self, epoch: int, step: int, steps: int) -> float:
         """Of their peak, the learning rates of a step."""
@@ -270,8 +303,10 @@ class FinetuneTrainer(Course):
         """Take the step that the gradients say."""
         learned = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.scaler.unscale_(self.optimizer)
-        if not self.scaler.is_enabled() and not finite(p.grad for p in learned if p.grad is not None):
-            raise self._no_number("a gradient is not finite", epoch, rows)
+        if not self.scaler.is_enabled():
+            fine = finite(local(p.grad) for p in learned if p.grad is not None)
+            if not (self.processes.agree(fine) if self._sharded else fine):
+                raise self._no_number("a gradient is not finite", epoch, rows)
         nn.utils.clip_grad_value_(learned, self.settings.clip_value)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -309,7 +344,8 @@ class FinetuneTrainer(Course):
 
     def _kept_of(self, model: nn.Module) -> dict[str, Tensor]:
         state = model.state_dict()
-        return {name: state[name].detach().cpu().contiguous() for name in self._kept}
+        whole = gathered({name: state[name] for name in self._kept}, keep=self.processes.first)
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
 
     def _load_kept(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         if set(state) != set(self._kept):
@@ -318,17 +354,24 @@ class FinetuneTrainer(Course):
             )
         model.load_state_dict(dict(state), strict=False)
 
-    def _save_state(self, folder: Path, progress: Mapping[str, Any]) -> None:
+    def _takes_part(self, folder: Path | None) -> bool:
+        """Whether this process is needed where something is saved."""
+        return folder is not None or self._sharded
+
+    def _save_state(self, folder: Path | None, progress: Mapping[str, Any]) -> None:
+        if not self._takes_part(folder):
+            return
         state: dict[str, Any] = {
             "model": self._kept_of(self.model),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": gathered(self.optimizer.state_dict(), keep=self.processes.first),
             "scaler": self.scaler.state_dict(),
             "history": self.history,
             "progress": copy.copy(dict(progress)),
         }
         if self.averaged is not None:
             state |= {"averaged": self._kept_of(self.evaluated), "n_averaged": self.averaged.n_averaged}
-        run_folder.save_state(folder, state)
+        if folder is not None:
+            run_folder.save_state(folder, state)
 
     def _no_number(self, what: str, epoch: int, rows: list[int]) -> Exception:
         advice = f"lower --backbone-lr (now {self.own.backbone_lr:g}) or --lr (now {self.settings.lr:g})"

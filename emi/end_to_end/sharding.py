@@ -1,0 +1,110 @@
+"""Weights, gradients and optimizer state split over the processes: torch's FSDP2 (Zhao et al. 2023), layer by layer.
+
+A model is sharded only while it trains. Before that every process has loaded the whole of it, and at the end it is
+built whole again; what lies on disk is always whole, so that a run may go on with other processes.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from emi.end_to_end.model import EndToEnd
+from emi.end_to_end.settings import FinetuneSettings
+from train_head.errors import TrainSettingsError
+
+T = TypeVar("T")
+Average = Callable[[Any, Any, Any], None]
+
+
+def check_sharding(own: FinetuneSettings, processes: int) -> None:
+    """Refuse to shard over a single process, which would need as much memory as before.
+
+    Raises:
+        TrainSettingsError: says how several are started.
+    """
+    if own.fsdp and processes == 1:
+        raise TrainSettingsError(
+            "--fsdp splits the weights over several processes, and this is one; start torchrun --nproc-per-node 2 -m "
+            "emi finetune …, or leave out --fsdp, which changes no result"
+        )
+
+
+def shard(model: EndToEnd, whole: int, device: torch.device) -> None:
+    """Split a model's parameters over the processes, in place; an optimizer must be made after it.
+
+    A layer's weights are gathered while it is computed, forth and back. What no such stage holds is gathered for the
+    whole pass: the head, and the small parts around the layers.
+
+    Args:
+        model: whole, the same in every process, on its device.
+        whole: so many stages from the bottom stay as they are, since a process computes them for itself
+            (`ClipInputs`); they never learn.
+        device: what the processes exchange lies there.
+    """
+    stages = cast(Any, model.backbone).stages()
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for stage in stages[whole:]:
+        if stage.called_once:
+            for module in stage.modules:
+                fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    alone = {p for stage in stages[:whole] for module in stage.modules for p in module.parameters()}
+    # the root too is split again after each pass: between passes `requires_grad` is set on what the optimizer knows
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=alone)
+    register_fsdp_forward_method(cast(nn.Module, model), "predict")
+
+
+def gathered(state: T, *, keep: bool) -> T:
+    """A state with whole tensors in memory in place of sharded ones; all processes must ask for it.
+
+    Args:
+        state: a tensor, or dicts and lists of them.
+        keep: whether this process wants them; the others get empty ones, and never hold more than one tensor.
+    """
+    found: Any = state
+    if isinstance(state, dict):
+        found = {key: gathered(value, keep=keep) for key, value in state.items()}
+    elif isinstance(state, list):
+        found = [gathered(value, keep=keep) for value in state]
+    elif isinstance(state, DTensor):
+        tensor = state.full_tensor().detach()
+        found = tensor.cpu() if keep else tensor.new_empty(0)
+    return cast(T, found)
+
+
+def split_as(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A whole state of an optimizer, sharded as its parameters are.
+
+    Args:
+        optimizer: of sharded parameters.
+        state: what `state_dict` gave of one with the same parameters; equal in every process.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def split(value: Any, parameter: Tensor) -> Any:
+        if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+            return value  # the count of steps
+        value = value.to(parameter.device)
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+    moments = {i: {key: split(v, parameters[i]) for key, v in own.items()} for i, own in state["state"].items()}
+    return state | {"state": moments}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def moving_average(decay: float) -> Average:
+    """For `AveragedModel`: of what each process holds; torch's own refuses models that are sharded in part."""
+    average = get_ema_multi_avg_fn(decay)
+    return lambda averaged, current, number: average(
+        [local(tensor) for tensor in averaged], [local(tensor) for tensor in current], number
+    )
