@@ -4,9 +4,11 @@ import csv
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
 import emi
 from cache.errors import EmiError
+from emi.cli import app
 from emi.end_to_end.settings import FinetuneSettings, resolve
 from train_head.errors import TrainSettingsError
 
@@ -25,12 +27,28 @@ from train_head.errors import TrainSettingsError
         ({"precision": "fp16"}, "fp16 trains on a GPU only"),
         ({"frezze": "cnn"}, "unknown"),
         ({"audio_dtype": "int8"}, "unknown"),
+        ({"fsdp": True, "layerdrop": 0.1}, "with layerdrop each process skips other layers"),
     ],
 )
 def test_settings(tune, tmp_path, settings, said):
     with pytest.raises(EmiError, match=said):
         tune(tmp_path / "ft", **settings)
     assert not (tmp_path / "ft").exists()
+
+
+def test_one_process_has_nobody_to_split_the_weights_with(tune, labelled, tmp_path):
+    """Also where the rows of a table would get there only after hours."""
+    said = "splits the weights over several processes, and this is one; start torchrun --nproc-per-node 2"
+    with pytest.raises(TrainSettingsError, match=said):
+        tune(tmp_path / "ft", fsdp=True)
+    files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv")
+    with pytest.raises(TrainSettingsError, match=said):
+        emi.table1(*files, tmp_path / "table", backbone="silero", fsdp=True)
+    named = zip(("--media", "--train", "--valid", "--out"), (*files, tmp_path / "cli"), strict=True)
+    typed = [str(part) for pair in named for part in pair]
+    done = CliRunner().invoke(app, ["finetune", *typed, "--backbone", "silero", "--fsdp"])
+    assert said in str(done.exception)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_backbone_without_layers_to_train(tune, labelled, tmp_path, monkeypatch):

@@ -223,6 +223,15 @@ def test_a_lack_of_memory_says_what_helps(start, monkeypatch):
         trainer.run_epoch(1)
 
 
+def test_a_lack_of_memory_in_several_processes_says_that_they_can_split_the_weights(start):
+    from emi.end_to_end.memory import FinetuneMemoryError, advise
+
+    trainer = start()
+    trainer.processes.count = 2
+    with pytest.raises(FinetuneMemoryError, match=r"--fsdp splits weights"), advise(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_waveform_of_the_map_is_a_copy():
     samples = torch.zeros(10)
     waveform(samples, 2, 3).add_(1)
