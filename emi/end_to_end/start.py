@@ -88,8 +88,8 @@ def finetune(
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
     identity = identify(backbone)
     settings = on_this_machine(settings, identity)
-    if settings.device == "cpu":  # who asks for checkpointing has too little memory, not time
-        give_freed_memory_back() if own.checkpointing else keep_freed_memory()
+    if settings.device == "cpu":  # who asks for checkpointing or FSDP has too little memory, not time
+        _keep_or_give_back(own)
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     processes = Processes(settings.device)
     check_sharding(own, processes.count)
@@ -131,6 +131,16 @@ def finetune(
             on_run=on_run if processes.first else None,
             on_epoch=on_epoch,
         )
+
+
+def _keep_or_give_back(own: FinetuneSettings) -> None:
+    """What a CPU does with memory that is freed."""
+    if own.fsdp:
+        give_freed_memory_back(at_once=1 << 20)
+    elif own.checkpointing:
+        give_freed_memory_back()
+    else:
+        keep_freed_memory()
 
 
 def check_backbone(identity: Identity, settings: TrainSettings, own: FinetuneSettings) -> None:
