@@ -55,7 +55,7 @@ def shard(model: EndToEnd, whole: int, device: torch.device) -> None:
             for module in stage.modules:
                 fully_shard(module, mesh=mesh, reshard_after_forward=True)
     alone = {p for stage in stages[:whole] for module in stage.modules for p in module.parameters()}
-    # the root too is split again after each pass: between passes `requires_grad` is set on what the optimizer knows
+    # the root too is split again after each pass, so that `Depth.arrange` finds the parameters that the optimizer has
     fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=alone)
     register_fsdp_forward_method(cast(nn.Module, model), "predict")
 

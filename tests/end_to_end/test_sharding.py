@@ -155,3 +155,17 @@ def test_killed_a_run_goes_on_sharded_and_then_whole_again(sharded, tune, checkp
     assert len(records(two)) == 2
     tune(two, **settings)
     assert_equal_runs(one, two)
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_sharded_it_gives_the_same_bytes(sharded, checkpoint, tmp_path):
+    """With all that is drawn at random, killed within an epoch and after one."""
+    drawn = {"dropout": 0.3, "backbone_dropout": 0.1, "spec_augment": True, "noise_snr": 10.0, "ema": 0.9}
+    settings = EXACT | drawn | {"unfreeze_every": 1, "save_minutes": 0.0, "backbone": checkpoint}
+    one, two = tmp_path / "one", tmp_path / "two"
+    sharded({str(one): settings}, tmp_path)
+    for steps in (1, 3):
+        sharded({str(two): settings}, tmp_path, kill_at=steps)
+    sharded({str(two): settings}, tmp_path)
+    for name in ("model.safetensors", "best.safetensors", "predictions_valid.csv"):
+        assert (two / name).read_bytes() == (one / name).read_bytes()
