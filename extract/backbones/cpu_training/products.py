@@ -30,9 +30,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` without gradients, for matrices or batches of them."""
     if a.dtype != torch.float32 or a.device.type != "cpu" or mkl_is_at_home():
         return a @ b
-    a, b = a.detach(), b.detach()
     out = torch.empty(*a.shape[:-1], b.shape[-1])
-    np.matmul(a.numpy(), b.numpy(), out=out.numpy())
+    # not Tensor.numpy(), after which a weight's memory cannot be freed and filled again, as where models are sharded
+    np.matmul(np.from_dlpack(a.detach()), np.from_dlpack(b.detach()), out=out.numpy())
     return out
 
 

@@ -66,3 +66,12 @@ def test_products_of_batches_and_transposed_matrices(dtype):
     a, b = torch.randn(2, 3, 5, 7).to(dtype), torch.randn(2, 3, 9, 7).to(dtype)
     torch.testing.assert_close(product(a, b.transpose(2, 3)), a @ b.transpose(2, 3))
     torch.testing.assert_close(product(b, a.transpose(2, 3)), b @ a.transpose(2, 3))
+
+
+def test_a_weight_can_be_freed_and_filled_again_after_a_product():
+    """As sharding does with the weights that it gathers for a layer."""
+    weight = torch.randn(4, 3, requires_grad=True)
+    storage = weight.detach().untyped_storage()
+    product(torch.randn(2, 3), weight.t())
+    storage.resize_(0)
+    storage.resize_(4 * 12)
