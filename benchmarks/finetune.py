@@ -156,16 +156,13 @@ def ours(folder: Path, options: argparse.Namespace, *, checkpointing: bool = Fal
     """(b) and (c): the trainer's own steps, on what `emi finetune` gives it."""
     import torch
 
-    from cache.machine import keep_freed_memory
     from emi.end_to_end.media import DecodedMedia, gather_media
     from emi.end_to_end.processes import Processes
     from emi.end_to_end.settings import resolve
-    from emi.end_to_end.start import on_this_machine
+    from emi.end_to_end.start import on_this_machine, spare_time_or_memory
     from extract.backbones import identify
 
     identity = identify(str(folder / "checkpoint"))
-    if options.device != "cuda" and not checkpointing:
-        keep_freed_memory()
     settings, own = resolve(
         None,
         freeze=options.freeze,
@@ -177,6 +174,8 @@ def ours(folder: Path, options: argparse.Namespace, *, checkpointing: bool = Fal
         save_minutes=1e5,
     )
     settings = on_this_machine(settings, identity)
+    if settings.device == "cpu":
+        spare_time_or_memory(own)
     processes = Processes(settings.device)
     material = DecodedMedia(
         root=folder / "clips",

@@ -33,17 +33,16 @@ def keep_freed_memory() -> None:
         return
     map_max, trim_threshold, arena_max = -4, -1, -8
     mallopt(map_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(trim_threshold, -1)  # never: a step frees more than the 2 GiB that the argument could say
     mallopt(arena_max, 1)
 
 
-def give_freed_memory_back(at_once: int = 32 << 20) -> None:
-    """Undo `keep_freed_memory`, with glibc's usual limits; for work that has too little memory rather than time.
+def give_freed_memory_back() -> None:
+    """The opposite of `keep_freed_memory`, for work that has too little memory rather than time.
 
-    Args:
-        at_once: blocks of so many bytes go back when they are freed. Smaller ones leave holes that stay: of a model
-            split over two processes, gathered layers of 12 MB made a process as large as the whole model did, and with
-            1 MB here a third smaller (measured).
+    Blocks of 1 MB and more go back when they are freed. With glibc's own limit, 32 MB, they leave holes that stay: of a
+    model split over two processes, gathered layers of 12 MB made a process as large as the whole model did, and with
+    this one a third smaller (measured).
     """
     try:
         libc = ctypes.CDLL(None)
@@ -52,7 +51,7 @@ def give_freed_memory_back(at_once: int = 32 << 20) -> None:
         return
     map_max, trim_threshold, map_threshold, arena_max = -4, -1, -3, -8
     mallopt(map_max, 65536)
-    mallopt(map_threshold, at_once)
-    mallopt(trim_threshold, 2 * at_once)
+    mallopt(map_threshold, 1 << 20)
+    mallopt(trim_threshold, 2 << 20)
     mallopt(arena_max, 8 * available_cores())
     trim(0)

@@ -88,8 +88,8 @@ def finetune(
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
     identity = identify(backbone)
     settings = on_this_machine(settings, identity)
-    if settings.device == "cpu":  # who asks for checkpointing or FSDP has too little memory, not time
-        _keep_or_give_back(own)
+    if settings.device == "cpu":
+        spare_time_or_memory(own)
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     processes = Processes(settings.device)
     check_sharding(own, processes.count)
@@ -133,14 +133,9 @@ def finetune(
         )
 
 
-def _keep_or_give_back(own: FinetuneSettings) -> None:
-    """What a CPU does with memory that is freed."""
-    if own.fsdp:
-        give_freed_memory_back(at_once=1 << 20)
-    elif own.checkpointing:
-        give_freed_memory_back()
-    else:
-        keep_freed_memory()
+def spare_time_or_memory(own: FinetuneSettings) -> None:
+    """What a CPU does with memory that is freed: who asks for checkpointing or FSDP has too little, and else time."""
+    give_freed_memory_back() if own.checkpointing or own.fsdp else keep_freed_memory()
 
 
 def check_backbone(identity: Identity, settings: TrainSettings, own: FinetuneSettings) -> None:

@@ -90,7 +90,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, chance: float
     ) -> Tensor:
-        scores = product(query, key.transpose(2, 3)).mul_(scale)
+        scores = product(query * scale, key.transpose(2, 3))  # not the scores, which are many times as many
         if mask is not None:
             scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
         weights = torch.softmax(scores, dim=-1)
@@ -106,8 +106,9 @@ class _Attention(torch.autograd.Function):
         grad = grads[0] * ctx.kept_scale
         of_value = product(torch.where(kept, weights, 0.0).transpose(2, 3), grad)
         of_weights = product(grad, value.transpose(2, 3)).mul_(kept)
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-        of_query, of_key = product(of_scores, key), product(of_scores.transpose(2, 3), query)
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_query = product(of_scores, key).mul_(ctx.scale)
+        of_key = product(of_scores.transpose(2, 3), query).mul_(ctx.scale)
         return of_query, of_key, of_value, None, None, None
 
 

@@ -15,7 +15,9 @@ from extract.backbones.cpu_training.products import product
 from extract.backbones.front_end import FrontEnd, Product, Spans, taps_of
 
 BLOCK_FRAMES = 512
-"""Frames per block: large enough for the gradient's matrix products; one block's activations are 80 MB a layer."""
+"""Frames per block: large enough for the gradient's matrix products."""
+CHECKPOINTED_FRAMES = 128
+"""The same where a block is computed again for its gradient, and what lies in it is part of the peak of a step."""
 
 
 def use_rows(encoder: Any, *, checkpointing: bool) -> None:
@@ -54,7 +56,7 @@ class _TrainableFrontEnd(FrontEnd):
 
     @property
     def _block_frames(self) -> int:
-        return BLOCK_FRAMES
+        return CHECKPOINTED_FRAMES if self._checkpointing else BLOCK_FRAMES
 
     def _product(self, conv: nn.Conv1d) -> Product:
         return _Taps(conv, self._dtype)

@@ -45,6 +45,7 @@ def test_frames_and_gradients_are_the_librarys(extractors, media, monkeypatch, b
 
 def test_checkpointing_changes_no_gradient_and_keeps_nothing(extractors, media, monkeypatch):
     monkeypatch.setattr(module, "BLOCK_FRAMES", 7)
+    monkeypatch.setattr(module, "CHECKPOINTED_FRAMES", 7)
     batch = torch.from_numpy(media.speech(1.0))[None]
     kept = {}
     results = {}
