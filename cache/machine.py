@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
         return
     map_max, trim_threshold, arena_max = -4, -1, -8
     mallopt(map_max, 0)
-    mallopt(trim_threshold, -1)  # never: a step frees more than the 2 GiB that the argument could say
+    mallopt(trim_threshold, 2**31 - 1)
     mallopt(arena_max, 1)
 
 

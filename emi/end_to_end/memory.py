@@ -42,8 +42,9 @@ def _sentence(trainer: "FinetuneTrainer") -> str:
             "on the same batches"
         )
     if not own.checkpointing:
-        ways.append("--checkpointing keeps one layer's activations at a time, for a third more time")
-    if trainer.processes.count > 1 and not own.fsdp and not own.layerdrop:
+        ways.append("--checkpointing keeps one layer's activations at a time, for half as much time again")
+    splits = own.freeze != "backbone" or own.lora
+    if trainer.processes.count > 1 and splits and not own.fsdp and not own.layerdrop:
         ways.append("--fsdp splits weights, gradients and optimizer over the processes")
     stages, frozen = len(trainer.depth.stages), trainer.depth.never
     if frozen < stages - 1 and not own.lora:

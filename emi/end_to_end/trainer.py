@@ -140,6 +140,8 @@ class FinetuneTrainer(Course):
         if self._sharded:
             self._inputs.forget()
             self.averaged = None
+            self.optimizer.state.clear()
+            self.optimizer.zero_grad(set_to_none=True)
             self._begin()
         if not self._exported:
             if self.folder is not None:
@@ -217,6 +219,7 @@ class FinetuneTrainer(Course):
                 temporary = folder / f"{BEST_SO_FAR}.tmp"
                 save_file(weights, temporary)
                 run_folder.replace_durably(temporary, folder / BEST_SO_FAR)
+            del weights  # of a sharded model a whole copy, and the state is one more
         self._save_state(folder, {"epoch": 0})
         if folder is not None:
             run_folder.write_history(folder, self.history)

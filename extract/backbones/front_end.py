@@ -148,8 +148,12 @@ class Layer:
                 x, self._norm.normalized_shape, self._norm.weight, self._norm.bias, self._norm.eps
             )
         elif isinstance(self._norm, nn.GroupNorm):
-            scaled = [(x[first:end] * scale + shift).to(x.dtype) for first, end, (scale, shift) in spans]
-            x = torch.cat([*scaled, x[spans[-1][1] :]])
+            if torch.is_grad_enabled():
+                scaled = [(x[first:end] * scale + shift).to(x.dtype) for first, end, (scale, shift) in spans]
+                x = torch.cat([*scaled, x[spans[-1][1] :]])
+            else:
+                for first, end, (scale, shift) in spans:
+                    x[first:end] = x[first:end] * scale + shift
         out: Tensor = self._activation(x)
         return out
 

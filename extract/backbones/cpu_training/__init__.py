@@ -1,7 +1,7 @@
-"""What makes a training step of a speech transformer cheaper on a CPU, with the same results.
+"""What makes a training step of a speech transformer cheaper on a CPU, with the same results up to rounding.
 
-Each file replaces one kind of module of the transformers library by a subclass of its own class, so that weights, their
-names, hooks, adapters and copies stay as they are. On other devices every one of them is the library's.
+Each file puts a subclass in the place of one kind of the transformers library's modules. Weights, their names, adapters
+and copies stay as they are; a hook on a single convolution would not be called. Other devices compute as the library.
 """
 
 from typing import Any

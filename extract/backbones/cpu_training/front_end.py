@@ -21,7 +21,10 @@ CHECKPOINTED_FRAMES = 128
 
 
 def use_rows(encoder: Any, *, checkpointing: bool) -> None:
-    """Let an encoder of the transformers library convolve this way on a CPU, in place; elsewhere nothing changes.
+    """Let an encoder of the transformers library convolve this way on a CPU, in place.
+
+    Elsewhere it convolves as it did; with checkpointing clip by clip, since what the first layer gives for a whole
+    batch is the peak of a step.
 
     Args:
         encoder: wav2vec 2.0, HuBERT or WavLM.
@@ -37,8 +40,8 @@ def _by_rows(kind: Any, checkpointing: bool) -> Any:
     class ByRows(kind):  # type: ignore[misc]
         def forward(self, batch: Tensor) -> Tensor:
             if batch.device.type != "cpu":
-                frames: Tensor = super().forward(batch)
-                return frames
+                parts = batch.split(1) if checkpointing else (batch,)
+                return torch.cat([super(ByRows, self).forward(part) for part in parts])
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
             with torch.autocast("cpu", enabled=False):
                 rows, lengths = _TrainableFrontEnd(self, dtype, checkpointing)(list(batch.float()))
@@ -71,17 +74,17 @@ class _TrainableFrontEnd(FrontEnd):
 class _Taps:
     def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
         self.taps = taps_of(conv)
-        self._bias = None if conv.bias is None else conv.bias.to(dtype)
-        self._stride, self._dtype = conv.stride[0], dtype
-        self._weight = self.taps.to(dtype)
+        self._bias, self._stride, self._dtype = conv.bias, conv.stride[0], dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = _Convolution.apply(x.to(self._dtype), self._weight, self._bias, self._stride)
+        out: Tensor = _Convolution.apply(x.to(self._dtype), self.taps, self._bias, self._stride)
         return out
 
 
 class _Convolution(torch.autograd.Function):
     """(rows, in), taps (out, kernel x in), bias (out,) or None → (rows // stride, out), by products that copy nothing.
+
+    The products are in the dtype of the rows; gradients of the float32 weights are, so that blocks add up in float32.
 
     As many taps as the stride has rows read rows that do not overlap: a kernel of 3 with a stride of 2 is a product
     over pairs of rows and one over every second row.
@@ -89,13 +92,14 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+        taps = taps.to(x.dtype)
         ctx.save_for_backward(x, taps)
         ctx.stride, ctx.biased = stride, bias is not None
         (first, columns), *others = _windows(x, taps, stride)
         out = product(first, taps[:, columns].t())
         for rows, columns in others:
             out.add_(product(rows, taps[:, columns].t()))
-        return out if bias is None else out.add_(bias)
+        return out if bias is None else out.add_(bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
@@ -108,9 +112,9 @@ class _Convolution(torch.autograd.Function):
             for rows, columns in _windows(of_x, taps, ctx.stride):
                 rows.add_(product(grad, taps[:, columns]))
         if ctx.needs_input_grad[1]:
-            of_taps = torch.cat([product(grad.t(), rows) for rows, _ in _windows(x, taps, ctx.stride)], dim=1)
+            of_taps = torch.cat([product(grad.t(), rows) for rows, _ in _windows(x, taps, ctx.stride)], dim=1).float()
         if ctx.biased and ctx.needs_input_grad[2]:
-            of_bias = grad.sum(dim=0)
+            of_bias = grad.sum(dim=0, dtype=torch.float32)
         return of_x, of_taps, of_bias, None
 
 

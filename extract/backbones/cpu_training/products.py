@@ -1,24 +1,27 @@
-"""Matrix products of a training step in float32 on processors where MKL, which torch asks, holds itself back.
+"""Matrix products of a training step in float32 on AMD's processors, where MKL, which torch asks, holds itself back.
 
-On AMD's, NumPy's OpenBLAS reaches 150 to 160 GFLOP/s where MKL reaches 110 to 135 (two Zen 3 cores, the products of a
-large wav2vec 2.0), and a step of a large model is such products for more than half of its time. NumPy works on torch's
-memory as it lies. On Intel's processors, on other devices and in lower precision torch's own products run.
+NumPy's OpenBLAS reaches 150 to 160 GFLOP/s there where MKL reaches 110 to 135 (two Zen 3 cores, the products of a large
+wav2vec 2.0), and a step of a large model is such products for more than half of its time. NumPy works on torch's memory
+as it lies. On other processors and devices, with another BLAS and in lower precision torch's own products run.
 """
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from extract.backbones.packed_weights import mkl_is_at_home
-
 
 def use_fast_products(encoder: nn.Module) -> None:
-    """Let the linear layers of a module train this way on a CPU, in place; NumPy gets as many threads as torch."""
-    if mkl_is_at_home():
+    """Let the linear layers of a module train this way on a CPU, in place.
+
+    NumPy's BLAS gets as many threads as torch has now, for the whole process.
+    """
+    if not numpy_is_faster():
         return
     threadpool_limits(torch.get_num_threads(), user_api="blas")
     for module in encoder.modules():
@@ -28,12 +31,20 @@ def use_fast_products(encoder: nn.Module) -> None:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` without gradients, for matrices or batches of them."""
-    if a.dtype != torch.float32 or a.device.type != "cpu" or mkl_is_at_home():
+    if a.dtype != torch.float32 or a.device.type != "cpu" or not numpy_is_faster():
         return a @ b
     out = torch.empty(*a.shape[:-1], b.shape[-1])
     # not Tensor.numpy(), after which a weight's memory cannot be freed and filled again, as where models are sharded
     np.matmul(np.from_dlpack(a.detach()), np.from_dlpack(b.detach()), out=out.numpy())
     return out
+
+
+@functools.cache
+def numpy_is_faster() -> bool:
+    """Whether this is a processor of AMD's, and NumPy multiplies by OpenBLAS."""
+    info = Path("/proc/cpuinfo")
+    here = info.exists() and "AuthenticAMD" in info.read_text()
+    return here and any(library["internal_api"] == "openblas" for library in threadpool_info())
 
 
 class FastLinear(nn.Linear):
@@ -53,7 +64,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         ctx.biased = bias is not None
         out = product(x, weight.t())
         return out if bias is None else out.add_(bias)

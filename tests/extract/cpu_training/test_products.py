@@ -11,8 +11,8 @@ from extract.backbones.cpu_training.products import FastLinear, product, use_fas
 
 
 @pytest.fixture(autouse=True)
-def _not_intel(monkeypatch):
-    monkeypatch.setattr(module, "mkl_is_at_home", lambda: False)
+def _everywhere(monkeypatch):
+    monkeypatch.setattr(module, "numpy_is_faster", lambda: True)
 
 
 @pytest.fixture
@@ -50,6 +50,15 @@ def test_a_transposed_input_and_frozen_weights(layers):
     found.sum().backward()
     assert ours[0].weight.grad is None
     assert ours[2].weight.grad.any()
+
+
+def test_a_frozen_layer_does_not_keep_its_input(layers):
+    _, ours = layers
+    ours[2].requires_grad_(False)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        ours[2](torch.randn(6, 40, requires_grad=True))
+    assert kept == [ours[2].weight.shape]
 
 
 def test_without_gradients_and_under_autocast_it_is_torchs_layer(layers, monkeypatch):

@@ -61,7 +61,9 @@ def test_checkpointing_changes_no_gradient_and_keeps_nothing(extractors, media, 
     assert sum(kept[True]) < sum(kept[False]) / 5
 
 
-def test_bfloat16_is_as_near_as_the_librarys_autocast(extractors, media):
+@pytest.mark.parametrize("block", [1, 512])
+def test_bfloat16_is_as_near_as_the_librarys_autocast(extractors, media, monkeypatch, block):
+    monkeypatch.setattr(module, "BLOCK_FRAMES", block)
     library, rows = extractors
     batch = torch.stack([torch.from_numpy(media.speech(1.0, seed)) for seed in range(2)])
     weights = torch.randn(library(batch).shape, generator=torch.Generator().manual_seed(0))
