@@ -11,7 +11,7 @@ import pytest
 
 from train_head.labels import read_labels
 
-LOSSES = ["mse", "0.5*ccc + 0.5*pearson", "zero_inflated"]
+LOSSES = ["mse", "0.5*ccc + 0.5*pearson", pytest.param("zero_inflated", marks=pytest.mark.slow)]
 
 
 def command(labelled, checkpoint, audio, out, *more):
@@ -90,6 +90,7 @@ def test_adapters_are_merged_in_every_process(labelled, checkpoint, audio, tmp_p
     assert_equal_runs(one, two)
 
 
+@pytest.mark.slow
 def test_a_protocol_of_several_runs_is_shared_too(labelled, checkpoint, audio, tmp_path):
     out = tmp_path / "seeds"
     run(command(labelled, checkpoint, audio, out, "--seeds", 2, "--train-on-all", "--epochs", 1), 2)
