@@ -6,6 +6,7 @@ and copies stay as they are; a hook on a single convolution would not be called.
 
 from typing import Any
 
+from extract.backbones.cpu_training.attention import use_blocks
 from extract.backbones.cpu_training.dropout import use_cheap_dropout
 from extract.backbones.cpu_training.front_end import use_rows
 from extract.backbones.cpu_training.positions import use_fourier
@@ -19,6 +20,7 @@ def prepare_for_cpu(encoder: Any, *, checkpointing: bool) -> None:
         encoder: of the transformers library.
         checkpointing: keep nothing between the waveform and the frames, and compute it again for the way back.
     """
+    use_blocks(encoder)
     use_cheap_dropout(encoder)
     use_fast_products(encoder)
     use_fourier(encoder)

@@ -29,11 +29,11 @@ def use_fast_products(encoder: nn.Module) -> None:
             module.__class__ = FastLinear
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """`a @ b` without gradients, for matrices or batches of them."""
     if a.dtype != torch.float32 or a.device.type != "cpu" or not numpy_is_faster():
-        return a @ b
-    out = torch.empty(*a.shape[:-1], b.shape[-1])
+        return torch.matmul(a, b, out=out)
+    out = torch.empty(*a.shape[:-1], b.shape[-1]) if out is None else out
     # not Tensor.numpy(), after which a weight's memory cannot be freed and filled again, as where models are sharded
     np.matmul(np.from_dlpack(a.detach()), np.from_dlpack(b.detach()), out=out.numpy())
     return out

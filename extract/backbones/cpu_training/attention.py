@@ -1,0 +1,124 @@
+"""Attention with dropout on a CPU, with gradients, a few heads at a time.
+
+Only the probabilities are ever there for all heads of a batch, and once: scores, what is left after dropout and their
+gradients are a block's. That takes a twentieth off the peak of a step of a large model, and as long as all heads at
+once (measured, Zen 3, clips of 12 s).
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from extract.backbones.cpu_training.dropout import Lots, masked
+from extract.backbones.cpu_training.products import product
+
+ATTENTION = "emi_attention"
+BLOCK_SCORES = 3 << 19
+"""Scores in a block: 6 MiB, of which a processor's last cache holds several."""
+
+
+def use_blocks(encoder: Any) -> None:
+    """Let an encoder of the transformers library attend this way on a CPU, in place; elsewhere nothing changes."""
+    if encoder.config.model_type != "wavlm":  # whose attention is torch's own function
+        _register()
+        encoder.set_attn_implementation(ATTENTION)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: (batch, heads, frames, size) each → (batch, frames, heads, size).
+
+    Below float32 it is torch's, which computes the probabilities in float32.
+    """
+    if dropout == 0 or query.device.type != "cpu" or query.dtype not in (torch.float32, torch.float64):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+        return out, None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attended: Tensor = _Attention.apply(query, key, value, attention_mask, scale, dropout)
+    return attended.transpose(1, 2), None
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(query keyᵀ scale), dropped out, times value; what it gives lies as (batch, frames, heads, size)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, chance: float
+    ) -> Tensor:
+        lots = Lots(chance)
+        weights = query.new_empty(*query.shape[:3], key.shape[2])
+        kept = torch.empty(weights.shape, dtype=torch.bool)
+        out = _by_frames(query, value.shape[3])
+        for here in _blocks(weights.shape):
+            scores = product(query[here] * scale, key[here].mT)
+            if mask is not None:
+                _apply(mask.expand(weights.shape)[here], scores)
+            torch.softmax(scores, dim=-1, out=weights[here])
+            masked(weights[here], lots.draw(kept[here]), out=scores)
+            product(scores, value[here], out=out[here])
+        ctx.scale, ctx.kept_scale = scale, lots.scale
+        ctx.save_for_backward(query, key, value, weights, kept)
+        return out.mul_(lots.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights, kept = ctx.saved_tensors
+        of_query, of_key, of_value = (_by_frames(x, x.shape[3]) for x in (query, key, value))
+        for here in _blocks(weights.shape):
+            grad = grads[0][here] * ctx.kept_scale
+            block = masked(weights[here], kept[here])
+            product(block.mT, grad, out=of_value[here])
+            product(grad, value[here].mT, out=block)
+            masked(block, kept[here], out=block)
+            of_scores = torch._softmax_backward_data(block, weights[here], -1, weights.dtype)
+            product(of_scores, key[here], out=of_query[here])
+            product(of_scores.mT, query[here], out=of_key[here])
+        return of_query.mul_(ctx.scale), of_key.mul_(ctx.scale), of_value, None, None, None
+
+
+def _by_frames(x: Tensor, size: int) -> Tensor:
+    """Room for (batch, heads, frames, size) that lies as (batch, frames, heads, size), as its neighbours read it."""
+    batch, heads, frames, _ = x.shape
+    return x.new_empty(batch, frames, heads, size).transpose(1, 2)
+
+
+def _blocks(shape: torch.Size) -> Iterator[tuple[int, slice]]:
+    """A clip and some of its heads, one after the other."""
+    batch, heads, queries, keys = shape
+    step = max(1, BLOCK_SCORES // (queries * keys))
+    for clip in range(batch):
+        for head in range(0, heads, step):
+            yield clip, slice(head, head + step)
+
+
+def _apply(mask: Tensor, scores: Tensor) -> None:
+    if mask.dtype == torch.bool:
+        scores.masked_fill_(~mask, -torch.inf)
+    else:
+        scores.add_(mask)
+
+
+@functools.cache
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
