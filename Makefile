@@ -82,7 +82,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale, train_head, sweep, finetune or precision; BENCH="--quick", "--json FILE", …
+bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale, train_head, sweep, finetune, unfrozen or precision; BENCH="--quick", "--json FILE", …
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/$(BENCH_SCRIPT).py $(BENCH)
 

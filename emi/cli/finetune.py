@@ -9,7 +9,7 @@ from emi.cli import options
 
 EXAMPLE = (
     "Example: emi finetune --media clips/ --train train_split.csv --valid valid_split.csv --backbone "
-    "facebook/wav2vec2-base --init-head runs/head --out runs/ft"
+    "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim --init-head runs/head --out runs/ft"
 )
 
 
@@ -29,7 +29,9 @@ def finetune(
     freeze: options.Freeze = None,
     unfreeze_every: Annotated[
         int | None,
-        typer.Option(help="The head learns alone for so many epochs, then one layer more each; 0 all [default: 0]."),
+        typer.Option(
+            help="The head learns alone for N epochs, then a stage more every N, top first [default: 0, all]."
+        ),
     ] = None,
     backbone_lr: options.BackboneLr = None,
     layer_decay: Annotated[

@@ -21,7 +21,8 @@ def table1(
     out: Annotated[Path, typer.Option(help="Folder; gets one folder per row, table1.csv, table1.md and table1.svg.")],
     backbone: options.Backbone,
     test: Annotated[
-        Path | None, typer.Option(help="CSV of a third split with targets; adds the rows trained on train+val.")
+        Path | None,
+        typer.Option(help="CSV of a third split with targets; adds columns, trained on train+val."),
     ] = None,
     seeds: options.RowSeeds = 3,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings that the rows have in common.")] = None,

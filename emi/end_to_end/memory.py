@@ -42,7 +42,7 @@ def _sentence(trainer: "FinetuneTrainer") -> str:
             "on the same batches"
         )
     if not own.checkpointing:
-        ways.append("--checkpointing keeps one layer's activations at a time, for half as much time again")
+        ways.append("--checkpointing keeps one layer's activations at a time, for about 1.6 times the time")
     splits = own.freeze != "backbone" or own.lora
     if trainer.processes.count > 1 and splits and not own.fsdp and not own.layerdrop:
         ways.append("--fsdp splits weights, gradients and optimizer over the processes")
@@ -51,7 +51,10 @@ def _sentence(trainer: "FinetuneTrainer") -> str:
         half = (stages - frozen) // 2
         layers = sum(stage.name.startswith("layer ") for stage in trainer.depth.stages[: frozen + half])
         if layers:
-            ways.append(f"--freeze layers:{layers} keeps activations, gradients and optimizer of half as many layers")
+            ways.append(
+                f"--freeze layers:{layers}, in a new --out, keeps activations, gradients and optimizer of half as many "
+                "layers"
+            )
     if not ways:
         ways.append(f"--max-seconds below {own.max_seconds:g} shortens the longest clips, in a new --out")
-    return f"{what}; {'; or '.join(ways)}; then run the same command again"
+    return f"{what}; {'; or '.join(ways)}; then run the command again"

@@ -78,22 +78,45 @@ def gathered(state: T, *, keep: bool) -> T:
     return cast(T, found)
 
 
-def split_as(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A whole state of an optimizer, sharded as its parameters are.
+def outline(state: T) -> T:
+    """A state that takes no memory: tensors of the same shapes without values, but for single numbers."""
+    found: Any = state
+    if isinstance(state, dict):
+        found = {key: outline(value) for key, value in state.items()}
+    elif isinstance(state, list):
+        found = [outline(value) for value in state]
+    elif isinstance(state, Tensor) and state.ndim:
+        found = torch.empty_like(state, device="meta")
+    return cast(T, found)
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """What this process is to hold of a tensor that the first one has; all processes must ask for it.
 
     Args:
-        optimizer: of sharded parameters.
-        state: what `state_dict` gave of one with the same parameters; equal in every process.
+        whole: the tensor; its outline in the other processes.
+        like: held here; sharded, or whole in every process.
+    """
+    whole = torch.empty_like(whole, device=like.device) if whole.is_meta else whole.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(whole, like.device_mesh, like.placements)
+    if dist.is_initialized():
+        dist.broadcast(whole, src=0)
+    return whole
+
+
+def state_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state of an optimizer, split as its parameters are.
+
+    Args:
+        optimizer: with its parameters.
+        state: what `state_dict` gave of one with the same parameters; its outline in all processes but the first.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def split(value: Any, parameter: Tensor) -> Any:
-        if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
-            return value  # the count of steps
-        value = value.to(parameter.device)
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-
-    moments = {i: {key: split(v, parameters[i]) for key, v in own.items()} for i, own in state["state"].items()}
+    moments = {
+        i: {key: part_of(v, parameters[i]) if v.ndim else v for key, v in own.items()}  # or the count of steps
+        for i, own in state["state"].items()
+    }
     return state | {"state": moments}
 
 

@@ -21,6 +21,7 @@ from train_head.errors import TrainSettingsError
 from train_head.protocols import Outcome, ProtocolResult, run_protocol
 from train_head.protocols.members import OnRun
 from train_head.protocols.pool import check_apart
+from train_head.settings import TrainSettings
 from train_head.train import check_groups, read_split_labels
 from train_head.trainer import OnEpoch
 
@@ -220,7 +221,7 @@ def table1(
     if test is not None and not skip_missing:  # which clips are left is known later
         check_apart(labels["train"], labels["valid"])
     features = folder / FEATURES
-    _extract(media, features, backbone, resolved[0][1], resolved[0][0].device, media_root, on_decode)
+    _extract(media, features, backbone, *resolved[0], media_root, on_decode)
     outcomes = []
     for row, (own, tuned) in zip(ROWS, resolved, strict=True):
         if on_row:
@@ -272,14 +273,21 @@ def _extract(
     media: StrPath,
     cache: Path,
     backbone: str,
+    settings: TrainSettings,
     own: FinetuneSettings,
-    device: str,
     media_root: StrPath | None,
     on_decode: OnDecode | None,
 ) -> None:
+    """In the precision and on the device of the rows that are not frozen."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     root = str(media_root) if media_root is not None else None
-    how = ExtractSettings(backbone=backbone, max_seconds=own.max_seconds, device=device, media_root=root)
+    how = ExtractSettings(
+        backbone=backbone,
+        max_seconds=own.max_seconds,
+        precision=settings.precision,
+        device=settings.device,
+        media_root=root,
+    )
     extract(media, cache, how, on_progress=on_decode)
 
 

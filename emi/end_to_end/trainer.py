@@ -30,7 +30,7 @@ from emi.end_to_end.memory import advise
 from emi.end_to_end.model import EndToEnd
 from emi.end_to_end.processes import Processes, finite
 from emi.end_to_end.settings import FinetuneSettings
-from emi.end_to_end.sharding import gathered, local, moving_average, shard, split_as
+from emi.end_to_end.sharding import gathered, local, moving_average, outline, part_of, shard, state_of
 from train_head import run_folder
 from train_head.course import Course, OnEpoch, Record, epoch_seed, learning_rate
 from train_head.data import Split, shuffled_batches
@@ -106,18 +106,23 @@ class FinetuneTrainer(Course):
 
     def restore(self) -> None:
         """Take up the state that the folder holds, if any; measure the features where there is none."""
-        state = self.processes.from_first(run_folder.load_state(self.folder) if self.folder is not None else None)
+        state = run_folder.load_state(self.folder) if self.folder is not None else None
+        known = self.processes.from_first(outline(state))  # the first one's tensors follow one by one
+        state = state if self.processes.first else known
         self._exported = bool(state and state.get("exported"))
         if self._exported:
             for path in (self._home / BEST_SO_FAR, *self._home.glob(FROZEN.format("*"))):
                 path.unlink(missing_ok=True)
         else:
             splits = [split for split in (self.train, self.valid) if split is not None]
-            kept = self._home / FROZEN.format(self.processes.rank)
-            self._inputs.remember(kept, splits, self.processes.count)
+            here = self._home if self._home.is_dir() else self._place  # on a machine that does not see the run folder
+            here.mkdir(parents=True, exist_ok=True)
+            self._inputs.remember(here / FROZEN.format(self.processes.rank), splits, self.processes.count)
         if state is None:
             self._fit_standardisation()
+        if not self._exported:
             self._shard()
+        if state is None:
             return
         self.history = state["history"]
         if self.folder is not None:
@@ -125,12 +130,11 @@ class FinetuneTrainer(Course):
         self._was_exported = self._exported
         if self._exported:
             return
-        self._load_kept(self.model, state["model"])
+        self._load_kept(self.model, state["model"], from_first=True)
         if self.averaged is not None:
-            self._load_kept(self.evaluated, state["averaged"])
+            self._load_kept(self.evaluated, state["averaged"], from_first=True)
             self.averaged.n_averaged.copy_(state["n_averaged"])
-        self._shard()
-        self.optimizer.load_state_dict(split_as(self.optimizer, state["optimizer"]))
+        self.optimizer.load_state_dict(state_of(self.optimizer, state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])
         self._progress = state["progress"]
 
@@ -350,11 +354,14 @@ class FinetuneTrainer(Course):
         whole = gathered({name: state[name] for name in self._kept}, keep=self.processes.first)
         return {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
 
-    def _load_kept(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    def _load_kept(self, model: nn.Module, state: Mapping[str, Tensor], *, from_first: bool = False) -> None:
         if set(state) != set(self._kept):
             raise RunFolderError(
                 f"{self._place} holds weights of another model; restore it from a copy, or train into a new --out"
             )
+        if from_first:
+            held = model.state_dict()
+            state = {name: part_of(tensor, held[name]) for name, tensor in state.items()}
         model.load_state_dict(dict(state), strict=False)
 
     def _takes_part(self, folder: Path | None) -> bool:

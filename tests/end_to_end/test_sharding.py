@@ -16,10 +16,22 @@ from train_head.labels import read_labels
 RUN = """
 import json, os, signal, sys
 import emi
+import torch
+from emi.end_to_end.processes import Processes
 from emi.end_to_end.sharding import local
 from emi.end_to_end.trainer import FinetuneTrainer
 folder, audio, left, runs = sys.argv[1:]
-left, step = int(left), FinetuneTrainer._step
+left, step, from_first, received = int(left), FinetuneTrainer._step, Processes.from_first, 0
+def size(value):
+    if isinstance(value, torch.Tensor):
+        return 0 if value.is_meta else value.nbytes
+    return sum(map(size, value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()))
+def counted(processes, value):
+    global received
+    value = from_first(processes, value)
+    received += size(value)
+    return value
+Processes.from_first = counted
 def held(tensors):
     storages = [local(t).untyped_storage() for t in tensors]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values()), sum(4 * t.numel() for t in tensors)
@@ -33,7 +45,7 @@ def watched(trainer, *args):
     moments = [m for state in trainer.optimizer.state.values() for m in state.values() if m.ndim]
     averaged = [] if trainer.averaged is None else list(trainer.averaged.module.parameters())
     found = {"weights": held(weights), "gradients": held([w.grad for w in weights if w.grad is not None]),
-             "moments": held(moments), "averaged": held(averaged)}
+             "moments": held(moments), "averaged": held(averaged), "received": (received, held(weights)[1])}
     with open(f"{out}-{os.environ['RANK']}.json", "w") as file:
         json.dump(found, file)
     return value
@@ -131,7 +143,9 @@ def test_sharded_processes_take_the_steps_of_one(kinds, kind, tune, backbones, t
 def test_each_process_holds_half(kinds):
     """Of weights, gradients, moments and their average; what is padded to be halved comes on top."""
     for rank in (0, 1):
-        for what, (here, whole) in json.loads((kinds / f"audeering-{rank}.json").read_text()).items():
+        found = json.loads((kinds / f"audeering-{rank}.json").read_text())
+        for what in ("weights", "gradients", "moments", "averaged"):
+            here, whole = found[what]
             assert 0.4 * whole < here < 0.6 * whole, what
 
 
@@ -153,6 +167,8 @@ def test_killed_a_run_goes_on_sharded_and_then_whole_again(sharded, tune, checkp
     monkeypatch.undo()
     sharded({str(two): settings | {"backbone": checkpoint}}, tmp_path, kill_at=5)
     assert len(records(two)) == 2
+    received, whole = json.loads((tmp_path / "two-1.json").read_text())["received"]
+    assert received < 0.01 * whole  # the second process read its part only
     tune(two, **settings)
     assert_equal_runs(one, two)
 

@@ -276,8 +276,11 @@ def test_remembering_what_is_frozen_changes_no_gradient(start, freeze):
         torch.testing.assert_close(once[name], gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_each_clip_goes_through_the_frozen_stages_once(start):
+@pytest.mark.parametrize("home", ["here", "on a machine that this one does not see"])
+def test_each_clip_goes_through_the_frozen_stages_once(start, home, tmp_path):
     trainer = start(freeze="layers:5", epochs=3)
+    if home != "here":
+        trainer._home, trainer._place = tmp_path / "unseen" / "run", tmp_path / "own" / "run"
     trainer.restore()
     seen = []
     below = trainer.model.backbone.below

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 import emi
+from emi.end_to_end import table1
 from emi.end_to_end.table1 import ROWS
 from train_head.errors import LabelError
 
@@ -39,6 +40,20 @@ def test_every_row_is_run_once_and_the_papers_numbers_stand_beside(labelled, che
     assert found.markdown() == (out / "table1.md").read_text()
     assert all(row["row"] in found.table() for row in rows)
     assert emi.table1(*files, **settings).nothing_to_do
+
+
+def test_frozen_rows_are_extracted_in_the_precision_of_the_others(labelled, checkpoint, tmp_path, monkeypatch):
+    asked = []
+
+    def extract(media, cache, how, **_):
+        asked.append(how.precision)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table1, "extract", extract)
+    files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv", tmp_path / "table")
+    with pytest.raises(KeyboardInterrupt):
+        emi.table1(*files, backbone=str(checkpoint), precision="bf16", **SETTINGS)
+    assert asked == ["bf16"]
 
 
 def test_clips_of_both_splits_are_met_before_anything_is_extracted(labelled, checkpoint, tmp_path):

@@ -1,7 +1,8 @@
-"""What makes a training step of a speech transformer cheaper on a CPU, with the same results up to rounding.
+"""What makes a training step of a speech transformer cheaper on a CPU; results differ by rounding and what is drawn.
 
-Each file puts a subclass in the place of one kind of the transformers library's modules. Weights, their names, adapters
-and copies stay as they are; a hook on a single convolution would not be called. Other devices compute as the library.
+Each file puts a subclass in the place of one kind of the transformers library's modules, or its own function in that of
+attention. Weights, their names, adapters and copies stay as they are; a hook on a single convolution would not be
+called. Other devices compute as the library.
 """
 
 from typing import Any

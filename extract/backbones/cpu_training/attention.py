@@ -1,8 +1,8 @@
 """Attention with dropout on a CPU, with gradients, a few heads at a time.
 
-Only the probabilities are ever there for all heads of a batch, and once: scores, what is left after dropout and their
-gradients are a block's. That takes a twentieth off the peak of a step of a large model, and as long as all heads at
-once (measured, Zen 3, clips of 12 s).
+Only the probabilities, and a byte for each, are ever there for all heads of a batch: scores, what is left after dropout
+and their gradients are a block's. That takes a twentieth off the peak of a step of a large model, and no more time than
+all heads at once (measured, Zen 3, clips of 12 s).
 """
 
 import functools
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from extract.backbones.cpu_training.dropout import Lots, masked
+from extract.backbones.cpu_training.dropout import Draw, masked
 from extract.backbones.cpu_training.products import product
 
 ATTENTION = "emi_attention"
 BLOCK_SCORES = 3 << 19
-"""Scores in a block: 6 MiB, of which a processor's last cache holds several."""
+"""Scores in a block, or those of one head where it has more: 6 MiB of float32, of which a last cache holds several."""
 
 
 def use_blocks(encoder: Any) -> None:
@@ -61,20 +61,21 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, chance: float
     ) -> Tensor:
-        lots = Lots(chance)
+        assert query.shape[:2] == key.shape[:2] == value.shape[:2], "each head of a query has a key and a value"
+        draw = Draw(chance)
         weights = query.new_empty(*query.shape[:3], key.shape[2])
         kept = torch.empty(weights.shape, dtype=torch.bool)
         out = _by_frames(query, value.shape[3])
         for here in _blocks(weights.shape):
             scores = product(query[here] * scale, key[here].mT)
             if mask is not None:
-                _apply(mask.expand(weights.shape)[here], scores)
+                _hide(mask.expand(weights.shape)[here], scores)
             torch.softmax(scores, dim=-1, out=weights[here])
-            masked(weights[here], lots.draw(kept[here]), out=scores)
+            masked(weights[here], draw.fill(kept[here]), out=scores)
             product(scores, value[here], out=out[here])
-        ctx.scale, ctx.kept_scale = scale, lots.scale
+        ctx.scale, ctx.kept_scale = scale, draw.scale
         ctx.save_for_backward(query, key, value, weights, kept)
-        return out.mul_(lots.scale)
+        return out.mul_(draw.scale)
 
     @staticmethod
     @once_differentiable
@@ -83,11 +84,11 @@ class _Attention(torch.autograd.Function):
         of_query, of_key, of_value = (_by_frames(x, x.shape[3]) for x in (query, key, value))
         for here in _blocks(weights.shape):
             grad = grads[0][here] * ctx.kept_scale
-            block = masked(weights[here], kept[here])
-            product(block.mT, grad, out=of_value[here])
-            product(grad, value[here].mT, out=block)
-            masked(block, kept[here], out=block)
-            of_scores = torch._softmax_backward_data(block, weights[here], -1, weights.dtype)
+            attended = masked(weights[here], kept[here])
+            product(attended.mT, grad, out=of_value[here])
+            of_weights = product(grad, value[here].mT, out=attended)  # in its memory
+            masked(of_weights, kept[here], out=of_weights)
+            of_scores = torch._softmax_backward_data(of_weights, weights[here], -1, weights.dtype)
             product(of_scores, key[here], out=of_query[here])
             product(of_scores.mT, query[here], out=of_key[here])
         return of_query.mul_(ctx.scale), of_key.mul_(ctx.scale), of_value, None, None, None
@@ -102,13 +103,13 @@ def _by_frames(x: Tensor, size: int) -> Tensor:
 def _blocks(shape: torch.Size) -> Iterator[tuple[int, slice]]:
     """A clip and some of its heads, one after the other."""
     batch, heads, queries, keys = shape
-    step = max(1, BLOCK_SCORES // (queries * keys))
+    step = max(1, BLOCK_SCORES // max(1, queries * keys))
     for clip in range(batch):
         for head in range(0, heads, step):
             yield clip, slice(head, head + step)
 
 
-def _apply(mask: Tensor, scores: Tensor) -> None:
+def _hide(mask: Tensor, scores: Tensor) -> None:
     if mask.dtype == torch.bool:
         scores.masked_fill_(~mask, -torch.inf)
     else:

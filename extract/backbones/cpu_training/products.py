@@ -30,9 +30,15 @@ def use_fast_products(encoder: nn.Module) -> None:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """`a @ b` without gradients, for matrices or batches of them."""
+    """`a @ b` without gradients, for matrices or batches of them.
+
+    Args:
+        a: (…, rows, inner).
+        b: (…, inner, columns).
+        out: written where given: of the result's shape, of three dimensions at most, in memory of its own.
+    """
     if a.dtype != torch.float32 or a.device.type != "cpu" or not numpy_is_faster():
-        return torch.matmul(a, b, out=out)
+        return a @ b if out is None else torch.matmul(a, b, out=out)
     out = torch.empty(*a.shape[:-1], b.shape[-1]) if out is None else out
     # not Tensor.numpy(), after which a weight's memory cannot be freed and filled again, as where models are sharded
     np.matmul(np.from_dlpack(a.detach()), np.from_dlpack(b.detach()), out=out.numpy())

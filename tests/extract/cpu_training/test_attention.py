@@ -7,14 +7,21 @@ from torch.utils.checkpoint import checkpoint
 
 from extract.backbones import Regularisation, identify, load_trainable
 from extract.backbones.cpu_training import attention as module
+from extract.backbones.cpu_training import products
 from extract.backbones.cpu_training.attention import ATTENTION, attention
 
 CHANCE = 0.1
 
 
-@pytest.fixture(params=[1, 100, 1 << 20], ids=["head by head", "two heads", "all heads"])
+@pytest.fixture(params=[1, 2 * 7 * 7, 1 << 20], ids=["head by head", "two heads", "all heads"])
 def blocks(request, monkeypatch):
+    """Of clips of 7 frames with three heads."""
     monkeypatch.setattr(module, "BLOCK_SCORES", request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["numpy's products", "torch's products"])
+def way(request, monkeypatch):
+    monkeypatch.setattr(products, "numpy_is_faster", lambda: request.param)
 
 
 class Training(torch.nn.Module):
@@ -39,7 +46,7 @@ def masks(frames):
     return {"none": None, "boolean": boolean, "added": torch.zeros(boolean.shape).masked_fill(~boolean, -torch.inf)}
 
 
-@pytest.mark.usefixtures("blocks")
+@pytest.mark.usefixtures("blocks", "way")
 @pytest.mark.parametrize("mask", ["none", "boolean", "added"])
 @pytest.mark.parametrize("scaling", [None, 0.3])
 def test_attention_is_torchs_but_for_what_is_dropped(mask, scaling):
@@ -57,11 +64,18 @@ def test_attention_is_torchs_but_for_what_is_dropped(mask, scaling):
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("mask", ["none", "boolean", "added"])
 def test_the_gradient_of_attention_is_that_of_what_it_computes(mask):
-    given = masks(5)[mask]
+    given = masks(7)[mask]
     given = given.double() if mask == "added" else given
     assert torch.autograd.gradcheck(
-        lambda *inputs: attend(*inputs, given, dropout=0.4), heads(5, 4, dtype=torch.float64)
+        lambda *inputs: attend(*inputs, given, dropout=0.4), heads(7, 2, dtype=torch.float64)
     )
+
+
+@pytest.mark.usefixtures("blocks")
+def test_each_head_of_each_clip_is_drawn_for_itself():
+    same = torch.ones(2, 3, 7, 4)
+    outs = attend(same, same, same, dropout=0.5).transpose(1, 2).flatten(0, 1)
+    assert all(not torch.equal(a, b) for i, a in enumerate(outs) for b in outs[:i])
 
 
 def test_attention_is_right_on_average():
@@ -73,7 +87,7 @@ def test_attention_is_right_on_average():
 
 @pytest.mark.usefixtures("blocks")
 def test_checkpointing_draws_the_same_again():
-    query, key, value = heads(9, 4)
+    query, key, value = heads(7, 4)
     kept = attend(query, key, value)
     torch.manual_seed(0)
     again = checkpoint(

@@ -46,6 +46,26 @@ def test_a_chance_of_one_drops_all():
     assert not CheapDropout(1.0).train()(torch.ones(3, 4)).any()
 
 
+def test_bfloat16_drops_the_same():
+    x = torch.ones(64, 65, dtype=torch.bfloat16, requires_grad=True)
+    dropout = CheapDropout(CHANCE).train()
+    torch.manual_seed(5)
+    wanted = dropout(x.float())
+    torch.manual_seed(5)
+    out = dropout(x)
+    assert torch.equal(out, wanted.bfloat16())
+    out.sum().backward()
+    assert torch.equal(x.grad, out)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_number_that_is_dropped_is_no_number():
+    """As torch's own; the trainer says so, and NumPy does not."""
+    out = CheapDropout(0.5).train()(torch.full((100,), torch.inf))
+    assert out.isnan().any()
+    assert (out.isnan() | out.isinf()).all()
+
+
 def test_the_gradient_of_dropout_passes_what_stayed():
     x = torch.randn(50, 51, requires_grad=True)
     torch.manual_seed(0)
