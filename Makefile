@@ -72,7 +72,7 @@ finetune: $(READY) $(DEMO_READY) ## end to end: MEDIA, TRAIN, VALID, BACKBONE ->
 	$(BIN)/emi finetune --media $(MEDIA) --train $(TRAIN) --valid $(VALID) --backbone $(BACKBONE) --out $(FINETUNE_RUN) $(FINETUNE_OPTIONS)
 
 test: $(READY) ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY) ## the long soaks
 	$(BIN)/python -m pytest -m slow --timeout 3600 -o faulthandler_timeout=0

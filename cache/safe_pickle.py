@@ -121,7 +121,8 @@ def _load(file: BinaryIO, size: int, where: str) -> NDArray[Any]:
         raise UnsafePickleError(
             f"{where}: {error}; nothing of it was run. Save the array itself with `numpy.save` and import that"
         ) from None
-    except (ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:  # of pickletools and NumPy
+    except (ValueError, TypeError, LookupError, OverflowError, MemoryError, Warning) as error:
+        # of pickletools and NumPy; of an escape that is none, pickletools warns, which Python may be told to raise
         raise UnsafePickleError(
             f"{where}: not an intact pickle of an array ({_shown(error)}); nothing of it was run. Copy it again"
         ) from None
