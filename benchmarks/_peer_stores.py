@@ -4,6 +4,7 @@ A store writes clips into a folder; opened, it knows their ids, gives one clip, 
 there already. What writes nothing but arrays keeps its ids in file names or in a text file.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,22 @@ import numpy as np
 from benchmarks._feature_clips import FeatureClips
 
 
-class Store:
+class Store(ABC):
     """One way to keep features; opening it is reading its list of clips."""
 
     ids: Sequence[str]
 
     @staticmethod
+    @abstractmethod
     def write(folder: Path, clips: FeatureClips) -> None:
         """Write clips into an empty folder."""
-        raise NotImplementedError
 
-    def __init__(self, folder: Path) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(self, folder: Path) -> None: ...
 
+    @abstractmethod
     def __getitem__(self, clip_id: str) -> np.ndarray[Any, Any]:
-        raise NotImplementedError
+        """(frames, dim) of a clip."""
 
     def load(self, ids: Sequence[str], out: np.ndarray[Any, Any]) -> None:
         """Fill the rows of an array with clips, one behind the other."""
