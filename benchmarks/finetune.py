@@ -1,18 +1,19 @@
 """Fine-tuning beside a plain loop, with and without activation checkpointing, in one run:
 
-    python benchmarks/finetune.py [--quick] [--freeze none] [--clips N] [--steps N] [--json FILE]
+    python benchmarks/finetune.py [--quick] [--freeze none] [--clips N] [--processes N] [--json FILE]
 
 A checkpoint of audEERING's shape with random weights (12 layers, 1024 numbers, regression head) is made, and clips of
 12 s of noise. (a) is the loop as users write it and as the paper's code does: transformers' model, one clip at a time,
 `nn.LSTM` on its frames, gradients added up over a batch, `AdamW`. (b) is `emi finetune`, (c) the same with
---checkpointing. Each runs in a process of its own, whose peak memory is that of its weights, gradients, optimizer and
-activations together; seconds are the median over steps after the first, optimizer included. All see the same clips in
-each step: what frozen layers give, (b) and (c) compute in the first and keep, as a run does after its first epoch. All
-start from the same weights, freeze the same parts, keep the checkpoint's dropout, and do without SpecAugment and
-layerdrop.
+--checkpointing, (d) with --processes. Each runs in processes of its own, whose peak memory is that of weights,
+gradients, optimizer and activations together (of (d) the sum over its processes); seconds are the median over steps
+after the first, optimizer included. All see the same clips in each step: what frozen layers give, emi computes in the
+first and keeps, as a run does after its first epoch. All start from the same weights, freeze the same parts, keep the
+checkpoint's dropout, and do without SpecAugment and layerdrop.
 """
 
 import argparse
+import functools
 import json
 import resource
 import statistics
@@ -50,12 +51,14 @@ def main() -> None:
         make_clips(folder / "clips", options.clips, seconds, 0.0)
         write_labels(folder, options.clips)
         rows = [measure(way, folder, options) for way in WAYS]
-    plain, ours, checkpointed = rows
+    plain, ours, checkpointed, shared = rows
     ratios = {
         "name": f"freeze {options.freeze}: ratios",
         "clips_per_second, (b) to (a)": ours["clips_per_second"] / plain["clips_per_second"],
+        "clips_per_second, (d) to (a)": shared["clips_per_second"] / plain["clips_per_second"],
         "peak memory, (c) to (b)": checkpointed["peak_gib"] / ours["peak_gib"],
         "seconds per step, (c) to (b)": checkpointed["seconds_per_step"] / ours["seconds_per_step"],
+        "peak memory, (d) to (b)": shared["peak_gib"] / ours["peak_gib"],
     }
     import torch
 
@@ -74,10 +77,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny checkpoint and short clips: does it run at all?")
     parser.add_argument("--freeze", default="none", help="as of emi finetune [default: none]")
-    parser.add_argument("--clips", type=int, default=4, help="per step [default: 4]")
-    parser.add_argument("--batch-seconds", type=float, default=48.0, help="audio at once in (b) and (c) [default: 48]")
+    parser.add_argument("--clips", type=int, default=8, help="per step [default: 8]")
+    parser.add_argument(
+        "--batch-seconds", type=float, default=48.0, help="audio at once in a process of emi's [default: 48]"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="of (d) [default: 2]")
     parser.add_argument("--steps", type=int, help="[default: 4]")
-    parser.add_argument("--precision", default="auto", help="of (b) and (c); (a) is float32 [default: auto]")
+    parser.add_argument("--precision", default="auto", help="of emi's; (a) is float32 [default: auto]")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--folder", help="where the checkpoint lies for a while")
     parser.add_argument("--json", help="write the rows here")
@@ -97,8 +103,8 @@ def write_labels(folder: Path, clips: int) -> None:
 
 def measure(way: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run one way in a process of its own."""
-    passed = ["--freeze", options.freeze, "--clips", options.clips, "--batch-seconds", options.batch_seconds]
-    passed += ["--steps", options.steps, "--precision", options.precision, "--device", options.device]
+    names = ("freeze", "clips", "batch_seconds", "processes", "steps", "precision", "device")
+    passed = [part for name in names for part in (f"--{name.replace('_', '-')}", getattr(options, name))]
     command = [sys.executable, __file__, "--way", way, "--folder", folder, *passed]
     print(f"{way} …", file=sys.stderr, flush=True)
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
@@ -152,53 +158,71 @@ def plain(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return timed(step, options.steps, device) | {"precision": "fp32"}
 
 
-def ours(folder: Path, options: argparse.Namespace, *, checkpointing: bool = False) -> dict[str, Any]:
-    """(b) and (c): the trainer's own steps, on what `emi finetune` gives it."""
-    import torch
-
-    from emi.end_to_end.media import DecodedMedia, gather_media
-    from emi.end_to_end.processes import Processes
+def ours(folder: Path, options: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """(b): the trainer's own steps, on what `emi finetune` gives it."""
+    from benchmarks import finetune  # a function of __main__ is another one in a helper
+    from emi.end_to_end.helpers import helpers
     from emi.end_to_end.settings import resolve
-    from emi.end_to_end.start import on_this_machine, spare_time_or_memory
+    from emi.end_to_end.start import on_this_machine
     from extract.backbones import identify
 
-    identity = identify(str(folder / "checkpoint"))
     settings, own = resolve(
         None,
         freeze=options.freeze,
-        checkpointing=checkpointing,
         batch_seconds=options.batch_seconds,
         precision=options.precision,
         device=options.device,
         batch_size=options.clips,
         save_minutes=1e5,
+        **more,
     )
-    settings = on_this_machine(settings, identity)
+    settings = on_this_machine(settings, identify(str(folder / "checkpoint")))
+    work = functools.partial(finetune.take_steps, folder, options.steps, settings, own)
+    with helpers(own.processes, settings.device, work):
+        found = work()
+    if own.processes > 1 and settings.device == "cpu":
+        found["peak"] += (own.processes - 1) * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return found | {"precision": settings.precision}
+
+
+def take_steps(folder: Path, steps: int, settings: Any, own: Any) -> dict[str, Any]:
+    """What each process of emi's does."""
+    import torch
+
+    from emi.end_to_end.media import DecodedMedia, gather_media
+    from emi.end_to_end.processes import Processes
+    from emi.end_to_end.start import spare_time_or_memory
+    from extract.backbones import identify
+
     if settings.device == "cpu":
         spare_time_or_memory(own)
-    processes = Processes(settings.device)
     material = DecodedMedia(
         root=folder / "clips",
-        identity=identity,
+        identity=identify(str(folder / "checkpoint")),
         own=own,
         precision=settings.precision,
-        processes=processes,
+        processes=Processes(settings.device),
         targets=tuple(f"t{i}" for i in range(TARGETS)),
     )
     inputs = gather_media(material, {"train": folder / "labels.csv"}, folder / "audio")
     trainer = material.trainer(settings, inputs.splits["train"], None, folder)
     trainer.restore()  # nothing to restore; from here on it keeps what frozen layers gave
-    number = iter(range(1, 1 + options.steps))
+    number = iter(range(1, 1 + steps))
 
     def step() -> None:
         trainer.run_epoch(next(number))  # one step: the batch holds all clips
 
-    return timed(step, options.steps, torch.device(settings.device)) | {"precision": settings.precision}
+    return timed(step, steps, torch.device(settings.device))
 
 
 def checkpointed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """(c)."""
     return ours(folder, options, checkpointing=True)
+
+
+def shared(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """(d)."""
+    return ours(folder, options, processes=options.processes)
 
 
 def timed(step: Any, steps: int, device: Any) -> dict[str, Any]:
@@ -216,11 +240,12 @@ def timed(step: Any, steps: int, device: Any) -> dict[str, Any]:
     return {"seconds": seconds, "peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else peak}
 
 
-WAYS = {"plain": plain, "emi": ours, "checkpointed": checkpointed}
+WAYS = {"plain": plain, "emi": ours, "checkpointed": checkpointed, "shared": shared}
 NAMES = {
     "plain": "(a) plain loop, one clip at a time",
     "emi": "(b) emi finetune",
     "checkpointed": "(c) emi finetune --checkpointing",
+    "shared": "(d) emi finetune --processes",
 }
 
 if __name__ == "__main__":

@@ -193,7 +193,8 @@ def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
 _NOT_COMPARED = frozenset(
     (
         "data.caches data.media data.train data.valid data.test features.source backbone.source backbone.name "
-        "finetune.batch_seconds finetune.checkpointing finetune.fsdp finetune.remember finetune.save_minutes"
+        "finetune.batch_seconds finetune.checkpointing finetune.fsdp finetune.processes "
+        "finetune.remember finetune.save_minutes"
     ).split()
 )
 """Places, and what decides memory and time."""

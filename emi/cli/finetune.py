@@ -54,8 +54,12 @@ def finetune(
     batch_size: Annotated[int | None, typer.Option(help="Clips per step, on all devices [default: 32].")] = None,
     batch_seconds: options.BatchSeconds = None,
     checkpointing: options.Checkpointing = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Started here to share each batch, with cores or a GPU each: time for memory [default: 1]."),
+    ] = None,
     fsdp: Annotated[
-        bool | None, typer.Option(help="Split the model over the processes of torchrun: memory [default: off].")
+        bool | None, typer.Option(help="Split the model over the processes: memory [default: off].")
     ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Kept of each clip [default: 12].")] = None,
     seed: options.Seed = None,
@@ -78,7 +82,7 @@ def finetune(
 ) -> None:
     """Fine-tune the backbone and the head together. Run it again to go on where it stopped.
 
-    On several devices: torchrun --nproc-per-node 2 -m emi finetune …, or accelerate launch -m emi finetune ….
+    On several machines: torchrun -m emi finetune …, or accelerate launch -m emi finetune ….
     """
     from emi.cli.telling import Telling
     from emi.console import Progress
@@ -103,6 +107,7 @@ def finetune(
         "batch_size": batch_size,
         "batch_seconds": batch_seconds,
         "checkpointing": checkpointing,
+        "processes": processes,
         "fsdp": fsdp,
         "max_seconds": max_seconds,
         "seed": seed,

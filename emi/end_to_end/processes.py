@@ -1,4 +1,5 @@
-"""The processes of one training, as torchrun or `accelerate launch` starts them; alone, a process is all of them."""
+"""The processes of one training, as `helpers`, torchrun or `accelerate launch` starts
+them; alone, a process is all of them."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -50,7 +51,11 @@ class Processes:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(
-            module, device_ids=devices, find_unused_parameters=unused, broadcast_buffers=False
+            module,
+            device_ids=devices,
+            find_unused_parameters=unused,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,  # and not beside the buckets: the size of the weights less
         )
 
     def from_first(self, value: T) -> T:

@@ -38,6 +38,8 @@ class FinetuneSettings:
             same numbers.
         fsdp: split weights, gradients and optimizer state over the processes: less memory in each, more exchanged, the
             same numbers.
+        processes: started on this machine to share each batch, with an equal part of a CPU's cores each, or a GPU; each
+            holds the model. With dropout, what is drawn depends on their number, and else no number does.
         batch_seconds: audio (clips x longest clip) that goes through the backbone at once; 0 chooses. It sets the
             memory, and without dropout no number: gradients are those of `batch_size` clips.
         remember: keep on disk, for the time of the run, what the frozen bottom of the backbone gives of each clip, so
@@ -61,6 +63,7 @@ class FinetuneSettings:
     lora: int = 0
     checkpointing: bool = False
     fsdp: bool = False
+    processes: int = 1
     batch_seconds: float = 0.0
     remember: bool = True
     max_seconds: float = 12.0
@@ -113,6 +116,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("gain_db", 0.0, 60.0),
     ("speed", 0.0, 0.5),
     ("lora", 0, 1024),
+    ("processes", 1, 1024),
     ("batch_seconds", 0.0, 1e6),
     ("max_seconds", 0.01, 3600.0),
     ("save_minutes", 0.0, 1e6),

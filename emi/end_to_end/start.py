@@ -2,8 +2,9 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch import nn
 from cache.container import StrPath
 from cache.machine import give_freed_memory_back, keep_freed_memory
 from emi.end_to_end.depth import Depth
+from emi.end_to_end.helpers import helpers
 from emi.end_to_end.media import DecodedMedia, OnDecode, gather_media, regularisation
 from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import FinetuneSettings, resolve
@@ -55,7 +57,7 @@ def finetune(
 ) -> Outcome:
     """Train backbone and head together, one run or several by a protocol; called again it goes on.
 
-    Started by `torchrun` or `accelerate launch`, the processes share every step; the first one writes.
+    Where `own.processes`, torchrun or `accelerate launch` start several, they share every step; the first one writes.
 
     Args:
         media: a folder, a CSV or a list, as for extraction.
@@ -82,15 +84,50 @@ def finetune(
         TrainSettingsError, LabelError, BackboneError, RunFolderError, MediaListError: before the first step.
         DivergedError: the loss is not finite.
         FinetuneMemoryError: the memory does not suffice; says what to change.
+        HelperError: one of `own.processes` ended early.
     """
     check_protocol(valid is not None, seeds, folds, train_on_all)
     out = Path(out).absolute()
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
     identity = identify(backbone)
     settings = on_this_machine(settings, identity)
+    files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
+    work = partial(
+        _work,
+        media,
+        files,
+        out,
+        settings,
+        own,
+        identity,
+        init_head,
+        audio or default_audio(out),
+        gathering={"media_root": media_root, "skip_missing": skip_missing, "group_by": group_by},
+        protocol={"seeds": seeds, "folds": folds, "train_on_all": train_on_all},
+    )
+    with helpers(own.processes, settings.device, work):
+        return work(on_decode=on_decode, on_run=on_run, on_epoch=on_epoch)
+
+
+def _work(
+    media: StrPath,
+    files: Mapping[str, StrPath],
+    out: Path,
+    settings: TrainSettings,
+    own: FinetuneSettings,
+    identity: Identity,
+    init_head: StrPath | None,
+    audio: StrPath,
+    *,
+    gathering: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    on_decode: OnDecode | None = None,
+    on_run: OnRun | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Outcome:
+    """What each process does; `finetune` says of what."""
     if settings.device == "cpu":
         spare_time_or_memory(own)
-    files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     processes = Processes(settings.device)
     check_sharding(own, processes.count)
     if not (out / CONFIG).is_file():
@@ -102,32 +139,28 @@ def finetune(
         own=own,
         precision=settings.precision,
         processes=processes,
-        targets=_targets(train, group_by),
+        targets=_targets(files["train"], gathering["group_by"]),
         init_head=head,
     )
     if head is not None and head.names != material.targets:
         raise TrainSettingsError(
-            f"{init_head} predicts {', '.join(head.names)}, and {train} has {', '.join(material.targets)}; start from "
-            "a head of the same targets, or leave out --init-head"
+            f"{init_head} predicts {', '.join(head.names)}, and {files['train']} has {', '.join(material.targets)}; "
+            "start from a head of the same targets, or leave out --init-head"
         )
     inputs = gather_media(
         material,
         files,
-        audio or default_audio(out),
+        audio,
         settings.label_scale,
-        media_root=media_root,
-        skip_missing=skip_missing,
-        group_by=group_by,
         on_decode=on_decode,
+        **gathering,
     )
     with _own_folder(processes, out) as place:
         return run_on(
             replace(inputs, material=replace(cast(DecodedMedia, inputs.material), place=place, home=out)),
             place,
             settings,
-            seeds=seeds,
-            folds=folds,
-            train_on_all=train_on_all,
+            **protocol,
             on_run=on_run if processes.first else None,
             on_epoch=on_epoch,
         )

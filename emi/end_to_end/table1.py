@@ -208,12 +208,12 @@ def table1(
         EmiError: see `emi.end_to_end.finetune`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainSettingsError("emi table1 runs in one process; train its rows one by one with torchrun … finetune")
+        raise TrainSettingsError("emi table1 runs in no torchrun; give --set processes=N, or train its rows one by one")
     folder = Path(out)
     resolved = [resolve(config, **(settings | row.overrides)) for row in ROWS]
     if resolved[-1][1].freeze == "backbone":
         raise TrainSettingsError("freeze backbone leaves nothing to the unfrozen rows; give none, cnn or layers:N")
-    check_sharding(resolved[-1][1], 1)
+    check_sharding(resolved[-1][1], resolved[-1][1].processes)
     check_backbone(identify(backbone), *resolved[-1])
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     labels = read_split_labels(files, resolved[0][0].label_scale, group_by)

@@ -175,4 +175,6 @@ class Layer:
 
 def taps_of(conv: nn.Conv1d) -> Tensor:
     """(out, kernel x in) weight of a convolution, the taps one after the other."""
-    return conv.weight.permute(0, 2, 1).flatten(1)
+    weight = conv.weight
+    # of one channel without turning, so that its gradient lies as the weight does, which DDP wants
+    return weight.flatten(1) if weight.shape[1] == 1 else weight.permute(0, 2, 1).flatten(1)

@@ -38,7 +38,7 @@ def test_settings(tune, tmp_path, settings, said):
 
 def test_one_process_has_nobody_to_split_the_weights_with(tune, labelled, tmp_path):
     """Also where the rows of a table would get there only after hours."""
-    said = "splits the weights over several processes, and this is one; start torchrun --nproc-per-node 2"
+    said = "splits the weights over several processes, and this is one; give --processes 2, or start torchrun"
     with pytest.raises(TrainSettingsError, match=said):
         tune(tmp_path / "ft", fsdp=True)
     files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv")

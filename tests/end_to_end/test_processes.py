@@ -1,14 +1,21 @@
-"""Two processes by torchrun take the steps of one."""
+"""Two processes, started by torchrun or by the first of them, take the steps of one."""
 
+import contextlib
 import csv
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from train_head.errors import TrainSettingsError
 from train_head.labels import read_labels
 
 LOSSES = ["mse", "0.5*ccc + 0.5*pearson", pytest.param("zero_inflated", marks=pytest.mark.slow)]
@@ -58,6 +65,88 @@ def test_two_processes_take_the_steps_of_one(labelled, checkpoint, audio, tmp_pa
     assert_equal_runs(one, two)
     assert said.count("epoch   1/2") == 1  # one of them speaks
     assert said.count("run folder:") == 1
+
+
+def test_the_first_starts_the_other(labelled, checkpoint, audio, tmp_path):
+    more = ("--loss", "0.5*ccc + 0.5*pearson", "--batch-seconds", 2)
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(command(labelled, checkpoint, audio, one, *more))
+    said = run(command(labelled, checkpoint, audio, two, *more, "--processes", 2))
+    assert_equal_runs(one, two)
+    assert "processes = 2" in (two / "config.toml").read_text()
+    assert said.count("epoch   1/2") == said.count("run folder:") == 1
+
+
+def test_from_python_and_the_caller_is_as_it_was(tune, tmp_path):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "MASTER_PORT")
+    before = torch.get_num_threads(), [os.environ.get(name) for name in names]
+    runs = [tune(tmp_path / str(i), processes=n, backbone_dropout=0.0).report for i, n in enumerate((1, 3, 1, 2))]
+    assert (torch.get_num_threads(), [os.environ.get(name) for name in names]) == before
+    assert not torch.distributed.is_initialized()
+    for report in runs[1:]:
+        assert report.mean_pearson == pytest.approx(runs[0].mean_pearson, abs=2e-3)
+
+
+def test_an_error_of_the_first_is_its_own(tune, labelled, tmp_path, monkeypatch):
+    """The others meet it too, and are not heard of."""
+    with pytest.raises(TrainSettingsError, match="the backbone has 12 layers"):
+        tune(tmp_path / "ft", processes=2, freeze="layers:13")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainSettingsError, match="torchrun or accelerate has started 2 already"):
+        tune(tmp_path / "ft", processes=2)
+    assert not list(tmp_path.iterdir())
+
+
+def others(out):
+    """Process ids of those that train into a folder, but for this one's children by hand."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (place / "cmdline").read_bytes().split(b"\0")
+            if b"emi.end_to_end.helper" in words and f"TRAINS={out}".encode() in (place / "environ").read_bytes():
+                found.append(int(place.name))
+    return found
+
+
+@contextlib.contextmanager
+def started(arguments, out):
+    command = [sys.executable, "-m", "emi", *arguments]
+    environment = os.environ | {"TRAINS": str(out)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as it:
+        try:
+            yield it
+        finally:
+            it.kill()
+
+
+@pytest.mark.parametrize("killed", ["first", "other"])
+def test_killed_while_it_trains_the_run_goes_on(labelled, checkpoint, audio, tmp_path, killed):
+    out = tmp_path / "ft"
+    long = command(labelled, checkpoint, audio, out, "--processes", 2, "--epochs", 200)
+    with started(long, out) as first:
+        until(lambda: (out / "metrics.jsonl").is_file() and len(records(out)) > 1)
+        (other,) = others(out)
+        os.kill(first.pid if killed == "first" else other, signal.SIGKILL)
+        said = first.communicate(timeout=100)[1]
+        until(lambda: not others(out))
+    if killed == "other":
+        assert first.returncode == 2, said
+        assert "emi: process 2 was killed by signal 9; run the command again" in said
+        assert "Traceback" not in said
+    done = len(records(out))
+    with started(long, out) as first:
+        until(lambda: len(records(out)) > done)
+        first.send_signal(signal.SIGINT)
+        said = first.communicate(timeout=100)[1]
+        assert first.returncode == 130, said
+        until(lambda: not others(out))
+
+
+def until(condition, seconds=200):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_each_validation_clip_counts_once_and_a_started_run_goes_on_with_other_processes(
