@@ -6,7 +6,7 @@ A checkpoint of audEERING's shape with random weights (12 layers, 1024 numbers, 
 12 s of noise. (a) is the loop as users write it and as the paper's code does: transformers' model, one clip at a time,
 `nn.LSTM` on its frames, gradients added up over a batch, `AdamW`. (b) is `emi finetune`, (c) the same with
 --checkpointing, (d) with --processes. Each runs in processes of its own, whose peak memory is that of weights,
-gradients, optimizer and activations together (of (d) the sum over its processes); seconds are the median over steps
+gradients, optimizer and activations together (of (d) on a CPU the sum over them); seconds are the median over steps
 after the first, optimizer included. All see the same clips in each step: what frozen layers give, emi computes in the
 first and keeps, as a run does after its first epoch. All start from the same weights, freeze the same parts, keep the
 checkpoint's dropout, and do without SpecAugment and layerdrop.
@@ -177,7 +177,9 @@ def ours(folder: Path, options: argparse.Namespace, **more: Any) -> dict[str, An
         **more,
     )
     settings = on_this_machine(settings, identify(str(folder / "checkpoint")))
-    work = functools.partial(finetune.take_steps, folder, options.steps, settings, own)
+    own_folder = folder / options.way
+    own_folder.mkdir()
+    work = functools.partial(finetune.take_steps, folder, own_folder, options.steps, settings, own)
     with helpers(own.processes, settings.device, work):
         found = work()
     if own.processes > 1 and settings.device == "cpu":
@@ -185,7 +187,7 @@ def ours(folder: Path, options: argparse.Namespace, **more: Any) -> dict[str, An
     return found | {"precision": settings.precision}
 
 
-def take_steps(folder: Path, steps: int, settings: Any, own: Any) -> dict[str, Any]:
+def take_steps(folder: Path, own_folder: Path, steps: int, settings: Any, own: Any) -> dict[str, Any]:
     """What each process of emi's does."""
     import torch
 
@@ -205,7 +207,7 @@ def take_steps(folder: Path, steps: int, settings: Any, own: Any) -> dict[str, A
         targets=tuple(f"t{i}" for i in range(TARGETS)),
     )
     inputs = gather_media(material, {"train": folder / "labels.csv"}, folder / "audio")
-    trainer = material.trainer(settings, inputs.splits["train"], None, folder)
+    trainer = material.trainer(settings, inputs.splits["train"], None, own_folder)
     trainer.restore()  # nothing to restore; from here on it keeps what frozen layers gave
     number = iter(range(1, 1 + steps))
 

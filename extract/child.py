@@ -13,13 +13,14 @@ from multiprocessing.connection import Connection
 
 
 def start_child(
-    module: str, environment: Mapping[str, str] | None = None
+    module: str, environment: Mapping[str, str] | None = None, *, hears_interrupts: bool = True
 ) -> tuple["subprocess.Popen[bytes]", Connection]:
     """Run `python -m module DESCRIPTOR`; the child takes its end with `Connection(int(sys.argv[1]))`.
 
     Args:
         module: which imports what this process imports, from the same places and from no others.
         environment: variables to set beside those of this process.
+        hears_interrupts: whether Ctrl-C reaches the child too, and not this process alone.
 
     Returns:
         The process and the parent's end. A child whose parent is gone reads EOFError from its own.
@@ -31,6 +32,7 @@ def start_child(
             [sys.executable, "-P", "-m", module, str(theirs.fileno())],  # -P: not from the working directory
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            process_group=None if hears_interrupts else 0,
             env=os.environ | (environment or {}) | {"PYTHONPATH": os.pathsep.join(places)},
         )
     return process, ours

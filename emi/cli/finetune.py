@@ -56,7 +56,7 @@ def finetune(
     checkpointing: options.Checkpointing = None,
     processes: Annotated[
         int | None,
-        typer.Option(help="Started here to share each batch, with cores or a GPU each: time for memory [default: 1]."),
+        typer.Option(help="Processes on this machine that share each batch; each holds the whole model [default: 1]."),
     ] = None,
     fsdp: Annotated[
         bool | None, typer.Option(help="Split the model over the processes: memory [default: off].")
@@ -82,7 +82,7 @@ def finetune(
 ) -> None:
     """Fine-tune the backbone and the head together. Run it again to go on where it stopped.
 
-    On several machines: torchrun -m emi finetune …, or accelerate launch -m emi finetune ….
+    On several machines: torchrun --nnodes … -m emi finetune …, or accelerate launch -m emi finetune ….
     """
     from emi.cli.telling import Telling
     from emi.console import Progress

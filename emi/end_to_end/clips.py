@@ -1,6 +1,6 @@
 """What the model takes of some clips: their waveforms, or what the frozen stages have given of them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -35,19 +35,19 @@ class ClipInputs:
         self._frozen: FrozenOutputs | None = None
         self._path: Path | None = None
 
-    def remember(self, path: Path, splits: Sequence[Split], processes: int) -> None:
+    def remember(self, path: Path, others: Collection[Path], splits: Sequence[Split]) -> None:
         """Keep outputs in a file from now on, where they are always the same and its disk has room.
 
         Args:
             path: of this process; continued where it is there.
+            others: where other processes keep theirs, to be read.
             splits: whose clips will come.
-            processes: how many keep as much.
         """
         self._path = path
         if self._below and self._settings.remember and self._augment is None:
             frames = [self._backbone.num_frames(n) for split in splits for n in split.lengths.tolist()]
-            if fits_on_disk(path, frames, WIDEST, processes):
-                self._frozen = FrozenOutputs(path)
+            if fits_on_disk([path, *others], frames, WIDEST):
+                self._frozen = FrozenOutputs(path, others)
 
     def forget(self) -> None:
         """Delete what was kept, in this run of the program or an earlier one."""

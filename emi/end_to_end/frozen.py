@@ -1,15 +1,15 @@
 """What the frozen bottom of a backbone gives, computed once for each clip and kept on disk.
 
 Frozen stages compute the same of a clip in every epoch. Their output is written behind the others' into one file per
-process, with a checksum, as the clips come by for the first time; a run that was killed goes on with what is there, to
-the byte, since a clip's first batch is the same in both.
+process, with a checksum, as the clips come by for the first time, and each process reads all files; a run that was
+killed goes on with what is there, to the byte, since a clip's first batch is the same in both.
 """
 
 import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -24,31 +24,27 @@ FREE_SHARE = 2
 
 
 class FrozenOutputs:
-    """A growing file of (frames, width) float32 by clip.
+    """A growing file of (frames, width) float32 by clip, and what other processes write into theirs.
 
     Args:
         path: continued where it is there; a torn end is cut off.
+        others: files of the other processes, which need not be there yet.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._places: dict[bytes, tuple[int, int, int, int]] = {}
+    def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
         path.touch()
-        self._end = self._read_headers()
-        os.truncate(path, self._end)
+        self._own, self._others = _Entries(path), [_Entries(other) for other in others if other != path]
+        self._own.read_on()
+        os.truncate(path, self._own.end)
 
     def get(self, clip: bytes) -> Tensor | None:
         """(frames, width) of a clip by its hash, or None where it is not there or not whole."""
-        if clip not in self._places:
-            return None
-        at, frames, width, crc = self._places[clip]
-        with self._path.open("rb") as file:
-            file.seek(at)
-            content = file.read(4 * frames * width)
-        if google_crc32c.value(content) != crc:  # the machine lost power before the disk had it
-            del self._places[clip]
-            return None
-        return torch.frombuffer(bytearray(content), dtype=torch.float32).view(frames, width)
+        found = self._own.get(clip)
+        for other in self._others:
+            if found is None:
+                other.read_on()
+                found = other.get(clip)
+        return found
 
     def put(self, clip: bytes, output: Tensor) -> None:
         """Keep the output of a clip, where it is not there.
@@ -56,33 +52,57 @@ class FrozenOutputs:
         Raises:
             OSError: the disk is full; what is there is whole.
         """
-        if clip in self._places:
+        if self.get(clip) is not None:
             return
         array = np.ascontiguousarray(output.detach().cpu().numpy(), dtype=np.float32)
         content = array.tobytes()
-        crc = google_crc32c.value(content)
         try:
-            with self._path.open("ab") as file:
-                file.write(_HEADER.pack(clip, *array.shape, crc) + content)
+            with self._own.path.open("ab") as file:
+                file.write(_HEADER.pack(clip, *array.shape, google_crc32c.value(content)) + content)
         except OSError:
-            os.truncate(self._path, self._end)
+            os.truncate(self._own.path, self._own.end)
             raise
-        self._places[clip] = (self._end + _HEADER.size, *array.shape, crc)
-        self._end += _HEADER.size + len(content)
+        self._own.read_on()
 
-    def _read_headers(self) -> int:
-        """Fill the index; where the last whole entry ends."""
-        size, end = self._path.stat().st_size, 0
-        with self._path.open("rb") as file:
-            while end + _HEADER.size <= size:
-                file.seek(end)
+
+class _Entries:
+    """What lies where in a file that grows, perhaps by another process.
+
+    Args:
+        path: of the file, which may be missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.end = 0
+        self._places: dict[bytes, tuple[int, int, int, int]] = {}
+
+    def read_on(self) -> None:
+        """Take in the headers of what was written since, up to the last entry that is there whole."""
+        if not self.path.is_file() or (size := self.path.stat().st_size) == self.end:
+            return
+        with self.path.open("rb") as file:
+            while self.end + _HEADER.size <= size:
+                file.seek(self.end)
                 clip, frames, width, crc = _HEADER.unpack(file.read(_HEADER.size))
-                at, length = end + _HEADER.size, 4 * frames * width
+                at, length = self.end + _HEADER.size, 4 * frames * width
                 if frames <= 0 or width <= 0 or at + length > size:
                     break
                 self._places[clip] = (at, frames, width, crc)
-                end = at + length
-        return end
+                self.end = at + length
+
+    def get(self, clip: bytes) -> Tensor | None:
+        """As of `FrozenOutputs`, from this file."""
+        if clip not in self._places or not self.path.is_file():
+            return None
+        at, frames, width, crc = self._places[clip]
+        with self.path.open("rb") as file:
+            file.seek(at)
+            content = file.read(4 * frames * width)
+        if google_crc32c.value(content) != crc:  # the machine lost power before the disk had it
+            del self._places[clip]
+            return None
+        return torch.frombuffer(bytearray(content), dtype=torch.float32).view(frames, width)
 
 
 def hash_of(waveform: Tensor) -> bytes:
@@ -90,7 +110,7 @@ def hash_of(waveform: Tensor) -> bytes:
     return hashlib.blake2b(waveform.contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
-def fits_on_disk(path: Path, frames: Sequence[int], width: int, processes: int) -> bool:
-    """Whether the outputs of clips with so many frames leave room on a file's disk, what it holds counted in."""
-    there = path.stat().st_size if path.is_file() else 0
-    return shutil.disk_usage(path.parent).free + there > FREE_SHARE * 4 * sum(frames) * width * processes
+def fits_on_disk(paths: Sequence[Path], frames: Sequence[int], width: int) -> bool:
+    """Whether the outputs of clips with so many frames leave room on the files' disk, what they hold counted in."""
+    there = sum(path.stat().st_size for path in paths if path.is_file())
+    return shutil.disk_usage(paths[0].parent).free + there > FREE_SHARE * 4 * sum(frames) * width

@@ -33,7 +33,7 @@ def advise(trainer: "FinetuneTrainer") -> Iterator[None]:
 def _sentence(trainer: "FinetuneTrainer") -> str:
     own, seconds = trainer.own, trainer.piece_seconds
     longest = min(own.max_seconds, float(trainer.train.lengths.max()) / 16_000)
-    what = f"{trainer.processes.device} has no memory for {seconds:g} s of audio at once"
+    what = f"{trainer.processes.device.type} has no memory for {seconds:g} s of audio at once"
     ways = []
     if seconds > longest:
         fewer = max(longest, seconds / 2)
@@ -44,6 +44,8 @@ def _sentence(trainer: "FinetuneTrainer") -> str:
     if not own.checkpointing:
         ways.append("--checkpointing keeps one layer's activations at a time, for 1.6 to 1.9 times the time")
     splits = own.freeze != "backbone" or own.lora
+    if own.processes > 1 and trainer.processes.device.type == "cpu":
+        ways.append(f"--processes {own.processes - 1} leaves more memory to each, for more time")
     if trainer.processes.count > 1 and splits and not own.fsdp and not own.layerdrop:
         ways.append("--fsdp splits weights, gradients and optimizer over the processes")
     stages, frozen = len(trainer.depth.stages), trainer.depth.never

@@ -1,5 +1,4 @@
-"""The processes of one training, as `helpers`, torchrun or `accelerate launch` starts
-them; alone, a process is all of them."""
+"""The processes of one training, as `helpers`, torchrun or `accelerate launch` start them; alone, one is all."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -55,7 +54,7 @@ class Processes:
             device_ids=devices,
             find_unused_parameters=unused,
             broadcast_buffers=False,
-            gradient_as_bucket_view=True,  # and not beside the buckets: the size of the weights less
+            gradient_as_bucket_view=True,  # of one piece a step; those of more add up beside the buckets
         )
 
     def from_first(self, value: T) -> T:

@@ -38,8 +38,8 @@ class FinetuneSettings:
             same numbers.
         fsdp: split weights, gradients and optimizer state over the processes: less memory in each, more exchanged, the
             same numbers.
-        processes: started on this machine to share each batch, with an equal part of a CPU's cores each, or a GPU; each
-            holds the model. With dropout, what is drawn depends on their number, and else no number does.
+        processes: on this machine that share each batch, with an equal part of a CPU's threads each, or a GPU; each
+            holds what one alone would. Results differ by rounding; with dropout, what is drawn depends on their number.
         batch_seconds: audio (clips x longest clip) that goes through the backbone at once; 0 chooses. It sets the
             memory, and without dropout no number: gradients are those of `batch_size` clips.
         remember: keep on disk, for the time of the run, what the frozen bottom of the backbone gives of each clip, so

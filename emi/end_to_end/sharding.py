@@ -31,8 +31,8 @@ def check_sharding(own: FinetuneSettings, processes: int) -> None:
     """
     if own.fsdp and processes == 1:
         raise TrainSettingsError(
-            "--fsdp splits the weights over several processes, and this is one; give --processes "
-            "2, or start torchrun, or give --no-fsdp, which changes results by rounding only"
+            "--fsdp splits the weights over several processes, and this is one; give --processes 2, or start torchrun, "
+            "or give --no-fsdp, which changes results by rounding only"
         )
 
 

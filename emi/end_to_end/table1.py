@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cache.container import StrPath
+from emi.end_to_end.helpers import check_processes
 from emi.end_to_end.media import OnDecode
 from emi.end_to_end.settings import FinetuneSettings, resolve
 from emi.end_to_end.sharding import check_sharding
-from emi.end_to_end.start import check_backbone, finetune
+from emi.end_to_end.start import check_backbone, finetune, on_this_machine
 from extract.backbones import identify
 from extract.run import extract
 from extract.settings import ExtractSettings
@@ -213,8 +214,10 @@ def table1(
     resolved = [resolve(config, **(settings | row.overrides)) for row in ROWS]
     if resolved[-1][1].freeze == "backbone":
         raise TrainSettingsError("freeze backbone leaves nothing to the unfrozen rows; give none, cnn or layers:N")
-    check_sharding(resolved[-1][1], resolved[-1][1].processes)
-    check_backbone(identify(backbone), *resolved[-1])
+    identity, (settled, unfrozen) = identify(backbone), resolved[-1]
+    check_sharding(unfrozen, unfrozen.processes)
+    check_processes(unfrozen.processes, on_this_machine(settled, identity).device)
+    check_backbone(identity, settled, unfrozen)
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     labels = read_split_labels(files, resolved[0][0].label_scale, group_by)
     check_groups(labels)

@@ -111,13 +111,15 @@ class FinetuneTrainer(Course):
         state = state if self.processes.first else known
         self._exported = bool(state and state.get("exported"))
         if self._exported:
-            for path in (self._home / BEST_SO_FAR, *self._home.glob(FROZEN.format("*"))):
-                path.unlink(missing_ok=True)
+            (self._home / BEST_SO_FAR).unlink(missing_ok=True)
+            self._forget_frozen()
         else:
             splits = [split for split in (self.train, self.valid) if split is not None]
             here = self._home if self._home.is_dir() else self._place  # on a machine that does not see the run folder
             here.mkdir(parents=True, exist_ok=True)
-            self._inputs.remember(here / FROZEN.format(self.processes.rank), splits, self.processes.count)
+            kept = [here / FROZEN.format(rank) for rank in range(self.processes.count)]
+            own = kept.pop(self.processes.rank)
+            self._inputs.remember(own, {*kept, *here.glob(FROZEN.format("*"))} - {own}, splits)
         if state is None:
             self._fit_standardisation()
         if not self._exported:
@@ -158,6 +160,12 @@ class FinetuneTrainer(Course):
             self._exported = True
             self.processes.wait()
         self._inputs.forget()
+        self._forget_frozen()
+
+    def _forget_frozen(self) -> None:
+        """Delete what was kept of the frozen stages, also by processes that do not go on."""
+        for path in self._home.glob(FROZEN.format("*")):
+            path.unlink(missing_ok=True)
 
     def load_best(self) -> None:
         """Take the weights that the run kept."""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from emi.end_to_end.helpers import HelperError
 from train_head.errors import TrainSettingsError
 from train_head.labels import read_labels
 
@@ -92,13 +93,36 @@ def test_an_error_of_the_first_is_its_own(tune, labelled, tmp_path, monkeypatch)
     with pytest.raises(TrainSettingsError, match="the backbone has 12 layers"):
         tune(tmp_path / "ft", processes=2, freeze="layers:13")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainSettingsError, match="torchrun or accelerate has started 2 already"):
+    with pytest.raises(TrainSettingsError, match="torchrun or accelerate has started some already"):
         tune(tmp_path / "ft", processes=2)
     assert not list(tmp_path.iterdir())
 
 
+def test_what_only_another_process_meets(tune, tmp_path, monkeypatch, capfd):
+    """Such as too little memory: its words are told, and those of the connection that broke are not."""
+    (tmp_path / "sitecustomize.py").write_text(FAILS)
+    monkeypatch.syspath_prepend(tmp_path)
+    for kind, said in (("MemoryError", "cpu has no memory for .* --processes 1 "), ("ValueError", "ValueError: of it")):
+        monkeypatch.setenv("FAILS", kind)
+        with pytest.raises(HelperError, match="process 2: " + said):
+            tune(tmp_path / kind, processes=2)
+        assert ("Traceback" in capfd.readouterr().err) == (kind == "ValueError")
+        assert not torch.distributed.is_initialized()
+    assert tune(tmp_path / "ValueError").report is not None
+
+
+FAILS = """
+import os, sys
+if "emi.end_to_end.helper" in sys.orig_argv:
+    import emi.end_to_end.model as model
+    def forward(*args, **more):
+        raise {"MemoryError": MemoryError, "ValueError": ValueError}[os.environ["FAILS"]]("of it")
+    model.EndToEnd.forward = forward
+"""
+
+
 def others(out):
-    """Process ids of those that train into a folder, but for this one's children by hand."""
+    """Process ids of those that were started to share the training into a folder."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -109,9 +133,9 @@ def others(out):
 
 
 @contextlib.contextmanager
-def started(arguments, out):
+def started(arguments, out, temporary):
     command = [sys.executable, "-m", "emi", *arguments]
-    environment = os.environ | {"TRAINS": str(out)}
+    environment = os.environ | {"TRAINS": str(out), "TMPDIR": str(temporary)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as it:
         try:
             yield it
@@ -121,9 +145,10 @@ def started(arguments, out):
 
 @pytest.mark.parametrize("killed", ["first", "other"])
 def test_killed_while_it_trains_the_run_goes_on(labelled, checkpoint, audio, tmp_path, killed):
-    out = tmp_path / "ft"
+    out, temporary = tmp_path / "ft", tmp_path / "temporary"
+    temporary.mkdir()
     long = command(labelled, checkpoint, audio, out, "--processes", 2, "--epochs", 200)
-    with started(long, out) as first:
+    with started(long, out, temporary) as first:
         until(lambda: (out / "metrics.jsonl").is_file() and len(records(out)) > 1)
         (other,) = others(out)
         os.kill(first.pid if killed == "first" else other, signal.SIGKILL)
@@ -131,15 +156,17 @@ def test_killed_while_it_trains_the_run_goes_on(labelled, checkpoint, audio, tmp
         until(lambda: not others(out))
     if killed == "other":
         assert first.returncode == 2, said
-        assert "emi: process 2 was killed by signal 9; run the command again" in said
+        assert "emi: process 2 was killed by signal 9, which is what the kernel does where memory runs out" in said
         assert "Traceback" not in said
     done = len(records(out))
-    with started(long, out) as first:
+    with started(long, out, temporary) as first:
         until(lambda: len(records(out)) > done)
         first.send_signal(signal.SIGINT)
         said = first.communicate(timeout=100)[1]
         assert first.returncode == 130, said
         until(lambda: not others(out))
+    left = [path for path in temporary.iterdir() if path.name.startswith("emi-")]
+    assert len(left) == (killed == "first")  # which could not clean up
 
 
 def until(condition, seconds=200):

@@ -290,6 +290,26 @@ def test_each_clip_goes_through_the_frozen_stages_once(start, home, tmp_path):
     assert sum(seen) == len(trainer.train)
 
 
+def test_several_processes_read_what_each_has_written(tmp_path):
+    paths = [tmp_path / f"{i}.bin" for i in range(3)]
+    one, two = (FrozenOutputs(path, paths) for path in paths[:2])
+    names = [bytes([i]) * 16 for i in range(4)]
+    outputs = [torch.randn(5, 3) for _ in names]
+    for i, name in enumerate(names):
+        assert one.get(name) is two.get(name) is None
+        (one, two)[i % 2].put(name, outputs[i])
+        (two, one)[i % 2].put(name, outputs[i])  # is there already
+        assert torch.equal(one.get(name), outputs[i])
+        assert torch.equal(two.get(name), outputs[i])
+    assert paths[0].stat().st_size == paths[1].stat().st_size
+    with paths[1].open("ab") as file:
+        file.write(bytes(50))  # another is writing just now
+    assert one.get(bytes(16)) is not None
+    assert one.get(b"x" * 16) is None
+    paths[1].unlink()
+    assert one.get(names[1]) is None
+
+
 def test_a_torn_or_damaged_entry_is_computed_again(tmp_path):
     path = tmp_path / "frozen.bin"
     kept = FrozenOutputs(path)
