@@ -115,6 +115,7 @@ def measure(way: str, folder: Path, options: argparse.Namespace) -> dict[str, An
         "seconds_per_step": seconds,
         "clips_per_second": options.clips / seconds,
         "peak_gib": found["peak"] / 2**30,
+        "each_step": found["seconds"],
     }
 
 
