@@ -5,6 +5,7 @@ process, with a checksum, as the clips come by for the first time, and each proc
 killed goes on with what is there, to the byte, since a clip's first batch is the same in both.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -66,7 +67,7 @@ class FrozenOutputs:
 
 
 class _Entries:
-    """What lies where in a file that grows, perhaps by another process.
+    """What lies where in a file that grows, perhaps by another process, which deletes it where its disk is full.
 
     Args:
         path: of the file, which may be missing.
@@ -79,12 +80,19 @@ class _Entries:
 
     def read_on(self) -> None:
         """Take in the headers of what was written since, up to the last entry that is there whole."""
-        if not self.path.is_file() or (size := self.path.stat().st_size) == self.end:
-            return
+        with contextlib.suppress(FileNotFoundError):
+            size = self.path.stat().st_size
+            if size != self.end:
+                self._read_headers(size)
+
+    def _read_headers(self, size: int) -> None:
         with self.path.open("rb") as file:
             while self.end + _HEADER.size <= size:
                 file.seek(self.end)
-                clip, frames, width, crc = _HEADER.unpack(file.read(_HEADER.size))
+                header = file.read(_HEADER.size)
+                if len(header) < _HEADER.size:  # a torn end was cut off just now
+                    break
+                clip, frames, width, crc = _HEADER.unpack(header)
                 at, length = self.end + _HEADER.size, 4 * frames * width
                 if frames <= 0 or width <= 0 or at + length > size:
                     break
@@ -93,13 +101,14 @@ class _Entries:
 
     def get(self, clip: bytes) -> Tensor | None:
         """As of `FrozenOutputs`, from this file."""
-        if clip not in self._places or not self.path.is_file():
+        if clip not in self._places:
             return None
         at, frames, width, crc = self._places[clip]
-        with self.path.open("rb") as file:
+        content = b""
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(at)
             content = file.read(4 * frames * width)
-        if google_crc32c.value(content) != crc:  # the machine lost power before the disk had it
+        if google_crc32c.value(content) != crc:  # it is gone, or the machine lost power before the disk had it
             del self._places[clip]
             return None
         return torch.frombuffer(bytearray(content), dtype=torch.float32).view(frames, width)

@@ -306,8 +306,10 @@ def test_several_processes_read_what_each_has_written(tmp_path):
         file.write(bytes(50))  # another is writing just now
     assert one.get(bytes(16)) is not None
     assert one.get(b"x" * 16) is None
-    paths[1].unlink()
+    paths[1].unlink()  # its disk was full
     assert one.get(names[1]) is None
+    one.put(names[1], outputs[1])
+    assert torch.equal(one.get(names[1]), outputs[1])
 
 
 def test_a_torn_or_damaged_entry_is_computed_again(tmp_path):
