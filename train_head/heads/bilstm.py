@@ -1,6 +1,7 @@
 """An LSTM that reads each clip from both ends."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -69,4 +70,5 @@ class BilstmHead(nn.Module):
     def _read(self, layer: int, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """States of both directions, (batch, frames, hidden) each in its own order of reading."""
         turned = reverse(frames, lengths)
-        return lstm_states(self.forwards[layer], frames), lstm_states(self.backwards[layer], turned)
+        ahead, back = cast(nn.LSTM, self.forwards[layer]), cast(nn.LSTM, self.backwards[layer])
+        return lstm_states(ahead, frames), lstm_states(back, turned)

@@ -99,9 +99,22 @@ def test_checkpointing_draws_the_same_again():
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_is_torchs(dtype):
-    query, key, value = (x.detach().to(dtype) for x in heads(9, 4))
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("mask", ["none", "boolean", "added"])
+def test_bfloat16_is_near_float32(mask):
+    exact, given = heads(60, 16), masks(60)[mask]
+    rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
+    outs = [attend(*inputs, given, dropout=0.3) for inputs in (rounded, exact)]  # the same is dropped
+    slope = torch.randn(outs[1].shape, generator=torch.Generator().manual_seed(2))
+    ours = torch.autograd.grad(outs[0], rounded, slope.bfloat16())
+    theirs = torch.autograd.grad(outs[1], exact, slope)
+    for found, wanted in zip((outs[0], *ours), (outs[1], *theirs), strict=True):
+        assert found.dtype == torch.bfloat16
+        assert (found.float() - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_float16_is_torchs():
+    query, key, value = (x.detach().half() for x in heads(9, 4))
     torch.manual_seed(0)
     wanted = functional.scaled_dot_product_attention(query, key, value, dropout_p=CHANCE).transpose(1, 2)
     assert torch.equal(attend(query, key, value), wanted)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from extract.backbones import Regularisation, identify, load_trainable
-from extract.backbones.cpu_training.dropout import CheapDropout
+from extract.backbones.cpu_training.dropout import CheapDropout, masked
 
 CHANCE = 0.1
 DROPPED = round(CHANCE * 65536)
@@ -56,6 +56,14 @@ def test_bfloat16_drops_the_same():
     assert torch.equal(out, wanted.bfloat16())
     out.sum().backward()
     assert torch.equal(x.grad, out)
+
+
+def test_what_a_mask_drops_of_16_bits_is_zero_and_the_rest_is_untouched():
+    x = torch.tensor([1.5, -2.0, -0.0, torch.inf, torch.nan, 3e-40], dtype=torch.bfloat16)
+    assert torch.equal(masked(x, torch.zeros(6, dtype=torch.bool)), torch.zeros(6, dtype=torch.bfloat16))
+    kept = masked(x, torch.ones(6, dtype=torch.bool))
+    assert torch.equal(kept.view(torch.int16), x.view(torch.int16))
+    assert masked(x, torch.ones(6, dtype=torch.bool), out=x) is x
 
 
 @pytest.mark.filterwarnings("error")
