@@ -1,6 +1,6 @@
 """What it is worth that the backbone learns, on labelled clips, over seeds:
 
-    python benchmarks/unfrozen.py --media CLIPS --train CSV --valid CSV [--seeds N] [--quick] [--json FILE]
+    python benchmarks/unfrozen.py --media CLIPS --train CSV --valid CSV [--seeds N] [--precision fp32] [--json FILE]
 
 Two backbones. "small" is a wav2vec 2.0 of 4 layers and 256 numbers whose weights are drawn anew for each seed: what it
 knows about speech in the end, gradients brought. "silero" is trained, though not for this. Rows: a head on frozen,
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--valid", required=True, help="label CSV of other speakers")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--backbone", choices=list(BACKBONES), help="only this one")
+    parser.add_argument("--precision", default="auto", help="of extraction and training [default: auto]")
     parser.add_argument("--folder", help="where the runs stay, to go on after a stop [default: nowhere]")
     parser.add_argument("--quick", action="store_true", help="one seed and one epoch: does it run at all?")
     parser.add_argument("--json", help="write the rows here")
@@ -65,7 +66,8 @@ def main() -> None:
         folder = Path(options.folder or temporary)
         for name in BACKBONES if options.backbone is None else [options.backbone]:
             rows += measure(name, folder, options)
-    print(f"{header_line()}; mean validation Pearson of {1 if options.quick else options.seeds} seeds\n")
+    seeds = 1 if options.quick else options.seeds
+    print(f"{header_line()}; precision {options.precision}; mean validation Pearson of {seeds} seeds\n")
     print("| row | mean | std | each seed |\n|---|---|---|---|")
     for row in rows:
         each = ", ".join(f"{value:.3f}" for value in row["seeds"])
@@ -84,10 +86,11 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> list[dict[s
         backbone, key = (small_checkpoint(folder, seed), f"small-{seed}") if name == "small" else (name, name)
         cache, head = folder / f"{key}.zarr", folder / f"{name}-frozen-{seed}"
         print(f"{name}, seed {seed} ...", file=sys.stderr, flush=True)
-        emi.extract(options.media, cache, backbone=backbone, max_seconds=SECONDS)
-        result = emi.train_head(cache, *splits, head, seed=seed, **(HEAD | FROZEN | shorter))
+        emi.extract(options.media, cache, backbone=backbone, precision=options.precision, max_seconds=SECONDS)
+        shared = {"seed": seed, "precision": options.precision}
+        result = emi.train_head(cache, *splits, head, **(HEAD | FROZEN | shorter | shared))
         found.setdefault("frozen", []).append(mean_pearson(result))
-        settings = HEAD | TUNED | BACKBONES[name] | shorter | {"audio": folder / "audio", "seed": seed}
+        settings = HEAD | TUNED | BACKBONES[name] | shorter | shared | {"audio": folder / "audio"}
         kinds: dict[str, dict[str, Any]] = {"fine-tuned": {}}
         if name == "silero":
             settings |= {"init_head": head}

@@ -1,4 +1,4 @@
-"""Run torch's LSTM in the precision that the machine has for it, and in the sizes that it is fast in."""
+"""Run an LSTM in the precision that the machine has for it, in the way and in the sizes that are fast there."""
 
 import functools
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cache.machine import bfloat16_unit
+from train_head.heads import few_clips
 
 _MULTIPLE = 32
 """Of bfloat16 numbers: a row of the matrix units' tiles."""
@@ -21,7 +22,8 @@ def lstm_states(lstm: nn.LSTM, frames: Tensor) -> Tensor:
     if frames.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         states: Tensor = lstm(frames)[0]
     elif _multiplies_bfloat16():
-        states = _widened(lstm, frames)
+        few = few_clips.pays(lstm, len(frames))
+        states = few_clips.run(lstm, frames, torch.bfloat16) if few else _widened(lstm, frames)
     else:
         with torch.autocast("cpu", enabled=False):
             states = lstm(frames.float())[0]
