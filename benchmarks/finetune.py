@@ -32,6 +32,7 @@ import emi  # before torch: it sets how OpenMP's threads wait
 from benchmarks._machine import header_line
 from benchmarks._material import make_checkpoint, make_clips
 from benchmarks._timing import figure
+from cache.machine import bfloat16_unit
 
 assert emi.__all__
 SECONDS = 12.0
@@ -44,6 +45,8 @@ def main() -> None:
     if options.way:
         print(json.dumps(WAYS[options.way](Path(options.folder), options)))
         return
+    import torch
+
     seconds = 1.0 if options.quick else SECONDS
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -52,22 +55,21 @@ def main() -> None:
         write_labels(folder, options.clips)
         rows = [measure(way, folder, options) for way in WAYS]
         plain, ours, checkpointed, shared = rows
-        plain_alike = plain
-        if ours["precision"] == "bf16":
+        plains = {"fp32": plain}
+        if ours["precision"] == "bf16" and (torch.cuda.is_available() or bfloat16_unit()):
             options.plain_precision = "bf16"
-            plain_alike = measure("plain", folder, options)
-            rows.insert(1, plain_alike)
-    ratios = {
-        "name": f"freeze {options.freeze}: ratios",
-        "clips_per_second, (b) to (a)": ours["clips_per_second"] / plain["clips_per_second"],
-        "clips_per_second, (b) to (a) in its precision": ours["clips_per_second"] / plain_alike["clips_per_second"],
-        "clips_per_second, (d) to (a)": shared["clips_per_second"] / plain["clips_per_second"],
+            plains["bf16"] = measure("plain", folder, options)
+    rows = [*plains.values(), ours, checkpointed, shared]
+    ratios = {"name": f"freeze {options.freeze}: ratios"} | {
+        f"clips_per_second, ({letter}) to (a) in {precision}": row["clips_per_second"] / other["clips_per_second"]
+        for precision, other in plains.items()
+        for letter, row in (("b", ours), ("d", shared))
+    }
+    ratios |= {
         "peak memory, (c) to (b)": checkpointed["peak_gib"] / ours["peak_gib"],
         "seconds per step, (c) to (b)": checkpointed["seconds_per_step"] / ours["seconds_per_step"],
         "peak memory, (d) to (b)": shared["peak_gib"] / ours["peak_gib"],
     }
-    import torch
-
     print(f"{header_line()}; torch {torch.__version__}; {options.clips} clips of {seconds:g} s per step\n")
     print("| row | s per step | clips/s | peak GiB |\n|---|---|---|---|")
     for row in rows:
@@ -89,7 +91,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--processes", type=int, default=2, help="of (d) [default: 2]")
     parser.add_argument("--steps", type=int, help="[default: 4]")
-    parser.add_argument("--precision", default="auto", help="of emi's; (a) is float32 [default: auto]")
+    parser.add_argument("--precision", default="auto", help="of emi's [default: auto]")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--folder", help="where the checkpoint lies for a while")
     parser.add_argument("--json", help="write the rows here")
@@ -119,6 +121,7 @@ def measure(way: str, folder: Path, options: argparse.Namespace) -> dict[str, An
     seconds = statistics.median(found["seconds"][1:])
     return {
         "name": f"{NAMES[way]}, freeze {options.freeze}, {found['precision']}",
+        "precision": found["precision"],
         "seconds_per_step": seconds,
         "clips_per_second": options.clips / seconds,
         "peak_gib": found["peak"] / 2**30,

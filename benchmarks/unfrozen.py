@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--valid", required=True, help="label CSV of other speakers")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--backbone", choices=list(BACKBONES), help="only this one")
-    parser.add_argument("--precision", default="auto", help="of extraction and training [default: auto]")
+    parser.add_argument(
+        "--precision", choices=["auto", "fp32"], default="auto", help="of extraction and training [default: auto]"
+    )
     parser.add_argument("--folder", help="where the runs stay, to go on after a stop [default: nowhere]")
     parser.add_argument("--quick", action="store_true", help="one seed and one epoch: does it run at all?")
     parser.add_argument("--json", help="write the rows here")

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cache.machine import bfloat16_unit
-from train_head.heads import few_clips
+from train_head.heads import large_lstm
 
-_MULTIPLE = 32
-"""Of bfloat16 numbers: a row of the matrix units' tiles."""
+_MULTIPLE = 16
 
 
 def lstm_states(lstm: nn.LSTM, frames: Tensor) -> Tensor:
@@ -21,23 +20,24 @@ def lstm_states(lstm: nn.LSTM, frames: Tensor) -> Tensor:
     """
     if frames.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         states: Tensor = lstm(frames)[0]
-    elif _multiplies_bfloat16():
-        few = few_clips.pays(lstm, len(frames))
-        states = few_clips.run(lstm, frames, torch.bfloat16) if few else _widened(lstm, frames)
-    else:
+    elif not _multiplies_bfloat16():
         with torch.autocast("cpu", enabled=False):
             states = lstm(frames.float())[0]
+    elif large_lstm.is_wanted(lstm, len(frames)):
+        states = large_lstm.run(lstm, frames, torch.get_autocast_dtype("cpu"))
+    else:
+        states = _widened(lstm, frames)
     return states
 
 
 def _widened(lstm: nn.LSTM, frames: Tensor) -> Tensor:
-    """The same LSTM with zeros beside its weights, up to sizes that oneDNN is fast in; a unit of zeros stays at zero.
+    """The same LSTM with zeros beside its weights where a size is odd; a unit of zeros stays at zero.
 
-    Where a size is odd, as the paper's 1027 is, its bfloat16 LSTM takes twice the time of one of 1056 in training, and
-    five times in evaluation (measured with AMX, 32 clips a batch).
+    Of odd sizes, as the paper's 1027 is, oneDNN's bfloat16 LSTM takes twice the time in training and four times in
+    evaluation (measured with AMX, 32 clips, 64 to 1,027 units).
     """
     hidden = lstm.hidden_size
-    wide_input, wide = (-(-size // _MULTIPLE) * _MULTIPLE for size in (lstm.input_size, hidden))
+    wide_input, wide = (-(-n // _MULTIPLE) * _MULTIPLE if n % 2 else n for n in (lstm.input_size, hidden))
     if (wide_input, wide) == (lstm.input_size, hidden):
         plain: Tensor = lstm(frames)[0]
         return plain

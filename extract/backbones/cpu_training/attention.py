@@ -2,8 +2,8 @@
 
 Only the probabilities, and a byte for each, are ever there for all heads of a batch: scores, what is left after dropout
 and their gradients are a block's. That takes a twentieth off the peak of a step of a large model, and no more time than
-all heads at once (measured, Zen 3, clips of 12 s). In bfloat16 torch multiplies in float32 where something is dropped,
-and draws the mask number by number; this takes a third of its time (measured, AMX, clips of 12 s).
+all heads at once (measured, Zen 3, clips of 12 s). In bfloat16, torch turns to float32 for all of it where something is
+dropped; here only the scores are float32, and the probabilities' softmax, so that large scores lose nothing more.
 """
 
 import functools
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cache.machine import bfloat16_unit
 from extract.backbones.cpu_training.dropout import Draw, masked
 from extract.backbones.cpu_training.products import product
 
@@ -41,10 +42,9 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: (batch, heads, frames, size) each → (batch, frames, heads, size).
 
-    In bfloat16 scores and probabilities are rounded to it, as transformers' own "eager" attention rounds scores. In
-    float16 it is torch's.
+    In float16, and in bfloat16 on a processor that does not multiply it, it is torch's.
     """
-    if dropout == 0 or query.device.type != "cpu" or query.dtype == torch.float16:
+    if dropout == 0 or query.device.type != "cpu" or query.dtype not in _dtypes():
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         out, _ = sdpa_attention_forward(
@@ -65,16 +65,20 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         assert query.shape[:2] == key.shape[:2] == value.shape[:2], "each head of a query has a key and a value"
         draw = Draw(chance)
+        exact = torch.promote_types(query.dtype, torch.float32)  # rounded scores would be wrong where they are large
         weights = query.new_empty(*query.shape[:3], key.shape[2])
         kept = torch.empty(weights.shape, dtype=torch.bool)
         out = _by_frames(query, value.shape[3])
         for here in _blocks(weights.shape):
-            scores = product(query[here] * scale, key[here].mT)
+            scores = product(query[here].to(exact) * scale, key[here].to(exact).mT)
             if mask is not None:
                 _hide(mask.expand(weights.shape)[here], scores)
-            torch.softmax(scores, dim=-1, out=weights[here])
-            masked(weights[here], draw.fill(kept[here]), out=scores)
-            product(scores, value[here], out=out[here])
+            if exact == query.dtype:
+                torch.softmax(scores, dim=-1, out=weights[here])
+            else:
+                weights[here] = torch.softmax(scores, dim=-1)
+            attended = masked(weights[here], draw.fill(kept[here]))
+            product(attended, value[here], out=out[here])
         ctx.scale, ctx.kept_scale = scale, draw.scale
         ctx.save_for_backward(query, key, value, weights, kept)
         return out.mul_(draw.scale)
@@ -116,6 +120,11 @@ def _hide(mask: Tensor, scores: Tensor) -> None:
         scores.masked_fill_(~mask, -torch.inf)
     else:
         scores.add_(mask)
+
+
+@functools.cache
+def _dtypes() -> set[torch.dtype]:
+    return {torch.float32, torch.float64} | ({torch.bfloat16} if bfloat16_unit() else set())
 
 
 @functools.cache
