@@ -1,10 +1,10 @@
 """A large LSTM that learns in bfloat16 on a CPU, where oneDNN's is wrong or slow.
 
-oneDNN 3.10 (torch 2.11) gives gradients without any relation to the right ones on processors with AMX where an LSTM has
-1,024 units, 1,056, or more such multiples of 32; what it gives forwards is right. Elsewhere its way back takes as long
-for four clips as for sixteen. Here each frame is one product with the recurrent weight, forward and back, and what can
-be is done for all frames at once: 300 frames of 4 clips and 1,027 units take 331 ms for 523, of 32 clips as long as
-oneDNN's of 1,040 (measured with AMX).
+On processors with AMX, oneDNN 3.10 (torch 2.11) gives gradients without any relation to the right ones for LSTMs of
+1,024 units and more where the larger of hidden and input size is a multiple of 32; what it gives forwards is right.
+Elsewhere its way back takes as long for four clips as for sixteen. Here each frame is one product with the recurrent
+weight, forward and back; those with the other weights are made for all frames at once. 300 frames of 4 clips and 1,027
+units take 331 ms for 523, of 32 clips as long as oneDNN's of 1,040 (measured with AMX).
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 ALWAYS = 1000
-"""Units from which on oneDNN's gradients are not asked for; the smallest wrong ones seen are of 1,024."""
+"""Units from which on oneDNN's gradients are not asked for: those of 1,009 would be widened to 1,024."""
 _FEW, _PER_CLIP = 640, 80
 
 
@@ -68,29 +68,20 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gates, cells, states, weight = ctx.saved_tensors
-        count, batch, width = gates.shape
-        enter, stay, candidate, output = gates.chunk(4, dim=2)
-        seen = cells[1:].tanh()
-        # by how much the cell changes with the state, and the gates' inputs with cell and state
-        of_state = output * (1 - seen * seen)
-        slopes = torch.stack(
-            [
-                candidate * enter * (1 - enter),
-                cells[:-1] * stay * (1 - stay),
-                enter * (1 - candidate * candidate),
-                seen * output * (1 - output),
-            ],
-            dim=2,
-        )
-        of_inputs = grads[0].new_empty(count, batch, width)
+        of_inputs = torch.empty_like(gates, dtype=weight.dtype)
         by_gates = weight.t().contiguous().t()  # the layout that torch multiplies few rows by fastest
         of_cell, of_next = torch.zeros_like(cells[0]), torch.zeros_like(states[0])
-        for t in reversed(range(count)):
-            grad = (grads[0][t] + of_next).to(of_cell.dtype)
-            of_cell.addcmul_(grad, of_state[t])
-            here = of_inputs[t].view(batch, 4, -1)
-            torch.mul(of_cell.unsqueeze(1), slopes[t, :, :3], out=here[:, :3])
-            torch.mul(grad, slopes[t, :, 3], out=here[:, 3])
-            of_cell.mul_(stay[t])
+        for t in reversed(range(len(gates))):
+            enter, stay, candidate, output = gates[t].chunk(4, dim=1)
+            seen, of_state = cells[t + 1].tanh(), (grads[0][t] + of_next).to(of_cell.dtype)
+            of_cell += of_state * output * (1 - seen * seen)
+            of_gates = (
+                of_cell * candidate * enter * (1 - enter),
+                of_cell * cells[t] * stay * (1 - stay),
+                of_cell * enter * (1 - candidate * candidate),
+                of_state * seen * output * (1 - output),
+            )
+            of_inputs[t] = torch.cat(of_gates, dim=1)
+            of_cell *= stay
             of_next = of_inputs[t] @ by_gates
         return of_inputs, of_inputs.flatten(0, 1).t() @ states[:-1].flatten(0, 1)

@@ -52,7 +52,8 @@ def attention(
         )
         return out, None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attended: Tensor = _Attention.apply(query, key, value, attention_mask, scale, dropout)
+    with torch.autocast("cpu", enabled=False):  # which would round the scores
+        attended: Tensor = _Attention.apply(query, key, value, attention_mask, scale, dropout)
     return attended.transpose(1, 2), None
 
 

@@ -25,6 +25,7 @@ head = ["mean", "lstm"]
 loss = ["mse", "ccc"]
 lr = { log = [1e-3, 3e-2] }
 epochs = 4
+precision = "fp32"
 [lstm]
 hidden = { log_int = [4, 16] }
 layers = 1
