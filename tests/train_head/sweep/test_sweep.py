@@ -19,13 +19,13 @@ from cache import CacheWriter, Clip, Header
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.labels import read_labels
 from train_head.model import load_head
+from train_head.settings import TrainSettings
 
 SPACE = """
 head = ["mean", "lstm"]
 loss = ["mse", "ccc"]
 lr = { log = [1e-3, 3e-2] }
 epochs = 4
-precision = "fp32"
 [lstm]
 hidden = { log_int = [4, 16] }
 layers = 1
@@ -97,7 +97,7 @@ def reported(out: Path, epochs: int):
 
 @pytest.fixture(scope="module")
 def whole(labelled: Path, labelled_cache: Path, tmp_path_factory: pytest.TempPathFactory):
-    """A sweep that nobody interrupted, its best two trained again."""
+    """A sweep that nobody interrupted, its best three trained again."""
     out = tmp_path_factory.mktemp("whole") / "sweep"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train_head.figures.draw_run", lambda *_: None)
@@ -124,8 +124,9 @@ def test_the_best_are_trained_again_and_the_best_of_those_is_what_best_toml_says
     assert [one.pearson for one in whole.retrained] == sorted((one.pearson for one in whole.retrained), reverse=True)
     first = whole.retrained[0]
     (complete,) = (one for one in whole.retrained if rows(whole.folder)[one.number]["state"] == "complete")
-    # its first seed saw what the trial saw, here where nothing was made cheaper
-    assert complete.result.valid.members[0].mean_pearson == pytest.approx(complete.trial_pearson, abs=1e-6)
+    # its first seed saw what the trial saw, here where nothing was made cheaper; a trial's figure is in its precision
+    rounding = 1e-6 if TrainSettings().on_this_machine().precision == "fp32" else 1e-3
+    assert complete.result.valid.members[0].mean_pearson == pytest.approx(complete.trial_pearson, abs=rounding)
     files = (labelled / "features.zarr", labelled / "train.csv", labelled / "valid.csv")
     again = emi.train_head(*files, tmp_path / "run", config=whole.folder / "best.toml")
     assert again.report.pearson == first.result.valid.members[0].pearson
