@@ -1,6 +1,7 @@
 """What the machine offers to this process."""
 
 import ctypes
+import functools
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@functools.cache
 def bfloat16_unit() -> str | None:
     """The processor's instructions that multiply bfloat16, best first, or None; read from Linux, without torch."""
     try:

@@ -42,7 +42,7 @@ def _sentence(trainer: "FinetuneTrainer") -> str:
             "on the same batches"
         )
     if not own.checkpointing:
-        ways.append("--checkpointing keeps one layer's activations at a time, for 1.5 to 1.9 times the time")
+        ways.append("--checkpointing keeps one layer's activations at a time, for 1.5 to 2.0 times the time")
     splits = own.freeze != "backbone" or own.lora
     if own.processes > 1 and trainer.processes.device.type == "cpu":
         ways.append(f"--processes {own.processes - 1} leaves more memory to each, for more time")

@@ -77,7 +77,7 @@ def test_auto_goes_on_in_the_precision_of_the_cache():
 )
 def test_the_bfloat16_unit_is_read_from_the_processors_flags(monkeypatch, flags, unit):
     monkeypatch.setattr(Path, "read_text", lambda _: f"processor\t: 0\n{flags}\n")
-    assert bfloat16_unit() == unit
+    assert bfloat16_unit.__wrapped__() == unit
 
 
 def test_cuda_that_is_not_there_and_a_precision_that_a_backbone_lacks_are_refused(cuda):

@@ -55,7 +55,7 @@ def test_dropout_between_the_layers_follows_the_mode():
 
 @pytest.fixture
 def unit(monkeypatch):
-    monkeypatch.setattr(recurrent, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(recurrent, "bfloat16_unit", lambda: "amx_bf16")
 
 
 @pytest.mark.usefixtures("unit")

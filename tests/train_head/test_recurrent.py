@@ -38,7 +38,7 @@ def test_it_runs_in_bfloat16_where_the_processor_multiplies_it_and_in_float32_el
     wanted = lstm(frames)[0]
     with torch.autocast("cpu", torch.bfloat16):
         found = lstm_states(lstm, frames)
-    if recurrent._multiplies_bfloat16():
+    if recurrent.bfloat16_unit():
         assert found.dtype == torch.bfloat16
         assert (found.float() - wanted).norm() < 0.02 * wanted.norm()
         pairs = zip(gradients(found, lstm, frames), gradients(wanted, lstm, frames), strict=True)
@@ -48,7 +48,7 @@ def test_it_runs_in_bfloat16_where_the_processor_multiplies_it_and_in_float32_el
 
 
 def test_a_processor_without_bfloat16_is_not_asked_for_it(lstm, monkeypatch):
-    monkeypatch.setattr(recurrent, "_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(recurrent, "bfloat16_unit", lambda: None)
     frames = inputs(lstm)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(lstm_states(lstm, frames.bfloat16().float()), lstm_states(lstm, frames.bfloat16()))

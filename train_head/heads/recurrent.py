@@ -1,7 +1,5 @@
 """Run an LSTM in the precision that the machine has for it, in the way and in the sizes that are fast there."""
 
-import functools
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,7 +18,7 @@ def lstm_states(lstm: nn.LSTM, frames: Tensor) -> Tensor:
     """
     if frames.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         states: Tensor = lstm(frames)[0]
-    elif not _multiplies_bfloat16():
+    elif bfloat16_unit() is None:
         with torch.autocast("cpu", enabled=False):
             states = lstm(frames.float())[0]
     elif large_lstm.is_wanted(lstm, len(frames)):
@@ -58,8 +56,3 @@ def _widen_gates(weight: Tensor, rows: int, columns: int) -> Tensor:
     """(4 hidden, size) → (4 `rows`, size + `columns`), zeros below each gate's own and to the right."""
     gates = weight.view(4, -1, weight.shape[1])
     return functional.pad(gates, (0, columns, 0, rows - gates.shape[1])).flatten(0, 1)
-
-
-@functools.cache
-def _multiplies_bfloat16() -> bool:
-    return bfloat16_unit() is not None

@@ -44,7 +44,7 @@ def attention(
 
     In float16, and in bfloat16 on a processor that does not multiply it, it is torch's.
     """
-    if dropout == 0 or query.device.type != "cpu" or query.dtype not in _dtypes():
+    if dropout == 0 or query.device.type != "cpu" or not _runs_here(query.dtype):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         out, _ = sdpa_attention_forward(
@@ -55,6 +55,10 @@ def attention(
     with torch.autocast("cpu", enabled=False):  # which would round the scores
         attended: Tensor = _Attention.apply(query, key, value, attention_mask, scale, dropout)
     return attended.transpose(1, 2), None
+
+
+def _runs_here(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.float64) or (dtype == torch.bfloat16 and bfloat16_unit() is not None)
 
 
 class _Attention(torch.autograd.Function):
@@ -121,11 +125,6 @@ def _hide(mask: Tensor, scores: Tensor) -> None:
         scores.masked_fill_(~mask, -torch.inf)
     else:
         scores.add_(mask)
-
-
-@functools.cache
-def _dtypes() -> set[torch.dtype]:
-    return {torch.float32, torch.float64} | ({torch.bfloat16} if bfloat16_unit() else set())
 
 
 @functools.cache

@@ -102,7 +102,7 @@ def test_checkpointing_draws_the_same_again():
 @pytest.mark.parametrize("scores", [1, 2 * 60 * 60, 1 << 20], ids=["head by head", "two heads", "all heads"])
 @pytest.mark.parametrize("mask", ["none", "boolean", "added"])
 def test_bfloat16_is_near_float32_even_where_scores_are_large(mask, scores, monkeypatch):
-    monkeypatch.setattr(module, "_dtypes", lambda: {torch.float32, torch.bfloat16})
+    monkeypatch.setattr(module, "bfloat16_unit", lambda: "amx_bf16")
     monkeypatch.setattr(module, "BLOCK_SCORES", scores)
     query, key, value = heads(60, 16)
     rounded = [x.detach().bfloat16().requires_grad_() for x in (4 * query, 4 * key, value)]
@@ -119,7 +119,7 @@ def test_bfloat16_is_near_float32_even_where_scores_are_large(mask, scores, monk
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_it_is_torchs_where_the_processor_multiplies_no_such_numbers(dtype, monkeypatch):
-    monkeypatch.setattr(module, "_dtypes", lambda: {torch.float32})
+    monkeypatch.setattr(module, "bfloat16_unit", lambda: None)
     query, key, value = (x.detach().to(dtype) for x in heads(9, 4))
     torch.manual_seed(0)
     wanted = functional.scaled_dot_product_attention(query, key, value, dropout_p=CHANCE).transpose(1, 2)
