@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import sys
 import wave
 from collections import Counter
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import emi  # first, so that its OpenMP setting precedes torch
+from warm_python import python
 
 assert emi.__all__
 
@@ -92,6 +94,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def faults(request: pytest.FixtureRequest) -> Faults:
     """Where tests note the faults that they inject, and compare what came through."""
     return request.config.stash[FAULTS]
+
+
+@pytest.fixture
+def warm_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python processes that the code under test starts are forked from one that has imported everything."""
+    monkeypatch.setattr(sys, "executable", python())
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(python()))
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,11 @@ import zarr
 
 from cache import CacheWriter, Clip, Header, open_cache
 from emi.cli import main
+from warm_python import python
 
 
 def emi(*arguments, code=0):
-    command = [sys.executable, "-m", "emi", "cache", *map(str, arguments)]
+    command = [python(), "-m", "emi", "cache", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == code, result.stdout + result.stderr
     return result

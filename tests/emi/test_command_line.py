@@ -13,6 +13,7 @@ import typer
 
 from cache import open_cache
 from emi.cli import app
+from warm_python import python
 
 CACHE_COMMANDS = "info verify repair compact convert merge derive import export"
 COMMANDS = [
@@ -22,7 +23,7 @@ COMMANDS = [
 
 
 def emi(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "emi", *map(str, arguments)]
+    command = [python(), "-m", "emi", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == code, result.stdout + result.stderr
     return result
@@ -115,7 +116,7 @@ def test_an_interrupted_extraction_keeps_what_is_done_and_goes_on(labelled, tmp_
     folder.mkdir()
     for i in range(6000):
         (folder / f"{i:05d}.wav").hardlink_to(labelled / "audio" / f"{i % 40:05d}.wav")
-    command = [sys.executable, "-m", "emi", "extract", folder, "--cache", cache]
+    command = [python(), "-m", "emi", "extract", folder, "--cache", cache]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
     assert process.stderr.readline().startswith(b"extracting ")  # some clips are done

@@ -24,7 +24,8 @@ from extract.settings import ExtractSettings
 
 
 @pytest.fixture
-def small_windows(monkeypatch):
+def small_windows(monkeypatch, warm_children):
+    """Work for several processes, which start at once."""
     monkeypatch.setattr(extract.plan, "WINDOW_CLIPS", 2)
 
 

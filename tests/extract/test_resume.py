@@ -3,7 +3,6 @@
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 import emi
 import extract.plan
 from cache import open_cache
+from warm_python import python
 
 CHILD = """
 import os, signal, sys
@@ -34,7 +34,7 @@ run.extract(media, cache_path, ExtractSettings(dtype=dtype), on_progress=progres
 
 def child(media, cache, stop=0, dtype="float32"):
     """An extraction in a process of its own that kills itself after `stop` clips."""
-    command = [sys.executable, "-c", CHILD, str(media), str(cache), str(stop), dtype]
+    command = [python(), "-c", CHILD, str(media), str(cache), str(stop), dtype]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

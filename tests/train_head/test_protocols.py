@@ -4,7 +4,6 @@ import csv
 import json
 import signal
 import subprocess
-import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -22,6 +21,7 @@ from train_head.labels import read_labels
 from train_head.model import Ensemble, load_head
 from train_head.protocols import OnRun, run_protocol
 from train_head.settings import resolve_settings
+from warm_python import python
 
 QUICK = {"hidden": 4, "layers": 1, "epochs": 2, "lr": 3e-3, "precision": "fp32"}
 MEASURED = ("README.md", "metrics.jsonl", "last.pt")
@@ -162,7 +162,7 @@ emi.train_head(root / "features.zarr", root / "train.csv", root / "valid.csv", s
 def test_a_killed_protocol_goes_on_to_the_same_files(grouped, tmp_path, settings, function, at):
     settings = settings | {"group_by": "Who"}
     program = KILLED.format(function=function, at=at, settings=QUICK | settings)
-    command = [sys.executable, "-c", program, str(grouped), str(tmp_path / "killed")]
+    command = [python(), "-c", program, str(grouped), str(tmp_path / "killed")]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     for name in ("killed", "whole"):
         train(grouped, tmp_path / name, **settings)

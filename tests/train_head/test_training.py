@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from train_head.model import load_head
 from train_head.predictor import Predictor
 from train_head.settings import TrainSettings, read_assignments, resolve_settings
 from train_head.trainer import learning_rate
+from warm_python import python
 
 QUICK = {"hidden": 16, "epochs": 4, "lr": 3e-3, "precision": "fp32"}
 EVERYTHING = {
@@ -105,7 +105,7 @@ emi.train_head(*files, sys.argv[2], hidden=16, epochs=5, lr=3e-3, precision="fp3
 )
 def test_a_killed_run_resumes_to_the_same_weights(labelled, labelled_cache, tmp_path, before, more):
     program = KILLED.format(before=before, more=more)
-    killed = subprocess.run([sys.executable, "-c", program, str(labelled), str(tmp_path / "killed")], check=False)
+    killed = subprocess.run([python(), "-c", program, str(labelled), str(tmp_path / "killed")], check=False)
     assert killed.returncode == -signal.SIGKILL
     resumed = train(labelled, tmp_path / "killed", epochs=5, **more)
     whole = train(labelled, tmp_path / "whole", epochs=5, **more)

@@ -40,7 +40,7 @@ hidden = 48
 
 
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def undrawn(monkeypatch: pytest.MonkeyPatch, warm_children: None) -> None:
     """Figures take longer than these runs."""
     monkeypatch.setattr("train_head.figures.draw_run", lambda *_: None)
 
