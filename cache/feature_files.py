@@ -15,7 +15,8 @@ from cache.container import StrPath
 from cache.errors import CacheError, EmiError
 from cache.export_manifest import read_manifest
 from cache.format import REAL
-from cache.ids import clip_id
+from cache.ids import clip_id, stored_form
+from cache.paths import at_home
 from cache.safe_pickle import load_array
 
 MAX_BYTES = 2 << 30
@@ -49,7 +50,7 @@ def find_features(source: StrPath) -> list[FeatureFile]:
         FeatureFileError: no folder, nothing in it, two files with one id, a name that is not UTF-8, or an export that
             has no file for each clip.
     """
-    root = Path(source).expanduser()
+    root = Path(at_home(source))
     if not root.is_dir():
         raise FeatureFileError(f"there is no folder {root}; name the one that holds the features, one file per clip")
     manifest = read_manifest(root, "npz")
@@ -62,7 +63,7 @@ def find_features(source: StrPath) -> list[FeatureFile]:
     by_id: dict[str, Path] = {}
     for path in _walk(root, hidden=exported):
         name = path.relative_to(root).with_suffix("").as_posix()
-        name = name if exported else clip_id(name)
+        name = name if exported else clip_id(stored_form(name))
         if name in by_id:
             raise FeatureFileError(f"{by_id[name]} and {path} are both clip {name!r}; keep one of them in {root}")
         by_id[name] = path

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache.paths import at_home
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     Raises:
         BackboneError: it is not to be had, or no checkpoint of a speech model.
     """
-    folder = Path(name).expanduser()
+    folder = Path(at_home(name))
     if not name or not folder.is_dir():  # an empty name would be the working folder
         folder = _from_hub(name)
     config = folder / "config.json"

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache.paths import at_home
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
 from extract.backbones.protocol import Identity
 from extract.backbones.trainable import Regularisation
@@ -77,7 +78,7 @@ TRANSFORMERS = TransformersFamily()
 
 def _display_name(name: str) -> str:
     """A hub id as it is; a folder by its own name, so that moving it changes nothing."""
-    folder = Path(name).expanduser()
+    folder = Path(at_home(name))
     return folder.resolve().name if folder.is_dir() else name
 
 

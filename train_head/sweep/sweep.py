@@ -18,6 +18,7 @@ from cache.container import StrPath
 from cache.machine import available_cores
 from cache.reader import open_cache
 from train_head import run_folder
+from train_head.data import resolve_splits
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.labels import Labels
 from train_head.protocols import OnRun, train_seeds
@@ -243,7 +244,8 @@ def _identity(
     """What must be equal for trials to belong together; their number, the jobs and the best few may change."""
     with open_cache(cache) as store:
         features = fp.digest(store.fingerprint)
-        missing = {name: [clip for clip in part.ids if clip not in store] for name, part in labels.items()}
+        found = resolve_splits([store], labels)
+        missing = {name: [clip for clip in part.ids if clip not in store] for name, part in found.items()}
     hashes: dict[str, Any] = {f"{name}_sha256": run_folder.file_sha256(path) for name, path in files.items()}
     hashes |= {f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips}
     own = {name: getattr(settings, name) for name in OWN}
