@@ -77,7 +77,8 @@ def derive(
         pca: number of principal components to project on, or None.
         standardise: bring every output to unit variance.
         dtype: storage dtype of the frames, float16 or float32.
-        train_ids: the clips, by names as `cache.ids.match_ids` reads them, that `pca` and `standardise` are fitted on, so that nothing is learnt from the others.
+        train_ids: the clips that `pca` and `standardise` are fitted on, so that nothing is learnt from the others, by
+            names as `cache.ids.match_ids` reads them.
         skip_missing: fit without those of them that the source does not hold, instead of refusing.
         on_progress: called after each clip.
 

@@ -10,7 +10,9 @@ from typing import ParamSpec, TypeVar
 
 from cache.errors import NoHomeError
 
-P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 _HOME = re.compile(r"(?P<name>[A-Za-z_][\w.]*=)?~(?P<rest>/.*)?", re.DOTALL)
 """`~`, `~/…` and `NAME=~/…`; `~name` is a file of that name, which the shell has had its turn at."""
 NOT_PATHS = frozenset({"group_by"})

@@ -70,7 +70,7 @@ class ExtractSummary:
     Attributes:
         cache: where.
         written: clips.
-        present: clips that the cache had before.
+        present: clips that the cache had before, or that another process wrote meanwhile.
         seconds: of audio that was written, before the cut.
         failures: the clips that could not be.
         failures_file: where these are listed.
@@ -177,6 +177,9 @@ def extract(
             fill(planned, settings, summary.cache, summary.stats, on_result)
     finally:
         summary.failures_file = write_failures(summary.cache, summary.failures, {*planned.present, *tried})
+    summary.present += planned.todo - len(tried)  # those that another process wrote meanwhile
+    if planned.identity.note:
+        summary.notes = [planned.identity.note, *summary.notes]
     return summary
 
 

@@ -1,4 +1,4 @@
-"""Load the weights of a wav2vec 2.0, HuBERT or WavLM checkpoint: those of the encoder all, of the rest what is understood.
+"""Load the weights of a wav2vec 2.0, HuBERT or WavLM checkpoint: its encoder, and a regression head.
 
 It does not matter what else lies in the file, nor what the class was called that saved it: the encoder is built from
 config.json, and every weight of it has to be there, by its name and in its shape.

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint
+from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
 from extract.backbones.cpu_training import prepare_for_cpu
 from extract.backbones.protocol import Features
 from extract.backbones.speech_transformers import DTYPES, SpeechTransformer
-from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
 from extract.backbones.trainable import Regularisation, Stage
 from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError

@@ -116,4 +116,4 @@ def names_in(path: Path) -> set[str]:
 
 
 def _strings(pickled) -> Iterator[str]:  # type: ignore[no-untyped-def]
-    yield from (argument for code, argument, _ in pickletools.genops(pickled) if "UNICODE" in code.name)
+    yield from (str(argument) for code, argument, _ in pickletools.genops(pickled) if "UNICODE" in code.name)

@@ -30,7 +30,7 @@ from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, pearson,
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
 from train_head.sweep.trials import OnStatus, Status, Trials, build_sampler
-from train_head.sweep.worker import TrialData
+from train_head.sweep.worker import TrialData, leave_to_the_parent
 from train_head.train import Inputs, check_groups, gather_inputs, read_split_labels
 from train_head.trainer import OnEpoch
 
@@ -112,7 +112,9 @@ def sweep(
     Raises:
         LabelError, TrainSettingsError, CacheError: before any trial.
         RunFolderError: the folder holds something else, or another sweep runs in it.
+        WorkerStartError: the worker processes cannot start, for want of a main guard above all.
     """
+    leave_to_the_parent()
     settings, folder = settings or SweepSettings(), Path(out)
     files, scale = {"train": train, "valid": valid}, space.settings({}).label_scale
     labels = read_split_labels(files, scale, group_by)
