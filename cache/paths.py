@@ -27,15 +27,18 @@ def at_home(value: T) -> T:
     Raises:
         NoHomeError: this user has no home folder.
     """
+    return cast(T, _at_home(value))
+
+
+def _at_home(value: Any) -> Any:
     if isinstance(value, str):
-        return _expanded(value)  # type: ignore[return-value]
+        return _expanded(value)
     if isinstance(value, Path):
-        text = str(value)
-        return value if not text.startswith("~") else type(value)(_expanded(text))  # type: ignore[return-value]
+        return type(value)(_expanded(str(value))) if str(value).startswith("~") else value
     if isinstance(value, Mapping):
-        return {key: at_home(one) for key, one in value.items()}  # type: ignore[return-value]
+        return {key: _at_home(one) for key, one in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(at_home, value))  # type: ignore[call-arg, arg-type]
+        return type(value)(map(_at_home, value))
     return value
 
 
