@@ -137,7 +137,7 @@ class Worker:
             else f"a worker process ended with exit code {code} while it imported the script that calls emi.sweep (its "
             "own error is above)"
         )
-        raise WorkerStartError(f'{what}; put the call under `if __name__ == "__main__":`')
+        raise WorkerStartError(f'{what}; put the call under `if __name__ == "__main__":`') from None
 
     def died_of(self) -> str:
         """How the process ended, in words."""
