@@ -52,7 +52,7 @@ def find_ids(names: Sequence[str], known: Collection[str]) -> list[str | None]:
     """As `match_ids`, where several names may stand for one clip."""
     if all(name in known for name in names):
         return list(names)
-    levels = _Levels(known)
+    levels = _Levels(known, {_loose(name) for name in names if name not in known})
     return [name if name in known else levels.find(name) for name in names]
 
 
@@ -88,14 +88,15 @@ def _loose(name: str) -> str:
 
 
 class _Levels:
-    """The known ids by what is compared, from the nearest form to the loosest."""
+    """Those of the known ids that names of some loosest forms may stand for, by what is compared."""
 
     FORMS: tuple[Callable[[str], str], ...] = (tidy, lambda name: without_suffix(tidy(name)), _loose)
 
-    def __init__(self, known: Iterable[str]) -> None:
-        self._of_loose: dict[str, list[str]] = {}
+    def __init__(self, known: Iterable[str], wanted: Collection[str]) -> None:
+        self._of_loose: dict[str, list[str]] = {form: [] for form in wanted}
         for name in known:
-            self._of_loose.setdefault(_loose(name), []).append(name)
+            if (form := _loose(name)) in self._of_loose:
+                self._of_loose[form].append(name)
 
     def find(self, name: str) -> str | None:
         """The id that a name stands for."""

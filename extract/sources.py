@@ -149,14 +149,13 @@ def _named(names: Sequence[str], root: Path, place: Path) -> list[tuple[Source, 
         by_id: dict[str, list[Path]] = defaultdict(list)
         for path in _walk(root):
             by_id[_id_of(path, root)].append(path)
+        missing = [name for name, path in zip(names, paths, strict=True) if path is None]
         try:
-            matched = find_ids(names, by_id)
+            matched = dict(zip(missing, find_ids(missing, by_id), strict=True))
         except ClipNameError as error:
             raise MediaListError(f"{place}: {error}") from error
-        paths = [
-            path or (_choose(name, clip, by_id[clip]) if clip else None)
-            for name, path, clip in zip(names, paths, matched, strict=True)
-        ]
+        chosen = {name: _choose(name, clip, by_id[clip]) for name, clip in matched.items() if clip is not None}
+        paths = [path or chosen.get(name) for name, path in zip(names, paths, strict=True)]
     sources = [
         (_source(path, root), True) if path else (_missing(name, root), False)
         for name, path in zip(names, paths, strict=True)
@@ -169,8 +168,9 @@ def _named(names: Sequence[str], root: Path, place: Path) -> list[tuple[Source, 
 
 
 def _path_of(name: str, root: Path) -> Path | None:
-    """The file of exactly this name, or of this name with `/` and without a leading `./`."""
-    return next((root / form for form in dict.fromkeys((name, tidy(name))) if (root / form).is_file()), None)
+    """The file of exactly this name, or of this name with `/` and without a leading `./`, or in the home folder."""
+    forms = dict.fromkeys((name, tidy(name), at_home(name)))
+    return next((root / form for form in forms if (root / form).is_file()), None)
 
 
 def _choose(name: str, wanted: str, found: list[Path]) -> Path:
@@ -182,8 +182,9 @@ def _choose(name: str, wanted: str, found: list[Path]) -> Path:
 
 
 def _missing(name: str, root: Path) -> Source:
-    bare = without_suffix(tidy(name))
-    return Source(_id_of(root / name, root) if bare != tidy(name) else clip_id(bare), root / name)
+    whole = tidy(name)
+    bare = without_suffix(whole)
+    return Source(_id_of(root / whole, root) if bare != whole else clip_id(bare), root / name)
 
 
 def _refuse_clashes(sources: Iterable[Source]) -> None:

@@ -196,7 +196,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BackboneError(f"{path} cannot be read ({error.strerror or error})") from error
-    except ImportError:
+    except (ImportError, MemoryError):
         raise
     except Exception as error:  # the readers of damaged files raise many kinds
         first_line = str(error).strip().partition("\n")[0]

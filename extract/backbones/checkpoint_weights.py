@@ -91,6 +91,8 @@ def load_encoder(checkpoint: Checkpoint, **config: Any) -> nn.Module:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
         )
+    except MemoryError:
+        raise
     except Exception as error:  # a model that cannot be built raises many kinds
         first_line = str(error).strip().partition("\n")[0]
         raise BackboneError(
