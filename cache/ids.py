@@ -1,10 +1,116 @@
-"""The one rule by which file names in a CSV become clip ids."""
+"""The rules by which names that people write become clip ids."""
 
 import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from cache.errors import ClipNameError
 
 DIGITS = 5
+MEDIA_SUFFIXES = frozenset(
+    ".3g2 .3gp .aac .ac3 .aif .aifc .aiff .alac .amr .ape .asf .au .avi .awb .caf .dv .f4v .flac .flv .gsm .m2ts .m4a "
+    ".m4b .m4v .mka .mkv .mov .mp2 .mp3 .mp4 .mpeg .mpg .mpga .mts .mxf .oga .ogg .ogv .opus .qt .ra .rm .snd .spx "
+    ".tta .ts .voc .vob .w64 .wav .wave .webm .weba .wma .wmv .wv".split()
+)
+"""Endings that a name may carry and its clip id does not; any other ending is part of the name (`clip.v2`)."""
+_PADDING = re.compile(r"(?:(?<=/)|^)0+(?=[0-9]+(?:/|$))")
+"""Leading zeros of a part of a path that is a whole number."""
 
 
 def clip_id(name: str) -> str:
     """Pad an integer to five digits, as Hume-Vidmimic2 names its files; leave any other name alone."""
     return name.zfill(DIGITS) if re.fullmatch(r"\d+", name, re.ASCII) else name
+
+
+def stored_form(name: str) -> str:
+    """The one Unicode form (NFC) in which ids are stored: macOS and Windows write one name in different forms."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def match_ids(names: Sequence[str], known: Collection[str]) -> list[str | None]:
+    """Find the clips that names stand for.
+
+    A name that is an id is that clip. Any other is compared, in this order, with Unicode normal form and `\\` or a
+    leading `./` set aside; without a media suffix; without the leading zeros of whole numbers. Case counts.
+
+    Args:
+        names: as people write them in label files, lists and predictions.
+        known: ids, or paths; the names of another table are treated alike, with suffix and zeros of their own.
+
+    Returns:
+        Per name, the one of `known` that it stands for, or None where there is none.
+
+    Raises:
+        ClipNameError: a name stands for several clips, or two names for one.
+    """
+    found = find_ids(names, known)
+    refuse_repeated(names, found)
+    return found
+
+
+def find_ids(names: Sequence[str], known: Collection[str]) -> list[str | None]:
+    """As `match_ids`, where several names may stand for one clip."""
+    if all(name in known for name in names):
+        return list(names)
+    levels = _Levels(known, {_loose(name) for name in names if name not in known})
+    return [name if name in known else levels.find(name) for name in names]
+
+
+def refuse_repeated(names: Sequence[str], ids: Sequence[str | None]) -> None:
+    """Refuse two names for one clip.
+
+    Raises:
+        ClipNameError: gives both names.
+    """
+    first: dict[str, str] = {}
+    for name, clip in zip(names, ids, strict=True):
+        if clip is not None and first.setdefault(clip, name) != name:
+            both = " and as ".join(_shown([first[clip], name]))
+            raise ClipNameError(f"clip {clip!r} is listed twice, as {both}; keep one of the two")
+
+
+def tidy(name: str) -> str:
+    """A name in NFC, with `/` between its parts and no `./` before them."""
+    name = stored_form(name).replace("\\", "/")
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    return name
+
+
+def without_suffix(name: str) -> str:
+    """A name without the ending of a media file, in any case; `.wav` alone is a name."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if stem and not stem.endswith("/") and dot + ending.lower() in MEDIA_SUFFIXES else name
+
+
+def _loose(name: str) -> str:
+    return _PADDING.sub("", without_suffix(tidy(name)))
+
+
+class _Levels:
+    """Those of the known ids that names of some loosest forms may stand for, by what is compared."""
+
+    FORMS: tuple[Callable[[str], str], ...] = (tidy, lambda name: without_suffix(tidy(name)), _loose)
+
+    def __init__(self, known: Iterable[str], wanted: Collection[str]) -> None:
+        self._of_loose: dict[str, list[str]] = {form: [] for form in wanted}
+        for name in known:
+            if (form := _loose(name)) in self._of_loose:
+                self._of_loose[form].append(name)
+
+    def find(self, name: str) -> str | None:
+        """The id that a name stands for."""
+        candidates = self._of_loose.get(_loose(name), [])  # every nearer form is among them
+        for form in self.FORMS:
+            found = [candidate for candidate in candidates if form(candidate) == form(name)]
+            if len(found) > 1:
+                raise ClipNameError(f"{name!r} may be any of {', '.join(_shown(found))}; write it as one of them")
+            if found:
+                return found[0]
+        return None
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+    """Names so that they can be told apart: those that differ in their Unicode form alone look the same."""
+    alike = len(set(map(stored_form, names))) < len(names)
+    return list(map(ascii if alike else repr, names))

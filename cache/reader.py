@@ -14,6 +14,7 @@ from cache.file_rows import page_aligned
 from cache.format import Array, Clip, Header, extras_crc32c
 from cache.gather import Run, mismatches, plan_runs, read_runs, read_stored
 from cache.index import load_index
+from cache.paths import at_home
 
 
 class FeatureCache:
@@ -39,7 +40,7 @@ class FeatureCache:
     """
 
     def __init__(self, path: StrPath) -> None:
-        self.path = os.fspath(path)
+        self.path = os.fspath(at_home(path))
         self._container: Container | None = None
         self._pid = os.getpid()
         attributes = self._open().read_attributes()

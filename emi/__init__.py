@@ -12,6 +12,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from cache.account import name_the_user
+
 if TYPE_CHECKING:
     from cache.errors import EmiError
     from cache.reader import open_cache
@@ -25,6 +27,7 @@ __all__ = ["EmiError", "ablate", "extract", "finetune", "load", "open_cache", "s
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The same for numpy's BLAS, whose threads spin 2^N cycles: a principal component analysis took 6 s for 0.5 (measured).
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+name_the_user()
 
 _HOMES = {
     "EmiError": "cache.errors",

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from cache.container import StrPath
+from cache.paths import takes_paths
 from extract import run as extract_run
 from extract.run import ExtractSummary
 from extract.settings import ExtractSettings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from train_head.sweep import Space, SweepResult
 
 
+@takes_paths
 def extract(media: StrPath, cache: StrPath, **settings: Any) -> ExtractSummary:
     """Extract the features of media into a cache; what the cache has already is left as it is.
 
@@ -38,6 +40,7 @@ def extract(media: StrPath, cache: StrPath, **settings: Any) -> ExtractSummary:
     return extract_run.extract(media, cache, ExtractSettings(**settings))
 
 
+@takes_paths
 def train_head(
     cache: StrPath | Sequence[StrPath],
     train: StrPath,
@@ -91,6 +94,7 @@ def train_head(
     ).result
 
 
+@takes_paths
 def ablate(
     cache: StrPath | Sequence[StrPath],
     train: StrPath,
@@ -129,6 +133,7 @@ def ablate(
     return run_ablation(inputs, out, resolved, seeds)
 
 
+@takes_paths
 def sweep(
     cache: StrPath,
     train: StrPath,
@@ -170,6 +175,7 @@ def sweep(
     return run_sweep(cache, train, valid, out, found, how, skip_missing=skip_missing, group_by=group_by)
 
 
+@takes_paths
 def finetune(
     media: StrPath,
     train: StrPath,
@@ -237,6 +243,7 @@ def finetune(
     ).result
 
 
+@takes_paths
 def table1(media: StrPath, train: StrPath, valid: StrPath, out: StrPath, *, backbone: str, **settings: Any) -> "Table1":
     """Run the paper's Table 1 for audio on any data, resumable row by row.
 

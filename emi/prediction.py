@@ -10,6 +10,7 @@ from cache.container import StrPath
 from cache.derive import source_header
 from cache.errors import EmiError
 from cache.format import Clip
+from cache.paths import takes_paths
 from extract.backbones import identify
 from extract.clips import extract_clips
 from extract.errors import MediaListError
@@ -18,7 +19,7 @@ from extract.fill import load_extractor
 from extract.plan import windows
 from extract.run import make_header
 from extract.settings import ExtractSettings
-from extract.sources import Source, find_media
+from extract.sources import Source, find_media, is_list
 from train_head.labels import FILENAME
 from train_head.model import TrainedHead, load_head, own_backbones
 from train_head.run_folder import HERE
@@ -71,11 +72,12 @@ class Model:
         self._device = self._settings.resolved_device()
         self._backbone = load_extractor(identity, self._settings, made_with["precision"]).backbone
 
-    def predict(self, media: StrPath | Sequence[StrPath]) -> list[Record]:
+    def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
         """Intensities of every clip, in order of id.
 
         Args:
             media: a folder, a list file, a media file, or several of these.
+            media_root: where the paths of list files start; each one's own folder by default.
 
         Returns:
             One record per clip: its id as `Filename`, and a float per target (not clipped to [0, 1]).
@@ -84,11 +86,14 @@ class Model:
             UnreadableMediaError: a file cannot be read; `iterate` carries on over those.
             MediaListError: nothing found, or two files with one id.
         """
-        return _sorted_records(list(self.iterate(media)))
+        return _sorted_records(list(self.iterate(media, media_root)))
 
-    def iterate(self, media: StrPath | Sequence[StrPath]) -> Iterator[Record | Failure]:
+    def iterate(
+        self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None
+    ) -> Iterator[Record | Failure]:
         """Yield a record or a failure per clip as they come."""
-        sources = _sources([media] if isinstance(media, str) or not isinstance(media, Sequence) else media)
+        several = not isinstance(media, str) and isinstance(media, Sequence)
+        sources = _sources(media if several else [media], media_root)  # type: ignore[list-item, arg-type]
         seconds = self._settings.max_seconds
         batch_seconds, parallel_batches = self._settings.batching(self._small)
         clips = extract_clips(
@@ -129,15 +134,17 @@ class Models:
         self._members = members
         self.names = members[0].names
 
-    def predict(self, media: StrPath | Sequence[StrPath]) -> list[Record]:
+    def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
         """As `Model.predict`: the mean of the members' intensities."""
-        return _sorted_records(list(self.iterate(media)))
+        return _sorted_records(list(self.iterate(media, media_root)))
 
-    def iterate(self, media: StrPath | Sequence[StrPath]) -> Iterator[Record | Failure]:
+    def iterate(
+        self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None
+    ) -> Iterator[Record | Failure]:
         """As `Model.iterate`; the clips come once the last member has them."""
         found: dict[str, list[Record]] = {}
         for number, member in enumerate(self._members):
-            for result in member.iterate(media):
+            for result in member.iterate(media, media_root):
                 if isinstance(result, Failure):
                     if not number:
                         yield result
@@ -147,6 +154,7 @@ class Models:
             yield {FILENAME: clip, **{name: float(np.mean([r[name] for r in records])) for name in self.names}}
 
 
+@takes_paths
 def load(run: StrPath, *, backbone: str | None = None, device: str = "auto") -> Model | Models:
     """Load a run folder for prediction.
 
@@ -170,8 +178,13 @@ def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:
     return sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
 
 
-def _sources(media: Sequence[StrPath]) -> list[Source]:
-    sources = sorted(source for place in media for source in find_media(place))
+def _sources(media: Sequence[StrPath], media_root: StrPath | None) -> list[Source]:
+    """The clips of several places; where one is a list, its `media_root` is no concern of the others."""
+    lists = [place for place in media if is_list(place)]
+    if media_root is not None and not lists:
+        raise MediaListError(f"--media-root {media_root} goes with a CSV or a text list of media; leave it out")
+    roots = [media_root if place in lists else None for place in media]
+    sources = sorted(s for place, root in zip(media, roots, strict=True) for s in find_media(place, root))
     for one, other in itertools.pairwise(sources):
         if one.id == other.id:
             raise MediaListError(f"{one.path} and {other.path} have one id, {one.id!r}; predict them separately")

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from cache.paths import readable
 from extract.decoder import Decoder, DecoderUnavailableError
 from extract.errors import MediaError
 from extract.failures import Failure
@@ -31,6 +32,9 @@ class Decoders:
         return self._threads.submit(self._decode, source)
 
     def _decode(self, source: Source) -> "Waveform | Failure":
+        path = readable(str(source.path))
+        if source.problem:
+            return Failure(source.id, path, source.problem)
         try:
             if self._in_processes:
                 try:
@@ -40,9 +44,9 @@ class Decoders:
                     self._in_processes = False
             return decode(source.path, self._max_seconds)
         except MediaError as error:
-            return Failure(source.id, str(source.path), str(error))
+            return Failure(source.id, path, readable(str(error)))
         except Exception as error:  # whatever one file does, the others go on
-            return Failure(source.id, str(source.path), f"broke its decoder ({type(error).__name__}: {error})")
+            return Failure(source.id, path, readable(f"broke its decoder ({type(error).__name__}: {error})"))
 
     def _decoder(self) -> Decoder:
         """This thread's own."""

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cache.machine import available_cores
+from cache.paths import at_home
 from cache.writer import CacheWriter
 from extract.backbones import family_of
 from extract.backbones.transformers_family import TRANSFORMERS
@@ -144,7 +145,7 @@ def _for_actors(ray: ModuleType, settings: ExtractSettings, resource: str) -> Ex
 
 def _everywhere(backbone: str) -> str:
     """A backbone's name as actors understand it, whose working folder is another."""
-    folder = Path(backbone).expanduser()
+    folder = Path(at_home(backbone))
     return str(folder.absolute()) if family_of(backbone) is TRANSFORMERS and folder.is_dir() else backbone
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from cache.container import open_container
 from cache.format import Header
+from cache.ids import stored_form
 from cache.reader import open_cache
 from cache.writer import CacheWriter
 from extract.backbones import Identity, identify
@@ -69,7 +70,7 @@ class ExtractSummary:
     Attributes:
         cache: where.
         written: clips.
-        present: clips that the cache had before.
+        present: clips that the cache had before, or that another process wrote meanwhile.
         seconds: of audio that was written, before the cut.
         failures: the clips that could not be.
         failures_file: where these are listed.
@@ -102,6 +103,7 @@ def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings:
     if container.read_attributes() is not None:
         with open_cache(cache) as store:
             stored, done = store.header, frozenset(store.ids)
+        sources = _called_as_stored(sources, done)
     container.close()
     in_cache = stored.fingerprint.get("precision") if stored else None
     precision, reason = settings.resolved_precision(identity.precisions, in_cache)
@@ -175,7 +177,16 @@ def extract(
             fill(planned, settings, summary.cache, summary.stats, on_result)
     finally:
         summary.failures_file = write_failures(summary.cache, summary.failures, {*planned.present, *tried})
+    summary.present += planned.todo - len(tried)  # those that another process wrote meanwhile
+    if planned.identity.note:
+        summary.notes = [planned.identity.note, *summary.notes]
     return summary
+
+
+def _called_as_stored(sources: Sequence[Source], done: Collection[str]) -> list[Source]:
+    """The sources by the ids that a cache has for them, which in an older one need not be in NFC."""
+    others = {stored_form(id): id for id in done if not id.isascii()}
+    return sorted(replace(source, id=others.get(source.id, source.id)) for source in sources)
 
 
 def _one_process_only(cache: str | os.PathLike[str]) -> str | None:

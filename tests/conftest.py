@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import sys
+import subprocess
 import wave
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,3 +227,18 @@ def ravdess() -> Path:
     if not folder:
         pytest.skip("EMI_RAVDESS does not name a folder with the RAVDESS clips")
     return Path(folder)
+
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={4 * MEGABYTE}", "tmpfs", str(disk)]
+    if os.getuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs takes root and the right to mount")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -107,9 +107,8 @@ def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write last.pt in one atomic step."""
-    temporary = folder / f"{LAST}.tmp"
-    torch.save(dict(state), temporary)
-    replace_durably(temporary, folder / LAST)
+    with _replacing(folder / LAST) as temporary, temporary.open("wb") as file:
+        torch.save(dict(state), file)  # a path would hide that the disk is full behind an error of torch's own
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
@@ -163,14 +162,25 @@ def load_best(folder: Path) -> dict[str, torch.Tensor]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside, flush, rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    replace_durably(temporary, path)
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside the path, which takes its place once it is written; nothing of it stays where that fails."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        replace_durably(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def replace_durably(temporary: Path, path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cache.container import StrPath
-from cache.ids import clip_id
+from cache.ids import clip_id, find_ids
 from train_head.errors import LabelError
 from train_head.labels import FILENAME, open_csv
 
@@ -95,7 +95,7 @@ def write_submission(
         raise ValueError(f"values have shape {array.shape}, expected ({len(ids)}, {len(names)})")
     broken = [f"{ids[i]} {names[k]}" for i, k in np.argwhere(~np.isfinite(array))]
     _refuse(_problem(broken, "predictions are not finite"), path)
-    _refuse(_problem(_repeated(list(map(clip_id, ids))), "clips were predicted twice"), path)
+    _refuse(_problem(_repeated(list(ids if template else map(clip_id, ids))), "clips were predicted twice"), path)
     columns, rows = list(range(len(names))), _ordered(ids)
     if template is not None:
         columns, rows = _as_template(_read_reference(template), ids, names)
@@ -151,22 +151,22 @@ def _read_reference(path: StrPath) -> _Sheet:
 
 
 def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
-    spelling = {clip_id(name): name for name in wanted}
-    ids = [clip_id(name.strip()) for name in given]
-    known = [(name, spelling[clip]) for name, clip in zip(given, ids, strict=True) if clip in spelling]
-    present = set(ids)
+    names = [name.strip() for name in given]
+    found = find_ids(names, dict.fromkeys(wanted))
+    known = [(name, clip) for name, clip in zip(given, found, strict=True) if clip is not None]
+    present = {clip for _, clip in known}
     problems = [
-        *_problem([name for clip, name in spelling.items() if clip not in present], "clips are missing"),
-        *_problem([n for n, clip in zip(given, ids, strict=True) if clip not in spelling], "clips are not asked for"),
-        *_problem(_repeated(ids), "clips stand twice or more"),
+        *_problem([name for name in dict.fromkeys(wanted) if name not in present], "clips are missing"),
+        *_problem([n for n, clip in zip(given, found, strict=True) if clip is None], "clips are not asked for"),
+        *_problem(_repeated([clip_id(c or n) for n, c in zip(names, found, strict=True)]), "clips stand twice or more"),
         *_problem([f"{a!r} for {b!r}" for a, b in known if a != b], "Filenames are written otherwise"),
     ]
-    expected = list(dict.fromkeys(clip for clip in map(clip_id, wanted) if clip in present))
-    order = list(dict.fromkeys(clip for clip in ids if clip in spelling))
+    expected = [name for name in dict.fromkeys(wanted) if name in present]
+    order = list(dict.fromkeys(clip for _, clip in known))
     ascending = sorted(expected, key=int) if all(map(_is_integer, expected)) else expected
     if order not in (expected, ascending):
         nearer = ascending if order[0] == ascending[0] else expected
-        moved = [f"{spelling[a]} where {spelling[b]} belongs" for a, b in zip(order, nearer, strict=True) if a != b]
+        moved = [f"{a} where {b} belongs" for a, b in zip(order, nearer, strict=True) if a != b]
         problems += _problem(moved, "rows are out of order")
     return problems
 
@@ -202,15 +202,17 @@ def _as_template(sheet: _Sheet, ids: Sequence[str], names: Sequence[str]) -> tup
     targets = [name for name in sheet.header if name != FILENAME] or list(names)
     if sorted(targets) != sorted(names):
         raise LabelError(f"{sheet.path} has the targets {', '.join(targets)}, and the run predicts {', '.join(names)}")
-    row = {clip_id(clip): i for i, clip in enumerate(ids)}
-    wanted = {clip_id(name): name for name in sheet.filenames}
-    _refuse(_problem(_repeated(list(map(clip_id, sheet.filenames))), "clips stand twice"), sheet.path)
+    row = {clip: i for i, clip in enumerate(ids)}
+    wanted = list(zip(sheet.filenames, find_ids(sheet.filenames, row), strict=True))
+    _refuse(_problem(_repeated([clip or name for name, clip in wanted]), "clips stand twice"), sheet.path)
+    asked = {clip for _, clip in wanted}
     problems = [
-        *_problem([name for clip, name in wanted.items() if clip not in row], "clips were not predicted"),
-        *_problem([clip for clip in row if clip not in wanted], "predicted clips are not in it"),
+        *_problem([name for name, clip in wanted if clip is None], "clips were not predicted"),
+        *_problem([clip for clip in ids if clip not in asked], "predicted clips are not in it"),
     ]
     _refuse(problems, sheet.path)
-    return [list(names).index(name) for name in targets], [(name, row[clip]) for clip, name in wanted.items()]
+    rows = [(name, row[clip]) for name, clip in wanted if clip is not None]
+    return [list(names).index(name) for name in targets], rows
 
 
 def _ordered(ids: Sequence[str]) -> list[tuple[str, int]]:

@@ -10,7 +10,7 @@ from typing import Any
 from cache.container import StrPath
 from train_head import run_folder
 from train_head.card import write_card
-from train_head.data import Split, gather, gather_shared, open_caches
+from train_head.data import Split, gather, gather_shared, open_caches, resolve_splits
 from train_head.errors import LabelError
 from train_head.groups import check_disjoint
 from train_head.labels import Labels, NoGroupsError, read_labels, write_predictions
@@ -103,6 +103,7 @@ def gather_inputs(
     paths = [caches] if isinstance(caches, str | os.PathLike) else list(caches)
     labels = read_split_labels(files, label_scale, group_by)
     stores = open_caches(paths)
+    labels = resolve_splits(stores, labels)
     if shared is None:
         splits = gather(stores, labels, skip_missing=skip_missing)
     else:

@@ -35,7 +35,7 @@ def derive(
     from cache.derive import derive as run
     from train_head.labels import read_labels
 
-    train_ids = None if train is None else read_labels(train, check_range=False).ids
+    train_ids = None if train is None else read_labels(train, check_range=False).filenames
     progress: Progress | None = None
     stage = ""
 

@@ -62,12 +62,14 @@ def read_ids(file: Path, store: "FeatureCache") -> list[str]:
 
     Raises:
         ExportError: no such file, or it is not UTF-8 text.
+        ClipNameError: a line may be several clips, or two lines are one.
     """
     from cache.exporting import ExportError
-    from cache.ids import clip_id
+    from cache.ids import match_ids
 
     try:
-        text = file.expanduser().read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"--ids {file} cannot be read as UTF-8 text ({error}); write one clip id a line") from error
-    return [line if line in store else clip_id(line) for line in text.split("\n") if line.strip()]
+    lines = [line if line in store else line.strip() for line in text.split("\n") if line.strip()]
+    return [found or line for line, found in zip(lines, match_ids(lines, store), strict=True)]

@@ -141,6 +141,7 @@ def finetune(
             on_decode=decoding,
             on_run=telling.on_run,
             on_epoch=telling.on_epoch,
+            on_note=(lambda note: typer.echo(note, err=True)) if first() else None,
         )
     if first():
         telling.outcome(outcome, "their media are missing or unreadable")

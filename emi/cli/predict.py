@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emi.cli import options
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,6 +30,7 @@ def predict(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Where the backbone is now, if it was moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    media_root: options.MediaRoot = None,
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on."""
     from emi.console import check_writable
@@ -42,7 +45,7 @@ def predict(
         raise LabelError(f"there is no template at {template}")
     check_writable(csv_file, submission)
     loaded = load(model, backbone=backbone, device=device)
-    results = list(loaded.iterate(media))
+    results = list(loaded.iterate(media, media_root))
     failures = [result for result in results if isinstance(result, Failure)]
     records = sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
     for failure in failures:

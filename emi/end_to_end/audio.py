@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cache.container import StrPath
 from cache.machine import available_cores
+from cache.paths import readable
 from extract.decoding import Decoders
 from extract.errors import MediaError
 from extract.failures import Failure, write_failures
@@ -91,7 +92,7 @@ def open_audio(folder: StrPath, sources: Sequence[Source], max_seconds: float, d
         {clip: entry["start"] for clip, entry in clips.items()},
         {clip: entry["samples"] for clip, entry in clips.items()},
         {clip: entry["crc32c"] for clip, entry in clips.items()},
-        [Failure(s.id, str(s.path), failed[s.id]["reason"]) for s in sources if s.id in failed],
+        [Failure(s.id, readable(str(s.path)), failed[s.id]["reason"]) for s in sources if s.id in failed],
     )
 
 
@@ -154,7 +155,8 @@ def _decode_locked(
             if on_progress:
                 on_progress(done, len(sources), 0.0 if isinstance(decoded, Failure) else decoded.seconds)
     os.replace(place / f"{name}.tmp", place / name)
-    failed = {f.id: {"file": _identity(Path(f.path)), "reason": f.reason} for f in failures}
+    places = {source.id: source.path for source in sources}
+    failed = {f.id: {"file": _identity(places[f.id]), "reason": f.reason} for f in failures}
     content = {"recipe": _recipe(max_seconds, dtype), "samples": name, "clips": clips, "failures": failed}
     write_atomically(place / INDEX, json.dumps(content).encode())
     for path in old:

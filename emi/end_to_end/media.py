@@ -20,7 +20,7 @@ from extract.run import make_header
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
 from train_head.augment import AugmentSettings
-from train_head.data import Split
+from train_head.data import Split, resolve
 from train_head.errors import LabelError
 from train_head.labels import Labels
 from train_head.model import TrainedHead
@@ -171,6 +171,7 @@ def gather_media(
     """
     labels = read_split_labels(files, label_scale, group_by)
     places = {source.id: source for source in find_media(material.root, media_root)}
+    labels = {name: resolve(part, places) for name, part in labels.items()}
     wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
     _refuse_missing(labels, places, material.root, skip_missing)
     sources = [places[clip] for clip in wanted if clip in places]

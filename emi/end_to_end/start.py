@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ def finetune(
     on_decode: OnDecode | None = None,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Train backbone and head together, one run or several by a protocol; called again it goes on.
 
@@ -79,6 +80,7 @@ def finetune(
         on_decode: called after each decoded clip with clips done, of how many, and its seconds.
         on_run: called before each of several runs.
         on_epoch: called with each epoch's record.
+        on_note: called with a sentence on the checkpoint, where there is something to say.
 
     Raises:
         TrainSettingsError, LabelError, BackboneError, RunFolderError, MediaListError: before the first step.
@@ -90,6 +92,8 @@ def finetune(
     out = Path(out).absolute()
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
     identity = identify(backbone)
+    if on_note and identity.note:
+        on_note(identity.note)
     settings = on_this_machine(settings, identity)
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     work = partial(

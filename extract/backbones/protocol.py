@@ -21,6 +21,7 @@ class Identity:
         vad_names: names of the regression head's outputs in their order, or empty.
         precisions: the arithmetics it can compute in, of "fp32", "bf16" and "fp16".
         small: whether a call costs more than a second of audio, so that batches should be large.
+        note: a sentence that a user should read, or empty.
     """
 
     source: str
@@ -30,6 +31,7 @@ class Identity:
     vad_names: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     small: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache.paths import at_home
 from extract.backbones.checkpoint import CONFIGS, WEIGHTS
 from extract.backbones.protocol import Identity
 from extract.backbones.trainable import Regularisation
@@ -43,7 +44,7 @@ class SileroFamily:
         return Identity(
             source=name,
             fingerprint={
-                "backbone": Path(name).expanduser().resolve().name if tuned else name,
+                "backbone": Path(at_home(name)).resolve().name if tuned else name,
                 "weights_sha256": hashlib.sha256(weights_file(name).read_bytes()).hexdigest(),
                 "config_sha256": hashlib.sha256(LAYOUT.encode()).hexdigest(),
                 "layer": "conv+h+c",
@@ -82,7 +83,7 @@ SILERO = SileroFamily()
 
 def is_silero_folder(name: str) -> bool:
     """Whether a name is a folder that `SileroBackbone.save` wrote."""
-    config = Path(name).expanduser() / CONFIGS[0]
+    config = Path(at_home(name)) / CONFIGS[0]
     if name in ("", PACKAGED):  # never what lies in the working folder
         return False
     try:
@@ -101,7 +102,7 @@ def weights_file(name: str) -> Path:
         BackboneError: there are none.
     """
     if is_silero_folder(name):
-        path = Path(name).expanduser() / WEIGHTS[0]
+        path = Path(at_home(name)) / WEIGHTS[0]
         if not path.is_file():
             raise BackboneError(f"{name} holds no {WEIGHTS[0]}; it is no complete backbone")
         return path

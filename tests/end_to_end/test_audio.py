@@ -143,3 +143,11 @@ def test_what_failed_for_a_passing_reason_is_found_out(clips, tmp_path):
     assert not mended(failures, 12.0)
     (clips / "b.wav").write_bytes(sound)
     assert mended(failures, 12.0)
+
+
+def test_a_clip_that_failed_before_it_was_opened_is_listed_and_not_decoded_again(clips, tmp_path, monkeypatch):
+    sources = [Source("a", clips / "a.wav"), Source("x", clips / "c.wav", "has a name that is not UTF-8; rename it")]
+    decode_audio(tmp_path / "audio", sources, 12.0)
+    audio = open_audio(tmp_path / "audio", sources, 12.0)
+    assert list(audio.starts) == ["a"]
+    assert [(failure.id, failure.reason) for failure in audio.failures] == [("x", sources[1].problem)]

@@ -34,7 +34,7 @@ def cheap_cache(
     """
     if pool == 1 and pca is None:
         return cache
-    ids = None if pca is None else train.ids
+    ids = None if pca is None else train.filenames
     derive(cache, folder / CHEAP, pool=pool, pca=pca, train_ids=ids, skip_missing=skip_missing)
     return folder / CHEAP
 

@@ -18,6 +18,7 @@ from cache.container import StrPath
 from cache.machine import available_cores
 from cache.reader import open_cache
 from train_head import run_folder
+from train_head.data import resolve_splits
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.labels import Labels
 from train_head.protocols import OnRun, train_seeds
@@ -29,7 +30,7 @@ from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, pearson,
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
 from train_head.sweep.trials import OnStatus, Status, Trials, build_sampler
-from train_head.sweep.worker import TrialData
+from train_head.sweep.worker import TrialData, leave_to_the_parent
 from train_head.train import Inputs, check_groups, gather_inputs, read_split_labels
 from train_head.trainer import OnEpoch
 
@@ -111,7 +112,9 @@ def sweep(
     Raises:
         LabelError, TrainSettingsError, CacheError: before any trial.
         RunFolderError: the folder holds something else, or another sweep runs in it.
+        WorkerStartError: the worker processes cannot start, for want of a main guard above all.
     """
+    leave_to_the_parent()
     settings, folder = settings or SweepSettings(), Path(out)
     files, scale = {"train": train, "valid": valid}, space.settings({}).label_scale
     labels = read_split_labels(files, scale, group_by)
@@ -243,7 +246,8 @@ def _identity(
     """What must be equal for trials to belong together; their number, the jobs and the best few may change."""
     with open_cache(cache) as store:
         features = fp.digest(store.fingerprint)
-        missing = {name: [clip for clip in part.ids if clip not in store] for name, part in labels.items()}
+        found = resolve_splits([store], labels)
+        missing = {name: [clip for clip in part.ids if clip not in store] for name, part in found.items()}
     hashes: dict[str, Any] = {f"{name}_sha256": run_folder.file_sha256(path) for name, path in files.items()}
     hashes |= {f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips}
     own = {name: getattr(settings, name) for name in OWN}
