@@ -100,7 +100,7 @@ def derive(
             transform = (_stored_transform(target, header) if fitted else None) or transform
             todo = [clip_id for clip_id in store.ids if clip_id not in writer.done]
             for clip in _reported(store, todo, "deriving", on_progress):
-                writer.add(transform.apply(clip))
+                writer.add(transform.apply(clip), store.medium(clip.id))
         return DeriveSummary(
             cache=os.fspath(target),
             header=header,

@@ -1,5 +1,6 @@
 """Copy clips from caches into another: `convert` between containers and dtypes, `merge` of caches made alike."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,7 +64,7 @@ def transfer(
             todo = {clip_id: store for clip_id, store in owners.items() if clip_id not in writer.done}
             for done, (clip_id, store) in enumerate(todo.items(), 1):
                 clip = store[clip_id]
-                writer.add(clip)
+                writer.add(clip, store.medium(clip_id))
                 if on_progress:
                     on_progress(done, len(todo), len(clip.frames) * header.hop_seconds)
         summary.written = len(todo)
@@ -90,7 +91,7 @@ def _owners(stores: Sequence[FeatureCache]) -> tuple[dict[str, FeatureCache], in
         for clip_id, length in zip(store.ids, store.seconds.tolist(), strict=True):
             if owners.setdefault(clip_id, store) is store:
                 seconds[clip_id] = length
-            elif seconds[clip_id] == length:
+            elif seconds[clip_id] == length or math.isnan(seconds[clip_id]) or math.isnan(length):
                 repeated.add(clip_id)
             else:
                 raise StaleCacheError(

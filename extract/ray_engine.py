@@ -67,6 +67,7 @@ def run_ray(
             header=plan.header,
             identity=replace(plan.identity, source=_everywhere(plan.identity.source)),
             settings=_for_actors(ray, settings, resource),
+            refresh=plan.refresh,
         )
         takes = {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "max_restarts": 0, "max_concurrency": 2}
         lender = Lender(ray, ray.remote(**takes)(WindowFiller).remote, job, stats, on_result)

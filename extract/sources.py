@@ -12,9 +12,8 @@ from pathlib import Path
 
 from cache.ids import clip_id
 from extract.errors import MediaListError
+from extract.suffixes import SUFFIXES
 
-SUFFIXES = frozenset(".wav .flac .mp3 .ogg .oga .opus .m4a .aac .mp4 .m4v .mov .mkv .webm .avi .wma .aif .aiff".split())
-"""Files with these suffixes are taken from a folder; whatever FFmpeg decodes may stand in a list."""
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 
 StrPath = str | os.PathLike[str]

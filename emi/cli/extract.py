@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emi.cli import options
+from emi.cli.media_notes import first_of
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from extract.run import ExtractPlan, ExtractSummary
 
 EXAMPLE = (
@@ -45,12 +50,20 @@ def extract(
         str | None,
         typer.Option(help="Ray cluster: auto or HOST:PORT [default: one started on this machine for the run]."),
     ] = None,
+    track: options.Track = None,
+    allow_truncated: options.AllowTruncated = False,
+    refresh: Annotated[
+        bool,
+        typer.Option("--refresh", help="Extract clips again whose media changed since; the old ones are replaced."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Turn media into a feature cache. Run it again to go on where it stopped.
 
     Files that cannot be read are listed in failures.csv beside the cache, the others go on, and the exit code is 1.
+    Files that --allow-truncated uses in part are listed in truncated.csv.
     """
+    from emi.cli.media_notes import tell_notes
     from emi.console import Progress
     from extract import run
     from extract.settings import ExtractSettings
@@ -69,9 +82,15 @@ def extract(
         processes=processes,
         engine=engine,
         address=address,
+        track=track,
+        allow_truncated=allow_truncated,
+        refresh=refresh,
     )
     if dry_run:
-        _show_plan(run.plan(media, cache, settings), cache, settings.resolved_device().type)
+        planned = run.plan(media, cache, settings)
+        _show_plan(planned, cache, settings.resolved_device().type)
+        _show_left_out(planned)
+        _show_changed(planned.changed, refresh=settings.refresh)
         return
     progress: Progress | None = None
     stats = PipelineStats()
@@ -82,6 +101,7 @@ def extract(
 
     def on_plan(plan: "ExtractPlan") -> None:
         nonlocal progress
+        _show_left_out(plan)
         if plan.todo:
             _show_plan(plan, cache, settings.resolved_device().type)
             progress = Progress(plan.todo, "extracting", stats.waiting).__enter__()
@@ -93,6 +113,8 @@ def extract(
         if progress is not None:
             progress.__exit__(None, None, None)
     _show_summary(summary, time.monotonic() - started)
+    tell_notes([*summary.tracks, *summary.truncated], summary.truncated_file)
+    _show_changed(summary.changed, refresh=False)
     if summary.failures:
         raise typer.Exit(1)
 
@@ -107,6 +129,22 @@ def _show_plan(plan: "ExtractPlan", cache: str, device: str) -> None:
         f"{header.fingerprint['precision']} on {device} ({plan.precision_reason}), stored as "
         f"{header.fingerprint['dtype']}"
     )
+
+
+def _show_left_out(plan: "ExtractPlan") -> None:
+    from extract.suffixes import in_words
+
+    if plan.left_out:
+        typer.echo(
+            f"left out: {in_words(plan.left_out)}, by their suffixes no media; a text list takes any file", err=True
+        )
+
+
+def _show_changed(changed: "Sequence[str]", *, refresh: bool) -> None:
+    if changed:
+        clips = "1 clip has" if len(changed) == 1 else f"{len(changed)} clips have"
+        what = "extracted again" if refresh else "left as they were; --refresh extracts them again"
+        typer.echo(f"{clips} other media than when extracted ({first_of(changed)}): {what}", err=True)
 
 
 def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:

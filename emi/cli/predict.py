@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emi.cli import options
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,11 +30,15 @@ def predict(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Where the backbone is now, if it was moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    track: options.Track = None,
+    allow_truncated: options.AllowTruncated = False,
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on."""
+    from emi.cli.media_notes import tell_notes
     from emi.console import check_writable
     from emi.prediction import load
     from extract.failures import Failure
+    from extract.settings import DecodeOptions
     from train_head.errors import LabelError
     from train_head.labels import FILENAME
 
@@ -41,8 +47,12 @@ def predict(
     if template is not None and not template.is_file():
         raise LabelError(f"there is no template at {template}")
     check_writable(csv_file, submission)
-    loaded = load(model, backbone=backbone, device=device)
+    decoding = DecodeOptions(track=track, allow_truncated=allow_truncated)
+    loaded = load(model, backbone=backbone, device=device, options=decoding)
+    for note in loaded.notes:
+        typer.echo(note, err=True)
     results = list(loaded.iterate(media))
+    tell_notes(loaded.media_notes)
     failures = [result for result in results if isinstance(result, Failure)]
     records = sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
     for failure in failures:
