@@ -22,6 +22,7 @@ from extract.errors import MediaError
 from extract.packets import Packets, why
 from extract.settings import DEFAULT, SAMPLE_RATE, DecodeOptions
 from extract.streamed import mended
+from extract.structure import hole
 from extract.timeline import Clock, clock_zero
 from extract.tracks import choose_track
 from extract.truncation import (
@@ -127,6 +128,7 @@ def read(path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Re
             zero = clock_zero(container)
             stated = stated_seconds(container, stream, path, zero)
             sound = _read_sound(container, stream, zero, max_seconds + _MARGIN_SECONDS)
+            stated = None if sound.clock.broken else stated
             kind = container.format.name
             problem = _incomplete(path, kind, sound, stated)
             if sound.ended or problem:
@@ -218,10 +220,11 @@ def _check_file(path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Sound:
-    """What was decoded: (samples,) at the file's rate, where it ended, and the packets behind it."""
+    """What was decoded: (samples,) at the file's rate, the first gap (start and length), whether it ended, and of what."""
 
     mono: NDArray[np.float32]
     rate: int
+    gap: tuple[float, float] | None
     ended: bool
     packets: Packets
     clock: Clock
@@ -237,7 +240,7 @@ def _read_sound(
     """Decode up to `max_seconds`, with silence where the clock says so."""
     packets, clock, tick = Packets(container, stream), Clock(zero), float(stream.time_base or 0)
     pieces: list[tuple[tuple[str, int], NDArray[Any]]] = []
-    rate, count, limit, ended = 0, 0, 0, True
+    rate, count, limit, ended, first_gap = 0, 0, 0, True, None
     for frame in _frames(packets, stream):
         if frame.sample_rate != rate:
             if rate:
@@ -247,6 +250,7 @@ def _read_sound(
         if frame.pts is not None and (gap := clock.silence_before(frame.pts * tick, count / rate)):
             silent = min(round(gap * rate), limit - count)
             pieces.append((_SILENCE, np.zeros((1, silent), np.float32)))
+            first_gap = first_gap or (count / rate, gap)
             count += silent
         if count < limit:
             pieces.append(((frame.format.name, frame.layout.nb_channels), frame.to_ndarray()))
@@ -257,7 +261,7 @@ def _read_sound(
     alike = itertools.groupby(pieces, key=lambda piece: piece[0])  # one group, unless the layout changes or gaps lie in
     mono = [_mono(np.concatenate([array for _, array in group], axis=1), *layout) for layout, group in alike]
     joined = np.concatenate(mono) if mono else np.zeros(0, np.float32)
-    return _Sound(mono=joined, rate=rate, ended=ended, packets=packets, clock=clock)
+    return _Sound(mono=joined, rate=rate, gap=first_gap, ended=ended, packets=packets, clock=clock)
 
 
 def _frames(packets: Packets, stream: av.AudioStream) -> Iterator[av.AudioFrame]:  # noqa: ARG001 - tests count here
@@ -296,6 +300,8 @@ def _incomplete(path: Path, kind: str, sound: _Sound, stated: float | None) -> s
         )
     if not seconds:
         raise MediaError("has an audio track without a single sample")
+    if sound.gap and (broken := hole(path, kind, packets.end)):
+        return f"is damaged at {sound.gap[0]:.2f} s, where {sound.gap[1]:.2f} s of sound are missing ({broken})"
     if not sound.ended:
         return ""
     if (second := second_file(path, kind, packets.end)) is not None:

@@ -3,11 +3,12 @@
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import av.container
 
-from extract.timeline import Clock
+from extract.timeline import TOLERANCE_SECONDS, Clock
 
 MEASURED_BYTES = 256 << 20
 """A length that no header states is found by reading the rest of the packets, in files up to this much larger."""
@@ -35,7 +36,7 @@ class Packets:
         self._stream = stream
         self._packets = container.demux(stream)
         self.first: int | None = None
-        self.last: av.Packet | None = None
+        self.last: av.Packet[Any] | None = None
         self.damage = ""
         self.resumes = False
 
@@ -85,6 +86,8 @@ class Packets:
                 self.last = packet
                 if packet.pts is not None:
                     end += clock.silence_before(packet.pts * tick, end)
+                    if abs(clock.at(packet.pts * tick) - end) <= TOLERANCE_SECONDS:  # durations are rounded in some
+                        end = clock.at(packet.pts * tick)
                 if not packet.duration:
                     return math.nan
                 end += packet.duration * tick

@@ -48,11 +48,19 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One window of the plan: its number in the run, all its clips, and the ids among them that the cache has."""
+    """One window of the plan.
+
+    Attributes:
+        number: in the run.
+        sources: all its clips.
+        done: ids of those that the cache has.
+        refresh: ids of those that it has and that are extracted again.
+    """
 
     number: int
     sources: Sequence[Source]
     done: frozenset[str]
+    refresh: frozenset[str] = frozenset()
 
     def everywhere(self) -> "Window":
         """With paths that do not start in this process's working folder."""

@@ -153,7 +153,7 @@ def _windows(plan: "ExtractPlan") -> list[Window]:
     """The windows in which something is left to do, with what is there of each."""
     there = [frozenset(source.id for source in window if source.id in plan.present) for window in plan.windows]
     return [
-        Window(number, window, done)
+        Window(number, window, done, plan.refresh.intersection(source.id for source in window))
         for number, (window, done) in enumerate(zip(plan.windows, there, strict=True))
         if len(done) < len(window)
     ]

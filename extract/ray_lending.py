@@ -180,8 +180,7 @@ class Lender:
         with open_cache(self._job.cache) as store:
             seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
         for window in reversed(lent.values()):
-            again = self._job.refresh - window.done  # what of it is committed is not known: it is done again
-            there = frozenset(source.id for source in window.sources if source.id in seconds) - again
+            there = frozenset(source.id for source in window.sources if source.id in seconds) - window.refresh
             for id in there - window.done:
                 self._on_result(id, seconds[id], None)
             if len(there) == len(window.sources):

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 SUFFIXES = frozenset(
@@ -28,7 +29,7 @@ def left_out(media: str | os.PathLike[str]) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def in_words(counts: dict[str, int]) -> str:
+def in_words(counts: Mapping[str, int]) -> str:
     """For example "3 files (.txt 2, .csv 1)"."""
     total = sum(counts.values())
     shown = ", ".join(f"{suffix} {count}" for suffix, count in list(counts.items())[:8])

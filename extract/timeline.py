@@ -2,8 +2,9 @@
 
 Zero is where a player starts. In containers with a clock of their own (`_OWN_ZERO`: Matroska, MP4, FLV, Ogg, …) that
 is timestamp 0, unless nothing is seen or heard for `LATEST_START` seconds: then the file was cut from a longer one and
-kept its clock. Such a clock, and one that starts anywhere (MPEG transport and program streams), is at zero where the
-earliest track starts. Raw streams (MP3, ADTS, FLAC, …) have no clock beside their samples.
+kept its clock. Such a clock, one that starts anywhere (MPEG transport and program streams), and one on which all tracks
+are late by an encoder's delay (`ENCODER_DELAY`), is at zero where the earliest track starts. Raw streams (MP3, ADTS,
+FLAC, …) have no clock beside their samples.
 """
 
 import av
@@ -12,6 +13,8 @@ import av.stream
 
 TOLERANCE_SECONDS = 0.1
 """Sound may be this much later than its timestamp says: codec delay, rounding to milliseconds, jitter of recorders."""
+ENCODER_DELAY = 0.3
+"""Seconds by which muxers move all tracks to later times, so that frames that are decoded early have none below zero."""
 LATEST_START = 10.0
 """Seconds before the earliest track from which a container's clock is taken to have started elsewhere."""
 LARGEST_GAP = 600.0
@@ -26,22 +29,31 @@ class Clock:
 
     Args:
         zero: seconds on the container's clock at which the sound's own time starts.
+
+    Attributes:
+        broken: whether it jumped by more than `LARGEST_GAP`, so that no time it states means anything.
     """
 
     def __init__(self, zero: float) -> None:
         self._offset = -zero
+        self.broken = False
+
+    def at(self, start: float) -> float:
+        """Return the time of a timestamp from zero on."""
+        return start + self._offset
 
     def silence_before(self, start: float, end: float) -> float:
         """Return the seconds of silence before sound with the timestamp `start`, where `end` seconds are there already.
 
         0 where the two agree to `TOLERANCE_SECONDS`.
         """
-        late = start + self._offset - end
+        late = self.at(start) - end
         if -LARGEST_OVERLAP <= late <= TOLERANCE_SECONDS:
             return 0.0
         if 0 < late <= LARGEST_GAP:
             return late
         self._offset -= late
+        self.broken = self.broken or late > 0
         return 0.0
 
 
@@ -56,4 +68,4 @@ def clock_zero(container: av.container.InputContainer) -> float:
         and not stream.disposition & av.stream.Disposition.attached_pic
     ]
     earliest = min(starts, default=0.0)
-    return 0.0 if container.format.name in _OWN_ZERO and 0 <= earliest <= LATEST_START else earliest
+    return 0.0 if container.format.name in _OWN_ZERO and ENCODER_DELAY < earliest <= LATEST_START else earliest

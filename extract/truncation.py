@@ -73,7 +73,8 @@ def stated_seconds(
         return None  # the number of samples is one too
     known = kind in _STATING_KINDS or "mp4" in kind
     if known and stream.duration and stream.time_base:
-        return float((stream.duration + (stream.start_time or 0)) * stream.time_base) - zero
+        is_end = kind == "ogg" and stream.codec_context.name == "opus"  # FFmpeg: the last granule, not the length
+        return float((stream.duration + (0 if is_end else stream.start_time or 0)) * stream.time_base) - zero
     return None
 
 
