@@ -220,7 +220,7 @@ def _check_file(path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Sound:
-    """What was decoded: (samples,) at the file's rate, the first gap (start and length), whether it ended, and of what."""
+    """What was decoded: (samples,) at the file's rate, the first gap (start, length), whether it ended, and of what."""
 
     mono: NDArray[np.float32]
     rate: int

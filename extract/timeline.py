@@ -14,7 +14,7 @@ import av.stream
 TOLERANCE_SECONDS = 0.1
 """Sound may be this much later than its timestamp says: codec delay, rounding to milliseconds, jitter of recorders."""
 ENCODER_DELAY = 0.3
-"""Seconds by which muxers move all tracks to later times, so that frames that are decoded early have none below zero."""
+"""Seconds by which muxers move all tracks to later times, so that frames decoded early have none below zero."""
 LATEST_START = 10.0
 """Seconds before the earliest track from which a container's clock is taken to have started elsewhere."""
 LARGEST_GAP = 600.0

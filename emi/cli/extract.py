@@ -18,6 +18,8 @@ EXAMPLE = (
     "Example: emi extract clips/ --cache features.zarr --backbone audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
 )
 FAILURES_SHOWN = 20
+IN_PART = ("truncated", "damaged", "two files in one")
+"""Reasons of failures that `--allow-truncated` passes over."""
 
 
 def extract(
@@ -182,3 +184,5 @@ def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:
             typer.echo(f"  {failure.path or failure.id}: {failure.reason}", err=True)
         if len(summary.failures) > FAILURES_SHOWN:
             typer.echo(f"  … and {len(summary.failures) - FAILURES_SHOWN} more", err=True)
+        if any(word in failure.reason for failure in summary.failures for word in IN_PART):
+            typer.echo("--allow-truncated uses files that are cut off or damaged as far as they decode", err=True)

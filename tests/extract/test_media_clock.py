@@ -124,5 +124,5 @@ def test_a_hole_in_the_file_is_no_gap_on_its_clock(tmp_path, media, suffix, code
     content = path.read_bytes()
     begin, end = len(content) // 2, len(content) * 7 // 10
     path.write_bytes(content[:begin] + damage(end - begin) + content[end:])
-    with pytest.raises(MediaError, match="damaged|truncated"):
+    with pytest.raises(MediaError, match=r"damaged|truncated"):
         decode(path)
