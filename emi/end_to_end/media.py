@@ -199,8 +199,8 @@ def gather_media(
         first = found.failures[0]
         raise LabelError(
             f"{len(found.failures)} of {len(sources)} clips cannot be read; the first, {first.path}, {first.reason}. "
-            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing (or --allow-truncated, "
-            "where they are only cut off)"
+            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing "
+            "(or --allow-truncated, where they are only cut off)"
         )
     if on_notes and found.notes:
         on_notes(found.notes)

@@ -185,7 +185,7 @@ def test_the_version_of_the_decoder_is_compared_and_absent_is_the_first(tmp_path
             writer.add(store["a"])
     with pytest.raises(StaleCacheError, match=r"decoder \(stored 1, wanted 2\).*media into sound.*new --cache path"):
         emi.extract(tmp_path / "clips", tmp_path / "old.zarr")
-    with pytest.raises(StaleCacheError, match=r"decoder \(stored 1, wanted 2\)"):
+    with pytest.raises(StaleCacheError, match=r"decoder \(stored 2, wanted 1\)"):
         transfer([tmp_path / "old.zarr", tmp_path / "new.zarr"], tmp_path / "both.zarr")
     with open_cache(tmp_path / "old.zarr") as store:
         assert store["a"].frames.any()
