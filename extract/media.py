@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import av
 import av.container
+import av.stream
 import numpy as np
 from numpy.typing import NDArray
 
@@ -131,10 +132,10 @@ def read(path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Re
             stated = None if sound.clock.broken else stated
             kind = container.format.name
             problem = _incomplete(path, kind, sound, stated)
-            if sound.ended or problem:
-                seconds = sound.seconds
-            else:
-                seconds = _whole_length(sound, stated, path, kind, alone=len(container.streams) == 1)
+            alone = (
+                sum(not stream.disposition & av.stream.Disposition.attached_pic for stream in container.streams) == 1
+            )
+            seconds = sound.seconds if sound.ended else _whole_length(sound, stated, path, kind, alone=alone)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             if isinstance(error, MediaError):
                 raise

@@ -10,7 +10,7 @@ import av.container
 
 from extract.timeline import TOLERANCE_SECONDS, Clock
 
-MEASURED_BYTES = 256 << 20
+MEASURED_BYTES = 64 << 20
 """A length that no header states is found by reading the rest of the packets, in files up to this much larger."""
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")
 """Starts of packets that are no sound: tags between joined MP3s."""

@@ -1,7 +1,7 @@
 """Tell a gap on a container's clock from a hole in the file: walk the file's own structure as far as it was read.
 
 FFmpeg passes over what is damaged and resumes behind it, which looks like packets that never were. Matroska and Ogg say
-what follows what; in raw formats nothing can be missing.
+what follows what; formats that count samples have no gaps. In the others the two cannot be told apart.
 """
 
 import zlib
@@ -17,8 +17,8 @@ _ANYWHERE = frozenset((0xEC, 0xBF))
 _UNKNOWN_LENGTHS = frozenset((1 << 7 * width) - 1 for width in range(1, 9))
 """Of live clusters: all bits set."""
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-_CLOCKED = frozenset({"asf", "avi", "flv", "mpeg", "mpegts", "mov,mp4,m4a,3gp,3g2,mj2", "mxf", "nut", "rm", "wtv"})
-"""Other formats whose packets have times of their own, so that a gap is one."""
+_GAPLESS = frozenset({"ape", "flac", "mpc", "mpc8", "shn", "tak", "tta", "wv"})
+"""Formats whose times are counted samples, so that a gap is a hole."""
 
 
 def hole(path: Path, kind: str, end: int | None) -> str:
@@ -29,10 +29,10 @@ def hole(path: Path, kind: str, end: int | None) -> str:
         kind: FFmpeg's name of the format.
         end: byte position up to which it was read; None is its end.
     """
-    if kind in _CLOCKED:
-        return ""
+    if kind in _GAPLESS:
+        return "its frames do not follow each other"
     if kind not in ("ogg", "matroska,webm"):
-        return "sound is missing within it"
+        return ""
     with path.open("rb") as file:
         size = path.stat().st_size if end is None else min(end, path.stat().st_size)
         at = _ogg_break(file, size) if kind == "ogg" else _matroska_break(file, size)

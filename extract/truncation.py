@@ -118,7 +118,7 @@ def second_file(path: Path, kind: str, end: int | None) -> int | None:
         "au": re.escape(head[:8]),
         "caf": re.escape(head[:8]),
         "flv": rb"FLV\x01.\0\0\0\x09\0\0\0\0",
-        "mov,mp4,m4a,3gp,3g2,mj2": re.escape(head[:12]),
+        "mov,mp4,m4a,3gp,3g2,mj2": re.escape(head[:12]) if head[4:8] == b"ftyp" else None,
         "tta": rb"TTA1\x01\0",
         "w64": re.escape(head),
         "wav": rb"R(?:IFF|F64)....WAVE",
@@ -148,6 +148,8 @@ def sound_chunk(path: Path, kind: str) -> tuple[int, int]:
     """Offset of the chunk with the sound, and its size as the header states it; (0, 0) without one."""
     layout, wide = _LAYOUTS[kind], 0
     with path.open("rb") as file:
+        if kind == "wav" and file.read(4) not in (b"RIFF", b"RF64", b"BW64"):
+            return 0, 0  # big-endian
         file.seek(layout.start)
         while len(header := file.read(layout.head.size)) == layout.head.size:
             name, size = layout.head.unpack(header)

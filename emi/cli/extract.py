@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emi.cli import options
-from emi.cli.media_notes import first_of
+from emi.cli.media_notes import first_of, tell_left_out, tell_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +65,6 @@ def extract(
     Files that cannot be read are listed in failures.csv beside the cache, the others go on, and the exit code is 1.
     Files that --allow-truncated uses in part are listed in truncated.csv.
     """
-    from emi.cli.media_notes import tell_notes
     from emi.console import Progress
     from extract import run
     from extract.settings import ExtractSettings
@@ -91,7 +90,7 @@ def extract(
     if dry_run:
         planned = run.plan(media, cache, settings)
         _show_plan(planned, cache, settings.resolved_device().type)
-        _show_left_out(planned)
+        tell_left_out(planned.left_out)
         _show_changed(planned.changed, refresh=settings.refresh)
         return
     progress: Progress | None = None
@@ -103,7 +102,7 @@ def extract(
 
     def on_plan(plan: "ExtractPlan") -> None:
         nonlocal progress
-        _show_left_out(plan)
+        tell_left_out(plan.left_out)
         if plan.todo:
             _show_plan(plan, cache, settings.resolved_device().type)
             progress = Progress(plan.todo, "extracting", stats.waiting).__enter__()
@@ -131,15 +130,6 @@ def _show_plan(plan: "ExtractPlan", cache: str, device: str) -> None:
         f"{header.fingerprint['precision']} on {device} ({plan.precision_reason}), stored as "
         f"{header.fingerprint['dtype']}"
     )
-
-
-def _show_left_out(plan: "ExtractPlan") -> None:
-    from extract.suffixes import in_words
-
-    if plan.left_out:
-        typer.echo(
-            f"left out: {in_words(plan.left_out)}, by their suffixes no media; a text list takes any file", err=True
-        )
 
 
 def _show_changed(changed: "Sequence[str]", *, refresh: bool) -> None:

@@ -1,7 +1,7 @@
 """What commands say of the media that they read."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -35,6 +35,14 @@ def tell_notes(notes: "Sequence[Note]", truncated_file: "Path | None" = None) ->
             typer.echo(f"  {note.path}: {note.cut_off}", err=True)
         if len(cut) > SHOWN:
             typer.echo(f"  … and {len(cut) - SHOWN} more", err=True)
+
+
+def tell_left_out(counts: Mapping[str, int]) -> None:
+    """Say which files of a folder were not taken, by suffix."""
+    from extract.suffixes import in_words
+
+    if counts:
+        typer.echo(f"left out: {in_words(counts)}, by their suffixes no media; a text list takes any file", err=True)
 
 
 def first_of(ids: Collection[str]) -> str:

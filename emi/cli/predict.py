@@ -34,11 +34,12 @@ def predict(
     allow_truncated: options.AllowTruncated = False,
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on."""
-    from emi.cli.media_notes import tell_notes
+    from emi.cli.media_notes import tell_left_out, tell_notes
     from emi.console import check_writable
     from emi.prediction import load
     from extract.failures import Failure
     from extract.settings import DecodeOptions
+    from extract.suffixes import left_out
     from train_head.errors import LabelError
     from train_head.labels import FILENAME
 
@@ -51,6 +52,8 @@ def predict(
     loaded = load(model, backbone=backbone, device=device, options=decoding)
     for note in loaded.notes:
         typer.echo(note, err=True)
+    for place in media:
+        tell_left_out(left_out(place))
     results = list(loaded.iterate(media))
     tell_notes(loaded.media_notes)
     failures = [result for result in results if isinstance(result, Failure)]
