@@ -216,7 +216,8 @@ def extract(
             fill(planned, settings, summary.cache, summary.stats, on_result)
     finally:
         summary.failures_file = write_failures(summary.cache, summary.failures, {*planned.present, *tried})
-        summary.truncated_file = write_truncated(summary.cache, summary.truncated, tried)
+        used = tried - {failure.id for failure in summary.failures}
+        summary.truncated_file = write_truncated(summary.cache, summary.truncated, used)
     return summary
 
 

@@ -103,6 +103,8 @@ def extract(
     def on_plan(plan: "ExtractPlan") -> None:
         nonlocal progress
         tell_left_out(plan.left_out)
+        if plan.refresh:
+            _show_changed(plan.changed, refresh=True)
         if plan.todo:
             _show_plan(plan, cache, settings.resolved_device().type)
             progress = Progress(plan.todo, "extracting", stats.waiting).__enter__()

@@ -9,6 +9,8 @@ from emi.end_to_end.settings import FinetuneSettings
 from extract.media import decode
 from extract.settings import DecodeOptions
 from extract.sources import Source, find_media
+from train_head.errors import RunFolderError
+from train_head.run_folder import prepare_folder
 
 
 def write(path, samples, rate, kind="<i2"):
@@ -167,3 +169,13 @@ def test_settings_of_decoding_are_recorded_only_where_they_are_given():
     given = FinetuneSettings(track=2, allow_truncated=True)
     assert given.decoding == DecodeOptions(track=2, allow_truncated=True)
     assert FinetuneSettings(**given.to_toml()) == given
+
+
+def test_a_run_from_before_the_decoder_had_a_version_resumes_where_the_sound_is_the_same(tmp_path):
+    now = {"data": {"audio_sha256": "a"}, "backbone": {"fingerprint": {"layer": "last", "decoder": 2}}}
+    before = {"data": {"audio_sha256": "a"}, "backbone": {"fingerprint": {"layer": "last"}}}
+    prepare_folder(tmp_path / "run", before)
+    prepare_folder(tmp_path / "run", now)
+    for other in ({"data": {"audio_sha256": "b"}}, {"backbone": {"fingerprint": {"layer": "first", "decoder": 2}}}):
+        with pytest.raises(RunFolderError, match="holds another run"):
+            prepare_folder(tmp_path / "run", now | other)
