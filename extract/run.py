@@ -102,13 +102,18 @@ class ExtractSummary:
     stats: PipelineStats = field(default_factory=PipelineStats)
     notes: list[str] = field(default_factory=list)
 
-    def note(self, note: Note | None) -> None:
-        """Take in what should be known of a clip; one that was cut off is listed at once, for a kill loses the rest."""
-        if note and note.track:
-            self.tracks.append(note)
-        if note and note.cut_off:
-            self.truncated.append(note)
-            self.truncated_file = write_truncated(self.cache, [note], [note.id])
+    def take(self, seconds: float, told: Failure | Note | None) -> None:
+        """Count a clip; one that was cut off is listed at once, for it is not tried again after a kill."""
+        if isinstance(told, Failure):
+            self.failures.append(told)
+            return
+        self.written += 1
+        self.seconds += 0.0 if math.isnan(seconds) else seconds
+        if told and told.track:
+            self.tracks.append(told)
+        if told and told.cut_off:
+            self.truncated.append(told)
+            self.truncated_file = write_truncated(self.cache, [told], [told.id])
 
 
 def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings: ExtractSettings) -> ExtractPlan:
@@ -194,12 +199,7 @@ def extract(
 
     def on_result(id: str, seconds: float, told: Failure | Note | None) -> None:
         tried.add(id)
-        if isinstance(told, Failure):
-            summary.failures.append(told)
-        else:
-            summary.written += 1
-            summary.seconds += 0.0 if math.isnan(seconds) else seconds
-            summary.note(told)
+        summary.take(seconds, told)
         if on_progress:
             on_progress(len(tried), planned.todo, min(settings.max_seconds, seconds))  # this order, for NaN
 

@@ -137,8 +137,8 @@ def _show_plan(plan: "ExtractPlan", cache: str, device: str) -> None:
 def _show_changed(changed: "Sequence[str]", *, refresh: bool) -> None:
     if changed:
         clips = "1 clip has" if len(changed) == 1 else f"{len(changed)} clips have"
-        what = "extracted again" if refresh else "left as they were; --refresh extracts them again"
-        typer.echo(f"{clips} other media than when extracted ({first_of(changed)}): {what}", err=True)
+        what = "extracted again" if refresh else "not extracted again without --refresh"
+        typer.echo(f"{clips} other media than in the cache ({first_of(changed)}): {what}", err=True)
 
 
 def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:

@@ -12,7 +12,8 @@ from emi.cli import options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from emi.prediction import Record
+    from emi.prediction import Model, Models, Record
+    from extract.failures import Failure
 
 EXAMPLE = "Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv"
 
@@ -34,12 +35,10 @@ def predict(
     allow_truncated: options.AllowTruncated = False,
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on."""
-    from emi.cli.media_notes import tell_left_out, tell_notes
     from emi.console import check_writable
     from emi.prediction import load
     from extract.failures import Failure
     from extract.settings import DecodeOptions
-    from extract.suffixes import left_out
     from train_head.errors import LabelError
     from train_head.labels import FILENAME
 
@@ -50,12 +49,7 @@ def predict(
     check_writable(csv_file, submission)
     decoding = DecodeOptions(track=track, allow_truncated=allow_truncated)
     loaded = load(model, backbone=backbone, device=device, options=decoding)
-    for note in loaded.notes:
-        typer.echo(note, err=True)
-    for place in media:
-        tell_left_out(left_out(place))
-    results = list(loaded.iterate(media))
-    tell_notes(loaded.media_notes)
+    results = _predict_all(loaded, media)
     failures = [result for result in results if isinstance(result, Failure)]
     records = sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
     for failure in failures:
@@ -71,6 +65,20 @@ def predict(
             raise
     if failures:
         raise typer.Exit(1)
+
+
+def _predict_all(model: "Model | Models", media: "Sequence[str]") -> "list[Record | Failure]":
+    """Predict, and say what should be known of the run and the media."""
+    from emi.cli.media_notes import tell_left_out, tell_notes
+    from extract.suffixes import left_out
+
+    for note in model.notes:
+        typer.echo(note, err=True)
+    for place in media:
+        tell_left_out(left_out(place))
+    results = list(model.iterate(media))
+    tell_notes(model.media_notes)
+    return results
 
 
 def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[str]") -> None:
