@@ -22,6 +22,7 @@ from cache.errors import CacheNotFoundError, DeriveError
 from cache.format import Clip, Header
 from cache.ids import match_ids
 from cache.reader import FeatureCache, open_cache
+from cache.transfer import refuse_other_media
 from cache.transform import Transform, training_set
 from cache.writer import CacheWriter
 
@@ -100,9 +101,11 @@ def derive(
         with CacheWriter(target, header, transform.to_arrays()) as writer:
             # another process may have made the cache meanwhile
             transform = (_stored_transform(target, header) if fitted else None) or transform
+            with open_cache(target) as present:
+                refuse_other_media(store, present)
             todo = [clip_id for clip_id in store.ids if clip_id not in writer.done]
             for clip in _reported(store, todo, "deriving", on_progress):
-                writer.add(transform.apply(clip))
+                writer.add(transform.apply(clip), store.medium(clip.id))
         return DeriveSummary(
             cache=os.fspath(target),
             header=header,

@@ -8,11 +8,18 @@ from cache.errors import ClipNameError
 
 DIGITS = 5
 MEDIA_SUFFIXES = frozenset(
-    ".3g2 .3gp .aac .ac3 .aif .aifc .aiff .alac .amr .ape .asf .au .avi .awb .caf .dv .f4v .flac .flv .gsm .m2ts .m4a "
-    ".m4b .m4v .mka .mkv .mov .mp2 .mp3 .mp4 .mpeg .mpg .mpga .mts .mxf .oga .ogg .ogv .opus .qt .ra .rm .snd .spx "
-    ".tta .ts .voc .vob .w64 .wav .wave .webm .weba .wma .wmv .wv".split()
+    # sound
+    ".wav .wave .bwf .rf64 .w64 .flac .mp3 .mp2 .mpa .mpga .ogg .oga .opus .spx .m4a .m4b .m4r .aac .adts .ac3 "
+    ".eac3 .ec3 .dts .aif .aiff .aifc .au .snd .caf .amr .awb .3ga .alac .gsm .mka .weba .wma .wv .ape .tta .tak .shn .voc "
+    ".sph .ra "
+    # films
+    ".mp4 .m4v .mov .qt .3gp .3g2 .mkv .mk3d .webm .avi .divx .wmv .asf .flv .f4v .ogv .ogm .ts .mts .m2ts .m2t .mpg "
+    ".mpeg .mpe .vob .mxf .nut .rm .rmvb .wtv .dv".split()
 )
-"""Endings that a name may carry and its clip id does not; any other ending is part of the name (`clip.v2`)."""
+"""Endings of media, which a name may carry and its clip id does not; any other is part of the name (`clip.v2`).
+
+Files with these endings are taken from a folder; whatever FFmpeg decodes may stand in a list.
+"""
 _PADDING = re.compile(r"(?:(?<=/)|^)0+(?=[0-9]+(?:/|$))")
 """Leading zeros of a part of a path that is a whole number."""
 

@@ -16,6 +16,7 @@ from cache.container import Container, NewSegment, StrPath, open_container
 from cache.errors import DamagedCacheError
 from cache.format import Array, Header
 from cache.index import LoadedIndex, SegmentIndex, pack, read_segment_index
+from cache.sources import REFRESHED, SOURCES, has_sources, read_sources
 from cache.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
 from cache.writer import new_segment, segment_name, write_errors
 
@@ -155,8 +156,20 @@ def joined(
     if header.vad_names:
         arrays["vad"] = JoinedRows(container, "vad", pieces, 3, np.dtype(np.float32))
         arrays["vad_pooled"] = JoinedRows(container, "vad_pooled", clip_pieces, 3, np.dtype(np.float32))
+    if any(has_sources(segment.attributes) for segment, _ in parts):
+        arrays[SOURCES] = np.concatenate([_sources(container, segment)[list(clips)] for segment, clips in parts])
     time_of_first = parts[0][0].name.partition("-")[0]
-    return new_segment(f"{time_of_first}-{segment_name().partition('-')[2]}", ids, arrays, header)
+    name = f"{time_of_first}-{segment_name().partition('-')[2]}"
+    refreshed = any(segment.attributes.get(REFRESHED) for segment, _ in parts)
+    return new_segment(name, ids, arrays, header, refreshed=refreshed)
+
+
+def _sources(container: Container, segment: SegmentIndex) -> Array:
+    """What a segment says of its media; nothing where that is damaged."""
+    try:
+        return read_sources(container, segment)
+    except Exception:  # a container may raise anything over damaged bytes
+        return np.zeros((len(segment.ids), 3), np.int64)
 
 
 class JoinedRows:

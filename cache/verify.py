@@ -11,6 +11,7 @@ from cache.errors import CacheNotFoundError
 from cache.format import Header, extras_crc32c
 from cache.gather import plan_runs, read_runs
 from cache.index import LoadedIndex, SegmentIndex, load_index, read_segment_index
+from cache.sources import read_sources
 
 Progress = Callable[[int, int, float], None]
 """Called with clips handled so far, clips in all, and the seconds of audio of those handled since the last call."""
@@ -90,7 +91,7 @@ def verify(path: StrPath, on_progress: Progress | None = None) -> Verification:
         for segment in found.segments:
             _verify_segment(container, header, segment, report, in_block=segment.name in covered)
             if on_progress:
-                on_progress(report.clips, total, float(segment.seconds.sum()))
+                on_progress(report.clips, total, float(np.nansum(segment.seconds)))
         return report
     finally:
         container.close()
@@ -143,6 +144,7 @@ def _problem_around(container: Container, header: Header, segment: SegmentIndex,
             own = read_segment_index(container, segment.name, fp.digest(header.fingerprint))
             if dict(own.attributes) != dict(segment.attributes):
                 return "its segment's attributes are not those it was written with"
+        read_sources(container, segment)
         problems = container.problems(segment)
     except Exception as error:  # a container may raise anything over damaged bytes
         return f"its segment's index: {error}"

@@ -1,7 +1,8 @@
 """From media to intensities with a trained run: the same path as extraction and training, without a cache."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,16 @@ import numpy as np
 from cache.container import StrPath
 from cache.derive import source_header
 from cache.errors import EmiError
-from cache.format import Clip
+from cache.format import Clip, Header
 from cache.paths import takes_paths
-from extract.backbones import identify
+from extract.backbones import Identity, identify
 from extract.clips import extract_clips
 from extract.errors import MediaListError
-from extract.failures import Failure
+from extract.failures import Failure, Note
 from extract.fill import load_extractor
 from extract.plan import windows
 from extract.run import make_header
-from extract.settings import ExtractSettings
+from extract.settings import DECODER, DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source, find_media, is_list
 from train_head.labels import FILENAME
 from train_head.model import TrainedHead, load_head, own_backbones
@@ -43,13 +44,27 @@ class Model:
         trained: from `train_head.model.load_head`.
         backbone: where the backbone is now, if not where it was when the features were made.
         device: "auto", "cpu" or "cuda".
+        options: what of each file is decoded; by default whole files, and the track that the run was trained on.
+
+    Attributes:
+        notes: sentences that a user should read.
+        media_notes: what should be known of the files of the last `iterate`, as far as it is: see `extract.failures`.
 
     Raises:
         StaleCacheError: the backbone's weights or configuration are not those the head was trained with.
     """
 
-    def __init__(self, trained: TrainedHead, *, backbone: str | None = None, device: str = "auto") -> None:
+    def __init__(
+        self,
+        trained: TrainedHead,
+        *,
+        backbone: str | None = None,
+        device: str = "auto",
+        options: DecodeOptions = DEFAULT,
+    ) -> None:
         self.trained = trained
+        self.notes: list[str] = []
+        self.media_notes: list[Note] = []
         self.names = trained.names
         extracted = trained.header if trained.transform is None else source_header(trained.header, trained.transform)
         made_with = extracted.fingerprint
@@ -64,13 +79,28 @@ class Model:
             precision=made_with["precision"],
             dtype=made_with["dtype"],
             device=device,
+            track=made_with.get("track"),
         )
         identity = identify(self._settings.backbone)
-        self._header = make_header(identity, self._settings, made_with["precision"])
+        self._header = self._header_for(identity, made_with)
         self._header.must_match(extracted, str(trained.folder))
+        self._options = options if options.track else replace(options, track=self._settings.track)
         self._small = identity.small
         self._device = self._settings.resolved_device()
         self._backbone = load_extractor(identity, self._settings, made_with["precision"]).backbone
+
+    def _header_for(self, identity: Identity, made_with: Mapping[str, Any]) -> Header:
+        """The header of the features computed here, with the decoder of the run; notes where that was another."""
+        header = make_header(identity, self._settings, made_with["precision"])
+        decoder = made_with.get("decoder", 1)
+        if decoder == DECODER:
+            return header
+        self.notes.append(
+            f"{self.trained.folder} was trained on sound from version {decoder} of emi's decoder, and this is version "
+            f"{DECODER}: files with late sound, gaps or several tracks are read differently, others are the same"
+        )
+        as_then = {key: value for key, value in header.fingerprint.items() if key != "decoder"}
+        return replace(header, fingerprint=as_then | ({} if decoder == 1 else {"decoder": decoder}))
 
     def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
         """Intensities of every clip, in order of id.
@@ -103,11 +133,15 @@ class Model:
             max_seconds=seconds,
             batch_seconds=batch_seconds,
             parallel_batches=parallel_batches,
+            options=self._options,
         )
+        self.media_notes = []
         for clip in clips:
             if isinstance(clip, Failure):
                 yield clip
             else:
+                if clip.note.track or clip.note.cut_off:
+                    self.media_notes.append(clip.note)
                 values = self.trained.predict(self._as_trained_on(clip))
                 yield {FILENAME: clip.id, **dict(zip(self.names, values.tolist(), strict=True))}
 
@@ -133,6 +167,12 @@ class Models:
     def __init__(self, members: Sequence[Model]) -> None:
         self._members = members
         self.names = members[0].names
+        self.notes = list(dict.fromkeys(note for member in members for note in member.notes))
+
+    @property
+    def media_notes(self) -> list[Note]:
+        """As those of `Model`."""
+        return self._members[0].media_notes
 
     def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
         """As `Model.predict`: the mean of the members' intensities."""
@@ -155,8 +195,16 @@ class Models:
 
 
 @takes_paths
-def load(run: StrPath, *, backbone: str | None = None, device: str = "auto") -> Model | Models:
+def load(
+    run: StrPath, *, backbone: str | None = None, device: str = "auto", options: DecodeOptions = DEFAULT
+) -> Model | Models:
     """Load a run folder for prediction.
+
+    Args:
+        run: the folder.
+        backbone: where the backbone is now, if it was moved.
+        device: "auto", "cpu" or "cuda".
+        options: what of each file is decoded.
 
     Raises:
         RunFolderError: it is no finished run.
@@ -164,8 +212,8 @@ def load(run: StrPath, *, backbone: str | None = None, device: str = "auto") -> 
     """
     members = own_backbones(run)
     if members:
-        return Models([Model(load_head(member), device=device) for member in members])
-    return Model(load_head(run), backbone=backbone, device=device)
+        return Models([Model(load_head(member), device=device, options=options) for member in members])
+    return Model(load_head(run), backbone=backbone, device=device, options=options)
 
 
 def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:

@@ -14,6 +14,7 @@ import numpy as np
 from extract.child import how_it_ended, start_child
 from extract.errors import MediaError
 from extract.media import Recording, read
+from extract.settings import DEFAULT, DecodeOptions
 
 
 class DecoderUnavailableError(Exception):
@@ -36,7 +37,7 @@ class Decoder:
             self._await_start()
         return self._started
 
-    def read(self, path: Path, max_seconds: float) -> Recording:
+    def read(self, path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Recording:
         """As `extract.media.read`.
 
         Raises:
@@ -45,11 +46,11 @@ class Decoder:
         """
         self._await_start()
         try:
-            self._connection.send((path, max_seconds))
+            self._connection.send((path, max_seconds, options))
         except ConnectionError:  # it died with nothing in hand
             self._restart()
             self._await_start()
-            self._connection.send((path, max_seconds))
+            self._connection.send((path, max_seconds, options))
         samples = np.empty(0, np.float32)
         try:
             reply = self._connection.recv()
@@ -62,8 +63,7 @@ class Decoder:
             raise MediaError(f"was being decoded when its process {ended}") from None
         if isinstance(reply, Exception):
             raise reply
-        _, rate, seconds = reply
-        return Recording(samples, rate, seconds)
+        return Recording(samples, *reply[1:])
 
     def close(self) -> None:
         """End the process."""
@@ -99,13 +99,14 @@ def main() -> None:
             _answer(connection, *connection.recv())
 
 
-def _answer(connection: Connection, path: Path, max_seconds: float) -> None:
+def _answer(connection: Connection, path: Path, max_seconds: float, options: DecodeOptions) -> None:
     try:
-        recording = read(path, max_seconds)
+        recording = read(path, max_seconds, options)
     except Exception as error:  # whatever one file does, the next can be read
         connection.send(error)
         return
-    connection.send((len(recording.samples), recording.rate, recording.seconds))
+    about = (recording.rate, recording.seconds, recording.track, recording.cut_off)
+    connection.send((len(recording.samples), *about))
     connection.send_bytes(recording.samples.view(np.uint8).data)
 
 

@@ -68,6 +68,7 @@ def run_ray(
             header=plan.header,
             identity=replace(plan.identity, source=_everywhere(plan.identity.source)),
             settings=_for_actors(ray, settings, resource),
+            refresh=plan.refresh,
         )
         takes = {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "max_restarts": 0, "max_concurrency": 2}
         lender = Lender(ray, ray.remote(**takes)(WindowFiller).remote, job, stats, on_result)
@@ -153,7 +154,7 @@ def _windows(plan: "ExtractPlan") -> list[Window]:
     """The windows in which something is left to do, with what is there of each."""
     there = [frozenset(source.id for source in window if source.id in plan.present) for window in plan.windows]
     return [
-        Window(number, window, done)
+        Window(number, window, done, plan.refresh.intersection(source.id for source in window))
         for number, (window, done) in enumerate(zip(plan.windows, there, strict=True))
         if len(done) < len(window)
     ]

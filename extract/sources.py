@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.errors import ClipNameError
-from cache.ids import clip_id, find_ids, refuse_repeated, stored_form, tidy, without_suffix
+from cache.ids import MEDIA_SUFFIXES, clip_id, find_ids, refuse_repeated, stored_form, tidy, without_suffix
 from cache.paths import at_home, is_utf8, readable
 from extract.errors import MediaListError
 
-SUFFIXES = frozenset(".wav .flac .mp3 .ogg .oga .opus .m4a .aac .mp4 .m4v .mov .mkv .webm .avi .wma .aif .aiff".split())
-"""Files with these suffixes are taken from a folder; whatever FFmpeg decodes may stand in a list."""
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 
 StrPath = str | os.PathLike[str]
@@ -66,7 +64,7 @@ def find_media(media: StrPath, media_root: StrPath | None = None) -> list[Source
     else:
         sources = [_source(place, place.parent)]
     if not sources:
-        raise MediaListError(f"{place} holds no media (looked for {' '.join(sorted(SUFFIXES))})")
+        raise MediaListError(f"{place} holds no media (looked for {' '.join(sorted(MEDIA_SUFFIXES))})")
     _refuse_clashes(sources)
     return sorted(sources)
 
@@ -96,7 +94,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def _is_media(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+    return Path(name).suffix.lower() in MEDIA_SUFFIXES and not name.startswith(".")
 
 
 def _source(path: Path, root: Path) -> Source:

@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import signal
-import sys
 import subprocess
+import sys
 import wave
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from warm_python import python
 
 import emi  # first, so that its OpenMP setting precedes torch
-from warm_python import python
 
 assert emi.__all__
 

@@ -1,15 +1,15 @@
 """A Python interpreter for tests that starts in milliseconds: it is forked from a process that has torch imported.
 
 Importing torch and transformers takes several seconds of a core, and hundreds of tests start a command in a process of
-its own. The server imports once and forks for each request; `warm_client` takes the place of `python`. It hands over its
-arguments, environment, folder and open files, passes SIGINT and SIGTERM on, and ends as the forked process ends, by the
-same signal where it was one; if it is killed, so is the forked process.
+its own. The server imports once and forks for each request; `warm_client` takes the place of `python`. It hands over
+its arguments, environment, folder and open files, passes SIGINT and SIGTERM on, and ends as the forked process ends, by
+the same signal where it was one; if it is killed, so is the forked process.
 
     [python(), "-m", "emi", "cache", "info", …]  in place of  [sys.executable, "-m", "emi", "cache", "info", …]
 
 Processes that such a process starts with `sys.executable`, such as those of `torchrun`, are forked too. It understands
-`-m MODULE`, `-c CODE`, a script, `-P` and `-W ACTION`, and passes over other options. Tests that are about starting an interpreter, or about
-settings that are read while torch is imported, start a real one.
+`-m MODULE`, `-c CODE`, a script, `-P` and `-W ACTION`, and passes over other options. Tests that are about starting an
+interpreter, or about settings that are read while torch is imported, start a real one.
 """
 
 import ast
@@ -39,9 +39,9 @@ PRELOADED = """emi.api emi.cli emi.prediction emi.end_to_end.trainer emi.end_to_
     train_head.sweep train_head.figures train_head.protocols extract.run extract.media
     extract.backbones.speech_transformers extract.backbones.silero extract.backbones.trainable_transformer cache.derive
     cache.exporting cache.importing transformers.models.wav2vec2.modeling_wav2vec2
-    transformers.models.hubert.modeling_hubert transformers.models.wavlm.modeling_wavlm torchaudio scipy.signal scipy.stats
-    matplotlib.figure matplotlib.backends.backend_svg optuna peft accelerate zarr h5py av
-    rich.progress rich.live"""
+    transformers.models.hubert.modeling_hubert transformers.models.wavlm.modeling_wavlm torchaudio scipy.signal
+    scipy.stats matplotlib.figure matplotlib.backends.backend_svg optuna peft accelerate zarr h5py av rich.progress
+    rich.live"""
 _FILES = 64
 _HIGH = 500
 """File descriptors from here on are out of the way of those that a process is given."""
@@ -65,7 +65,8 @@ def _start() -> None:
         (folder / name).write_text(f'#!/bin/sh\nexec {client} {more}"$@"\n')
         (folder / name).chmod(0o755)
     address, log = folder / "socket", folder / "log"
-    code = f"import sys; sys.path[:0] = {[str(here), *sys.path]!r}; import warm_python; warm_python.serve({str(address)!r})"
+    places = [str(here), *sys.path]
+    code = f"import sys; sys.path[:0] = {places!r}; import warm_python; warm_python.serve({str(address)!r})"
     with log.open("wb") as out:
         server = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     end = time.monotonic() + 200

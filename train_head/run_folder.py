@@ -197,6 +197,10 @@ def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
             flat |= {f"{key}.{inner}": content for inner, content in value.items()}
         else:
             flat[key] = value
+    if isinstance(
+        backbone := flat.get("backbone.fingerprint"), dict
+    ):  # data.audio_sha256 is of the decoded sound itself
+        flat["backbone.fingerprint"] = {name: field for name, field in backbone.items() if name != "decoder"}
     return {key: value for key, value in flat.items() if key not in _NOT_COMPARED}
 
 

@@ -72,6 +72,8 @@ def finetune(
         Path | None, typer.Option(help="Folder of the decoded audio, which runs may share [default: OUT-audio].")
     ] = None,
     media_root: options.MediaRoot = None,
+    track: options.Track = None,
+    allow_truncated: options.AllowTruncated = False,
     label_scale: options.LabelScale = None,
     skip_missing: options.SkipUnreadable = False,
     seeds: options.Seeds = None,
@@ -84,6 +86,7 @@ def finetune(
 
     On several machines: torchrun --nnodes … -m emi finetune …, or accelerate launch -m emi finetune ….
     """
+    from emi.cli.media_notes import tell_notes
     from emi.cli.telling import Telling
     from emi.console import Progress
     from emi.end_to_end import finetune as run_finetune
@@ -114,6 +117,8 @@ def finetune(
         "precision": precision,
         "device": device,
         "label_scale": label_scale,
+        "track": track,
+        "allow_truncated": allow_truncated or None,
     }
     settings, own = resolve_with_head(config, init_head, **(typed | read_assignments(more or ())))
     one = seeds is None and folds is None
@@ -139,6 +144,7 @@ def finetune(
             folds=folds,
             train_on_all=train_on_all,
             on_decode=decoding,
+            on_notes=tell_notes,
             on_run=telling.on_run,
             on_epoch=telling.on_epoch,
             on_note=(lambda note: typer.echo(note, err=True)) if first() else None,

@@ -10,6 +10,14 @@ MediaRoot = Annotated[Path | None, typer.Option(help="Where the paths of a CSV o
 Backbone = Annotated[str, typer.Option(help="silero, a Hugging Face id, or a local folder.")]
 Caches = Annotated[list[str], typer.Option(help="Feature cache; repeat it for clips spread over several.")]
 
+Track = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Audio track, counted from 1 [default: the one marked default, else the first]."),
+]
+AllowTruncated = Annotated[
+    bool, typer.Option("--allow-truncated", help="Use files that are cut off or damaged as far as they decode.")
+]
+
 Train = Annotated[Path, typer.Option(help="Label CSV of the training split.")]
 Valid = Annotated[Path, typer.Option(help="Label CSV of the validation split, by which runs are compared.")]
 BestEpochValid = Annotated[

@@ -12,7 +12,8 @@ from emi.cli import options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from emi.prediction import Record
+    from emi.prediction import Model, Models, Record
+    from extract.failures import Failure
 
 EXAMPLE = "Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv"
 
@@ -31,11 +32,14 @@ def predict(
     backbone: Annotated[str | None, typer.Option(help="Where the backbone is now, if it was moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     media_root: options.MediaRoot = None,
+    track: options.Track = None,
+    allow_truncated: options.AllowTruncated = False,
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on."""
     from emi.console import check_writable
     from emi.prediction import load
     from extract.failures import Failure
+    from extract.settings import DecodeOptions
     from train_head.errors import LabelError
     from train_head.labels import FILENAME
 
@@ -44,8 +48,9 @@ def predict(
     if template is not None and not template.is_file():
         raise LabelError(f"there is no template at {template}")
     check_writable(csv_file, submission)
-    loaded = load(model, backbone=backbone, device=device)
-    results = list(loaded.iterate(media, media_root))
+    decoding = DecodeOptions(track=track, allow_truncated=allow_truncated)
+    loaded = load(model, backbone=backbone, device=device, options=decoding)
+    results = _predict_all(loaded, media, media_root)
     failures = [result for result in results if isinstance(result, Failure)]
     records = sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
     for failure in failures:
@@ -61,6 +66,20 @@ def predict(
             raise
     if failures:
         raise typer.Exit(1)
+
+
+def _predict_all(model: "Model | Models", media: "Sequence[str]", media_root: Path | None) -> "list[Record | Failure]":
+    """Predict, and say what should be known of the run and the media."""
+    from emi.cli.media_notes import tell_left_out, tell_notes
+    from extract.suffixes import left_out
+
+    for note in model.notes:
+        typer.echo(note, err=True)
+    for place in media:
+        tell_left_out(left_out(place))
+    results = list(model.iterate(media, media_root))
+    tell_notes(model.media_notes)
+    return results
 
 
 def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[str]") -> None:

@@ -1,7 +1,7 @@
 """Labelled media as what runs are made from: decoded once, the backbone loaded anew for every run."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import TABLE, FinetuneSettings
 from emi.end_to_end.trainer import FinetuneTrainer
 from extract.backbones import Identity, Regularisation, load_trainable
+from extract.failures import Note
 from extract.run import make_header
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
@@ -29,6 +30,7 @@ from train_head.settings import TrainSettings
 from train_head.train import Inputs, read_split_labels
 
 OnDecode = Callable[[int, int, float], None]
+OnNotes = Callable[[Sequence[Note]], None]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,7 +65,10 @@ class DecodedMedia:
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         """See `Material`: of the backbone before it was trained."""
-        settings = ExtractSettings(backbone=self.identity.source, max_seconds=self.own.max_seconds, dtype="float32")
+        own = self.own
+        settings = ExtractSettings(
+            backbone=self.identity.source, max_seconds=own.max_seconds, dtype="float32", track=own.track or None
+        )
         return make_header(self.identity, settings, self.precision).fingerprint
 
     @property
@@ -151,6 +156,7 @@ def gather_media(
     skip_missing: bool = False,
     group_by: str | None = None,
     on_decode: OnDecode | None = None,
+    on_notes: OnNotes | None = None,
 ) -> Inputs:
     """Read the labels, find the media, decode what is not decoded yet.
 
@@ -164,6 +170,7 @@ def gather_media(
         skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
         group_by: as for `train_head.train.gather_inputs`.
         on_decode: called after each decoded clip.
+        on_notes: called with what should be known of the media, if there is something.
 
     Raises:
         LabelError: a label file is wrong, or clips are missing or unreadable; says how many and names the first five.
@@ -176,11 +183,11 @@ def gather_media(
     _refuse_missing(labels, places, material.root, skip_missing)
     sources = [places[clip] for clip in wanted if clip in places]
     processes, own = material.processes, material.own
-    how = (audio, sources, own.max_seconds, own.audio_dtype)
+    how = (audio, sources, own.max_seconds, own.audio_dtype, own.decoding)
     if processes.first:
         there = open_audio(*how)
-        if there is None or mended(there.failures, own.max_seconds):
-            decode_audio(*how, on_decode)
+        if there is None or mended(there.failures, own.max_seconds, own.decoding):
+            decode_audio(*how, on_progress=on_decode)
     processes.wait()
     found = open_audio(*how)
     if found is None and processes.first_here and not processes.first:  # a machine without the first one's disk
@@ -193,8 +200,11 @@ def gather_media(
         first = found.failures[0]
         raise LabelError(
             f"{len(found.failures)} of {len(sources)} clips cannot be read; the first, {first.path}, {first.reason}. "
-            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing"
+            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing "
+            "(or --allow-truncated, where they are only cut off)"
         )
+    if on_notes and found.notes:
+        on_notes(found.notes)
     splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
     used = sorted({clip for split in splits.values() for clip in split.labels.ids})
     material = replace(material, audio_sha256=found.sha256(used))

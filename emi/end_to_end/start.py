@@ -15,7 +15,7 @@ from cache.container import StrPath
 from cache.machine import give_freed_memory_back, keep_freed_memory
 from emi.end_to_end.depth import Depth
 from emi.end_to_end.helpers import helpers
-from emi.end_to_end.media import DecodedMedia, OnDecode, gather_media, regularisation
+from emi.end_to_end.media import DecodedMedia, OnDecode, OnNotes, gather_media, regularisation
 from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import FinetuneSettings, resolve
 from emi.end_to_end.sharding import check_sharding
@@ -52,6 +52,7 @@ def finetune(
     folds: int | None = None,
     train_on_all: bool = False,
     on_decode: OnDecode | None = None,
+    on_notes: OnNotes | None = None,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -78,6 +79,7 @@ def finetune(
         folds: likewise.
         train_on_all: likewise.
         on_decode: called after each decoded clip with clips done, of how many, and its seconds.
+        on_notes: called with what should be known of the media, if there is something.
         on_run: called before each of several runs.
         on_epoch: called with each epoch's record.
         on_note: called with a sentence on the checkpoint, where there is something to say.
@@ -110,7 +112,7 @@ def finetune(
         protocol={"seeds": seeds, "folds": folds, "train_on_all": train_on_all},
     )
     with helpers(own.processes, settings.device, work):
-        return work(on_decode=on_decode, on_run=on_run, on_epoch=on_epoch)
+        return work(on_decode=on_decode, on_notes=on_notes, on_run=on_run, on_epoch=on_epoch)
 
 
 def _work(
@@ -126,6 +128,7 @@ def _work(
     gathering: Mapping[str, Any],
     protocol: Mapping[str, Any],
     on_decode: OnDecode | None = None,
+    on_notes: OnNotes | None = None,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Outcome:
@@ -157,6 +160,7 @@ def _work(
         audio,
         settings.label_scale,
         on_decode=on_decode,
+        on_notes=on_notes if processes.first else None,
         **gathering,
     )
     with _own_folder(processes, out) as place:

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from warm_python import python
 
 ROOT = Path(__file__).parents[2]

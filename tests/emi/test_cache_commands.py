@@ -10,10 +10,10 @@ import zlib
 import numpy as np
 import pytest
 import zarr
+from warm_python import python
 
 from cache import CacheWriter, Clip, Header, open_cache
 from emi.cli import main
-from warm_python import python
 
 
 def emi(*arguments, code=0):

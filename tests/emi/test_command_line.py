@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from warm_python import python
 
 from cache import open_cache
 from emi.cli import app
-from warm_python import python
 
 CACHE_COMMANDS = "info verify repair compact convert merge derive import export"
 COMMANDS = [

@@ -83,3 +83,36 @@ def test_predict_takes_a_media_root(run, labelled, tmp_path):
     result = CliRunner().invoke(app, [*map(str, arguments), "--csv", str(tmp_path / "p.csv")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "p.csv").read_text().splitlines()[1].startswith("00030,")
+
+
+def test_a_run_from_before_the_decoder_had_a_version_predicts_and_says_so(run, labelled, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    text = config.read_text()
+    assert "decoder = 2\n" in text
+    config.write_text(text.replace("decoder = 2\n", ""))
+    model = emi.load(tmp_path / "run")
+    (note,) = model.notes
+    assert "version 1 of emi's decoder, and this is version 2" in note
+    clip = labelled / "audio" / "00030.wav"
+    assert model.predict(clip) == emi.load(run).predict(clip)
+    assert emi.load(run).notes == []
+
+
+def test_predict_takes_a_track_and_files_in_part(run, labelled, tmp_path):
+    from typer.testing import CliRunner
+
+    from emi.cli import app
+    from extract.settings import DecodeOptions
+
+    content = (labelled / "audio" / "00030.wav").read_bytes()
+    (tmp_path / "half.wav").write_bytes(content[: len(content) // 2])
+    arguments = ["predict", str(tmp_path / "half.wav"), "--model", str(run)]
+    assert CliRunner().invoke(app, arguments).exit_code == 1
+    shown = CliRunner().invoke(app, [*arguments, "--allow-truncated", "--csv", str(tmp_path / "p.csv")])
+    assert shown.exit_code == 0
+    assert "1 clip was used although cut off" in shown.output
+    with pytest.raises(UnreadableMediaError, match="has 1 audio track, and --track 2"):
+        emi.load(run, options=DecodeOptions(track=2)).predict(labelled / "audio" / "00030.wav")

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from warm_python import python
 
 from emi.end_to_end.helpers import HelperError
 from train_head.errors import TrainSettingsError
 from train_head.labels import read_labels
-from warm_python import python
 
 slow = pytest.mark.slow
 LOSSES = [pytest.param("mse", marks=slow), "0.5*ccc + 0.5*pearson", pytest.param("zero_inflated", marks=slow)]

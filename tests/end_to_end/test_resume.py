@@ -5,7 +5,6 @@ import signal
 import subprocess
 
 import pytest
-
 from warm_python import python
 
 RUN = """

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm_python import python
 
 from emi.end_to_end.trainer import FinetuneTrainer
 from train_head.labels import read_labels
-from warm_python import python
 
 RUN = """
 import json, os, signal, sys

@@ -9,11 +9,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from warm_python import python
 
 import emi
 import extract.plan
 from cache import open_cache
-from warm_python import python
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")

@@ -6,11 +6,11 @@ import subprocess
 import time
 
 import pytest
+from warm_python import python
 
 import emi
 import extract.plan
 from cache import open_cache
-from warm_python import python
 
 CHILD = """
 import os, signal, sys

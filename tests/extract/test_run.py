@@ -150,7 +150,7 @@ def test_the_fingerprint_names_everything_that_changes_a_number(made):
     with open_cache(made) as store:
         assert set(store.fingerprint) == {
             *("backbone", "weights_sha256", "config_sha256", "layer", "normalisation"),
-            *("sample_rate", "max_seconds", "resampler", "precision", "dtype"),
+            *("sample_rate", "max_seconds", "resampler", "decoder", "precision", "dtype"),
         }
         assert {"torch", "av", "emi", "python"} <= set(store.header.provenance)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.model_selection import KFold
+from warm_python import python
 
 import emi
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
@@ -21,7 +22,6 @@ from train_head.labels import read_labels
 from train_head.model import Ensemble, load_head
 from train_head.protocols import OnRun, run_protocol
 from train_head.settings import resolve_settings
-from warm_python import python
 
 QUICK = {"hidden": 4, "layers": 1, "epochs": 2, "lr": 3e-3, "precision": "fp32"}
 MEASURED = ("README.md", "metrics.jsonl", "last.pt")

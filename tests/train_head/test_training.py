@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm_python import python
 
 import emi
 from cache import CacheWriter, Clip, Header, StaleCacheError
@@ -23,7 +24,6 @@ from train_head.model import load_head
 from train_head.predictor import Predictor
 from train_head.settings import TrainSettings, read_assignments, resolve_settings
 from train_head.trainer import learning_rate
-from warm_python import python
 
 QUICK = {"hidden": 16, "epochs": 4, "lr": 3e-3, "precision": "fp32"}
 EVERYTHING = {

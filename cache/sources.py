@@ -1,0 +1,116 @@
+"""Which media the clips of a cache were made from, so that one that changes under the same id is noticed.
+
+A segment may hold an array `sources`, (clips, 3) int64: size of the medium in bytes, time of its last change in
+nanoseconds, and the first 64 bits of a BLAKE2b hash. Rows of zeros are not known. The segment's attribute
+`sources_crc32c` guards the array, and says that there is one; readers that do not know it pass over it.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.format import little_endian
+
+SOURCES, SOURCES_CRC32C = "sources", "sources_crc32c"
+REFRESHED = "refreshed"
+"""Attribute of a segment whose clips were extracted again: they count before those of the same ids elsewhere."""
+HASHED_BYTES = 1 << 20
+"""The hash is over the first and the last of so many bytes, and the size: one of a film costs no more than a clip's."""
+
+_UNKNOWN = (0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """A media file at the time when it was read.
+
+    Attributes:
+        size: bytes.
+        mtime_ns: time of its last change.
+        digest: of its content; see `HASHED_BYTES`.
+    """
+
+    size: int
+    mtime_ns: int
+    digest: int
+
+    def changed(self, path: Path) -> bool:
+        """Whether the file at `path` has another content; it is read only where its time differs and its size does not.
+
+        A file that is not there, or cannot be read, has not changed.
+        """
+        try:
+            there = path.stat()
+            if there.st_size != self.size:
+                return True
+            return there.st_mtime_ns != self.mtime_ns and content_digest(path, there.st_size) != self.digest
+        except OSError:
+            return False
+
+
+def medium_of(path: Path) -> Medium | None:
+    """Describe a media file; None where it cannot be read."""
+    try:
+        there = path.stat()
+        return Medium(there.st_size, there.st_mtime_ns, content_digest(path, there.st_size))
+    except OSError:
+        return None
+
+
+def content_digest(path: Path, size: int) -> int:
+    """Return the hash of a file's content as a signed 64-bit number."""
+    digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=8)
+    with path.open("rb") as file:
+        digest.update(file.read(HASHED_BYTES))
+        if size > HASHED_BYTES:
+            file.seek(max(HASHED_BYTES, size - HASHED_BYTES))
+            digest.update(file.read(HASHED_BYTES))
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def to_rows(media: Sequence[Medium | None]) -> NDArray[np.int64]:
+    """Lay media out as the array `sources`."""
+    rows = [_UNKNOWN if m is None else (m.size, m.mtime_ns, m.digest) for m in media]
+    return np.array(rows, np.int64).reshape(len(rows), 3)
+
+
+def from_row(row: NDArray[np.int64]) -> Medium | None:
+    """Read one row back; None where the medium is not known."""
+    size, mtime_ns, digest = row.tolist()
+    return Medium(size, mtime_ns, digest) if (size, mtime_ns, digest) != _UNKNOWN else None
+
+
+def sources_crc32c(rows: NDArray[np.int64]) -> int:
+    """Return the checksum that guards the array."""
+    return int(google_crc32c.value(little_endian(rows).tobytes()))
+
+
+def read_sources(container: Any, segment: Any) -> NDArray[np.int64]:
+    """Read the array of a segment; zeros where it has none.
+
+    Args:
+        container: of the cache.
+        segment: a `cache.index.SegmentIndex`.
+
+    Raises:
+        Exception: it is missing or damaged; a container may raise anything over damaged bytes.
+        ValueError: it does not match its checksum.
+    """
+    rows = np.zeros((len(segment.ids), 3), np.int64)
+    if not has_sources(segment.attributes):
+        return rows
+    container.read_into(segment, SOURCES, [0], [rows])
+    if sources_crc32c(rows) != segment.attributes[SOURCES_CRC32C]:
+        raise ValueError("its sources do not match their checksum")
+    return rows
+
+
+def has_sources(attributes: Mapping[str, Any]) -> bool:
+    """Whether a segment says what its clips were made from."""
+    return SOURCES_CRC32C in attributes
