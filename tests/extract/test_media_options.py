@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import emi
 from cache import StaleCacheError, open_cache
 from cache.fingerprint import differences
+from cache.ids import MEDIA_SUFFIXES
 from cache.transfer import transfer
 from cache.writer import CacheWriter
 from emi.cli import app
@@ -19,7 +20,7 @@ from extract.errors import ExtractSettingsError, MediaError
 from extract.media import decode
 from extract.settings import DecodeOptions
 from extract.sources import find_media
-from extract.suffixes import SUFFIXES, in_words, left_out
+from extract.suffixes import in_words, left_out
 
 DEFAULT = av.stream.Disposition.default
 
@@ -194,7 +195,7 @@ def test_the_version_of_the_decoder_is_compared_and_absent_is_the_first(tmp_path
 def test_every_media_suffix_is_taken_in_either_case_and_the_others_are_named(tmp_path):
     wanted = ".mka .3gp .amr .ts .flv .au .caf .aac .aiff .mts .m2ts .mpg .mpeg .3g2 .m4b .mp2 .ac3 .w64 .rf64 .wv .ape"
     wanted += " .tta .spx .gsm .wav .mp4 .webm .opus"
-    assert set(wanted.split()) <= SUFFIXES
+    assert set(wanted.split()) <= MEDIA_SUFFIXES
     for i, suffix in enumerate(wanted.split()):
         (tmp_path / f"a{i}{suffix}").touch()
         (tmp_path / f"b{i}{suffix.upper()}").touch()
