@@ -10,8 +10,8 @@ DIGITS = 5
 MEDIA_SUFFIXES = frozenset(
     # sound
     ".wav .wave .bwf .rf64 .w64 .flac .mp3 .mp2 .mpa .mpga .ogg .oga .opus .spx .m4a .m4b .m4r .aac .adts .ac3 "
-    ".eac3 .ec3 .dts .aif .aiff .aifc .au .snd .caf .amr .awb .3ga .alac .gsm .mka .weba .wma .wv .ape .tta .tak .shn .voc "
-    ".sph .ra "
+    ".eac3 .ec3 .dts .aif .aiff .aifc .au .snd .caf .amr .awb .3ga .alac .gsm .mka .weba .wma .wv .ape .tta .tak .shn "
+    ".voc .sph .ra "
     # films
     ".mp4 .m4v .mov .qt .3gp .3g2 .mkv .mk3d .webm .avi .divx .wmv .asf .flv .f4v .ogv .ogm .ts .mts .m2ts .m2t .mpg "
     ".mpeg .mpe .vob .mxf .nut .rm .rmvb .wtv .dv".split()

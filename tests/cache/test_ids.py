@@ -6,7 +6,6 @@ import pytest
 
 from cache.errors import ClipNameError
 from cache.ids import MEDIA_SUFFIXES, match_ids, without_suffix
-from extract.sources import SUFFIXES
 
 NFC, NFD = (unicodedata.normalize(form, "josé") for form in ("NFC", "NFD"))
 
@@ -102,7 +101,3 @@ def test_what_is_called_by_its_id_is_not_taken_by_another_name():
 
 def test_the_order_of_the_names_stays():
     assert match_ids(["c", "2", "a.wav"], {"a": 0, "002": 0, "c": 0}) == ["c", "002", "a"]
-
-
-def test_every_suffix_that_a_folder_is_searched_for_is_one_that_a_name_may_carry():
-    assert SUFFIXES <= MEDIA_SUFFIXES

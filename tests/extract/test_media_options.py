@@ -1,6 +1,7 @@
 """Which track, files in part, which files of a folder: said, listed, and in the fingerprint where they must be."""
 
 import csv
+import os
 from fractions import Fraction
 
 import av
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 import emi
 from cache import StaleCacheError, open_cache
 from cache.fingerprint import differences
+from cache.ids import MEDIA_SUFFIXES
 from cache.transfer import transfer
 from cache.writer import CacheWriter
 from emi.cli import app
@@ -19,7 +21,7 @@ from extract.errors import ExtractSettingsError, MediaError
 from extract.media import decode
 from extract.settings import DecodeOptions
 from extract.sources import find_media
-from extract.suffixes import SUFFIXES, in_words, left_out
+from extract.suffixes import in_words, left_out
 
 DEFAULT = av.stream.Disposition.default
 
@@ -194,7 +196,7 @@ def test_the_version_of_the_decoder_is_compared_and_absent_is_the_first(tmp_path
 def test_every_media_suffix_is_taken_in_either_case_and_the_others_are_named(tmp_path):
     wanted = ".mka .3gp .amr .ts .flv .au .caf .aac .aiff .mts .m2ts .mpg .mpeg .3g2 .m4b .mp2 .ac3 .w64 .rf64 .wv .ape"
     wanted += " .tta .spx .gsm .wav .mp4 .webm .opus"
-    assert set(wanted.split()) <= SUFFIXES
+    assert set(wanted.split()) <= MEDIA_SUFFIXES
     for i, suffix in enumerate(wanted.split()):
         (tmp_path / f"a{i}{suffix}").touch()
         (tmp_path / f"b{i}{suffix.upper()}").touch()
@@ -207,6 +209,8 @@ def test_every_media_suffix_is_taken_in_either_case_and_the_others_are_named(tmp
     assert left_out(tmp_path) == {".txt": 2, ".csv": 1, "without suffix": 1, ".xyz": 1}
     assert in_words(left_out(tmp_path)).startswith("5 files (.txt 2, ")
     assert left_out(tmp_path / "labels.csv") == {}
+    (tmp_path / os.fsdecode(b"clip.x\xe0z")).touch()
+    in_words(left_out(tmp_path)).encode()  # can be printed, whatever the name
 
 
 def test_what_is_left_out_of_a_folder_is_said(tmp_path, media):
