@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cache.format import Clip
+from cache.paths import readable
 from cache.sources import Medium
 from extract.backbones.protocol import Backbone
 from extract.failures import Failure, Note
@@ -102,7 +103,7 @@ class BatchComputer:
                 None if vad is None else vad[i].numpy(),
                 None if pooled is None else pooled[i].numpy(),
                 waveform.seconds,
-                Note(source.id, str(source.path), waveform.track, waveform.cut_off),
+                Note(source.id, readable(str(source.path)), waveform.track, waveform.cut_off),
                 waveform.medium,
             )
             for i, (source, waveform) in enumerate(clips)

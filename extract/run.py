@@ -128,21 +128,20 @@ def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings:
     _refuse_to_share(cache, settings)
     sources = find_media(media, settings.media_root)
     identity = identify(settings.backbone)
-    stored, done, changed_ids = None, frozenset[str](), set[str]()
+    index, count = settings.shard_numbers()
+    share = windows(sources, settings.max_seconds)[index::count]
+    stored, done, changed = None, frozenset[str](), list[str]()
     if container.read_attributes() is not None:
         with open_cache(cache) as store:
             stored, done = store.header, frozenset(store.ids)
-            sources = _called_as_stored(sources, done)
-            changed_ids = {source.id for source in sources if _changed(source, store)}
+            share = windows(_called_as_stored(sources, done), settings.max_seconds)[index::count]
+            changed = [source.id for window in share for source in window if _changed(source, store)]
     container.close()
     in_cache = stored.fingerprint.get("precision") if stored else None
     precision, reason = settings.resolved_precision(identity.precisions, in_cache)
     header = make_header(identity, settings, precision)
     if stored:
         header.must_match(stored, os.fspath(cache))
-    index, count = settings.shard_numbers()
-    share = windows(sources, settings.max_seconds)[index::count]
-    changed = [source.id for window in share for source in window if source.id in changed_ids]
     refresh = frozenset(changed) if settings.refresh else frozenset[str]()
     return ExtractPlan(
         windows=share,

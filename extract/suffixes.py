@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cache.ids import MEDIA_SUFFIXES
-from cache.paths import at_home
+from cache.paths import at_home, readable
 
 
 def left_out(media: str | os.PathLike[str]) -> dict[str, int]:
@@ -15,7 +15,7 @@ def left_out(media: str | os.PathLike[str]) -> dict[str, int]:
     for _, folders, files in os.walk(at_home(os.fspath(media))):
         folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(".zarr")]
         found.update(
-            suffix or "without suffix"
+            readable(suffix) or "without suffix"
             for name in files
             if not name.startswith(".") and (suffix := Path(name).suffix.lower()) not in MEDIA_SUFFIXES
         )

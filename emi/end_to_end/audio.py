@@ -167,7 +167,7 @@ def _decode_locked(
                 entry = {"start": arena.total, "samples": len(decoded.samples), "file": _identity(source.path)}
                 clips[source.id] = entry | {"crc32c": google_crc32c.value(decoded.samples.tobytes())}
                 if decoded.track or decoded.cut_off:
-                    notes.append(Note(source.id, str(source.path), decoded.track, decoded.cut_off))
+                    notes.append(Note(source.id, readable(str(source.path)), decoded.track, decoded.cut_off))
                     clips[source.id] |= {"note": {"track": decoded.track, "cut_off": decoded.cut_off}}
                 arena.append(decoded.samples)
             if on_progress:

@@ -1,6 +1,7 @@
 """Which track, files in part, which files of a folder: said, listed, and in the fingerprint where they must be."""
 
 import csv
+import os
 from fractions import Fraction
 
 import av
@@ -208,6 +209,8 @@ def test_every_media_suffix_is_taken_in_either_case_and_the_others_are_named(tmp
     assert left_out(tmp_path) == {".txt": 2, ".csv": 1, "without suffix": 1, ".xyz": 1}
     assert in_words(left_out(tmp_path)).startswith("5 files (.txt 2, ")
     assert left_out(tmp_path / "labels.csv") == {}
+    (tmp_path / os.fsdecode(b"clip.x\xe0z")).touch()
+    in_words(left_out(tmp_path)).encode()  # can be printed, whatever the name
 
 
 def test_what_is_left_out_of_a_folder_is_said(tmp_path, media):
