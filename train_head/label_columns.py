@@ -79,7 +79,7 @@ def read_numbers(table: Table, columns: Sequence[int]) -> NDArray[np.float64]:
         (rows, columns) float64.
 
     Raises:
-        LabelError: a cell is no finite number, or it cannot be known which number it is; names it.
+        LabelError: a cell is not a finite number, or could be read as two numbers; names it.
     """
     values = np.empty((len(table.rows), len(columns)))
     simple = [_simple(table, column) for column in columns]

@@ -58,7 +58,7 @@ class LabelFormat(LabelColumns):
             the labels' own scale.
 
     Raises:
-        LabelError: either is none, or both are given.
+        LabelError: either is not valid, or both are given.
     """
 
     scale: float = 1.0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def say_labels(train: Path, form: "LabelFormat") -> None:
-    """Say before a training what is trained on: the targets, and the columns that are none.
+    """Say before a training what is trained on: the targets, and the columns that are ignored.
 
     Args:
         train: label CSV of the training split.

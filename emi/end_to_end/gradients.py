@@ -1,6 +1,6 @@
 """Gradients of the loss over a whole batch, however many pieces it is computed in and processes share it.
 
-A loss that is a mean over labels is the mean of the pieces' losses, each by its share of the labels that are there.
+A loss that is a mean over labels is the mean of the pieces' losses, each by its share of the labels that are present.
 One that compares clips (CCC, Pearson) is computed from the outputs of all pieces together, and its gradient by those
 outputs sent back through each piece, which is computed a second time for it (Gao et al. 2021, "Scaling deep
 contrastive learning batch size under memory limited setup"): a third more time than keeping all, and the same
