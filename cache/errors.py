@@ -54,3 +54,7 @@ class ClipNameError(CacheError, ValueError):
 
 class NoHomeError(EmiError, RuntimeError):
     """A path starts with `~`, and the user has no home folder."""
+
+
+class TableError(EmiError, ValueError):
+    """A CSV cannot be read as a table."""

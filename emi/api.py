@@ -11,6 +11,7 @@ from extract import run as extract_run
 from extract.run import ExtractSummary
 from extract.settings import ExtractSettings
 from train_head.errors import RunFolderError
+from train_head.label_format import label_columns
 from train_head.protocols import PAPER_ROWS, Ablation, ProtocolResult, Row, read_rows, rows_settings, run_protocol
 from train_head.protocols import ablate as run_ablation
 from train_head.settings import resolve_settings
@@ -50,6 +51,8 @@ def train_head(
     test: StrPath | None = None,
     config: StrPath | None = None,
     skip_missing: bool = False,
+    targets: str | Sequence[str] | None = None,
+    rater: str | None = None,
     group_by: str | None = None,
     seeds: int | None = None,
     folds: int | None = None,
@@ -66,12 +69,16 @@ def train_head(
         test: CSV of a third split to predict.
         config: TOML file of settings.
         skip_missing: leave out labelled clips that the cache does not hold.
+        targets: columns of the labels to predict, in this order; by default every column of numbers.
+        rater: column of the labels that names the rater, where clips have a row for each of several; their mean is
+            trained on.
         group_by: column of the labels, or regular expression on Filename, that says who speaks: splits and folds share
             no group, and intervals resample groups.
         seeds: train so many runs, with seed, seed + 1, …, in out/seed-0, …; `emi.load(out)` averages them.
         folds: cut the clips of train and valid into so many folds and predict each by a run that did not see it.
         train_on_all: afterwards train on train and valid for the best epoch count, in out/all.
-        **settings: fields of `train_head.settings.TrainSettings` (lr, epochs, seed, …) or options of the head (hidden).
+        **settings: fields of `train_head.settings.TrainSettings` (lr, epochs, seed, label_range, …) or options of the
+            head (hidden).
 
     Returns:
         A `TrainResult`, or with seeds or folds a `ProtocolResult`; both have folder, report, test_report and skipped.
@@ -87,7 +94,7 @@ def train_head(
         resolve_settings(config, **settings),
         test=test,
         skip_missing=skip_missing,
-        group_by=group_by,
+        columns=label_columns(targets, rater, group_by),
         seeds=seeds,
         folds=folds,
         train_on_all=train_on_all,
@@ -105,6 +112,8 @@ def ablate(
     seeds: int = 3,
     config: StrPath | None = None,
     skip_missing: bool = False,
+    targets: str | Sequence[str] | None = None,
+    rater: str | None = None,
     group_by: str | None = None,
     **settings: Any,
 ) -> Ablation:
@@ -119,7 +128,7 @@ def ablate(
         seeds: runs per row.
         config: TOML file of the settings that the rows have in common.
         skip_missing: leave out labelled clips that the cache does not hold.
-        group_by: as for `train_head`.
+        targets, rater, group_by: as for `train_head`.
         **settings: as for `train_head`; an option of a head goes to the rows whose head has it.
 
     Raises:
@@ -128,8 +137,8 @@ def ablate(
     chosen = PAPER_ROWS if rows is None else read_rows(rows) if isinstance(rows, str | os.PathLike) else rows
     resolved = rows_settings(chosen, config, **settings)
     files = {"train": train, "valid": valid}
-    scale = resolved[0][1].label_scale
-    inputs = gather_inputs(cache, files, scale, skip_missing=skip_missing, group_by=group_by)
+    form = resolved[0][1].label_format(label_columns(targets, rater, group_by))
+    inputs = gather_inputs(cache, files, form, skip_missing=skip_missing)
     return run_ablation(inputs, out, resolved, seeds)
 
 
@@ -143,6 +152,8 @@ def sweep(
     *,
     config: StrPath | None = None,
     skip_missing: bool = False,
+    targets: str | Sequence[str] | None = None,
+    rater: str | None = None,
     group_by: str | None = None,
     **settings: Any,
 ) -> "SweepResult":
@@ -158,7 +169,7 @@ def sweep(
         space: TOML file of what is tried; see `train_head.sweep.space`.
         config: TOML file of the settings that the space does not name.
         skip_missing: leave out labelled clips that the cache does not hold.
-        group_by: as for `train_head`.
+        targets, rater, group_by: as for `train_head`.
         **settings: fields of `train_head.sweep.SweepSettings` (trials, jobs, pool, top, seeds, …), and settings of
             every trial that the space does not name, as for `train_head`.
 
@@ -172,7 +183,8 @@ def sweep(
     how = SweepSettings(**{key: value for key, value in settings.items() if key in names})
     own = {key: value for key, value in settings.items() if key not in names}
     found = space if isinstance(space, Space) else read_space(space, config, **own)
-    return run_sweep(cache, train, valid, out, found, how, skip_missing=skip_missing, group_by=group_by)
+    columns = label_columns(targets, rater, group_by)
+    return run_sweep(cache, train, valid, out, found, how, skip_missing=skip_missing, columns=columns)
 
 
 @takes_paths
@@ -189,6 +201,8 @@ def finetune(
     audio: StrPath | None = None,
     media_root: StrPath | None = None,
     skip_missing: bool = False,
+    targets: str | Sequence[str] | None = None,
+    rater: str | None = None,
     group_by: str | None = None,
     seeds: int | None = None,
     folds: int | None = None,
@@ -209,7 +223,7 @@ def finetune(
         audio: folder of the decoded audio, which runs may share.
         media_root: where the paths of a CSV or list start.
         skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
-        group_by: as for `train_head`.
+        targets, rater, group_by: as for `train_head`.
         seeds: as for `train_head`.
         folds: as for `train_head`.
         train_on_all: as for `train_head`.
@@ -236,7 +250,7 @@ def finetune(
         audio=audio,
         media_root=media_root,
         skip_missing=skip_missing,
-        group_by=group_by,
+        columns=label_columns(targets, rater, group_by),
         seeds=seeds,
         folds=folds,
         train_on_all=train_on_all,
@@ -244,7 +258,18 @@ def finetune(
 
 
 @takes_paths
-def table1(media: StrPath, train: StrPath, valid: StrPath, out: StrPath, *, backbone: str, **settings: Any) -> "Table1":
+def table1(
+    media: StrPath,
+    train: StrPath,
+    valid: StrPath,
+    out: StrPath,
+    *,
+    backbone: str,
+    targets: str | Sequence[str] | None = None,
+    rater: str | None = None,
+    group_by: str | None = None,
+    **settings: Any,
+) -> "Table1":
     """Run the paper's Table 1 for audio on any data, resumable row by row.
 
     Args:
@@ -253,6 +278,7 @@ def table1(media: StrPath, train: StrPath, valid: StrPath, out: StrPath, *, back
         valid: label CSV of the validation split.
         out: folder; gets one folder of seeds per row, table1.csv, table1.md and table1.svg.
         backbone: name, Hugging Face id or folder.
+        targets, rater, group_by: as for `train_head`.
         **settings: see `emi.end_to_end.table1.table1`.
 
     Raises:
@@ -260,7 +286,8 @@ def table1(media: StrPath, train: StrPath, valid: StrPath, out: StrPath, *, back
     """
     from emi.end_to_end.table1 import table1 as run_table
 
-    return run_table(media, train, valid, out, backbone=backbone, **settings)
+    columns = label_columns(targets, rater, group_by)
+    return run_table(media, train, valid, out, backbone=backbone, columns=columns, **settings)
 
 
 def _needed(out: StrPath | None) -> StrPath:

@@ -66,6 +66,7 @@ class Model:
         self.notes: list[str] = []
         self.media_notes: list[Note] = []
         self.names = trained.names
+        self.label_range = trained.label_range
         extracted = trained.header if trained.transform is None else source_header(trained.header, trained.transform)
         made_with = extracted.fingerprint
         if "weights_sha256" not in made_with:
@@ -110,7 +111,7 @@ class Model:
             media_root: where the paths of list files start; each one's own folder by default.
 
         Returns:
-            One record per clip: its id as `Filename`, and a float per target (not clipped to [0, 1]).
+            One record per clip: its id as `Filename`, and a float per target (on the labels' scale, not clipped to it).
 
         Raises:
             UnreadableMediaError: a file cannot be read; `iterate` carries on over those.
@@ -168,6 +169,7 @@ class Models:
         self._members = members
         self.names = members[0].names
         self.notes = list(dict.fromkeys(note for member in members for note in member.notes))
+        self.label_range = members[0].label_range
 
     @property
     def media_notes(self) -> list[Note]:

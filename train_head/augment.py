@@ -54,7 +54,7 @@ def augment(
     Args:
         frames: (batch, frames, dim) float32, zero behind each clip's end, time-major in memory or not; left as it is.
         lengths: (batch,) int64, at least 1; left as it is.
-        targets: (batch, targets) float32; left as it is.
+        targets: (batch, targets) float32, NaN where a label is missing; left as it is.
         settings: what is done.
         generator: where all chance comes from, on the device of `frames`.
 
@@ -86,6 +86,7 @@ def _mix(
     """Mix each clip with another one, stretched to its length, and the labels likewise (Zhang et al., ICLR 2018).
 
     The clip's own share is the larger one (as in MixMatch, NeurIPS 2019), since its partner's timing is distorted.
+    A mixed label is missing where either is: half of it would be a guess.
     """
     batch = len(lengths)
     around = torch.randperm(batch, generator=generator, device=lengths.device)

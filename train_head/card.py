@@ -11,6 +11,7 @@ from train_head import run_folder
 from train_head.errors import LabelError
 from train_head.heads import head_options
 from train_head.intervals import Intervals, bootstrap
+from train_head.label_format import range_text
 from train_head.labels import read_labels
 from train_head.metrics import Report
 from train_head.predictor import Predictor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 PAPER_BACKBONE = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
 """Of arXiv 2403.11879, section 3."""
-OF_THE_MACHINE = frozenset({"seed", "device", "precision", "label_scale"})
+OF_THE_MACHINE = frozenset({"seed", "device", "precision", "label_scale", "label_range"})
 """Settings in which a run does not depart from the paper."""
 FEW_CLIPS = 100
 
@@ -66,6 +67,7 @@ def model_card(
     fingerprint = material.fingerprint
     minutes = {name: int(split.lengths.sum()) * material.row_seconds / 60 for name, split in splits.items()}
     rows = [f"| {n} | {len(s)} of {len(labels[n])} | {minutes[n]:.1f} |" for n, s in splits.items()]
+    scale = range_text(settings.label_range)
     made = f"\n{material.note}\n" if material.note else ""
     watched = any(record["valid_pearson"] for record in result.history)
     chosen = "was best by mean validation Pearson" if watched else "is kept, chosen by no clip"
@@ -76,7 +78,7 @@ def model_card(
         test = f"\n## Test\n\n{table}\n{_picture(result, 'scatter_test', 'Test labels and predictions')}"
     return f"""# Head `{settings.head}` for {", ".join(result.report.names)}
 
-Predicts intensities in [0, 1] of a clip from features of `{fingerprint["backbone"]}`{_made(fingerprint)}.
+Predicts intensities in {scale} of a clip from features of `{fingerprint["backbone"]}`{_made(fingerprint)}.
 {made}
 | split | clips | minutes |
 |---|---|---|
@@ -93,7 +95,7 @@ epoch {result.best_epoch} of {settings.stop_after or settings.epochs} {chosen}. 
 ## Validation
 
 {optimistic if watched else "These clips chose nothing in training."}
-{metric_table(result.report, intervals.get("valid"))}
+{metric_table(result.report, intervals.get("valid"))}{_raters(result)}
 {_picture(result, "scatter_valid", "Validation labels and predictions")}{test}
 ## Use
 
@@ -123,7 +125,7 @@ def departures(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
     ours: dict[str, tuple[Any, Any]] = {}
     for key, value in settings.to_toml().items():
         inner = {f"{key}.{k}": (v, paper[key].get(k)) for k, v in value.items()} if isinstance(value, dict) else {}
-        ours |= inner or {key: (value, paper[key])}
+        ours |= inner or {key: (value, paper.get(key))}
     return {key: pair for key, pair in ours.items() if pair[0] != pair[1] and key not in OF_THE_MACHINE}
 
 
@@ -171,15 +173,21 @@ def _machine(settings: TrainSettings, result: "TrainResult") -> str:
 
 def _limits(inputs: "Inputs", result: "TrainResult", intervals: Mapping[str, Intervals]) -> str:
     report, fingerprint = result.report, inputs.material.fingerprint
-    zeros = (inputs.splits["train"].labels.values == 0).mean()
+    labels = inputs.splits["train"].labels
+    present = labels.values[~np.isnan(labels.values)]
+    low = labels.range[0]
+    missing = f", and {labels.values.size - present.size} are missing" if present.size < labels.values.size else ""
     lines = [
         "Intensities describe how strongly an emotion is *shown*; they say nothing about what a person feels. Decide "
         "nothing about a person by them.",
         "What it does on other languages, cultures, ages, microphones or rooms than those of the training clips is not "
         "measured.",
-        f"{100 * zeros:.0f} % of the training labels are 0; predictions are not clipped, and may lie outside [0, 1].",
+        f"{100 * (present == low).mean():.0f} % of the training labels are {low:g}{missing}; predictions are not "
+        f"clipped, and may lie outside {range_text(labels.range)}.",
         "The licence of the backbone's weights applies to what is made with them.",
     ]
+    if labels.unlabelled:
+        lines.append(f"{labels.unlabelled} training clips have no label, and were left out.")
     if inputs.overlap:
         lines.append(f"{inputs.overlap}.")
     if "max_seconds" in fingerprint:
@@ -192,6 +200,10 @@ def _limits(inputs: "Inputs", result: "TrainResult", intervals: Mapping[str, Int
         names = ", ".join(report.undefined)
         lines.append(f"Pearson is undefined for {names} (constant labels or predictions), and not in the mean.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _raters(result: "TrainResult") -> str:
+    return f"\n\n### Raters\n\n{result.agreement.markdown(result.report)}" if result.agreement else ""
 
 
 def _picture(result: "TrainResult", name: str, what: str) -> str:

@@ -1,6 +1,6 @@
 """Two runs on the same clips: which is better, and could that be chance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from cache.container import StrPath
 from train_head.errors import LabelError
 from train_head.intervals import Difference, paired_bootstrap
+from train_head.label_format import UNIT, LabelFormat, label_format, recorded_format
 from train_head.labels import Labels, read_labels
 from train_head.run_folder import file_sha256, read_config_file
 from train_head.scoring import align, match_rows
@@ -53,8 +54,7 @@ class _Side:
     predictions: Labels
     labels: Path | None = None
     sha256: str | None = None
-    scale: float | None = None
-    group_by: str | None = None
+    form: LabelFormat | None = None
 
 
 def compare(
@@ -64,6 +64,9 @@ def compare(
     split: str = "valid",
     labels: StrPath | None = None,
     label_scale: float | None = None,
+    label_range: str | Sequence[float] | None = None,
+    targets: str | Sequence[str] | None = None,
+    rater: str | None = None,
     group_by: str | None = None,
     resamples: int = 2000,
     seed: int = 0,
@@ -75,7 +78,8 @@ def compare(
         b: run folder or prediction CSV.
         split: which predictions of a run folder: "valid" or "test".
         labels: label CSV; by default the one that the runs record, if it is unchanged.
-        label_scale: the labels are divided by it; by default what the runs record, or 1.
+        label_scale, label_range, targets, rater: how the labels are read, as of `LabelFormat`; by default as the runs
+            record it.
         group_by: column of the labels, or regular expression on Filename; whole groups are resampled. By default what
             the runs record.
         resamples: how many.
@@ -89,9 +93,14 @@ def compare(
     one, other = _side(a, split), _side(b, split)
     _same_clips(one.predictions, other.predictions)
     place = Path(labels) if labels is not None else _recorded_labels(one, other, split)
-    scale = next((s for s in (label_scale, one.scale, other.scale) if s is not None), 1.0)
-    grouping = next((g for g in (group_by, one.group_by, other.group_by) if g is not None), None)
-    truth = read_labels(place, scale, group_by=grouping)
+    given = {
+        "label_scale": label_scale,
+        "label_range": label_range,
+        "targets": targets,
+        "rater": rater,
+        "group_by": group_by,
+    }
+    truth = read_labels(place, _format(one, other, {key: value for key, value in given.items() if value is not None}))
     if not truth.names:
         raise LabelError(f"{place} has no target columns beside Filename, so there is nothing to compare on")
     rows = match_rows(one.predictions, truth)
@@ -138,9 +147,28 @@ def _side(place: StrPath, split: str) -> _Side:
         read_labels(predictions, check_range=False),
         Path(data[split]) if split in data else None,
         data.get(f"{split}_sha256"),
-        config.get("label_scale"),
-        data.get("group_by"),
+        recorded_format(config),
     )
+
+
+def _format(one: _Side, other: _Side, given: Mapping[str, Any]) -> LabelFormat:
+    """How the labels are read: as asked for, else as the first run that records it read them."""
+    recorded = [side.form for side in (one, other) if side.form is not None]
+    if len({form.range for form in recorded}) > 1:
+        ranges = " and ".join(f"{form.range[0]:g} to {form.range[1]:g}" for form in recorded)
+        raise LabelError(
+            f"{one.place} and {other.place} predict on different scales, {ranges}; compare runs of one --label-range"
+        )
+    known: dict[str, Any] = {
+        "targets": next((form.targets for form in recorded if form.targets), None),
+        "rater": next((form.rater for form in recorded if form.rater), None),
+        "group_by": next((form.group_by for form in recorded if form.group_by), None),
+        "label_scale": next((form.scale for form in recorded if form.scale != 1.0), None),
+        "label_range": next((form.range for form in recorded if form.range != UNIT), None),
+    }
+    if "label_scale" in given or "label_range" in given:
+        known |= {"label_scale": None, "label_range": None}
+    return label_format(**(known | dict(given)))
 
 
 def _recorded_labels(one: _Side, other: _Side, split: str) -> Path:

@@ -32,7 +32,7 @@ class Split:
         frames: (total frames, dim) in the cache's storage dtype.
         starts: (clips,) int64, the row of `frames` at which a clip begins.
         lengths: (clips,) int64 frames of each clip.
-        targets: (clips, targets) float32.
+        targets: (clips, targets) float32 in [0, 1], NaN where a label is missing.
     """
 
     labels: Labels
@@ -195,7 +195,7 @@ def sorted_batches(lengths: Tensor, batch_size: int) -> list[list[int]]:
 
 def _split(labels: Labels, frames: Tensor, place: Mapping[str, tuple[int, int]]) -> Split:
     rows = torch.tensor([place[clip] for clip in labels.ids], dtype=torch.int64)
-    return Split(labels, frames, rows[:, 0].contiguous(), rows[:, 1].contiguous(), torch.from_numpy(labels.values))
+    return Split(labels, frames, rows[:, 0].contiguous(), rows[:, 1].contiguous(), torch.from_numpy(labels.unit_values))
 
 
 def resolve(labels: Labels, known: Collection[str]) -> Labels:

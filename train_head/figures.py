@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def draw_run(folder: Path, history: Sequence[Mapping[str, Any]], labels: Mapping
         predictions = folder / f"predictions_{name}.csv"
         if split.names and predictions.is_file():
             predicted = read_labels(predictions, check_range=False)
-            scatter(predicted.values, split.values, split.names, folder / f"{SCATTER}{name}")
+            values = replace(split, values=predicted.values).unit_values
+            scatter(values, split.unit_values, split.names, folder / f"{SCATTER}{name}")
 
 
 def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]:

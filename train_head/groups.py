@@ -7,7 +7,7 @@ import numpy as np
 
 from cache.container import StrPath
 from train_head.errors import LabelError
-from train_head.labels import match_groups, read_labels
+from train_head.labels import match_groups, read_clips
 
 Rows = list[int]
 
@@ -16,7 +16,7 @@ def groups_of(clips: StrPath | Sequence[str], by: str) -> tuple[str, ...]:
     """Name the group of each clip.
 
     Args:
-        clips: a label CSV, whose values are not looked at beyond being numbers, or Filenames.
+        clips: a label CSV, whose values are not looked at, or Filenames.
         by: a column of that CSV, or a regular expression that finds the group in Filename.
 
     Returns:
@@ -27,7 +27,7 @@ def groups_of(clips: StrPath | Sequence[str], by: str) -> tuple[str, ...]:
     """
     if not isinstance(clips, str | os.PathLike):
         return match_groups(clips, by, "these clips")
-    groups = read_labels(clips, check_range=False, group_by=by).groups
+    groups = read_clips(clips, by).groups
     assert groups is not None
     return groups
 

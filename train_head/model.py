@@ -17,6 +17,7 @@ from cache.transform import Transform
 from train_head import run_folder
 from train_head.derived import load_transform
 from train_head.errors import RunFolderError
+from train_head.label_format import UNIT, Range
 from train_head.predictor import Predictor
 from train_head.settings import resolve_settings
 
@@ -55,6 +56,7 @@ class TrainedHead:
         head: standardisation and head in evaluation mode, or the mean of several such.
         names: the targets.
         features: the run's `[features]` table: dim, vad_names, hop_seconds, source, fingerprint.
+        label_range: ends of the labels' scale, on which it predicts.
         transform: what its features were derived with from extracted ones; None where they are extracted ones.
     """
 
@@ -62,6 +64,7 @@ class TrainedHead:
     head: Predictor | Ensemble
     names: tuple[str, ...]
     features: dict[str, Any]
+    label_range: Range = UNIT
     transform: Transform | None = None
 
     @property
@@ -101,7 +104,7 @@ def load_head(folder: StrPath) -> TrainedHead:
     dim = features["dim"] + len(features["vad_names"])
     head = Predictor(settings, dim, len(names))
     head.load_state_dict(run_folder.load_best(place))
-    return TrainedHead(place, head.eval(), names, features, load_transform(place, features))
+    return TrainedHead(place, head.eval(), names, features, settings.label_range, load_transform(place, features))
 
 
 def own_backbones(folder: StrPath) -> list[Path]:
@@ -129,11 +132,16 @@ def _load_ensemble(place: Path) -> TrainedHead:
     members = [load_head(place / name) for name in listed]
     first = members[0]
     for name, member in zip(listed, members, strict=True):
-        if (member.names, _made(member.features)) != (first.names, _made(first.features)):
-            what = "targets" if member.names != first.names else "features"
+        if _kind(member) != _kind(first):
+            what = next(k for k, theirs in _kind(member).items() if theirs != _kind(first)[k])
             raise RunFolderError(f"{path} lists {listed[0]} and {name}, whose {what} differ; train them on the same")
     head = Ensemble([member.head for member in members]).eval()
-    return TrainedHead(place, head, first.names, first.features, first.transform)
+    return TrainedHead(place, head, first.names, first.features, first.label_range, first.transform)
+
+
+def _kind(member: TrainedHead) -> dict[str, Any]:
+    """What the members of an ensemble have in common, by what it is called."""
+    return {"targets": member.names, "label ranges": member.label_range, "features": _made(member.features)}
 
 
 def _made(features: dict[str, Any]) -> dict[str, Any]:

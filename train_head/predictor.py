@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from train_head.heads import build_head
+from train_head.heads.pooling import masked
+from train_head.label_format import UNIT
 from train_head.losses import decode, outputs_per_target
 from train_head.settings import TrainSettings
 from train_head.standardise import Standardise
@@ -12,6 +14,8 @@ from train_head.standardise import Standardise
 
 class Predictor(nn.Module):
     """(batch, frames, dim) features → standardised → head → (batch, targets) intensities.
+
+    What the loss sees lies on the scale of 0 to 1; intensities lie on that of the labels (`label_range`).
 
     The cached and the end-to-end mode train this one module; its state dict is `best.safetensors`.
 
@@ -24,6 +28,7 @@ class Predictor(nn.Module):
     def __init__(self, settings: TrainSettings, dim: int, targets: int) -> None:
         super().__init__()
         self.targets = targets
+        self._range = settings.label_range
         self.standardise: nn.Module = Standardise(dim) if settings.standardise else nn.Identity()
         columns = targets * outputs_per_target(settings.loss)
         self.head = build_head(settings.head, dict(settings.head_options), dim, columns)
@@ -34,8 +39,8 @@ class Predictor(nn.Module):
         return raw.float()
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, targets) float32 intensities, not clipped to [0, 1]."""
-        return decode(self.outputs(frames, lengths), self.targets)
+        """(batch, targets) float32 intensities, not clipped to the labels' range."""
+        return self._on_labels_scale(decode(self.outputs(frames, lengths), self.targets))
 
     @property
     def has_timeline(self) -> bool:
@@ -45,7 +50,14 @@ class Predictor(nn.Module):
     def per_frame(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, targets) intensities per frame, of a head that has them; zeros behind a clip's end."""
         values: Tensor = self.head.per_frame(self.standardise(frames), lengths)  # type: ignore[operator]
-        return decode(values.float(), self.targets)
+        intensities = self._on_labels_scale(decode(values.float(), self.targets))
+        return intensities if self._range == UNIT else masked(intensities, lengths)
+
+    def _on_labels_scale(self, values: Tensor) -> Tensor:
+        if self._range == UNIT:
+            return values
+        low, high = self._range
+        return low + (high - low) * values
 
     def fit_inputs(self, chunks: Iterable[Tensor]) -> None:
         """Take mean and spread of each feature from the training split's frames, (rows, dim) at a time."""

@@ -11,6 +11,7 @@ from cache.container import StrPath
 from cache.errors import ClipNameError
 from cache.ids import match_ids
 from train_head.errors import LabelError
+from train_head.label_format import LabelFormat, Range
 from train_head.labels import Labels, read_labels
 from train_head.metrics import Report, evaluate
 
@@ -38,9 +39,10 @@ class BinErrors:
 
     @property
     def bins(self) -> tuple[str, ...]:
-        """How each bin is called: `0` for the one that holds zero alone, otherwise `0.25-0.5`."""
+        """How each bin is called: `0` for the one that holds the lowest value alone, otherwise `0.25-0.5`."""
         pairs = zip(self.edges[:-1], self.edges[1:], strict=True)
-        return tuple("0" if low == 0.0 and high <= EDGES[1] else f"{round(low, 8):g}-{high:g}" for low, high in pairs)
+        alone = EDGES[1] * (self.edges[-1] - self.edges[0])
+        return tuple(f"{low:g}" if high - low <= 2 * alone else f"{round(low, 8):g}-{high:g}" for low, high in pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, with None for what is undefined."""
@@ -73,37 +75,38 @@ class Pair:
     labels: Labels
 
 
-def score_files(predictions: StrPath, labels: StrPath, label_scale: float = 1.0) -> Report:
+def score_files(predictions: StrPath, labels: StrPath, form: LabelFormat | None = None) -> Report:
     """Compare the predictions of any tool with labels.
 
     Args:
-        predictions: CSV with Filename and the labels' columns in any order; values on the scale of 0 to 1.
+        predictions: CSV with Filename and the labels' columns in any order; values on the scale of 0 to 1, or of the
+            labels' range.
         labels: CSV whose clips and columns decide.
-        label_scale: the labels are divided by it.
+        form: how the labels are to be read.
 
     Raises:
         LabelError: a column or a clip is missing or too many; says how many and names the first five.
     """
-    pair = read_pair(predictions, labels, label_scale)
+    pair = read_pair(predictions, labels, form)
     return evaluate(pair.predicted, pair.labels.values, pair.labels.names)
 
 
-def read_pair(predictions: StrPath, labels: StrPath, label_scale: float = 1.0, *, group_by: str | None = None) -> Pair:
+def read_pair(predictions: StrPath, labels: StrPath, form: LabelFormat | None = None) -> Pair:
     """Read predictions in the order of the labels' clips and columns.
 
     Args:
         predictions: as for `score_files`.
         labels: as for `score_files`.
-        label_scale: the labels are divided by it.
-        group_by: column of the labels, or regular expression on Filename, that gives each clip's group.
+        form: how the labels are to be read; named targets are those of the predictions too.
 
     Raises:
         LabelError: a file is wrong, or a column or a clip is missing or too many; names the first five.
     """
-    truth = read_labels(labels, label_scale, group_by=group_by)
+    truth = read_labels(labels, form)
     if not truth.names:
         raise LabelError(f"{labels} has no target columns beside Filename, so there is nothing to score against")
-    guess = read_labels(predictions, check_range=False)
+    named = LabelFormat(targets=form.targets) if form is not None else None
+    guess = read_labels(predictions, named, check_range=False)
     aligned = align(guess, truth)
     extra = [clip for clip, row in zip(guess.ids, match_rows(guess, truth), strict=True) if row is None]
     _refuse(f"{predictions} has", sorted(extra), f"that are not in {labels}")
@@ -132,12 +135,19 @@ def align(guess: Labels, truth: Labels) -> NDArray[np.float32]:
     """
     if set(guess.names) != set(truth.names):
         raise LabelError(
-            f"{guess.path} has the columns {', '.join(guess.names)}, and {truth.path} has {', '.join(truth.names)}"
+            f"{guess.path} has the columns {', '.join(guess.names)}, and {truth.path} has {', '.join(truth.names)}; "
+            "name those to score with --targets"
         )
     guessed = {there: here for here, there in enumerate(match_rows(guess, truth)) if there is not None}
     _refuse(f"{guess.path} lacks", [c for i, c in enumerate(truth.ids) if i not in guessed], f"of {truth.path}")
     columns = [guess.names.index(name) for name in truth.names]
     return guess.values[[guessed[i] for i in range(len(truth))]][:, columns]
+
+
+def bin_edges(span: Range) -> tuple[float, ...]:
+    """`EDGES` for labels of another range, which are float32."""
+    low, high = (float(np.float32(end)) for end in span)
+    return (*(low + (high - low) * edge for edge in EDGES[:-1]), high)
 
 
 def errors_by_bin(

@@ -10,8 +10,9 @@ from typing import Any
 from cache.container import StrPath
 from cache.machine import bfloat16_unit
 from train_head.augment import AugmentSettings
-from train_head.errors import TrainSettingsError
+from train_head.errors import LabelError, TrainSettingsError
 from train_head.heads import HEADS, head_options
+from train_head.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
 from train_head.losses import canonical, canonical_weighting, compares_clips
 from train_head.suggest import unknown
 
@@ -43,7 +44,8 @@ class TrainSettings:
         patience: stop after so many epochs without a better validation Pearson; 0 never stops.
         ema: decay per step of a moving average of the weights, which is what is evaluated and saved; 0 is off.
         seed: of the weights, the order of the clips, dropout and augmentation.
-        label_scale: labels are divided by it.
+        label_scale: labels are divided by it, and predictions lie between 0 and 1.
+        label_range: ends of the labels' scale; they are mapped to 0 and 1 inside, and predictions are mapped back.
         precision: of matrix products: "fp32", "bf16", or "auto": bf16 where the processor multiplies it in hardware;
             "fp16" is for fine-tuning on a GPU without bf16.
         device: "auto", "cpu" or "cuda".
@@ -66,6 +68,7 @@ class TrainSettings:
     ema: float = 0.0
     seed: int = 0
     label_scale: float = 1.0
+    label_range: Range = UNIT
     precision: str = "auto"
     device: str = "auto"
 
@@ -73,6 +76,12 @@ class TrainSettings:
         object.__setattr__(self, "loss", canonical(self.loss))
         object.__setattr__(self, "weighting", canonical_weighting(self.weighting))
         object.__setattr__(self, "augment", asdict(_augment_settings(self.augment)))
+        try:
+            object.__setattr__(self, "label_range", parse_range(self.label_range))
+        except LabelError as error:
+            raise TrainSettingsError(f"label_range: {error}") from error
+        if self.label_scale != 1.0 and self.label_range != UNIT:
+            raise TrainSettingsError(BOTH)
         for name, low in (("lr", 0.0), ("label_scale", 0.0), ("clip_value", 0.0), ("batch_size", 0), ("epochs", 0)):
             if not getattr(self, name) > low:
                 raise TrainSettingsError(f"{name} must be above {low:g}, got {getattr(self, name)}")
@@ -113,10 +122,23 @@ class TrainSettings:
         precision = self.precision if self.precision != "auto" else "bf16" if fast else "fp32"
         return replace(self, device=device, precision=precision)
 
+    def label_format(self, columns: LabelColumns | None = None) -> LabelFormat:
+        """How label files are read: their columns, on the scale of these settings."""
+        known = columns or LabelColumns()
+        return LabelFormat(
+            targets=known.targets,
+            rater=known.rater,
+            group_by=known.group_by,
+            scale=self.label_scale,
+            range=self.label_range,
+        )
+
     def to_toml(self) -> dict[str, Any]:
-        """All settings, resolved, as the tables of a TOML file."""
-        tables = ("head_options", *TABLES)
+        """All settings, resolved, as the tables of a TOML file; label_range only where it is not that of [0, 1]."""
+        tables = ("head_options", "label_range", *TABLES)
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tables}
+        if self.label_range != UNIT:
+            plain["label_range"] = list(self.label_range)
         return plain | {name: dict(getattr(self, name)) for name in TABLES} | {self.head: dict(self.head_options)}
 
 
@@ -219,7 +241,7 @@ def _augment_settings(options: Mapping[str, Any]) -> AugmentSettings:
 
 
 def _check_type(key: str, value: object) -> None:
-    if key == "augment":
+    if key in ("augment", "label_range"):  # checked where they are read
         return
     expected = type(getattr(TrainSettings, key))
     fits = isinstance(value, int | float) if expected is float else isinstance(value, expected)

@@ -18,7 +18,9 @@ from numpy.typing import ArrayLike
 from cache.container import StrPath
 from cache.ids import clip_id, find_ids
 from train_head.errors import LabelError
-from train_head.labels import FILENAME, open_csv
+from train_head.label_columns import choose_columns, is_missing
+from train_head.label_format import UNIT, LabelFormat, Range
+from train_head.labels import FILENAME, label_table, open_csv
 
 SHOWN = 5
 
@@ -39,14 +41,14 @@ class _Sheet:
         return [cells[column] for cells in self.rows if len(cells) > column]
 
 
-def check_submission(predictions: StrPath, labels_or_template: StrPath, *, group_by: str | None = None) -> list[str]:
+def check_submission(predictions: StrPath, labels_or_template: StrPath, form: LabelFormat | None = None) -> list[str]:
     """List everything for which a challenge's server would turn a prediction file down, or score it wrongly.
 
     Args:
         predictions: the CSV to be sent.
         labels_or_template: CSV with the header and the Filenames that are expected; its values are not looked at, and
             a file of Filenames alone leaves the names of the targets open.
-        group_by: column of that file that belongs to no submission.
+        form: how that file is to be read; columns that are no targets belong to no submission.
 
     Returns:
         One sentence per problem, each with a count and the first five; empty where there is none.
@@ -54,8 +56,9 @@ def check_submission(predictions: StrPath, labels_or_template: StrPath, *, group
     Raises:
         LabelError: a file is missing, or the second has no Filename column or no rows.
     """
-    wanted, given = _read_reference(labels_or_template), _read_sheet(predictions)
-    expected = [name for name in wanted.header if name != group_by or name == FILENAME]
+    form = form or LabelFormat()
+    wanted, given = _read_reference(labels_or_template, form), _read_sheet(predictions)
+    expected = wanted.header
     problems: list[str] = []
     if given.header != expected and (len(expected) > 1 or given.header[:1] != [FILENAME]):
         problems.append(f"the header is {','.join(given.header)!r}, expected {','.join(expected)!r}")
@@ -63,7 +66,7 @@ def check_submission(predictions: StrPath, labels_or_template: StrPath, *, group
         return problems
     ragged = [line for line, cells in zip(given.lines, given.rows, strict=True) if len(cells) != len(given.header)]
     problems += _problem(ragged, f"rows do not have the header's {len(given.header)} cells", "line ")
-    return problems + _clip_problems(given.filenames, wanted.filenames) + _value_problems(given)
+    return problems + _clip_problems(given.filenames, wanted.filenames) + _value_problems(given, form.range)
 
 
 def write_submission(
@@ -72,6 +75,7 @@ def write_submission(
     names: Sequence[str],
     values: ArrayLike,
     template: StrPath | None = None,
+    bounds: Range = UNIT,
 ) -> int:
     """Write the file that a challenge takes.
 
@@ -79,11 +83,13 @@ def write_submission(
         path: where.
         ids: clip ids; where all are integers they are written without padding and sorted as numbers, otherwise as text.
         names: (targets,), the header after Filename.
-        values: (clips, targets) intensities, clipped to [0, 1] and written with nine digits, which keep float32 exact.
+        values: (clips, targets) intensities, clipped to the bounds and written with nine digits, which keep float32
+            exact.
         template: CSV whose Filenames, row order and, where it has targets, column order are taken instead.
+        bounds: the range of the labels.
 
     Returns:
-        How many values lay outside [0, 1].
+        How many values lay outside the bounds.
 
     Raises:
         LabelError: a value is not finite, a clip stands twice, or clips or targets differ from the template's; says how
@@ -105,24 +111,24 @@ def write_submission(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([FILENAME, *(names[k] for k in columns)])
         for filename, i in rows:
-            writer.writerow([filename, *(f"{value:.9g}" for value in np.clip(array[i, columns], 0.0, 1.0))])
+            writer.writerow([filename, *(f"{value:.9g}" for value in np.clip(array[i, columns], *bounds))])
     temporary.replace(place)
-    return int(((array < 0) | (array > 1)).sum())
+    return int(((array < bounds[0]) | (array > bounds[1])).sum())
 
 
-def has_values(labels_or_template: StrPath, group_by: str | None = None) -> bool:
+def has_values(labels_or_template: StrPath, form: LabelFormat | None = None) -> bool:
     """Whether a CSV has a value for some target, so that there is something to score against.
 
     Args:
         labels_or_template: CSV with Filename.
-        group_by: a column that is no target.
+        form: how it is to be read.
 
     Raises:
-        LabelError: there is no such file, or it has no Filename column or no rows.
+        LabelError: the file is wrong.
     """
-    sheet = _read_reference(labels_or_template)
-    targets = [i for i, name in enumerate(sheet.header) if name not in (FILENAME, group_by)]
-    return any(cell.strip() for cells in sheet.rows for i, cell in enumerate(cells) if i in targets)
+    sheet = _read_reference(labels_or_template, form or LabelFormat())
+    column = sheet.header.index(FILENAME)
+    return any(not is_missing(cell) for cells in sheet.rows for i, cell in enumerate(cells) if i != column)
 
 
 def _read_sheet(path: StrPath) -> _Sheet:
@@ -135,19 +141,17 @@ def _read_sheet(path: StrPath) -> _Sheet:
     return _Sheet(str(place), header, [cells for _, cells in numbered], [line for line, _ in numbered])
 
 
-def _read_reference(path: StrPath) -> _Sheet:
-    raw = _read_sheet(path)
-    sheet = _Sheet(
-        raw.path,
-        [name.strip() for name in raw.header],
-        [[cell.strip() for cell in cells] for cells in raw.rows],
-        raw.lines,
+def _read_reference(path: StrPath, form: LabelFormat | None = None) -> _Sheet:
+    """The columns of a label file or template that a submission has: Filename and the targets, as they stand there."""
+    table = label_table(path)
+    columns = choose_columns(table, form or LabelFormat())
+    kept = sorted({columns.filename, *columns.targets})
+    return _Sheet(
+        table.path,
+        [table.header[i] for i in kept],
+        [[cells[i] for i in kept] for cells in table.rows],
+        table.lines,
     )
-    if FILENAME not in sheet.header:
-        raise LabelError(f"{path} has no {FILENAME} column; its header is {','.join(sheet.header)!r}")
-    if not sheet.rows:
-        raise LabelError(f"{path} has a header and no rows")
-    return sheet
 
 
 def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
@@ -171,7 +175,7 @@ def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
     return problems
 
 
-def _value_problems(sheet: _Sheet) -> list[str]:
+def _value_problems(sheet: _Sheet, bounds: Range) -> list[str]:
     column = sheet.header.index(FILENAME)
     strange: list[str] = []
     infinite: list[str] = []
@@ -188,12 +192,12 @@ def _value_problems(sheet: _Sheet) -> list[str]:
                 continue
             if not math.isfinite(value):
                 infinite.append(f"{clip} {name}: {cell}")
-            elif not 0.0 <= value <= 1.0:
+            elif not bounds[0] <= value <= bounds[1]:
                 outside.append(f"{clip} {name}: {cell}")
     return [
         *_problem(strange, "values are no numbers"),
         *_problem(infinite, "values are not finite"),
-        *_problem(outside, "values are outside 0 to 1"),
+        *_problem(outside, f"values are outside {bounds[0]:g} to {bounds[1]:g}"),
     ]
 
 

@@ -3,9 +3,11 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cache.container import StrPath
 from train_head import run_folder
@@ -13,9 +15,11 @@ from train_head.card import write_card
 from train_head.data import Split, gather, gather_shared, open_caches, resolve_splits
 from train_head.errors import LabelError
 from train_head.groups import check_disjoint
-from train_head.labels import Labels, NoGroupsError, read_labels, write_predictions
+from train_head.label_format import LabelFormat
+from train_head.labels import FILENAME, Labels, NoGroupsError, label_table, read_clips, read_labels, write_predictions
 from train_head.material import CachedFeatures, Material, Training
 from train_head.metrics import Report, evaluate
+from train_head.raters import Agreement, agreement
 from train_head.settings import TrainSettings
 from train_head.trainer import OnEpoch, Record
 
@@ -32,6 +36,7 @@ class TrainResult:
         history: one record per epoch, as in metrics.jsonl.
         skipped: clips of the label files that no cache holds (with `skip_missing`).
         overlap: what to know where clips are both trained and validated on, or nothing.
+        agreement: of the validation clips' raters, where these were asked for.
         resumed_at: epochs that were done before this call; equal to len(history) where there was nothing to do.
     """
 
@@ -42,6 +47,7 @@ class TrainResult:
     history: list[Record]
     skipped: int
     overlap: str
+    agreement: Agreement | None = None
     resumed_at: int
 
 
@@ -54,7 +60,7 @@ class Inputs:
         files: label CSVs by split: "train", "valid", perhaps "test".
         labels: what is in them.
         splits: the same with their rows: features, or samples.
-        group_by: how the groups of the labels were found, if they were asked for.
+        form: how the label files were read.
         protocol: what a run of several is within them; the table `[protocol]` of its config.toml.
     """
 
@@ -62,7 +68,7 @@ class Inputs:
     files: Mapping[str, StrPath]
     labels: Mapping[str, Labels]
     splits: Mapping[str, Split]
-    group_by: str | None = None
+    form: LabelFormat = field(default_factory=LabelFormat)
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,10 +85,9 @@ class Inputs:
 def gather_inputs(
     caches: StrPath | Sequence[StrPath],
     files: Mapping[str, StrPath],
-    label_scale: float = 1.0,
+    form: LabelFormat | None = None,
     *,
     skip_missing: bool = False,
-    group_by: str | None = None,
     shared: StrPath | None = None,
 ) -> Inputs:
     """Read the labels, open the caches, load the features.
@@ -90,10 +95,8 @@ def gather_inputs(
     Args:
         caches: one cache, or several with equal fingerprints that together hold the clips.
         files: label CSVs by split.
-        label_scale: labels are divided by it.
+        form: how the label files are to be read; see `read_split_labels`.
         skip_missing: leave out clips that no cache holds instead of refusing.
-        group_by: column of the label files that is no target but names each clip's group, or a regular expression
-            that finds it in Filename. A "test" file in which it finds nothing has no groups.
         shared: folder of a memory map that all processes with the same inputs have in common, instead of memory of
             one's own; of one cache.
 
@@ -101,7 +104,8 @@ def gather_inputs(
         LabelError, CacheError: a file or a clip is missing or wrong.
     """
     paths = [caches] if isinstance(caches, str | os.PathLike) else list(caches)
-    labels = read_split_labels(files, label_scale, group_by)
+    form = form or LabelFormat()
+    labels = read_split_labels(files, form)
     stores = open_caches(paths)
     labels = resolve_splits(stores, labels)
     if shared is None:
@@ -110,20 +114,29 @@ def gather_inputs(
         (store,) = stores
         splits = gather_shared(store, labels, shared, skip_missing=skip_missing)
     material = CachedFeatures(paths, stores)
-    return Inputs(material=material, files=dict(files), labels=labels, splits=splits, group_by=group_by)
+    return Inputs(material=material, files=dict(files), labels=labels, splits=splits, form=form)
 
 
-def read_split_labels(
-    files: Mapping[str, StrPath], label_scale: float = 1.0, group_by: str | None = None
-) -> dict[str, Labels]:
-    """Read label CSVs by split, and check that they have the same targets; see `gather_inputs`.
+def read_split_labels(files: Mapping[str, StrPath], form: LabelFormat | None = None) -> dict[str, Labels]:
+    """Read label CSVs by split, all with the targets of "train".
+
+    Clips of "train" without any label are left out. A "test" file may lack the targets, the groups and the raters.
 
     Raises:
-        LabelError: a file is missing or wrong.
+        LabelError: a file is missing or wrong, or has no labels, or no training clip has one of some target.
     """
-    labels = {name: _read(name, path, label_scale, group_by) for name, path in files.items()}
-    _check_targets(labels)
-    return labels
+    form = form or LabelFormat()
+    train = read_labels(files["train"], form)
+    if not train.names:
+        raise LabelError(f"{train.path} has no target columns beside Filename")
+    empty = [name for name, column in zip(train.names, train.values.T, strict=True) if np.isnan(column).all()]
+    if empty:
+        raise LabelError(
+            f"{train.path} has no label in the column {empty[0]!r}; name the columns that are labels with --targets"
+        )
+    known = replace(form, targets=train.names)
+    others = {name: _read(name, path, known, train) for name, path in files.items() if name != "train"}
+    return {"train": train.labelled(), **others}
 
 
 def overlap(labels: Mapping[str, Labels]) -> str:
@@ -136,6 +149,11 @@ def overlap(labels: Mapping[str, Labels]) -> str:
         f"{both} of the {len(valid or ())} validation clips are training clips as well: the validation figures say "
         "nothing about new clips"
     )
+
+
+def rater_agreement(labels: Labels) -> Agreement | None:
+    """How well the raters of a split agree; None where no raters were asked for."""
+    return None if labels.ratings is None else agreement(labels.ratings, labels.names)
 
 
 def check_groups(labels: Mapping[str, Labels]) -> None:
@@ -192,6 +210,7 @@ def _train_locked(
         history=trainer.history,
         skipped=inputs.skipped,
         overlap=inputs.overlap,
+        agreement=rater_agreement(splits["valid"].labels),
         resumed_at=resumed_at,
     )
     from train_head.figures import draw_run  # half a second, which a command that trains nothing need not wait
@@ -225,25 +244,41 @@ def fit_run(
     return trainer, resumed_at
 
 
-def _read(name: str, path: StrPath, scale: float, group_by: str | None) -> Labels:
-    if name == "test" and group_by is not None:
-        try:
-            return read_labels(path, scale, group_by=group_by)
-        except NoGroupsError:
-            return read_labels(path, scale)
-    return read_labels(path, scale, group_by=group_by)
+def _read(name: str, path: StrPath, form: LabelFormat, train: Labels) -> Labels:
+    """Read a split beside "train"."""
+    header = label_table(path).header
+    lacking = [target for target in train.names if target not in header]
+    if name == "test":
+        form = replace(form, rater=form.rater if form.rater in header else None)
+        if len(lacking) == len(train.names):
+            return _read_unlabelled(path, form)
+    if lacking:
+        others = ", ".join(name for name in header if name != FILENAME)
+        raise LabelError(
+            f"{path} has no column {lacking[0]!r} among {others or 'none'}; {train.path} has the targets "
+            f"{', '.join(train.names)}, and both need the same"
+        )
+    try:
+        found = read_labels(path, form)
+    except NoGroupsError:
+        if name != "test":
+            raise
+        found = read_labels(path, replace(form, group_by=None))
+    if np.isnan(found.values).all():
+        if name == "test":
+            return replace(found, names=(), values=found.values[:, :0], ratings=None)
+        raise LabelError(f"{path} has no label at all")
+    return found
 
 
-def _check_targets(labels: Mapping[str, Labels]) -> None:
-    names = labels["train"].names
-    if not names:
-        raise LabelError(f"{labels['train'].path} has no target columns beside Filename")
-    for split, part in labels.items():
-        if part.names != names and not (split == "test" and not part.names):
-            raise LabelError(
-                f"{part.path} has the targets {', '.join(part.names) or 'none'}, and {labels['train'].path} has "
-                f"{', '.join(names)}; both need the same columns in the same order"
-            )
+def _read_unlabelled(path: StrPath, form: LabelFormat) -> Labels:
+    """The clips of a file without targets."""
+    repeated = form.rater is not None
+    try:
+        found = read_clips(path, form.group_by, repeated=repeated)
+    except NoGroupsError:
+        found = read_clips(path, repeated=repeated)
+    return replace(found, range=form.range)
 
 
 def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
@@ -255,9 +290,7 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
     for name, split in inputs.splits.items():
         if len(split) < len(labels[name]):  # with skip_missing: the cache may have more of them the next time
             data[f"{name}_clips_sha256"] = hashlib.sha256("\n".join(split.labels.ids).encode()).hexdigest()
-    data["targets"] = list(labels["train"].names)
-    if inputs.group_by is not None:
-        data["group_by"] = inputs.group_by
+    data |= inputs.form.to_dict() | {"targets": list(labels["train"].names)}
     return settings.to_toml() | tables | ({"protocol": dict(inputs.protocol)} if inputs.protocol else {})
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from emi.cli import options
-from emi.cli.telling import RunLines
+from emi.cli.telling import RunLines, say_labels
 
 EXAMPLE = (
     "Example: emi ablate --cache features.zarr --train train_split.csv --valid valid_split.csv --out runs/table-1 "
@@ -30,6 +30,9 @@ def ablate(
     lr: options.Lr = None,
     seed: options.Seed = None,
     label_scale: options.LabelScale = None,
+    label_range: options.LabelRange = None,
+    targets: options.Targets = None,
+    rater: options.Rater = None,
     skip_missing: options.SkipUncached = False,
 ) -> None:
     """Train the paper's Table 1 with a frozen backbone, or your rows, and compare each row with the one before.
@@ -37,16 +40,19 @@ def ablate(
     Run it again to go on where it stopped; with more --seeds it adds the missing ones.
     """
     from emi.console import check_writable
+    from train_head.label_format import label_columns
     from train_head.protocols import PAPER_ROWS, read_rows, rows_settings
     from train_head.protocols import ablate as run_ablation
     from train_head.train import gather_inputs
 
     check_writable(csv_file)
     chosen = PAPER_ROWS if rows is None else read_rows(rows)
-    resolved = rows_settings(chosen, config, epochs=epochs, lr=lr, seed=seed, label_scale=label_scale)
-    scale = resolved[0][1].label_scale
-    files = {"train": train, "valid": valid}
-    inputs = gather_inputs(cache, files, scale, skip_missing=skip_missing, group_by=group_by)
+    resolved = rows_settings(
+        chosen, config, epochs=epochs, lr=lr, seed=seed, label_scale=label_scale, label_range=label_range
+    )
+    form = resolved[0][1].label_format(label_columns(targets, rater, group_by))
+    say_labels(train, form)
+    inputs = gather_inputs(cache, {"train": train, "valid": valid}, form, skip_missing=skip_missing)
     lines = RunLines()
     found = run_ablation(inputs, out, resolved, seeds, on_run=lines.on_run, on_epoch=lines.on_epoch)
     if found.nothing_to_do:

@@ -33,9 +33,9 @@ def derive(
 ) -> None:
     """Make a small cache from a large one, for fast sweeps on a CPU. Run it again to go on where it stopped."""
     from cache.derive import derive as run
-    from train_head.labels import read_labels
+    from train_head.labels import read_clips
 
-    train_ids = None if train is None else read_labels(train, check_range=False).filenames
+    train_ids = None if train is None else read_clips(train, repeated=True).filenames
     progress: Progress | None = None
     stage = ""
 

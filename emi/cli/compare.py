@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from emi.cli import options
+
 EXAMPLE = "Example: emi compare runs/paper runs/wider --split valid --group-by 'Actor_(\\d+)'"
 
 
@@ -22,13 +24,11 @@ def compare(
     run_b: Annotated[Path, typer.Argument(help="Another of the same clips.")],
     split: Annotated[Split, typer.Option(help="Which predictions of a run folder.")] = Split.valid,
     labels: Annotated[Path | None, typer.Option(help="Label CSV [default: the one the runs were made with].")] = None,
-    label_scale: Annotated[
-        float | None, typer.Option(help="100 for labels from 0 to 100 [default: as the runs].")
-    ] = None,
-    group_by: Annotated[
-        str | None,
-        typer.Option(help="Resample whole groups, a speaker's clips for example: label column, or regex on Filename."),
-    ] = None,
+    targets: options.Targets = None,
+    label_scale: options.RunsLabelScale = None,
+    label_range: options.LabelRange = None,
+    rater: options.Rater = None,
+    group_by: options.ResampleBy = None,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here as JSON.")] = None,
@@ -44,6 +44,9 @@ def compare(
         split=split.value,
         labels=labels,
         label_scale=label_scale,
+        label_range=label_range,
+        targets=targets,
+        rater=rater,
         group_by=group_by,
         resamples=resamples,
         seed=seed,

@@ -2,9 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from emi.cli import options
+
+if TYPE_CHECKING:
+    from train_head.label_format import LabelFormat
 
 EXAMPLE = "Example: emi evaluate runs/paper/predictions_valid.csv valid_split.csv --bins --json scores.json"
 
@@ -12,14 +17,14 @@ EXAMPLE = "Example: emi evaluate runs/paper/predictions_valid.csv valid_split.cs
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="CSV with Filename and one column per target.")],
     labels: Annotated[Path, typer.Argument(help="Label CSV; its clips and columns decide.")],
-    label_scale: Annotated[float, typer.Option(help="100 for labels from 0 to 100.")] = 1.0,
+    targets: options.Targets = None,
+    label_scale: options.LabelScale = None,
+    label_range: options.LabelRange = None,
+    rater: options.Rater = None,
     intervals: Annotated[
         bool, typer.Option("--intervals/--no-intervals", help="95 % bootstrap intervals of Pearson.")
     ] = True,
-    group_by: Annotated[
-        str | None,
-        typer.Option(help="Resample whole groups, a speaker's clips for example: label column, or regex on Filename."),
-    ] = None,
+    group_by: options.ResampleBy = None,
     bins: Annotated[bool, typer.Option("--bins", help="Errors by how intense the label is.")] = False,
     submission: Annotated[
         bool,
@@ -32,22 +37,26 @@ def evaluate(
     With --submission every problem of the file is listed, and the exit code is 1 where there is one.
     """
     from emi.console import check_writable
+    from train_head.label_format import label_format
     from train_head.submission import has_values
 
     check_writable(json_file)
+    form = label_format(
+        targets=targets, rater=rater, group_by=group_by, label_scale=label_scale, label_range=label_range
+    )
     if submission:
-        _check(predictions, labels, group_by, json_file)
-        if not has_values(labels, group_by):
+        _check(predictions, labels, form, json_file)
+        if not has_values(labels, form):
             return
-    numbers = _score(predictions, labels, label_scale, intervals, group_by, bins)
+    numbers = _score(predictions, labels, form, intervals, bins)
     if json_file is not None:
         _write(json_file, numbers | ({"problems": []} if submission else {}))
 
 
-def _check(predictions: Path, labels: Path, group_by: str | None, json_file: Path | None) -> None:
+def _check(predictions: Path, labels: Path, form: "LabelFormat", json_file: Path | None) -> None:
     from train_head.submission import check_submission
 
-    problems = check_submission(predictions, labels, group_by=group_by)
+    problems = check_submission(predictions, labels, form)
     if json_file is not None:
         _write(json_file, {"problems": problems})
     for problem in problems:
@@ -57,24 +66,28 @@ def _check(predictions: Path, labels: Path, group_by: str | None, json_file: Pat
     typer.echo(f"{predictions} can be submitted: header, clips, order and values fit {labels}")
 
 
-def _score(
-    predictions: Path, labels: Path, label_scale: float, intervals: bool, group_by: str | None, bins: bool
-) -> dict[str, Any]:
+def _score(predictions: Path, labels: Path, form: "LabelFormat", intervals: bool, bins: bool) -> dict[str, Any]:
     from train_head.intervals import bootstrap
     from train_head.metrics import evaluate as measure
-    from train_head.scoring import errors_by_bin, read_pair
+    from train_head.scoring import bin_edges, errors_by_bin, read_pair
+    from train_head.train import rater_agreement
 
-    pair = read_pair(predictions, labels, label_scale, group_by=group_by)
+    pair = read_pair(predictions, labels, form)
     truth = pair.labels
     report = measure(pair.predicted, truth.values, truth.names)
+    if truth.ignored:
+        typer.echo(f"targets: {', '.join(truth.names)}; ignored: {', '.join(truth.ignored)}")
     typer.echo(f"{report.clips} clips\n{report.table()}")
     numbers = report.to_dict()
+    if raters := rater_agreement(truth):
+        typer.echo(f"\n{raters.table(report)}")
+        numbers["raters"] = raters.to_dict()
     if intervals:
         found = bootstrap(pair.predicted, truth.values, truth.names, groups=truth.groups)
         typer.echo(f"\n{found.table()}")
         numbers["intervals"] = found.to_dict()
     if bins:
-        errors = errors_by_bin(pair.predicted, truth.values, truth.names)
+        errors = errors_by_bin(pair.predicted, truth.values, truth.names, bin_edges(truth.range))
         typer.echo(f"\n{errors.table()}")
         numbers["bins"] = errors.to_dict()
     return numbers

@@ -1,5 +1,6 @@
 """`emi finetune`: backbone and head in one graph."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -75,6 +76,9 @@ def finetune(
     track: options.Track = None,
     allow_truncated: options.AllowTruncated = False,
     label_scale: options.LabelScale = None,
+    label_range: options.LabelRange = None,
+    targets: options.Targets = None,
+    rater: options.Rater = None,
     skip_missing: options.SkipUnreadable = False,
     seeds: options.Seeds = None,
     folds: options.Folds = None,
@@ -87,11 +91,12 @@ def finetune(
     On several machines: torchrun --nnodes … -m emi finetune …, or accelerate launch -m emi finetune ….
     """
     from emi.cli.media_notes import tell_notes
-    from emi.cli.telling import Telling
+    from emi.cli.telling import Telling, say_labels
     from emi.console import Progress
     from emi.end_to_end import finetune as run_finetune
     from emi.end_to_end.processes import first
     from emi.end_to_end.start import resolve_with_head
+    from train_head.label_format import label_columns
     from train_head.settings import read_assignments
 
     typed = {
@@ -119,8 +124,12 @@ def finetune(
         "label_scale": label_scale,
         "track": track,
         "allow_truncated": allow_truncated or None,
+        "label_range": label_range,
     }
     settings, own = resolve_with_head(config, init_head, **(typed | read_assignments(more or ())))
+    columns = label_columns(targets, rater, group_by)
+    if os.environ.get("RANK", "0") == "0":  # of those that torchrun starts
+        say_labels(train, settings.label_format(columns))
     one = seeds is None and folds is None
     with (
         Telling(out, settings, several=not one or train_on_all, first_in_out=one, tensorboard=tensorboard) as telling,
@@ -139,7 +148,7 @@ def finetune(
             audio=audio,
             media_root=media_root,
             skip_missing=skip_missing,
-            group_by=group_by,
+            columns=columns,
             seeds=seeds,
             folds=folds,
             train_on_all=train_on_all,

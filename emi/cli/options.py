@@ -24,10 +24,34 @@ BestEpochValid = Annotated[
     Path | None, typer.Option(help="Label CSV by which the best epoch is chosen; with --folds, more clips to cut.")
 ]
 Test = Annotated[Path | None, typer.Option(help="CSV of a third split to predict; targets may be missing.")]
-LabelScale = Annotated[float | None, typer.Option(help="100 for labels from 0 to 100 [default: 1].")]
+LabelScale = Annotated[
+    float | None, typer.Option(help="100 for labels from 0 to 100; predictions stay between 0 and 1 [default: 1].")
+]
+LabelRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MIN,MAX", help="-1,1 or 1,5: ends of the labels' scale, which predictions keep [default: 0,1]."
+    ),
+]
+Targets = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Label columns to predict [default: every column of numbers]."),
+]
+Rater = Annotated[
+    str | None, typer.Option(help="Label column that names the rater, where clips have a row for each of several.")
+]
 GroupBy = Annotated[
     str | None,
     typer.Option(help="Who speaks: label column, or regex on Filename. Splits and folds then share no group."),
+]
+ResampleBy = Annotated[
+    str | None,
+    typer.Option(
+        "--group-by", help="Resample whole groups, a speaker's clips for example: label column, or regex on Filename."
+    ),
+]
+RunsLabelScale = Annotated[
+    float | None, typer.Option("--label-scale", help="100 for labels from 0 to 100 [default: as the runs].")
 ]
 SkipUncached = Annotated[bool, typer.Option("--skip-missing", help="Leave out labelled clips that no cache holds.")]
 SkipUnreadable = Annotated[

@@ -59,7 +59,7 @@ def predict(
         _write_csv(csv_file, records, loaded.names)
     if submission is not None:
         try:
-            _write_submission(submission, records, loaded.names, template)
+            _write_submission(submission, records, loaded, template)
         except LabelError:
             if csv_file is None:  # what was computed is not lost
                 _write_csv(submission.with_name(submission.name + ".predictions.csv"), records, loaded.names)
@@ -93,15 +93,17 @@ def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[
         typer.echo(f"wrote {len(records)} predictions to {path}")
 
 
-def _write_submission(path: Path, records: "Sequence[Record]", names: "Sequence[str]", template: Path | None) -> None:
+def _write_submission(path: Path, records: "Sequence[Record]", model: "Model | Models", template: Path | None) -> None:
     import numpy as np
 
     from train_head.labels import FILENAME
     from train_head.submission import write_submission
 
+    names, bounds = model.names, model.label_range
     values = np.array([[record[name] for name in names] for record in records]).reshape(len(records), len(names))
-    clipped = write_submission(path, [record[FILENAME] for record in records], names, values, template)
-    typer.echo(f"wrote {len(records)} predictions to {path}; {clipped} values were clipped to 0 and 1")
+    clipped = write_submission(path, [record[FILENAME] for record in records], names, values, template, bounds)
+    low, high = bounds
+    typer.echo(f"wrote {len(records)} predictions to {path}; {clipped} values were clipped to {low:g} and {high:g}")
 
 
 def _stdout():  # type: ignore[no-untyped-def]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emi.cli import options
-from emi.cli.telling import RunLines
+from emi.cli.telling import RunLines, say_labels
 
 if TYPE_CHECKING:
     from train_head.settings import TrainSettings
@@ -52,6 +52,9 @@ def sweep(
         typer.Option(help="postgresql://USER:PASSWORD@HOST/DATABASE, from which several machines take their trials."),
     ] = None,
     label_scale: options.LabelScale = None,
+    label_range: options.LabelRange = None,
+    targets: options.Targets = None,
+    rater: options.Rater = None,
     group_by: options.GroupBy = None,
     skip_missing: options.SkipUncached = False,
 ) -> None:
@@ -61,11 +64,14 @@ def sweep(
     the best few always see all.
     """
     from emi.console import TrialLines
+    from train_head.label_format import label_columns
     from train_head.settings import read_assignments
     from train_head.sweep import SweepSettings, read_space
     from train_head.sweep import sweep as run
 
-    found = read_space(space, config, **({"label_scale": label_scale} | read_assignments(more or ())))
+    found = read_space(
+        space, config, **({"label_scale": label_scale, "label_range": label_range} | read_assignments(more or ()))
+    )
     settings = SweepSettings(
         trials=trials,
         jobs=jobs,
@@ -79,7 +85,8 @@ def sweep(
         seeds=seeds,
         storage=storage,
     )
-    lines = RunLines()
+    lines, columns = RunLines(), label_columns(targets, rater, group_by)
+    say_labels(train, found.settings({}).label_format(columns))
 
     def begin(name: str, own: "TrainSettings") -> None:
         shown.close()
@@ -94,7 +101,7 @@ def sweep(
             found,
             settings,
             skip_missing=skip_missing,
-            group_by=group_by,
+            columns=columns,
             on_status=shown,
             on_run=begin,
             on_epoch=lines.on_epoch,

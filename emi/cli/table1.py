@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from emi.cli import options
-from emi.cli.telling import RunLines
+from emi.cli.telling import RunLines, say_labels
 
 EXAMPLE = (
     "Example: emi table1 --media clips/ --train train_split.csv --valid valid_split.csv --backbone "
@@ -38,6 +38,9 @@ def table1(
     more: options.Settings = None,
     media_root: options.MediaRoot = None,
     label_scale: options.LabelScale = None,
+    label_range: options.LabelRange = None,
+    targets: options.Targets = None,
+    rater: options.Rater = None,
     group_by: options.GroupBy = None,
     skip_missing: options.SkipUnreadable = False,
 ) -> None:
@@ -46,10 +49,12 @@ def table1(
     Run it again to go on with the first row that is not finished; with more --seeds it adds the missing ones.
     """
     from emi.console import Progress
+    from emi.end_to_end.settings import resolve
     from emi.end_to_end.table1 import table1 as run_table
+    from train_head.label_format import label_columns
     from train_head.settings import read_assignments
 
-    lines = RunLines()
+    lines, columns = RunLines(), label_columns(targets, rater, group_by)
     typed = {
         "freeze": freeze,
         "backbone_lr": backbone_lr,
@@ -59,8 +64,10 @@ def table1(
         "checkpointing": checkpointing,
         "device": device,
         "label_scale": label_scale,
+        "label_range": label_range,
     }
     given = {key: value for key, value in typed.items() if value is not None} | read_assignments(more or ())
+    say_labels(train, resolve(config, **given)[0].label_format(columns))
     with Progress(None, "read") as reading:
         found = run_table(
             media,
@@ -73,7 +80,7 @@ def table1(
             config=config,
             media_root=media_root,
             skip_missing=skip_missing,
-            group_by=group_by,
+            columns=columns,
             on_row=lambda name: typer.echo(f"row {name}"),
             on_decode=reading,
             on_run=lines.on_run,

@@ -9,9 +9,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from train_head.label_format import LabelFormat
     from train_head.protocols import Outcome
     from train_head.settings import TrainSettings
     from train_head.trainer import Record
+
+
+def say_labels(train: Path, form: "LabelFormat") -> None:
+    """Say before a training what is trained on: the targets, and the columns that are ignored.
+
+    Args:
+        train: label CSV of the training split.
+        form: how it is read.
+
+    Raises:
+        LabelError: the file is wrong.
+    """
+    from train_head.train import read_split_labels
+
+    labels = read_split_labels({"train": train}, form)["train"]
+    typer.echo(f"targets: {', '.join(labels.names)}; ignored: {', '.join(labels.ignored) or 'none'}")
+    missing = int((labels.values != labels.values).sum())
+    if missing:
+        typer.echo(f"{missing} of {labels.values.size} training labels are missing, and count nowhere", err=True)
+    if labels.unlabelled:
+        typer.echo(f"{labels.unlabelled} clips of {train} were left out because they have no label", err=True)
 
 
 class RunLines:
@@ -85,6 +107,8 @@ class Telling:
             if result.overlap:
                 typer.echo(result.overlap, err=True)
             typer.echo(f"validation, best epoch {result.best_epoch}:\n{result.report.table()}")
+            if result.agreement:
+                typer.echo(result.agreement.table(result.report))
             if result.test_report:
                 typer.echo(f"test:\n{result.test_report.table()}")
         if outcome.everything is not None:

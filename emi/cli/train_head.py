@@ -56,6 +56,9 @@ def train_head(
     device: options.Device = None,
     more: options.Settings = None,
     label_scale: options.LabelScale = None,
+    label_range: options.LabelRange = None,
+    targets: options.Targets = None,
+    rater: options.Rater = None,
     skip_missing: options.SkipUncached = False,
     seeds: options.Seeds = None,
     folds: options.Folds = None,
@@ -67,7 +70,8 @@ def train_head(
     tensorboard: options.TensorBoard = False,
 ) -> None:
     """Train a head with the paper's settings, or yours. Run it again to go on where it stopped."""
-    from emi.cli.telling import Telling
+    from emi.cli.telling import Telling, say_labels
+    from train_head.label_format import label_columns
     from train_head.protocols import run_protocol
     from train_head.settings import read_assignments, resolve_settings
 
@@ -86,12 +90,15 @@ def train_head(
         "output": output,
         "seed": seed,
         "label_scale": label_scale,
+        "label_range": label_range,
         "stop_after": stop_after,
         "standardise": standardise,
         "precision": precision,
         "device": device,
     }
     settings = resolve_settings(config, **(typed | read_assignments(more or ())))
+    columns = label_columns(targets, rater, group_by)
+    say_labels(train, settings.label_format(columns))
     one = seeds is None and folds is None
     with Telling(out, settings, several=not one or train_on_all, first_in_out=one, tensorboard=tensorboard) as telling:
         outcome = run_protocol(
@@ -102,7 +109,7 @@ def train_head(
             settings,
             test=test,
             skip_missing=skip_missing,
-            group_by=group_by,
+            columns=columns,
             seeds=seeds,
             folds=folds,
             train_on_all=train_on_all,

@@ -1,9 +1,10 @@
 """Gradients of the loss over a whole batch, however many pieces it is computed in and processes share it.
 
-A loss that is a mean over clips is the weighted mean of the pieces' losses. One that compares clips (CCC, Pearson) is
-computed from the outputs of all pieces together, and its gradient by those outputs sent back through each piece, which
-is computed a second time for it (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited
-setup"): a third more time than keeping all, and the same numbers.
+A loss that is a mean over labels is the mean of the pieces' losses, each by its share of the labels that are present.
+One that compares clips (CCC, Pearson) is computed from the outputs of all pieces together, and its gradient by those
+outputs sent back through each piece, which is computed a second time for it (Gao et al. 2021, "Scaling deep
+contrastive learning batch size under memory limited setup"): a third more time than keeping all, and the same
+numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +46,7 @@ class Gradients:
             shared: the module whose gradients the processes average.
             mine: this process's pieces.
             outputs: computes those of a piece; called twice for one, it draws the same at random.
-            targets: (clips, targets) of the whole batch.
+            targets: (clips, targets) of the whole batch, NaN where a label is missing.
         """
         way = self._by_clips if self._is_mean_over_clips else self._by_batch
         return way(shared, mine, outputs, targets)
@@ -54,9 +55,10 @@ class Gradients:
         self, shared: nn.Module, mine: Sequence[Piece], outputs: Callable[[Piece], Tensor], targets: Tensor
     ) -> float:
         total = torch.zeros((), device=targets.device)
+        labels = (~targets.isnan()).sum(1).tolist()
         for i, piece in enumerate(mine):
             with self._meeting(shared, last=i == len(mine) - 1):
-                share = len(piece.places) / len(targets) if piece.counts else 0.0
+                share = sum(labels[place] for place in piece.places) / max(1, sum(labels)) if piece.counts else 0.0
                 loss = share * self._objective(outputs(piece), targets[list(piece.places)])
                 self._backward(loss)
             total += loss.detach()

@@ -23,6 +23,7 @@ from extract.sources import Source, find_media
 from train_head.augment import AugmentSettings
 from train_head.data import Split, resolve
 from train_head.errors import LabelError
+from train_head.label_format import LabelFormat
 from train_head.labels import Labels
 from train_head.model import TrainedHead
 from train_head.predictor import Predictor
@@ -150,11 +151,10 @@ def gather_media(
     material: DecodedMedia,
     files: Mapping[str, StrPath],
     audio: StrPath,
-    label_scale: float = 1.0,
+    form: LabelFormat | None = None,
     *,
     media_root: StrPath | None = None,
     skip_missing: bool = False,
-    group_by: str | None = None,
     on_decode: OnDecode | None = None,
     on_notes: OnNotes | None = None,
 ) -> Inputs:
@@ -165,10 +165,9 @@ def gather_media(
         files: label CSVs by split.
         audio: folder of the decoded audio; the first process writes it, and all read it. Machines that do not see
             that folder decode for themselves.
-        label_scale: labels are divided by it.
+        form: how the label files are to be read; see `train_head.train.read_split_labels`.
         media_root: see `extract.sources.find_media`.
         skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
-        group_by: as for `train_head.train.gather_inputs`.
         on_decode: called after each decoded clip.
         on_notes: called with what should be known of the media, if there is something.
 
@@ -176,7 +175,8 @@ def gather_media(
         LabelError: a label file is wrong, or clips are missing or unreadable; says how many and names the first five.
         MediaListError: there are no media.
     """
-    labels = read_split_labels(files, label_scale, group_by)
+    form = form or LabelFormat()
+    labels = read_split_labels(files, form)
     places = {source.id: source for source in find_media(material.root, media_root)}
     labels = {name: resolve(part, places) for name, part in labels.items()}
     wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
@@ -208,7 +208,7 @@ def gather_media(
     splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
     used = sorted({clip for split in splits.values() for clip in split.labels.ids})
     material = replace(material, audio_sha256=found.sha256(used))
-    return Inputs(material=material, files=dict(files), labels=labels, splits=splits, group_by=group_by)
+    return Inputs(material=material, files=dict(files), labels=labels, splits=splits, form=form)
 
 
 def _split(labels: Labels, audio: Audio, skip_missing: bool) -> Split:
@@ -218,7 +218,7 @@ def _split(labels: Labels, audio: Audio, skip_missing: bool) -> Split:
             raise LabelError(f"none of the clips of {labels.path} can be read")
     starts = torch.tensor([audio.starts[clip] for clip in labels.ids])
     lengths = torch.tensor([audio.lengths[clip] for clip in labels.ids])
-    return Split(labels, audio.samples, starts, lengths, torch.from_numpy(labels.values))
+    return Split(labels, audio.samples, starts, lengths, torch.from_numpy(labels.unit_values))
 
 
 def _refuse_missing(

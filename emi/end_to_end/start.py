@@ -21,6 +21,8 @@ from emi.end_to_end.settings import FinetuneSettings, resolve
 from emi.end_to_end.sharding import check_sharding
 from extract.backbones import Identity, identify, load_trainable
 from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.label_format import LabelColumns, LabelFormat
+from train_head.labels import read_labels
 from train_head.model import TrainedHead, load_head
 from train_head.predictor import Predictor
 from train_head.protocols import Outcome, check_protocol, run_on
@@ -47,7 +49,7 @@ def finetune(
     audio: StrPath | None = None,
     media_root: StrPath | None = None,
     skip_missing: bool = False,
-    group_by: str | None = None,
+    columns: LabelColumns | None = None,
     seeds: int | None = None,
     folds: int | None = None,
     train_on_all: bool = False,
@@ -74,7 +76,7 @@ def finetune(
         audio: folder of the decoded audio, which runs may share; OUT-audio beside the run folder by default.
         media_root: where the paths of a CSV or list start.
         skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
-        group_by: as for `train_head.protocols.run_protocol`.
+        columns: as for `train_head.protocols.run_protocol`.
         seeds: likewise.
         folds: likewise.
         train_on_all: likewise.
@@ -108,7 +110,8 @@ def finetune(
         identity,
         init_head,
         audio or default_audio(out),
-        gathering={"media_root": media_root, "skip_missing": skip_missing, "group_by": group_by},
+        form=settings.label_format(columns),
+        gathering={"media_root": media_root, "skip_missing": skip_missing},
         protocol={"seeds": seeds, "folds": folds, "train_on_all": train_on_all},
     )
     with helpers(own.processes, settings.device, work):
@@ -125,6 +128,7 @@ def _work(
     init_head: StrPath | None,
     audio: StrPath,
     *,
+    form: LabelFormat,
     gathering: Mapping[str, Any],
     protocol: Mapping[str, Any],
     on_decode: OnDecode | None = None,
@@ -146,7 +150,7 @@ def _work(
         own=own,
         precision=settings.precision,
         processes=processes,
-        targets=_targets(files["train"], gathering["group_by"]),
+        targets=read_labels(files["train"], form).names,
         init_head=head,
     )
     if head is not None and head.names != material.targets:
@@ -154,11 +158,17 @@ def _work(
             f"{init_head} predicts {', '.join(head.names)}, and {files['train']} has {', '.join(material.targets)}; "
             "start from a head of the same targets, or leave out --init-head"
         )
+    if head is not None and head.label_range != settings.label_range:
+        low, high = head.label_range
+        raise TrainSettingsError(
+            f"{init_head} was trained on labels from {low:g} to {high:g}; give --label-range {low:g},{high:g} here "
+            "too, or leave out --init-head"
+        )
     inputs = gather_media(
         material,
         files,
         audio,
-        settings.label_scale,
+        form,
         on_decode=on_decode,
         on_notes=on_notes if processes.first else None,
         **gathering,
@@ -272,12 +282,6 @@ def load_init_head(run: StrPath, identity: Identity, settings: TrainSettings) ->
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def _targets(train: StrPath, group_by: str | None) -> tuple[str, ...]:
-    from train_head.labels import read_labels
-
-    return read_labels(train, check_range=False, group_by=group_by).names
 
 
 @contextlib.contextmanager

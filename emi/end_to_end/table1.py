@@ -19,6 +19,7 @@ from extract.run import extract
 from extract.settings import ExtractSettings
 from train_head import run_folder
 from train_head.errors import TrainSettingsError
+from train_head.label_format import LabelColumns
 from train_head.protocols import Outcome, ProtocolResult, run_protocol
 from train_head.protocols.members import OnRun
 from train_head.protocols.pool import check_apart
@@ -176,7 +177,7 @@ def table1(
     config: StrPath | None = None,
     media_root: StrPath | None = None,
     skip_missing: bool = False,
-    group_by: str | None = None,
+    columns: LabelColumns | None = None,
     on_row: Callable[[str], None] | None = None,
     on_decode: OnDecode | None = None,
     on_run: OnRun | None = None,
@@ -198,7 +199,7 @@ def table1(
         config: TOML file of settings that the rows have in common.
         media_root: where the paths of a CSV or list start.
         skip_missing: leave out labelled clips whose media are missing or unreadable.
-        group_by: as for `train_head.protocols.run_protocol`.
+        columns: as for `train_head.protocols.run_protocol`.
         on_row: called with the name of each row before it begins.
         on_decode: called after each decoded or extracted clip.
         on_run: called before each run.
@@ -219,7 +220,7 @@ def table1(
     check_processes(unfrozen.processes, on_this_machine(settled, identity).device)
     check_backbone(identity, settled, unfrozen)
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
-    labels = read_split_labels(files, resolved[0][0].label_scale, group_by)
+    labels = read_split_labels(files, resolved[0][0].label_format(columns))
     check_groups(labels)
     if test is not None and not skip_missing:  # which clips are left is known later
         check_apart(labels["train"], labels["valid"])
@@ -243,7 +244,7 @@ def table1(
                 audio=folder / AUDIO,
                 media_root=media_root,
                 skip_missing=skip_missing,
-                group_by=group_by,
+                columns=columns,
                 seeds=seeds,
                 train_on_all=test is not None,
                 on_decode=on_decode,
@@ -259,7 +260,7 @@ def table1(
                 own,
                 test=test,
                 skip_missing=skip_missing,
-                group_by=group_by,
+                columns=columns,
                 seeds=seeds,
                 on_run=on_run,
                 on_epoch=on_epoch,

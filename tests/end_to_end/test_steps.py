@@ -1,13 +1,16 @@
 """Memory settings change no gradient, and what learns is what the settings say."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from emi.end_to_end.audio import waveform
-from emi.end_to_end.batches import cut
+from emi.end_to_end.batches import Piece, cut
 from emi.end_to_end.depth import Depth
 from emi.end_to_end.frozen import FrozenOutputs
+from emi.end_to_end.gradients import Gradients
 from emi.end_to_end.media import DecodedMedia, gather_media
 from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import FinetuneSettings, resolve
@@ -84,6 +87,44 @@ def test_memory_settings_leave_the_gradients(start, whole_batch, loss, change):
     largest = max(gradient.abs().max() for gradient in whole.values())
     for name, gradient in whole.items():
         torch.testing.assert_close(pieces[name], gradient, rtol=2e-3, atol=2e-5 * float(largest))
+
+
+@pytest.mark.parametrize("loss", ["mse", "0.3*mae + focal_r", "ccc + balanced_mse", "zero_inflated"])
+def test_missing_labels_count_in_no_piece(start, loss):
+    """All but one label of a target is missing, and every label of some clips."""
+
+    def missing(seconds):
+        trainer = start(loss=loss, batch_seconds=seconds)
+        trainer.train.targets[1:, 1] = torch.nan
+        trainer.train.targets[::3, 0] = torch.nan
+        return gradients(trainer)
+
+    whole, pieces = missing(100.0), missing(2.0)
+    largest = max(float(gradient.abs().max()) for gradient in whole.values())
+    assert 0 < largest < float("inf")
+    for name, gradient in whole.items():
+        torch.testing.assert_close(pieces[name], gradient, rtol=2e-3, atol=2e-5 * largest)
+
+
+def test_processes_share_a_batch_by_the_labels_that_are_there():
+    """Two of them, one with a piece that repeats another's and does not count; their gradients are averaged."""
+    targets, inputs = torch.rand(5, 2), torch.randn(5, 3)
+    targets[0] = targets[2, 0] = targets[3, 1] = torch.nan
+    module, objective = torch.nn.Linear(3, 2), build_objective("mse + 0.5*mae", "none", targets)
+    settings = resolve(None, loss="mse + 0.5*mae")[0]
+    processes = SimpleNamespace(count=2, sum=lambda value: value)
+    shares = (
+        [Piece((0, 1), (0, 1), 0), Piece((4,), (4,), 2)],
+        [Piece((2, 3), (2, 3), 1), Piece((4,), (4,), 2, counts=False)],
+    )
+    total = 0.0
+    for mine in shares:
+        step = Gradients(settings, objective, torch.GradScaler("cpu", enabled=False), processes)
+        total += step(module, mine, lambda piece: module(inputs[list(piece.places)]), targets)
+    loss = objective(module(inputs), targets)
+    assert total == pytest.approx(loss.item())
+    for parameter, slope in zip(module.parameters(), torch.autograd.grad(loss, module.parameters()), strict=True):
+        torch.testing.assert_close(parameter.grad / 2, slope)
 
 
 def test_weighted_labels_are_weighted_over_the_whole_batch(start):

@@ -8,6 +8,7 @@ import pytest
 
 from train_head.errors import LabelError
 from train_head.groups import check_disjoint, groups_of, speaker_folds
+from train_head.label_format import label_format
 from train_head.labels import read_labels
 
 TEXT = (
@@ -22,7 +23,7 @@ def labels(tmp_path: Path) -> Path:
 
 
 def test_a_column_gives_the_groups_and_is_no_target(labels):
-    read = read_labels(labels, group_by="Speaker")
+    read = read_labels(labels, label_format(group_by="Speaker"))
     assert read.groups == ("anna", "ben", "anna")
     assert read.names == ("Joy", "Sad")
     np.testing.assert_array_equal(read.values, [[0, 1], [1, 0.5], [0.5, 0]])
@@ -36,7 +37,7 @@ def test_a_column_gives_the_groups_and_is_no_target(labels):
 )
 def test_a_regular_expression_finds_the_group_in_the_filename(tmp_path, pattern, expected):
     (tmp_path / "l.csv").write_text(TEXT.replace(",Speaker", "").replace(",anna", "").replace(", ben ", ""))
-    assert read_labels(tmp_path / "l.csv", group_by=pattern).groups == tuple(expected)
+    assert read_labels(tmp_path / "l.csv", label_format(group_by=pattern)).groups == tuple(expected)
     names = [line.split(",")[0] for line in TEXT.splitlines()[1:]]
     assert groups_of(names, pattern) == tuple(expected)
 
@@ -65,7 +66,7 @@ def test_a_pattern_that_finds_no_group_is_refused_with_the_first_names(by, messa
 def test_an_empty_group_is_an_error_with_its_line(labels):
     labels.write_text(TEXT.replace(" ben ", " "))
     with pytest.raises(LabelError, match="line 3, Speaker: the group is empty"):
-        read_labels(labels, group_by="Speaker")
+        read_labels(labels, label_format(group_by="Speaker"))
 
 
 def test_splits_that_share_speakers_are_refused_by_name():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from train_head.errors import LabelError
+from train_head.label_format import label_format
 from train_head.labels import read_labels, write_predictions
 from train_head.scoring import score_files
 
@@ -36,7 +37,7 @@ def test_other_names_match_exactly_and_any_column_may_hold_them(tmp_path):
 
 
 def test_a_scale_of_100_is_divided_away(tmp_path):
-    assert read_labels(write(tmp_path, "Filename,Joy\n1,50\n"), 100).values[0, 0] == 0.5
+    assert read_labels(write(tmp_path, "Filename,Joy\n1,50\n"), label_format(label_scale=100)).values[0, 0] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -48,8 +49,7 @@ def test_a_scale_of_100_is_divided_away(tmp_path):
         ("Filename,Joy,Joy\n1,0,0\n", "'Joy' stands twice"),
         ("Filename,Joy,\n1,0,0\n", "column 3 has no name"),
         ("Filename,Joy\n1,0\n2,0\n00001,1\n", r"line 4: clip '00001' stands in line 2"),
-        ("Filename,Joy\n1,nan\n", "line 2, Joy: 'nan' is not a finite number"),
-        ("Filename,Joy\n1,\n", "line 2, Joy: '' is not a number"),
+        ("Filename,Joy\n1,inf\n", "line 2, Joy: 'inf' is not a finite number"),
         ("Filename,Joy\n1,high\n", "'high' is not a number"),
         ("Filename,Joy\n1,50\n", "outside 0 to 1; give --label-scale 100"),
         ("Filename,Joy\n1,-0.1\n", "outside 0 to 1"),

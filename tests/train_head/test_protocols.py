@@ -18,6 +18,7 @@ from warm_python import python
 import emi
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.intervals import bootstrap
+from train_head.label_format import label_format
 from train_head.labels import read_labels
 from train_head.model import Ensemble, load_head
 from train_head.protocols import OnRun, run_protocol
@@ -172,7 +173,7 @@ def test_a_killed_protocol_goes_on_to_the_same_files(grouped, tmp_path, settings
 def test_folds_share_no_group_and_predict_every_clip_once(grouped, tmp_path):
     out = tmp_path / "run"
     result = train(grouped, out, folds=4, group_by="Who")
-    pooled = read_labels(out / "labels_folds.csv", group_by="Who")
+    pooled = read_labels(out / "labels_folds.csv", label_format(group_by="Who"))
     assert pooled.ids == tuple(f"{i:05d}" for i in range(40))
     fold = {row["Filename"]: int(row["fold"]) for row in csv.DictReader((out / "folds.csv").read_text().splitlines())}
     of_group = {(group, fold[name]) for name, group in zip(pooled.filenames, pooled.groups, strict=True)}

@@ -10,6 +10,7 @@ import pytest
 import emi
 from cache import CacheWriter, open_cache
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
+from train_head.label_format import label_format
 from train_head.labels import read_labels
 from train_head.settings import resolve_settings
 
@@ -97,7 +98,7 @@ def test_a_head_that_is_no_table_is_one_sentence(tmp_path):
     ("content", "said"),
     [
         ("Filename,Joy\ncaf\u00e9,0.5\n".encode("latin-1"), "is not in UTF-8"),
-        ("Filename,Joy\na,0.5\n".encode("utf-16"), "is not in UTF-8"),
+        ("Filename,Joy\na,0.5\n".encode("utf-16-be"), "is not in UTF-8"),
         (b'Filename,Joy\n"a,0.5\n' + b"x" * 200_000, "does a quote never end"),
         (b"Filename,Joy\na,0_1\n", "'0_1' is not a number"),
         ("Filename,Joy\na,\u0660.\u0665\n".encode(), "is not a number"),
@@ -118,7 +119,7 @@ def test_every_plain_way_to_write_a_number_is_read(tmp_path, number):
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
 def test_a_scale_that_is_none_is_refused(labelled, scale):
     with pytest.raises(LabelError, match="must be above 0"):
-        read_labels(labelled / "train.csv", scale)
+        read_labels(labelled / "train.csv", label_format(label_scale=scale))
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors", "config.toml"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from train_head.errors import LabelError
+from train_head.label_format import label_format
 from train_head.scoring import EDGES, errors_by_bin, read_pair, score_files
 
 LABELS = "Filename,Joy,Speaker,Sad\n1,0,anna,1\n2,1,ben,0.5\n3,0.5,anna,0\n"
@@ -58,7 +59,7 @@ def test_labels_outside_the_bins_and_wrong_bins_are_refused(target, edges, messa
 
 def test_predictions_come_in_the_order_of_the_labels_with_their_groups(tmp_path):
     guess = write(tmp_path, "Filename,Sad,Joy\n00003,.6,.5\n1,.4,.1\n2,.5,.2\n", "guess.csv")
-    pair = read_pair(guess, write(tmp_path, LABELS), group_by="Speaker")
+    pair = read_pair(guess, write(tmp_path, LABELS), label_format(group_by="Speaker"))
     np.testing.assert_allclose(pair.predicted, [[0.1, 0.4], [0.2, 0.5], [0.5, 0.6]])
     assert pair.labels.groups == ("anna", "ben", "anna")
     assert pair.labels.names == ("Joy", "Sad")

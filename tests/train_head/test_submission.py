@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from train_head.errors import LabelError
+from train_head.label_format import label_format
 from train_head.labels import read_labels
 from train_head.submission import check_submission, has_values, write_submission
 
@@ -80,11 +81,26 @@ def test_a_template_may_lack_values_or_targets(tmp_path):
     ]
 
 
-def test_a_column_of_groups_belongs_to_no_submission(tmp_path):
-    labels = write(tmp_path, "Filename,Speaker,Joy\n1,anna,0\n")
+def test_columns_that_are_no_targets_belong_to_no_submission(tmp_path):
+    labels = write(tmp_path, "Filename,Speaker,Joy,Age\n1,7,0,30\n")
     sent = write(tmp_path, "Filename,Joy\n1,0\n", "p.csv")
-    assert check_submission(sent, labels, group_by="Speaker") == []
-    assert check_submission(sent, labels)[0].startswith("the header is")
+    assert check_submission(sent, labels, label_format(targets="Joy")) == []
+    assert check_submission(sent, labels, label_format(group_by="Speaker"))[0].startswith("the header is")
+    assert check_submission(sent, write(tmp_path, "Filename,Speaker,Joy\n1,anna,0\n")) == []
+
+
+def test_a_submission_is_a_plain_csv_whatever_the_labels_are(tmp_path):
+    labels = write(tmp_path, "filename;Joy\n1;0,5\n")
+    assert check_submission(write(tmp_path, "Filename,Joy\n1,0.5\n", "p.csv"), labels) == []
+    assert check_submission(write(tmp_path, "Filename;Joy\n1;0,5\n", "p.csv"), labels)[0].startswith("the header is")
+
+
+def test_a_submission_of_another_range_is_clipped_to_it_and_checked_for_it(tmp_path):
+    labels, sent = write(tmp_path, "Filename,V\n1,-1\n2,1\n"), tmp_path / "p.csv"
+    assert write_submission(sent, ["00001", "00002"], ["V"], [[-1.5], [0.5]], bounds=(-1.0, 1.0)) == 1
+    assert sent.read_text() == "Filename,V\n1,-1\n2,0.5\n"
+    assert check_submission(sent, labels, label_format(label_range="-1,1")) == []
+    assert check_submission(sent, labels) == ["1 values are outside 0 to 1 (first: 1 V: -1)"]
 
 
 def test_a_template_that_is_none_is_an_error(tmp_path):

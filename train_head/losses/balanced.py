@@ -16,11 +16,16 @@ def balanced_mse(predicted: Tensor, target: Tensor, weight: Tensor | None = None
     Args:
         predicted: (batch, targets).
         target: (batch, targets).
-        weight: (batch, targets) of each clip's cross-entropy, or None.
+        weight: (batch, targets) of each clip's cross-entropy, or None. A label of weight 0 is no rival either.
         noise: spread of the errors, the paper's sigma. Theirs is learned or tuned; a head that predicts intensities in
             [0, 1] fairly well errs by about 0.2.
     """
     scale = 2.0 * noise**2
     logits = -(predicted.unsqueeze(1) - target.unsqueeze(0)).square() / scale  # (batch, labels of the batch, targets)
+    if weight is not None:
+        others = ~torch.eye(len(target), dtype=torch.bool, device=target.device).unsqueeze(-1)
+        logits = logits.masked_fill(
+            others & (weight == 0).unsqueeze(0), -torch.inf
+        )  # one's own stays, so none is empty
     own = -(predicted - target).square() / scale
     return scale * weighted_mean(torch.logsumexp(logits, dim=1) - own, weight)

@@ -37,7 +37,7 @@ class Objective(nn.Module):
 
         Args:
             outputs: (batch, targets * outputs) of any float dtype.
-            targets: (batch, targets).
+            targets: (batch, targets), NaN where a label is missing; a batch without any label costs 0.
 
         Returns:
             Scalar, at least float32.
@@ -45,6 +45,9 @@ class Objective(nn.Module):
         Raises:
             ValueError: the shapes do not go together.
         """
+        missing = targets.isnan()
+        if missing.any():  # before anything is computed of them, so that no gradient is 0 times infinity
+            outputs = outputs.masked_fill(missing.repeat(1, self.outputs), 0.0)
         weight = None if self.weights is None else self.weights(targets)
         predicted = self.decode(outputs)
         total = outputs.new_zeros(())
@@ -114,7 +117,8 @@ def build_objective(expression: str, weighting: str, train_targets: Tensor) -> O
     Args:
         expression: sum of losses, see `parse`.
         weighting: a name in `WEIGHTINGS`, perhaps with options: "none", "lds", "dense(alpha=0.5)".
-        train_targets: (clips, targets) labels of the training split, from which the weights are computed.
+        train_targets: (clips, targets) labels of the training split, from which the weights are computed; NaN where
+            one is missing.
 
     Raises:
         TrainSettingsError: either cannot be read.
@@ -128,7 +132,7 @@ def compares_clips(expression: str) -> list[str]:
 
 
 def is_mean_over_clips(expression: str, weighting: str) -> bool:
-    """Whether the objective of a batch is the mean of those of its clips; weights are relative to the whole batch."""
+    """Whether the objective of a batch is the mean over its labels; weights are relative to the whole batch."""
     return weighting == "none" and all(LOSSES[term.name].by_clip for term in parse(expression))
 
 

@@ -19,7 +19,7 @@ class Loss:
         compute: `(predicted, target, weight, **options)` to a scalar; its keyword-only parameters are the options.
         outputs: columns that a head must give per target.
         compares: whether it compares the clips of a batch with each other, and is constant for one alone.
-        by_clip: whether that of a batch is the mean of those of its clips, so that it may be computed in parts.
+        by_clip: whether that of a batch is the mean over its labels one by one, so that it may be computed in parts.
     """
 
     compute: Callable[..., Tensor]
@@ -37,7 +37,7 @@ class Loss:
 
         Args:
             predicted: (batch, targets * outputs) what the head gives.
-            target: (batch, targets) labels.
+            target: (batch, targets) labels, NaN where one is missing: neither it nor what is predicted there counts.
             weight: (batch, targets), not negative, how much each label counts; only ratios matter. All alike if None.
             options: other values than the defaults in `options`.
 
@@ -56,7 +56,20 @@ class Loss:
             )
         exact = torch.promote_types(torch.promote_types(predicted.dtype, target.dtype), torch.float32)
         weight = None if weight is None else weight.to(exact)
-        return self.compute(predicted.to(exact), target.to(exact), weight, **options)
+        predicted, target = predicted.to(exact), target.to(exact)
+        missing = target.isnan()
+        if missing.any():
+            predicted, target, weight = _without(missing, predicted, target, weight)
+        return self.compute(predicted, target, weight, **options)
+
+
+def _without(
+    missing: Tensor, predicted: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give missing labels weight 0, and put finite numbers there: 0 times NaN would be NaN, in the gradient too."""
+    columns = missing.repeat(1, predicted.shape[1] // missing.shape[1])
+    weight = torch.ones_like(target) if weight is None else weight
+    return predicted.masked_fill(columns, 0.0), target.masked_fill(missing, 0.0), weight.masked_fill(missing, 0.0)
 
 
 LOSSES: dict[str, Loss] = {

@@ -36,7 +36,7 @@ class Weights(nn.Module):
     Args:
         rule: how counts become weights.
         options: all options of the rule.
-        train_targets: (clips, targets) labels of the training split.
+        train_targets: (clips, targets) labels of the training split, NaN where one is missing.
     """
 
     low: Tensor
@@ -46,25 +46,28 @@ class Weights(nn.Module):
     def __init__(self, rule: Weighting, options: dict[str, float], train_targets: Tensor) -> None:
         super().__init__()
         labels = train_targets.detach().float()
-        low = labels.amin(0)
-        span = labels.amax(0) - low
+        missing = labels.isnan()
+        low = labels.masked_fill(missing, torch.inf).amin(0)
+        low = torch.where(missing.all(0), 0.0, low)
+        span = torch.where(missing.all(0), 0.0, labels.masked_fill(missing, -torch.inf).amax(0) - low)
         self.register_buffer("low", low, persistent=False)
         per_unit = torch.where(span > 0, (rule.cells - 1) / span, 0.0)
         self.register_buffer("per_unit", per_unit, persistent=False)
         self.register_buffer("table", labels.new_ones(rule.cells, labels.shape[1]), persistent=False)
-        columns = [
-            _mean_one(rule.compute(counts, **options), counts)
-            for cells in self._cells(labels).T.cpu().numpy()
-            for counts in [np.bincount(cells, minlength=rule.cells).astype(np.float64)]
-        ]
+        cells, there = self._cells(labels).T.cpu().numpy(), ~missing.T.cpu().numpy()
+        columns = [_table(rule, options, cells[k][there[k]]) for k in range(labels.shape[1])]
         self.table.copy_(torch.from_numpy(np.stack(columns, axis=1)))
 
     def forward(self, targets: Tensor) -> Tensor:
-        """Look weights up; labels outside the range of the training labels have those of its ends."""
+        """Look weights up; labels outside the range of the training labels have those of its ends.
+
+        A missing label has that of the lowest, which nothing uses.
+        """
         return self.table.gather(0, self._cells(targets))
 
     def _cells(self, targets: Tensor) -> Tensor:
         """Nearest cell, so that labels given in equal steps do not fall on the border of two."""
+        targets = torch.where(targets.isnan(), self.low, targets)
         cells = ((targets - self.low) * self.per_unit).round()
         return cells.clamp(0, len(self.table) - 1).long()
 
@@ -147,6 +150,12 @@ def _parse(text: str) -> Term:
     if len(terms) != 1 or terms[0].coefficient != 1:
         raise TrainSettingsError(f"weighting {text!r} must be one of {', '.join(known)}, and cannot be a sum")
     return terms[0]
+
+
+def _table(rule: Weighting, options: dict[str, float], cells: NDArray[np.int64]) -> Cells:
+    """The weights of a target by cell; 1 where no training clip has a label of it."""
+    counts = np.bincount(cells, minlength=rule.cells).astype(np.float64)
+    return _mean_one(rule.compute(counts, **options), counts) if len(cells) else np.ones(rule.cells)
 
 
 def _mean_one(weights: Cells, counts: Cells) -> Cells:

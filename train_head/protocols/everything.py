@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cache.container import StrPath
 from train_head import run_folder
+from train_head.label_format import range_text
 from train_head.metrics import Report
 from train_head.protocols.members import OnRun, prepare_protocol, write_ensemble, write_mean
 from train_head.protocols.pool import pool
@@ -143,10 +144,11 @@ backbone's weights applies to what is made with them.
 
 def _card(inputs: Inputs, settings: TrainSettings, report: Report | None) -> str:
     names = inputs.splits["train"].labels.names
+    scale = range_text(settings.label_range)
     test = f"\n## Test\n\n```\n{report.table()}\n```\n" if report else ""
     return f"""# Head `{settings.head}` for {", ".join(names)}, trained on all clips
 
-Predicts intensities in [0, 1] of a clip from features of `{inputs.material.fingerprint["backbone"]}`.
+Predicts intensities in {scale} of a clip from features of `{inputs.material.fingerprint["backbone"]}`.
 Trained on all {_clips(inputs)}.
 
 **There is no validation:** all labelled clips were trained on, so no figure here says how well this head does on

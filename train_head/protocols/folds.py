@@ -28,7 +28,7 @@ from train_head.protocols.members import (
 from train_head.protocols.pool import pool, pooled_csv
 from train_head.protocols.result import ProtocolResult
 from train_head.settings import TrainSettings
-from train_head.train import Inputs, TrainResult, train_run
+from train_head.train import Inputs, TrainResult, rater_agreement, train_run
 from train_head.trainer import OnEpoch
 
 LABELS, PREDICTIONS, FOLDS = "labels_folds.csv", "predictions_folds.csv", "folds.csv"
@@ -144,6 +144,7 @@ def _join(
         best_epochs=tuple(result.best_epoch for result in results),
         valid=score(predicted, labels, [result.report for result in results]),
         test=write_mean(folder, members, "test", test.labels, labels.names) if test is not None else None,
+        agreement=rater_agreement(labels),
         notes=_notes(inputs, settings),
         skipped=inputs.skipped,
         epochs_trained=trained,
@@ -166,8 +167,8 @@ def _notes(inputs: Inputs, settings: TrainSettings) -> tuple[str, ...]:
         "epochs (stop_after) chooses nothing."
     )
     groups = (
-        f"The folds share no group ({inputs.group_by})."
-        if inputs.group_by is not None
+        f"The folds share no group ({inputs.form.group_by})."
+        if inputs.form.group_by is not None
         else "The clips were shuffled without regard to who speaks: speakers may be on both sides, which flatters "
         "these figures; group_by keeps them apart."
     )

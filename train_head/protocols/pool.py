@@ -2,13 +2,18 @@
 
 import csv
 import io
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
+from cache.ids import clip_id
+from cache.tables import Table
 from train_head.data import Split
 from train_head.errors import LabelError
-from train_head.labels import FILENAME, Labels
+from train_head.label_columns import is_number
+from train_head.labels import FILENAME, Labels, label_table
 from train_head.train import Inputs
 
 
@@ -29,8 +34,9 @@ def pool(inputs: Inputs) -> Split:
         path=f"{one.path} and {other.path}",
         filenames=one.filenames + other.filenames,
         ids=one.ids + other.ids,
-        values=torch.cat([train.targets.cpu(), valid.targets.cpu()]).numpy(),
+        values=np.concatenate([one.values, other.values]),
         groups=groups,
+        ratings=one.ratings.joined(other.ratings, len(one)) if one.ratings and other.ratings else None,
     )
     return Split(
         labels,
@@ -56,22 +62,28 @@ def check_apart(one: Labels, other: Labels) -> None:
 
 
 def pooled_csv(inputs: Inputs) -> str:
-    """The clips of both that were used, cells as written: Filename, the targets and, where all have it, the groups."""
-    sheets = [_read(inputs.files[name]) for name in ("train", "valid") if name in inputs.files]
-    columns = [FILENAME, *inputs.labels["train"].names]
-    if inputs.group_by not in columns and all(inputs.group_by in sheet[0] for sheet in sheets):
-        columns.append(str(inputs.group_by))
+    """The clips of both that were used: Filename, the targets, the raters and, where all have it, the groups.
+
+    Numbers have decimal points, and stand as written otherwise.
+    """
+    tables = [label_table(inputs.files[name]) for name in ("train", "valid") if name in inputs.files]
+    targets, form = inputs.labels["train"].names, inputs.form
+    columns = [FILENAME, *targets]
+    if form.rater is not None:
+        columns.append(form.rater)
+    if form.group_by is not None and all(form.group_by in table.header for table in tables):
+        columns.append(form.group_by)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    held = {name for split in inputs.splits.values() for name in split.labels.filenames}
-    for header, *rows in sheets:
-        at = [header.index(column) for column in columns]
-        writer.writerows([cells[i] for i in at] for cells in rows if cells[at[0]] in held)
+    writer.writerow(dict.fromkeys(columns))
+    held = {clip_id(name) for split in inputs.splits.values() for name in split.labels.filenames}
+    for table in tables:
+        writer.writerows(_rows(table, list(dict.fromkeys(columns)), targets, held))
     return text.getvalue()
 
 
-def _read(path: object) -> list[list[str]]:
-    with open(str(path), newline="", encoding="utf-8-sig") as file:
-        rows = ([cell.strip() for cell in cells] for cells in csv.reader(file))
-        return [cells for cells in rows if any(cells)]
+def _rows(table: Table, columns: Sequence[str], targets: Sequence[str], held: Container[str]) -> Iterator[list[str]]:
+    at = [(table.header.index(column), column in targets) for column in columns]
+    for cells in table.rows:
+        if clip_id(cells[at[0][0]]) in held:
+            yield [cells[i].replace(",", ".") if number and is_number(cells[i]) else cells[i] for i, number in at]

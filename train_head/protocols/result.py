@@ -9,6 +9,7 @@ import numpy as np
 
 from train_head.intervals import Intervals
 from train_head.metrics import Report
+from train_head.raters import Agreement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class ProtocolResult:
         best_epochs: the epoch that each run kept.
         valid: scores on the validation clips; of folds, all clips, each predicted by the run that did not train on it.
         test: scores of the runs' mean on the test split, where one with targets was given.
+        agreement: of the raters of the clips of `valid`, where these were asked for.
         notes: what a reader must know about these figures.
         skipped: clips of the label files that no cache holds.
         epochs_trained: in this call.
@@ -75,6 +77,7 @@ class ProtocolResult:
     best_epochs: tuple[int, ...]
     valid: Scored
     test: Scored | None
+    agreement: Agreement | None = None
     notes: tuple[str, ...]
     skipped: int
     epochs_trained: int
@@ -100,11 +103,14 @@ class ProtocolResult:
             )
         ]
         splits = {"valid": self.valid.to_dict()} | ({"test": self.test.to_dict()} if self.test else {})
-        return {"kind": self.kind, "notes": list(self.notes), "members": members, **splits}
+        raters = {"raters": self.agreement.to_dict()} if self.agreement else {}
+        return {"kind": self.kind, "notes": list(self.notes), "members": members, **splits, **raters}
 
     def table(self) -> str:
         """Plain text: each run, mean and standard deviation, and what they predict together."""
         parts = [self._runs(self.valid), f"{self.together}:\n{self.valid.intervals.table()}"]
+        if self.agreement is not None:
+            parts.append(self.agreement.table(self.valid.report))
         if self.test is not None:
             parts += [f"test, each run:\n{self._runs(self.test)}"]
             parts += [f"test, mean of the {len(self.members)} runs:\n{self.test.intervals.table()}"]

@@ -12,7 +12,7 @@ from train_head.errors import TrainSettingsError
 from train_head.settings import TrainSettings, option_owners, resolve_settings
 from train_head.suggest import unknown
 
-SHARED = ("seed", "label_scale")
+SHARED = ("seed", "label_scale", "label_range")
 """Settings that all rows have in common: the labels are read once, and every row takes the same seeds."""
 
 

@@ -15,7 +15,7 @@ from train_head.protocols.members import (
 )
 from train_head.protocols.result import ProtocolResult
 from train_head.settings import TrainSettings, with_seed
-from train_head.train import Inputs, check_groups, train_run
+from train_head.train import Inputs, check_groups, rater_agreement, train_run
 from train_head.trainer import OnEpoch
 
 CHOSEN = (
@@ -76,6 +76,7 @@ def train_seeds(
         best_epochs=tuple(result.best_epoch for result in results),
         valid=valid,
         test=write_mean(folder, members, "test", test.labels, names) if test is not None else None,
+        agreement=rater_agreement(inputs.splits["valid"].labels),
         notes=(CHOSEN, *([f"{inputs.overlap}."] if inputs.overlap else [])),
         skipped=inputs.skipped,
         epochs_trained=trained,

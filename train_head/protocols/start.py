@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cache.container import StrPath
 from train_head.errors import TrainSettingsError
+from train_head.label_format import LabelColumns
 from train_head.protocols.everything import AllResult, train_everything, train_seeds_on_all
 from train_head.protocols.folds import train_folds
 from train_head.protocols.members import OnRun
@@ -47,7 +48,7 @@ def run_protocol(
     *,
     test: StrPath | None = None,
     skip_missing: bool = False,
-    group_by: str | None = None,
+    columns: LabelColumns | None = None,
     seeds: int | None = None,
     folds: int | None = None,
     train_on_all: bool = False,
@@ -64,8 +65,8 @@ def run_protocol(
         settings: how to train; the paper's settings by default.
         test: CSV of a third split to predict; its targets may be missing.
         skip_missing: leave out clips that no cache holds instead of refusing.
-        group_by: column of the labels, or regular expression on Filename: splits or folds share no group, and
-            intervals resample groups.
+        columns: which columns of the label files mean what. With groups, splits or folds share none, and intervals
+            resample groups.
         seeds: see `train_seeds`.
         folds: see `train_folds`.
         train_on_all: see `train_everything`; with seeds, `train_seeds_on_all`.
@@ -81,7 +82,7 @@ def run_protocol(
     settings = settings or TrainSettings()
     named = {"train": train, "valid": valid, "test": test}
     files = {name: path for name, path in named.items() if path is not None}
-    inputs = gather_inputs(caches, files, settings.label_scale, skip_missing=skip_missing, group_by=group_by)
+    inputs = gather_inputs(caches, files, settings.label_format(columns), skip_missing=skip_missing)
     return run_on(
         inputs,
         out,

@@ -48,9 +48,8 @@ def open_splits(data: TrialData) -> Mapping[str, Split]:
     inputs = gather_inputs(
         data.cache,
         data.files,
-        data.label_scale,
+        data.form,
         skip_missing=data.skip_missing,
-        group_by=data.group_by,
         shared=data.shared,
     )
     splits = dict(inputs.splits)

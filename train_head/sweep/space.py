@@ -40,7 +40,7 @@ from train_head.settings import TABLES, TrainSettings, option_owners, read_confi
 from train_head.suggest import unknown
 
 HEAD = "head"
-SHARED = ("seed", "label_scale", "device", "precision")
+SHARED = ("seed", "label_scale", "label_range", "device", "precision")
 """Settings that all trials have in common: given beside the space, not in it."""
 COMBINATIONS = 1000
 """Tried at most before a value that cannot stand alone is refused."""

@@ -20,6 +20,7 @@ from cache.reader import open_cache
 from train_head import run_folder
 from train_head.data import resolve_splits
 from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.label_format import LabelColumns
 from train_head.labels import Labels
 from train_head.protocols import OnRun, train_seeds
 from train_head.settings import TrainSettings
@@ -89,7 +90,7 @@ def sweep(
     settings: SweepSettings | None = None,
     *,
     skip_missing: bool = False,
-    group_by: str | None = None,
+    columns: LabelColumns | None = None,
     on_status: OnStatus | None = None,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
@@ -104,7 +105,7 @@ def sweep(
         space: what is tried.
         settings: how.
         skip_missing: leave out labelled clips that the cache does not hold.
-        group_by: as for `train_head.train.gather_inputs`; training and validation may then share no group.
+        columns: which columns of the label files mean what; with groups, training and validation may share none.
         on_status: called after each trial, and every half second.
         on_run: called before each run of the best trials.
         on_epoch: called with each of their epochs' records.
@@ -116,10 +117,10 @@ def sweep(
     """
     leave_to_the_parent()
     settings, folder = settings or SweepSettings(), Path(out)
-    files, scale = {"train": train, "valid": valid}, space.settings({}).label_scale
-    labels = read_split_labels(files, scale, group_by)
+    files, form = {"train": train, "valid": valid}, space.settings({}).label_format(columns)
+    labels = read_split_labels(files, form)
     check_groups(labels)
-    identity = _identity(cache, files, labels, space, settings, group_by)
+    identity = _identity(cache, files, labels, space, settings, form)
     _prepare(folder, identity)
     name = "emi-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     with closing(_open_study(folder, name, settings)) as store:
@@ -130,10 +131,9 @@ def sweep(
         data = TrialData(
             cache=cheap,
             files=files,
-            label_scale=scale,
+            form=form,
             skip_missing=skip_missing,
             shared=folder / SHARED,
-            group_by=group_by,
             clips=settings.clips,
             seed=settings.seed,
         )
@@ -146,7 +146,7 @@ def sweep(
             )
         retrained: list[Retrained] = []
         if settings.top:
-            inputs = gather_inputs(cache, files, scale, skip_missing=skip_missing, group_by=group_by)
+            inputs = gather_inputs(cache, files, form, skip_missing=skip_missing)
             for trial in best[: settings.top]:
                 retrained.append(_retrain(trial, inputs, folder, space, settings, on_run, on_epoch))
             retrained.sort(key=lambda one: one.pearson, reverse=True)
@@ -241,7 +241,7 @@ def _identity(
     labels: Mapping[str, Labels],
     space: Space,
     settings: SweepSettings,
-    group_by: str | None,
+    columns: LabelColumns,
 ) -> dict[str, Any]:
     """What must be equal for trials to belong together; their number, the jobs and the best few may change."""
     with open_cache(cache) as store:
@@ -251,7 +251,7 @@ def _identity(
     hashes: dict[str, Any] = {f"{name}_sha256": run_folder.file_sha256(path) for name, path in files.items()}
     hashes |= {f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips}
     own = {name: getattr(settings, name) for name in OWN}
-    return {"features": features, **hashes, "group_by": group_by, **own, "space": space.to_dict()}
+    return {"features": features, **hashes, "group_by": None, **columns.to_dict(), **own, "space": space.to_dict()}
 
 
 def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from optuna import Trial
 
 from cache.container import StrPath
 from cache.errors import EmiError
+from train_head.label_format import LabelFormat
 from train_head.settings import TrainSettings
 
 NO_MAIN_GUARD = 87
@@ -32,20 +33,18 @@ class TrialData:
     Attributes:
         cache: the cache, derived or not.
         files: label CSVs by split, "train" and "valid".
-        label_scale: labels are divided by it.
+        form: how these are read.
         skip_missing: leave out clips that the cache does not hold.
         shared: folder of the memory map that all workers read.
-        group_by: as for `train_head.train.gather_inputs`: the column that names groups is no target.
         clips: so many training clips, drawn with `seed`, are trained on; None takes all.
         seed: of that draw.
     """
 
     cache: StrPath
     files: Mapping[str, StrPath]
-    label_scale: float
+    form: LabelFormat
     skip_missing: bool
     shared: StrPath
-    group_by: str | None
     clips: int | None
     seed: int
 

@@ -1,0 +1,136 @@
+"""Read tables of text as people save them: cells between `,`, `;` or tabs, in UTF-8 or UTF-16."""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.container import StrPath
+from cache.errors import TableError
+
+FILENAME = "Filename"
+"""The column that names the clips; it may be written in any case."""
+DELIMITERS = (",", ";", "\t")
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, with whose mark it begins
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_EXCELS_FIRST_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a header; cells are stripped, and empty rows are left out.
+
+    Attributes:
+        path: the file.
+        header: names of the columns, with the one of the clips as `Filename` however it is written.
+        rows: (rows)(cells) as text; a row may have fewer or more cells than the header.
+        lines: the line in which each row ends, from 1.
+        delimiter: what stands between cells.
+    """
+
+    path: str
+    header: tuple[str, ...]
+    rows: list[list[str]]
+    lines: list[int]
+    delimiter: str
+
+    def where(self, row: int) -> str:
+        """`labels.csv, line 3`, for errors."""
+        return f"{self.path}, line {self.lines[row]}"
+
+    def check_cells(self) -> None:
+        """Refuse rows that do not have the header's number of cells.
+
+        Raises:
+            TableError: names the first such row, and how to mend decimal commas.
+        """
+        for i, cells in enumerate(self.rows):
+            if len(cells) != len(self.header):
+                decimal = self.delimiter == "," and len(cells) == 2 * len(self.header) - 1
+                hint = "; are these decimal commas? Write decimal points, or separate the cells by ;" if decimal else ""
+                raise TableError(f"{self.where(i)}: {len(cells)} cells, and the header has {len(self.header)}{hint}")
+
+
+def read_table(path: StrPath) -> Table:
+    """Read a table; the delimiter is the one that makes `Filename` a cell of the header, else a comma.
+
+    Args:
+        path: a file in UTF-8, or in UTF-16 with a byte-order mark. A first line such as `sep=;` gives the delimiter.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TableError: another encoding, or no CSV; says where.
+    """
+    place = Path(path)
+    text = _decode(place)
+    first = text.lstrip("\r\n").splitlines()[:1]
+    said = _EXCELS_FIRST_LINE.fullmatch(first[0].strip(" ")) if first else None
+    delimiter = said[1] if said else _delimiter(text)
+    rows = _parse(place, text, delimiter)
+    if said:
+        next(rows)
+    _, header = next(rows, (0, []))
+    numbered = list(rows)
+    return Table(
+        path=str(place),
+        header=_named(header),
+        rows=[cells for _, cells in numbered],
+        lines=[line for line, _ in numbered],
+        delimiter=delimiter,
+    )
+
+
+def _decode(place: Path) -> str:
+    raw = place.read_bytes()
+    mark, encoding = next(((mark, name) for mark, name in _BOMS if raw.startswith(mark)), (b"", "utf-8"))
+    try:
+        text = raw[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        wanted = "UTF-8" if encoding == "utf-8" else f"{encoding.upper()}, as its first bytes say"
+        raise TableError(f"{place} is not in {wanted} ({error.reason}); save it as CSV in UTF-8") from error
+    if "\0" in text:
+        raise TableError(f"{place} is not in UTF-8 (it holds NUL characters); save it as CSV in UTF-8")
+    return text
+
+
+def _delimiter(text: str) -> str:
+    """The first that cuts a cell called Filename out of the header."""
+    for delimiter in DELIMITERS:
+        try:
+            header = next((c for c in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(c)), [])
+        except csv.Error:  # met again, and told, when the rows are read
+            continue
+        if any(_is_filename(cell) for cell in header):
+            return delimiter
+    return DELIMITERS[0]
+
+
+def _parse(place: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for row in rows:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                yield rows.line_num, cells
+    except csv.Error as error:
+        raise TableError(f"{place}, line {rows.line_num}: no CSV ({error}); does a quote never end?") from error
+
+
+def _named(header: list[str]) -> tuple[str, ...]:
+    """The header with `Filename` in its one spelling, where exactly one column is called so."""
+    alike = [i for i, name in enumerate(header) if _is_filename(name)]
+    if FILENAME in header or len(alike) != 1:
+        return tuple(header)
+    return (*header[: alike[0]], FILENAME, *header[alike[0] + 1 :])
+
+
+def _is_filename(cell: str) -> bool:
+    return cell.strip().casefold() == FILENAME.casefold()

@@ -1,0 +1,159 @@
+"""How a label file is to be read: which columns mean what, and on which scale its numbers are."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from train_head.errors import LabelError
+
+Range = tuple[float, float]
+UNIT: Range = (0.0, 1.0)
+"""The range of labels unless another is named, and that of all labels inside."""
+_SCALES: tuple[Range, ...] = ((-1, 1), (1, 5), (1, 7), (1, 9), (0, 5), (0, 10))
+"""Usual ranges of ratings, the narrowest first, for the hint beside a value that is out of range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelColumns:
+    """Which columns of label files mean what.
+
+    Attributes:
+        targets: the columns to predict, in this order; empty takes every column of numbers that is nothing else.
+        rater: a column that names who gave the row's labels; a clip may then have several rows.
+        group_by: a column that names each clip's group, or a regular expression that finds it in Filename.
+
+    Raises:
+        LabelError: a target is named twice, or is the rater or the group.
+    """
+
+    targets: tuple[str, ...] = ()
+    rater: str | None = None
+    group_by: str | None = None
+
+    def __post_init__(self) -> None:
+        twice = [name for name in self.targets if self.targets.count(name) > 1]
+        if twice:
+            raise LabelError(f"the target {twice[0]!r} is named twice")
+        for what, name in (("--rater", self.rater), ("--group-by", self.group_by)):
+            if name in self.targets:
+                raise LabelError(f"{name!r} is named as a target and as {what}; a column can be one of them")
+        if self.rater is not None and self.rater == self.group_by:
+            raise LabelError(f"{self.rater!r} is named as --rater and as --group-by; a column can be one of them")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is not a default: `targets`, `rater`, `group_by`."""
+        known = {"targets": list(self.targets), "rater": self.rater, "group_by": self.group_by}
+        return {name: value for name, value in known.items() if value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFormat(LabelColumns):
+    """The same, and the scale of the numbers.
+
+    Attributes:
+        scale: numbers are divided by it when they are read; predictions stay between 0 and 1.
+        range: smallest and largest number; mapped to 0 and 1 for training only, so that predictions and errors are on
+            the labels' own scale.
+
+    Raises:
+        LabelError: either is not valid, or both are given.
+    """
+
+    scale: float = 1.0
+    range: Range = UNIT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise LabelError(f"the scale of the labels must be above 0, got {self.scale:g}")
+        object.__setattr__(self, "range", parse_range(self.range))
+        if self.scale != 1.0 and self.range != UNIT:
+            raise LabelError(BOTH)
+
+
+BOTH = (
+    "--label-scale and --label-range do not go together; the first divides the labels and leaves predictions between 0 "
+    "and 1, the second keeps the labels' own scale: leave one out"
+)
+
+
+def label_columns(
+    targets: str | Sequence[str] | None = None, rater: str | None = None, group_by: str | None = None
+) -> LabelColumns:
+    """Columns as a user names them; see `parse_targets`."""
+    return LabelColumns(targets=parse_targets(targets), rater=rater, group_by=group_by)
+
+
+def label_format(
+    *,
+    targets: str | Sequence[str] | None = None,
+    rater: str | None = None,
+    group_by: str | None = None,
+    label_scale: float | None = None,
+    label_range: str | Sequence[float] | None = None,
+) -> LabelFormat:
+    """A format as a user names it; None is the default."""
+    return LabelFormat(
+        targets=parse_targets(targets),
+        rater=rater,
+        group_by=group_by,
+        scale=1.0 if label_scale is None else label_scale,
+        range=UNIT if label_range is None else parse_range(label_range),
+    )
+
+
+def recorded_format(config: Mapping[str, Any]) -> LabelFormat:
+    """How a run read its labels, from its config.toml."""
+    data = config.get("data", {})
+    return label_format(
+        **{key: data.get(key) for key in ("targets", "rater", "group_by")},
+        **{key: config.get(key) for key in ("label_scale", "label_range")},
+    )
+
+
+def parse_targets(targets: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of columns, from a sequence or from text with commas between them; quotes keep a comma in a name.
+
+    Raises:
+        LabelError: a name is empty.
+    """
+    if targets is None:
+        return ()
+    named = next(csv.reader([targets], skipinitialspace=True), []) if isinstance(targets, str) else targets
+    names = tuple(name.strip() for name in named)
+    if not all(names) or (isinstance(targets, str) and not names):
+        raise LabelError(f"--targets {targets!r}: expected names of columns with commas between them")
+    return names
+
+
+def parse_range(value: str | Sequence[float]) -> Range:
+    """The two ends of a scale, from `-1,1` or two numbers.
+
+    Raises:
+        LabelError: not two finite numbers, the smaller first.
+    """
+    parts: Sequence[Any] = value.split(",") if isinstance(value, str) else value
+    try:
+        low, high = (float(part) for part in parts)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise LabelError(f"the range of the labels must be MIN,MAX, such as -1,1, got {value!r}")
+    return low, high
+
+
+def range_text(span: Range) -> str:
+    """`[0, 1]`, for texts."""
+    return f"[{span[0]:g}, {span[1]:g}]"
+
+
+def range_hint(low: float, high: float) -> str:
+    """The option for a column that goes from `low` to `high`: `--label-range -1,1 for labels from -1 to 1`."""
+    if low >= 0 and 10 < high <= 100:
+        return "--label-scale 100 for labels from 0 to 100"
+    for first, last in (*_SCALES, (-100, 100)):
+        if first <= low and high <= last:
+            return f"--label-range {first:g},{last:g} for labels from {first:g} to {last:g}"
+    return "--label-range MIN,MAX with the ends of the labels' scale"
