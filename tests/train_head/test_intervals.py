@@ -7,7 +7,7 @@ import scipy.stats
 from train_head.errors import LabelError
 from train_head.intervals import bootstrap, paired_bootstrap
 from train_head.metrics import pearson
-from train_head.resampling import correlations, draws
+from train_head.resampling import draws, resampled
 
 NAMES = ("Joy", "Calm", "Fear")
 
@@ -32,7 +32,7 @@ def by_indexing(predicted: np.ndarray, target: np.ndarray, members: list[np.ndar
 def test_resampled_correlations_equal_those_of_clips_drawn_one_by_one():
     predicted, target = material()
     expected = by_indexing(predicted, target, [np.array([i]) for i in range(60)], 50, seed=3)
-    np.testing.assert_allclose(correlations([predicted], target, resamples=50, seed=3)[:, 0], expected, atol=1e-9)
+    np.testing.assert_allclose(resampled([predicted], target, resamples=50, seed=3)[:, 0], expected, atol=1e-9)
 
 
 def test_groups_are_drawn_as_wholes():
@@ -40,7 +40,7 @@ def test_groups_are_drawn_as_wholes():
     groups = [f"speaker {i * i % 7}" for i in range(60)]
     members = [np.flatnonzero(np.array(groups) == name) for name in sorted(set(groups))]
     expected = by_indexing(predicted, target, members, 50, seed=1)
-    np.testing.assert_allclose(correlations([predicted], target, groups, 50, 1)[:, 0], expected, atol=1e-9)
+    np.testing.assert_allclose(resampled([predicted], target, groups, 50, 1)[:, 0], expected, atol=1e-9)
 
 
 def test_every_resample_draws_as_many_as_there_are():
@@ -107,7 +107,7 @@ def test_resamples_in_which_a_label_is_constant_are_left_out_and_counted():
     assert found.left_out == (0, 0, without + only)
     assert found.mean_left_out == without + only > 100
     assert f"Fear {without}" in found.table()
-    drawn = correlations([predicted], target, resamples=500)[:, 0, 2]
+    drawn = resampled([predicted], target, resamples=500)[:, 0, 2]
     assert found.low[2] == pytest.approx(np.nanpercentile(drawn, 2.5))
 
 
@@ -126,7 +126,7 @@ def test_an_outlier_that_dwarfs_the_rest_costs_no_digits():
     predicted, target = material(30)
     predicted[7, 0] = 1e9
     expected = by_indexing(predicted.astype(float), target.astype(float), [np.array([i]) for i in range(30)], 40, 0)
-    drawn = correlations([predicted], target, resamples=40)[:, 0]
+    drawn = resampled([predicted], target, resamples=40)[:, 0]
     np.testing.assert_allclose(drawn[:, 0], expected[:, 0], atol=1e-6)
 
 

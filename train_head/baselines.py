@@ -1,0 +1,117 @@
+"""The mean of the training labels, a baseline for a prediction file: from a label CSV, or the run around the file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cache.container import StrPath
+from cache.ids import clip_id
+from train_head import run_folder
+from train_head.errors import LabelError
+from train_head.labels import FILENAME, Labels, NoGroupsError, open_csv, read_labels
+from train_head.metrics import Column, label_means
+
+FOLDS, LABELS_FOLDS = "folds.csv", "labels_folds.csv"
+"""Of cross-validation: which clip is in which fold, and the labels of all."""
+
+
+def training_mean(
+    predictions: StrPath,
+    scored: Labels,
+    train: StrPath | None = None,
+    label_scale: float = 1.0,
+    group_by: str | None = None,
+) -> tuple[Column | None, str]:
+    """The mean of the training labels, for `train_head.metrics.evaluate`.
+
+    Args:
+        predictions: a prediction file; where it lies in a run folder, that says what the run was trained on.
+        scored: the labels of the clips that are scored.
+        train: CSV of training labels, instead of those that a run records.
+        label_scale: its labels are divided by it.
+        group_by: what names groups in the labels that are scored, if anything: it is no target in `train` either.
+
+    Returns:
+        (targets,), or of folds (clips, targets), where each clip's mean is that of the other folds; None where it is
+        not known. And a sentence why, where the file lies in a run folder.
+
+    Raises:
+        LabelError: `train` is wrong, or lacks a target.
+    """
+    if train is not None:
+        return label_means(_columns(_read(train, label_scale, group_by), scored.names)), ""
+    folder = Path(predictions).parent
+    if not (folder / run_folder.CONFIG).is_file():
+        return None, ""
+    config = run_folder.read_config_file(folder)
+    try:
+        return _mean_of_run(folder, config, scored), ""
+    except (LabelError, OSError) as error:
+        return None, f"the mean of the training labels is not known: {error}; give them with --train CSV"
+
+
+def fold_means(values: ArrayLike, fold: ArrayLike) -> Column:
+    """(clips, targets) mean of the labels in the other folds.
+
+    Args:
+        values: (clips, targets).
+        fold: (clips,) number of each clip's fold.
+    """
+    labels, number = np.asarray(values, np.float64), np.asarray(fold)
+    means: Column = np.empty(labels.shape)
+    for each in np.unique(number):
+        means[number == each] = label_means(labels[number != each])
+    return means
+
+
+def _mean_of_run(folder: Path, config: Mapping[str, Any], scored: Labels) -> Column:
+    kind, data = config.get("protocol", {}).get("kind"), config.get("data", {})
+    if kind in ("fold", "folds"):
+        return _means_of_folds(folder if kind == "folds" else folder.parent, config, scored)
+    splits = ("train", "valid") if kind == "all" else ("train",)
+    return label_means(np.concatenate([_columns(_recorded(data, split, config), scored.names) for split in splits]))
+
+
+def _means_of_folds(folder: Path, config: Mapping[str, Any], scored: Labels) -> Column:
+    labels = _read(folder / LABELS_FOLDS, config.get("label_scale", 1.0), config.get("data", {}).get("group_by"))
+    with open_csv(folder / FOLDS) as rows:
+        header = next(rows)
+        fold = {clip_id(row[header.index(FILENAME)]): int(row[header.index("fold")]) for row in rows}
+    missing = [name for name, clip in zip(labels.filenames, labels.ids, strict=True) if clip not in fold]
+    if missing:
+        raise LabelError(f"{folder / FOLDS} lacks {len(missing)} clips")
+    values, numbers = _columns(labels, scored.names), np.array([fold[clip] for clip in labels.ids])
+    of = dict(zip(labels.ids, fold_means(values, numbers), strict=True))
+    own = config["protocol"].get("number")  # of one fold; where all are together, other clips are predicted by all
+    others = label_means(values if own is None else values[numbers != own])
+    return np.stack([of.get(clip, others) for clip in scored.ids])
+
+
+def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any]) -> Labels:
+    """The labels of a run's split, where the file is still what the run read, and the run took all of it."""
+    if split not in data:
+        raise LabelError("the run does not record them")
+    path = Path(data[split])
+    if not path.is_file() or run_folder.file_sha256(path) != data.get(f"{split}_sha256"):
+        raise LabelError(f"{path} is gone or has changed since the run was made")
+    if f"{split}_clips_sha256" in data:
+        raise LabelError(f"the run left out clips of {path}")
+    return _read(path, config.get("label_scale", 1.0), data.get("group_by"))
+
+
+def _read(path: StrPath, label_scale: float, group_by: str | None) -> Labels:
+    try:
+        return read_labels(path, label_scale, group_by=group_by)
+    except NoGroupsError:
+        return read_labels(path, label_scale)
+
+
+def _columns(labels: Labels, names: Sequence[str]) -> Column:
+    missing = [name for name in names if name not in labels.names]
+    if missing:
+        raise LabelError(f"{labels.path} has no column {missing[0]!r}")
+    columns: Column = labels.values[:, [labels.names.index(name) for name in names]].astype(np.float64)
+    return columns
