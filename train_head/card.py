@@ -73,7 +73,7 @@ def model_card(
     optimistic = "The best epoch was chosen on these clips, so the figures are optimistic for new ones.\n"
     test = ""
     if result.test_report:
-        table = metric_table(result.test_report, intervals.get("test"))
+        table = _table(result.test_report, intervals.get("test"))
         test = f"\n## Test\n\n{table}\n{_picture(result, 'scatter_test', 'Test labels and predictions')}"
     return f"""# Head `{settings.head}` for {", ".join(result.report.names)}
 
@@ -94,7 +94,7 @@ epoch {result.best_epoch} of {settings.stop_after or settings.epochs} {chosen}. 
 ## Validation
 
 {optimistic if watched else "These clips chose nothing in training."}
-{metric_table(result.report, intervals.get("valid"))}
+{_table(result.report, intervals.get("valid"))}
 {_picture(result, "scatter_valid", "Validation labels and predictions")}{test}
 ## Use
 
@@ -128,15 +128,10 @@ def departures(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
     return {key: pair for key, pair in ours.items() if pair[0] != pair[1] and key not in OF_THE_MACHINE}
 
 
-def metric_table(report: Report, intervals: Intervals | None = None) -> str:
-    """Markdown: the table of a split, and under it what a reader has to know of the figures.
-
-    Args:
-        report: of one split.
-        intervals: of the same split, beside Pearson.
-    """
-    notes = (*report.notes, *(intervals.warnings if intervals else ()))
-    return "\n".join([report.markdown(intervals), *([""] if notes else []), *(f"- {note}" for note in notes)])
+def _table(report: Report, intervals: Intervals | None) -> str:
+    """The table of a split, and under it what a reader has to know of its figures."""
+    notes = [f"- {note}" for note in (*report.notes, *(intervals.warnings if intervals else ()))]
+    return "\n".join([report.markdown(intervals), *(["", *notes] if notes else [])])
 
 
 def _departures(settings: TrainSettings, backbone: str) -> str:
