@@ -49,7 +49,7 @@ class Comparison:
         clips = self.difference.clips
         share = "" if clips == self.labelled else f" ({clips} of its {self.labelled} clips were predicted)"
         files = f"A: {self.a}\nB: {self.b}\nlabels: {self.labels}{share}\n{METRICS[self.difference.metric]}:"
-        constant = [f"MAE of {line.name}, {OVER_TARGETS}: {cell(line.mean_mae)}" for line in self.baselines]
+        constant = [f"{line.name}: MAE {cell(line.mean_mae)} ({OVER_TARGETS})" for line in self.baselines]
         return "\n".join([files, self.difference.table(), *constant, *self.notes])
 
 

@@ -6,7 +6,7 @@ import scipy.stats
 
 from train_head.errors import LabelError
 from train_head.intervals import bootstrap, paired_bootstrap
-from train_head.metrics import evaluate, pearson
+from train_head.metrics import absolute_error, concordance, evaluate, pearson
 from train_head.resampling import draws, resampled
 
 NAMES = ("Joy", "Calm", "Fear")
@@ -208,3 +208,32 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
     predicted, target = material()
     with pytest.raises(ValueError, match=message):
         bootstrap(predicted, target, **({"names": NAMES} | arguments))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("metric", "function"), [("pearson", pearson), ("ccc", concordance), ("mae", absolute_error)])
+def test_resamples_of_any_metric_equal_those_of_clips_drawn_one_by_one(metric, function, grouped):
+    predicted, target = material(40)
+    target[::3, 1], target[5:, 2] = np.nan, np.nan
+    groups = [f"s{i // 5}" for i in range(40)] if grouped else None
+    members = [np.arange(i, i + 5) for i in range(0, 40, 5)] if grouped else [np.array([i]) for i in range(40)]
+    rows = []
+    for counts in np.concatenate(list(draws(len(members), 60, 2))).astype(int):
+        drawn = np.concatenate([np.tile(members[unit], times) for unit, times in enumerate(counts)])
+        values = [function(predicted[drawn, k], target[drawn, k]) for k in range(3)]
+        rows.append([np.nan if value is None else value for value in values])
+    assert np.isnan(rows).any()
+    found = resampled([predicted, predicted * 2], target, groups, 60, 2, metric)
+    np.testing.assert_allclose(found[:, 0], rows, atol=1e-9)
+
+
+def test_missing_labels_are_drawn_with_their_clips_and_not_counted():
+    predicted, target = material()
+    target[::4, 0] = np.nan
+    found = bootstrap(predicted, target, NAMES, resamples=200)
+    whole = bootstrap(predicted, np.nan_to_num(target), NAMES, resamples=200)
+    assert (found.counts, found.clips) == ((45, 60, 60), 60)
+    assert (found.low[1:], found.high[1:]) == (pytest.approx(whole.low[1:]), pytest.approx(whole.high[1:]))
+    alone = bootstrap(predicted[np.arange(60) % 4 > 0, :1], target[np.arange(60) % 4 > 0, :1], ["x"], resamples=200)
+    assert found.pearson[0] == alone.pearson[0]
+    assert (found.low[0], found.high[0]) == pytest.approx((alone.low[0], alone.high[0]), abs=0.05)
