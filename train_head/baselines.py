@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from cache.container import StrPath
 from cache.ids import clip_id
 from train_head import run_folder
-from train_head.errors import LabelError
-from train_head.labels import FILENAME, Labels, NoGroupsError, open_csv, read_labels
+from train_head.errors import LabelError, RunFolderError
+from train_head.labels import Labels, NoGroupsError, open_csv, read_labels
 from train_head.metrics import Column, label_means
 
 FOLDS, LABELS_FOLDS = "folds.csv", "labels_folds.csv"
@@ -44,12 +44,15 @@ def training_mean(
     if train is not None:
         return label_means(_columns(_read(train, label_scale, group_by), scored.names)), ""
     folder = Path(predictions).parent
-    if not (folder / run_folder.CONFIG).is_file():
+    try:
+        config = run_folder.read_config_file(folder)
+    except RunFolderError:  # no run, or a file of that name that is somebody else's
         return None, ""
-    config = run_folder.read_config_file(folder)
+    if not isinstance(config.get("data"), dict) or "targets" not in config["data"]:
+        return None, ""
     try:
         return _mean_of_run(folder, config, scored), ""
-    except (LabelError, OSError) as error:
+    except (ValueError, OSError) as error:  # of labels or of folds.csv
         return None, f"the mean of the training labels is not known: {error}; give them with --train CSV"
 
 
@@ -78,8 +81,8 @@ def _mean_of_run(folder: Path, config: Mapping[str, Any], scored: Labels) -> Col
 def _means_of_folds(folder: Path, config: Mapping[str, Any], scored: Labels) -> Column:
     labels = _read(folder / LABELS_FOLDS, config.get("label_scale", 1.0), config.get("data", {}).get("group_by"))
     with open_csv(folder / FOLDS) as rows:
-        header = next(rows)
-        fold = {clip_id(row[header.index(FILENAME)]): int(row[header.index("fold")]) for row in rows}
+        next(rows)  # Filename,fold
+        fold = {clip_id(name): int(number) for name, number in rows}
     missing = [name for name, clip in zip(labels.filenames, labels.ids, strict=True) if clip not in fold]
     if missing:
         raise LabelError(f"{folder / FOLDS} lacks {len(missing)} clips")

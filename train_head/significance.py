@@ -21,7 +21,7 @@ from train_head.resampling import EXACT_UNITS, Values
 
 BOOTSTRAP, EXACT, RANDOM = "bootstrap", "exact sign-flip", "random sign-flip"
 TIE = 1e-9
-"""Differences this close are equal: the sums are rounded."""
+"""Differences this close, as a share of the largest, are equal: the sums are rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,4 +89,5 @@ def exchange_p(differences: Values) -> float:
 
     One after which the metric is undefined counts as such, so that p is not too low.
     """
-    return float((~(np.abs(differences) < abs(differences[0]) - TIE)).mean())
+    sizes = np.abs(differences)
+    return float((~(sizes < sizes[0] - TIE * sizes.max(where=~np.isnan(sizes), initial=0.0))).mean())

@@ -92,6 +92,10 @@ def test_a_run_knows_its_training_labels_as_long_as_they_are_unchanged(trained, 
     train, valid = (read_labels(labelled / f"{name}.csv").values.astype(float) for name in ("train", "valid"))
     found = json.loads(out.read_text())["baselines"]["mean of the training labels"]["mean_mae"]
     assert found == pytest.approx(np.abs(train.mean(0) - valid).mean())
+    for foreign in ("[tool]\nx = 1\n", "data = 3\n", "no toml"):
+        (tmp_path / "config.toml").write_text(foreign)
+        shutil.copy(files[0], tmp_path / "guess.csv")
+        assert "mean of the training" not in run("evaluate", tmp_path / "guess.csv", files[1]).stdout
     shutil.copytree(trained[0], tmp_path / "moved")
     config = tmp_path / "moved" / "config.toml"
     config.write_text(config.read_text().replace(str(labelled / "train.csv"), str(labelled / "valid.csv")))
