@@ -72,7 +72,7 @@ def test_training_labels_give_the_baseline_that_a_model_has_to_beat(files, tmp_p
     train, out = tmp_path / "train.csv", tmp_path / "scores.json"
     train.write_text("Filename,Sad,Joy,Speaker\n50,0.2,0,s8\n51,0.4,1,s9\n")
     shown = run("evaluate", guess, labels, "--group-by", "Speaker", "--train", train, "--json", out).stdout
-    truth = read_labels(labels, group_by="Speaker").values.astype(float)
+    truth = np.array([line.split(",")[2:] for line in LABELS.splitlines()[1:]], dtype=np.float32).astype(float)
     numbers = json.loads(out.read_text())["baselines"]
     assert numbers["mean of the training labels"]["mae"] == pytest.approx(
         {"Joy": np.abs(truth[:, 0] - 0.5).mean(), "Sad": np.abs(truth[:, 1] - 0.3).mean()}
