@@ -9,6 +9,7 @@ what passed; the exit code is 0 if all did. docs/gpu.md says what the rows mean.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).parents[1])  # this file's folder holds one named like a package
+
+os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # of models made at random
 
 import emi  # before torch: it sets how OpenMP's threads wait
 from benchmarks._timing import figure
@@ -55,14 +58,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny models and few clips: does it run at all?")
     parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=", ".join(names))
     parser.add_argument("--patience", type=float, default=1.0, help="times all time limits, for a slow machine")
-    parser.add_argument("--start", choices=("fork", "spawn"), help="of processes [default: spawn, but fork on a CPU]")
+    parser.add_argument("--start", choices=("fork", "spawn"), default="fork", help="of processes [default: fork]")
     parser.add_argument("--folder", help="where files lie for a while, 15 GB of them [default: the system's]")
     parser.add_argument(
         "--json", type=Path, default=Path("gpu.json"), help="written after each part [default: gpu.json]"
     )
-    options = parser.parse_args()
-    options.start = options.start or ("fork" if options.device == "cpu" else "spawn")
-    return options
+    return parser.parse_args()
 
 
 def shown(row: Row) -> str:

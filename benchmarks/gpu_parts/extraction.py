@@ -13,7 +13,7 @@ import emi
 from benchmarks._machine import peak_mb
 from benchmarks._peers import flops_per_second
 from benchmarks.gpu_parts.harness import Setup, Tell
-from benchmarks.gpu_parts.machine import matrix_tflops, peak_gib, synchronise
+from benchmarks.gpu_parts.machine import layer_shape, matrix_tflops, peak_gib, synchronise
 from benchmarks.gpu_parts.material import audeering, mp3s, repeated, speech_lengths, voices
 from cache import CacheWriter, Clip, Header
 from cache.machine import available_cores
@@ -108,7 +108,7 @@ def computing(
         elapsed = fastest(work, 1 if setup.quick else 3)
     seconds = sum(len(w.samples) for w in waveforms) / SAMPLE_RATE
     used = flops_per_second(str(checkpoint)) * seconds / elapsed / 1e12
-    limit = matrix_tflops(device, setup.precision)
+    limit = matrix_tflops(device, setup.precision, layer_shape(setup))
     return {
         "name": f"computing only, {setup.precision}",
         "batch_seconds": extractor.batch_seconds,

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks._peers import flops_per_second
 from benchmarks.gpu_parts.harness import Setup, Tell
-from benchmarks.gpu_parts.machine import matrix_tflops, peak_gib, synchronise
+from benchmarks.gpu_parts.machine import layer_shape, matrix_tflops, peak_gib, synchronise
 from benchmarks.gpu_parts.material import TARGETS, audeering, labels, random_targets, voices
 from emi.end_to_end.media import DecodedMedia, gather_media
 from emi.end_to_end.processes import Processes
@@ -35,7 +35,7 @@ def measure(setup: Setup, tell: Tell) -> None:
     folder = voices(setup.folder / "clips", [seconds] * clips)
     table = labels(setup.folder / "labels.csv", [str(i) for i in range(clips)], random_targets(clips))
     device = torch.device(setup.device)
-    limit, flops = matrix_tflops(device, setup.precision), flops_per_second(str(checkpoint))
+    limit, flops = matrix_tflops(device, setup.precision, layer_shape(setup)), flops_per_second(str(checkpoint))
     for name, settings in WAYS.items():
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -41,8 +41,7 @@ class Setup:
         device: "cpu" or "cuda".
         quick: tiny models and few clips: does it run at all?
         folder: an empty one for files; those in "shared" below it are every part's.
-        start: how processes are started: "fork", from one that has imported the libraries, or "spawn". CUDA does not
-            survive a fork, and a library may have looked for a GPU when it was imported.
+        start: how processes are started: "fork", from one that has imported the libraries, or "spawn".
         until: the part's end on the clock of `time.monotonic`.
     """
 
@@ -62,11 +61,26 @@ class Setup:
         """Of what is measured: bfloat16 on a GPU; float32 on a CPU, which may have no unit for anything else."""
         return "bf16" if self.device == "cuda" else "fp32"
 
-    def child(self, function: Callable[..., None], *arguments: Any) -> BaseProcess:
-        """A process of the part's own, not started yet; a part that asks for some must not touch CUDA itself."""
+    def child(self, function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+        """A process of the part's own, not started yet.
+
+        A part that asks for some computes nothing itself: CUDA and torch's threads do not survive a fork.
+        """
         context: Any = multiprocessing.get_context(self.start)
         process: BaseProcess = context.Process(target=function, args=arguments)
         return process
+
+    def in_child(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Run a function in a process of the part's own, to its end.
+
+        Raises:
+            RuntimeError: it failed, or the time is over.
+        """
+        process = self.child(function, *arguments)
+        process.start()
+        process.join(self.seconds_left)
+        if process.exitcode != 0:
+            raise RuntimeError(f"{function.__name__} ended with exit code {process.exitcode}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +111,7 @@ def run_parts(parts: Sequence[Part], setup: Setup, seconds: float, write: Callab
         A record per part: "name", "status" (passed, failed, timed out, not started), "seconds", "cpu_seconds", "rows",
         and "error" if something went wrong.
     """
-    context: Any = multiprocessing.get_context("forkserver" if setup.start == "fork" else "spawn")
-    if setup.start == "fork":
-        context.set_forkserver_preload(["__main__", *PRELOAD])  # the script first: it says where modules are found
-        first = context.Process(target=int)  # no part is to wait for the imports
-        first.start()
-        first.join()
+    context, setup = _context(setup)
     until = time.monotonic() + seconds
     records: list[Row] = []
     for part in parts:
@@ -119,6 +128,26 @@ def run_parts(parts: Sequence[Part], setup: Setup, seconds: float, write: Callab
             print(f"  {record['status']} after {record['seconds']:.0f} s", file=sys.stderr, flush=True)
         write(records)
     return records
+
+
+def _context(setup: Setup) -> tuple[Any, Setup]:
+    """How processes are started: anew where a forked one cannot use the device, which a library has looked for."""
+    if setup.start == "fork":
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", *PRELOAD])  # the script first: it says where modules are found
+        first = context.Process(target=_touch, args=(setup.device,))  # and no part waits for the imports
+        first.start()
+        first.join()
+        if first.exitcode == 0:
+            return context, setup
+        print("forked processes cannot use the device: each part starts an interpreter", file=sys.stderr, flush=True)
+    return multiprocessing.get_context("spawn"), replace(setup, start="spawn")
+
+
+def _touch(device: str) -> None:
+    import torch
+
+    torch.zeros(1, device=device)
 
 
 def _run(context: Any, part: Part, setup: Setup, record: Row, on_row: Callable[[], None]) -> None:

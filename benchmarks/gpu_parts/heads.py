@@ -30,19 +30,16 @@ def measure(setup: Setup, tell: Tell) -> None:
     both = (("hidden 256 on derived features", 128, 5, 256), ("the paper's head", 1027, 1, 0))
     for number, (name, dim, pool, hidden) in enumerate(both):
         allowed = setup.seconds_left / (len(both) - number) * (0.5 if not number else 0.85)
-        train, valid = splits(dim, pool, (48, 24) if setup.quick else (TRAIN, VALID))
+        train, valid = splits(min(dim, 32), pool, (48, 24)) if setup.quick else splits(dim, pool, (TRAIN, VALID))
         tell({"name": name} | train_for(setup, train, valid, hidden, allowed))
 
 
 def train_for(setup: Setup, train: Split, valid: Split, hidden: int, seconds: float) -> dict[str, Any]:
     """Train as many of 30 epochs as fit into the time, validation included."""
     until = time.monotonic() + seconds
-    epochs = 2 if setup.quick else EPOCHS
-    settings = resolve_settings(hidden=hidden, epochs=epochs, device=setup.device).on_this_machine()
-    if setup.quick:
-        settings = resolve_settings(
-            hidden=16, epochs=epochs, lr=1e-2, batch_size=8, device=setup.device, precision="fp32"
-        )
+    epochs = 3 if setup.quick else EPOCHS
+    tiny = {"hidden": 16, "lr": 1e-3, "batch_size": 8, "precision": "fp32"} if setup.quick else {}
+    settings = resolve_settings(**{"hidden": hidden, "epochs": epochs, "device": setup.device} | tiny).on_this_machine()
     started = time.perf_counter()
     trainer = Trainer(settings, train, valid, None)
     loaded = time.perf_counter() - started
@@ -55,7 +52,7 @@ def train_for(setup: Setup, train: Split, valid: Split, hidden: int, seconds: fl
         "precision": settings.precision,
         "clips": [len(train), len(valid)],
         "dim": train.dim,
-        "hidden": hidden or train.dim,
+        "hidden": settings.head_options["hidden"] or train.dim,
         "feature_gb": train.frames.numel() * train.frames.element_size() / 1e9,
         "seconds_to_device": loaded,
         "epochs": len(records),

@@ -18,6 +18,7 @@ NEEDED = (
     "torchaudio transformers typer zarr"
 ).split()
 MODES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Shape = tuple[int, int, int]
 SQUARE, LAYER = (8192, 8192, 8192), (24_000, 1024, 4096)
 """Rows, inner and columns: what vendors quote, and the largest product of a batch of 480 s in a large wav2vec 2.0."""
 LENGTHS = range(101, 125)
@@ -31,10 +32,9 @@ def measure(setup: Setup, tell: Tell) -> None:
     tell({"name": "packages", "missing": missing, "passed": not missing})
     device = torch.device(setup.device)
     for mode in ("fp32", "bf16") if setup.device == "cpu" else MODES:
-        for name, shape in (("square", SQUARE), ("layer", LAYER)):
-            sizes = tuple(n // 64 for n in shape) if setup.quick else shape
-            rate = matrix_tflops(device, mode, sizes)
-            tell({"name": f"matrix product, {mode}, {name}", "shape": sizes, "tflops": rate})
+        for name, shape in (("square", quick(SQUARE) if setup.quick else SQUARE), ("layer", layer_shape(setup))):
+            rate = matrix_tflops(device, mode, shape)
+            tell({"name": f"matrix product, {mode}, {name}", "shape": shape, "tflops": rate})
     if device.type == "cuda":
         for cudnn in (True, False):
             name = "torch's choice" if cudnn else "without cuDNN's, as emi chooses"
@@ -67,7 +67,18 @@ def describe(device: str) -> dict[str, Any]:
     }
 
 
-def matrix_tflops(device: torch.device, mode: str, shape: tuple[int, int, int] = LAYER) -> float:
+def quick(shape: Shape) -> Shape:
+    """A product that takes no time."""
+    rows, inner, columns = shape
+    return rows // 64, inner // 64, columns // 64
+
+
+def layer_shape(setup: Setup) -> Shape:
+    """Of the product that what is measured is compared with."""
+    return quick(LAYER) if setup.quick else LAYER
+
+
+def matrix_tflops(device: torch.device, mode: str, shape: Shape) -> float:
     """10^12 operations a second of a product, the best of five rounds of calls that wait for nothing in between."""
     rows, inner, columns = shape
     a, b = (torch.randn(n, inner, device=device).to(MODES[mode]) for n in (rows, columns))

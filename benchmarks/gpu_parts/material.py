@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks._material import make_checkpoint
+from benchmarks._material import TINY, make_checkpoint
 from benchmarks.gpu_parts.harness import Setup
 from extract.settings import SAMPLE_RATE
 
@@ -28,7 +28,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Classes of the transformers library in the shapes of the published base ("group") and large ("layer") models."""
 LAYERS = 4
 """Of those: what a family does shows in a few, and each takes a second to make. audEERING's shape has all its 12."""
-TINY = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
 
 
 def audeering(setup: Setup) -> Path:
@@ -47,6 +46,12 @@ def small(setup: Setup) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         make_checkpoint(folder, quick=True)
     return folder
+
+
+def make_both(setup: Setup) -> None:
+    """Make these two, which any number of processes can then ask for at once."""
+    audeering(setup)
+    small(setup)
 
 
 def checkpoint(setup: Setup, family: str) -> Path:

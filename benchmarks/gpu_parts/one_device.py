@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gpu_parts.harness import Setup, Tell
-from benchmarks.gpu_parts.material import audeering, labels, random_targets, small, speech_lengths, voices
-from benchmarks.gpu_parts.resume import difference, read_cache, read_run
+from benchmarks.gpu_parts.material import audeering, labels, make_both, random_targets, small, speech_lengths, voices
+from benchmarks.gpu_parts.resume import difference, read_cache, read_run, without_pictures
 
 WINDOW = 128
 """Clips that one process takes at a time: fewer than two of these would leave the other without work."""
@@ -18,6 +18,7 @@ CLOSE = 1e-3
 
 def measure(setup: Setup, tell: Tell) -> None:
     """Tell what two processes give beside one, and how fast."""
+    setup.in_child(make_both, setup)
     extracting(setup, tell)
     tuning(setup, tell)
 
@@ -71,7 +72,6 @@ def tuning(setup: Setup, tell: Tell) -> None:
     voices(setup.folder / "labelled", [0.4 + 0.02 * i for i in range(count)])
     for name, part in (("train", range(count // 2)), ("valid", range(count // 2, count))):
         labels(setup.folder / f"{name}.csv", [str(i) for i in part], random_targets(len(part)))
-    small(setup)
     took: dict[str, float] = {}
     for way, ranks in (("alone", 1), ("together", 2)):
         started = time.perf_counter()
@@ -116,6 +116,7 @@ def finetune(setup: Setup, out: Path, processes: int) -> None:
     """The step that is compared."""
     import emi
 
+    without_pictures()
     files = (setup.folder / name for name in ("labelled", "train.csv", "valid.csv"))
     emi.finetune(
         *files,

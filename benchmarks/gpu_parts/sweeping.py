@@ -14,7 +14,6 @@ SPACE = """
 head = "lstm"
 lr = {{ log = [1e-4, 1e-2] }}
 epochs = {epochs}
-device = "{device}"
 [lstm]
 hidden = [{hidden}]
 """
@@ -26,12 +25,12 @@ def measure(setup: Setup, tell: Tell) -> None:
     write(setup.folder, (32, 16) if setup.quick else (TRAIN, VALID))
     tell({"name": "cache written", "seconds": time.perf_counter() - started})
     values = {"epochs": 1, "hidden": "8"} if setup.quick else {"epochs": 10, "hidden": "64, 128, 256"}
-    (setup.folder / "space.toml").write_text(SPACE.format(device=setup.device, **values))
+    (setup.folder / "space.toml").write_text(SPACE.format(**values))
     trials, jobs = (2, 1) if setup.quick else (TRIALS, JOBS)
     started = time.perf_counter()
     result = sweep(
         *(setup.folder / name for name in ("features.zarr", "train.csv", "valid.csv", "run")),
-        read_space(setup.folder / "space.toml"),
+        read_space(setup.folder / "space.toml", device=setup.device),
         SweepSettings(trials=trials, jobs=jobs, sampler="random", top=0),
     )
     elapsed, status = time.perf_counter() - started, result.status
