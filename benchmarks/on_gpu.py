@@ -7,8 +7,8 @@ a sweep, two processes on one device. Each runs in a process of its own under a 
 crashes, hangs or runs out of memory costs itself alone; what they tell is in the file after each. The last line says
 what passed; the exit code is 0 if all did. docs/gpu.md says what the rows mean.
 
-To add a part, write a function of a `Setup` and a `Tell` in a file beside the others and add it to `PARTS`. It tells a
-row for each thing it measures; a row with "passed" false, or an exception, fails the part and no other.
+To add a part, write a file beside the others with a function `measure(setup, tell)` and add a line to `PARTS`. It tells
+a row for each thing it measures; a row with "passed" false, or an exception, fails the part and no other.
 """
 
 import argparse
@@ -25,19 +25,18 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS"
 
 import emi  # before torch: it sets how OpenMP's threads wait
 from benchmarks._timing import figure
-from benchmarks.gpu_parts import extraction, finetuning, heads, machine, one_device, parity, resume, sweeping
-from benchmarks.gpu_parts.harness import Part, Row, Setup, run_parts, write_atomically
+from benchmarks.gpu_parts.harness import In, Part, Row, Setup, run_parts, write_atomically
 
 assert emi.__all__
 PARTS = (
-    Part(name="machine", measure=machine.measure, seconds=45),
-    Part(name="parity", measure=parity.measure, seconds=110),
-    Part(name="resume", measure=resume.measure, seconds=90),
-    Part(name="extraction", measure=extraction.measure, seconds=90),
-    Part(name="finetuning", measure=finetuning.measure, seconds=70),
-    Part(name="heads", measure=heads.measure, seconds=80),
-    Part(name="sweep", measure=sweeping.measure, seconds=60),
-    Part(name="one device", measure=one_device.measure, seconds=75),
+    Part(name="machine", measure=In("machine"), seconds=45),
+    Part(name="parity", measure=In("parity"), seconds=110),
+    Part(name="resume", measure=In("resume"), seconds=90),
+    Part(name="extraction", measure=In("extraction"), seconds=90),
+    Part(name="finetuning", measure=In("finetuning"), seconds=70),
+    Part(name="heads", measure=In("heads"), seconds=80),
+    Part(name="sweep", measure=In("sweeping"), seconds=70),
+    Part(name="one device", measure=In("one_device"), seconds=75),
 )
 """Their time limits may add up to more than the whole has: each gets what the ones before it have left."""
 

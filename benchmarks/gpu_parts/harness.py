@@ -5,6 +5,7 @@ at its time limit, and what it has told until then stays.
 """
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -81,6 +82,17 @@ class Setup:
         process.join(self.seconds_left)
         if process.exitcode != 0:
             raise RuntimeError(f"{function.__name__} ended with exit code {process.exitcode}")
+
+
+@dataclass(frozen=True)
+class In:
+    """`measure` of a module of this folder, imported in the part's process: what it lacks costs that part alone."""
+
+    module: str
+
+    def __call__(self, setup: Setup, tell: Tell) -> None:
+        """Measure."""
+        importlib.import_module(f"benchmarks.gpu_parts.{self.module}").measure(setup, tell)
 
 
 @dataclass(frozen=True, kw_only=True)
