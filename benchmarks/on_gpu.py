@@ -13,6 +13,7 @@ a row for each thing it measures; a row with "passed" false, or an exception, fa
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from dataclasses import replace
@@ -47,6 +48,7 @@ SECONDS = 470.0
 def main() -> None:
     """Run the parts and print what they told."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # so that parts and files go too
     parts = [part for part in PARTS if not options.only or part.name in options.only]
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="emi-on-gpu-", ignore_cleanup_errors=True) as name:
         (Path(name) / "shared").mkdir()
