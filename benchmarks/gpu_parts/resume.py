@@ -116,10 +116,10 @@ def run_extraction(setup: Setup, inputs: Path, out: Path, kill_at: int) -> None:
     from extract import fill
 
     class Writer(fill.CacheWriter):
-        def add(self, clip: Any) -> None:
+        def add(self, *arguments: Any) -> None:
             if len(self.done) == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            super().add(clip)
+            super().add(*arguments)
 
     fill.CacheWriter = functools.partial(Writer, segment_seconds=0.0)  # type: ignore[misc, assignment]
     emi.extract(
