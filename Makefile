@@ -36,7 +36,8 @@ BENCH ?=
 # Which script of benchmarks/: extract, cache, scale, train_head, sweep, finetune, unfrozen or precision.
 BENCH_SCRIPT ?= extract
 
-.PHONY: help setup demo features train-head sweep finetune test test-slow test-kernels lint bench docs clean
+.PHONY: help setup demo features train-head sweep finetune test test-slow test-kernels test-gpu lint bench bench-gpu
+.PHONY: docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -89,6 +90,9 @@ test-kernels: $(READY) ## the numeric tests with the kernels of processors that 
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=NEHALEM $(NUMERIC_TEST)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=HASWELL $(NUMERIC_TEST)
 
+test-gpu: $(READY) ## the tests that need a CUDA device; without one they are skipped
+	$(BIN)/python -m pytest -m gpu
+
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -97,6 +101,9 @@ lint: $(READY) ## ruff and mypy
 bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale, train_head, sweep, finetune, unfrozen or precision; BENCH="--quick", "--json FILE", …
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/$(BENCH_SCRIPT).py $(BENCH)
+
+bench-gpu: $(READY) ## everything that only a GPU can show, in eight minutes: docs/gpu.md; BENCH="--json FILE", "--only parity", …
+	$(BIN)/python benchmarks/on_gpu.py $(BENCH)
 
 docs: $(READY) ## run every snippet of README.md and docs/
 	$(BIN)/python -m pytest tests/docs

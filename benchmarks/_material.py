@@ -2,6 +2,7 @@
 
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,15 +10,25 @@ import torch
 from extract.settings import SAMPLE_RATE
 from extract.sources import find_media
 
+TINY: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "conv_dim": [64] * 7,
+}
+"""Does it run at all?"""
+
 
 def make_checkpoint(folder: Path, quick: bool) -> Path:
     """Random weights in the layout of audEERING's checkpoint, regression head included; two small layers if quick."""
     from safetensors.torch import save_file
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 12}
+    shape: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096}
+    shape |= {"num_attention_heads": 16, "num_hidden_layers": 12}
     if quick:
-        shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
+        shape = TINY
     config = Wav2Vec2Config(
         **shape,
         feat_extract_norm="layer",

@@ -121,6 +121,7 @@ class BatchComputer:
             return contextlib.nullcontext()
         if not hasattr(self._streams, "own"):
             self._streams.own = torch.cuda.Stream(self._device)
+            self._streams.own.wait_stream(torch.cuda.default_stream(self._device))  # which laid the weights out
         return torch.cuda.stream(self._streams.own)
 
     def _too_large(self, source: Source, waveform: Waveform) -> Failure:

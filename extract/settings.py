@@ -158,7 +158,9 @@ class ExtractSettings:
         if "bf16" not in supported:
             return "fp32", "the only one of this backbone"
         if self.resolved_device().type == "cuda":
-            return "bf16", "the GPU's matrix units"
+            return (
+                ("bf16", "the GPU's matrix units") if _gpu_multiplies_bfloat16() else ("fp32", "a GPU without bfloat16")
+            )
         unit = bfloat16_unit()
         return (
             ("bf16", f"this processor multiplies it in hardware: {unit}") if unit else ("fp32", "no bfloat16 unit here")
@@ -185,3 +187,10 @@ class ExtractSettings:
         import torch
 
         return max(1, torch.cuda.device_count())
+
+
+def _gpu_multiplies_bfloat16() -> bool:
+    """Whether the GPU has units for bfloat16, which torch emulates on older ones; of a cluster's GPUs it is assumed."""
+    import torch
+
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)

@@ -221,6 +221,16 @@ def tiny() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
+def gpu():
+    """The first CUDA device; a test that asks for it is skipped where torch sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device here")
+    return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
 def ravdess() -> Path:
     """Real labelled speech: the folder that EMI_RAVDESS names (audio/, train_split.csv, valid_split.csv)."""
     folder = os.environ.get("EMI_RAVDESS")

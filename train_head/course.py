@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from train_head.errors import DivergedError
 from train_head.metrics import Report
@@ -30,6 +31,7 @@ class Course(ABC):
     def __init__(self, settings: TrainSettings, folder: Path | None) -> None:
         self.settings, self.folder = settings, folder
         self.history: list[Record] = []
+        settle_kernels(settings)
 
     @abstractmethod
     def run_epoch(self, number: int) -> Record:
@@ -88,6 +90,21 @@ class Course(ABC):
         saved = self.history and self.folder is not None
         kept = f"{self.folder} keeps the weights of epoch {self.best_epoch}" if saved else "nothing is lost"
         return DivergedError(f"{what} in epoch {epoch}, in the batch of clips {clips}{more}; {advice}. {kept}")
+
+
+def settle_kernels(settings: TrainSettings) -> None:
+    """Choose among the kernels that torch has on a GPU, for the whole process; no CPU is concerned.
+
+    In float32, cuDNN's LSTMs and convolutions would round their inputs to 10 bits (TF32), as torch allows by default.
+    Its attention, which torch 2.11 prefers on Hopper, builds a plan for every new shape, and batches have hundreds.
+
+    Args:
+        settings: with device and precision resolved.
+    """
+    if settings.precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False
+    if settings.device == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def epoch_seed(*numbers: int) -> int:

@@ -54,11 +54,6 @@ class Split:
         at = torch.as_tensor(rows, dtype=torch.int64)
         return Split(self.labels.take(rows), self.frames, self.starts[at], self.lengths[at], self.targets[at])
 
-    def to(self, device: torch.device) -> "Split":
-        """The same on a device, where the frames lie in their storage dtype."""
-        tensors = (t.to(device) for t in (self.frames, self.starts, self.lengths, self.targets))
-        return Split(self.labels, *tensors)
-
     def clips(self) -> Iterator[Tensor]:
         """(frames, dim) of each clip, in storage dtype."""
         for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
@@ -86,6 +81,27 @@ class Split:
         frames = workspace.tensor("frames", (*source.shape, self.dim), self.targets)
         frames.copy_(stored.view(frames.shape)).masked_fill_(outside.unsqueeze(-1), 0.0)
         return frames.transpose(0, 1), lengths, self.targets[at]
+
+
+class Placer:
+    """Puts splits on a device, where the frames lie in their storage dtype; splits that share them share one copy."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies: dict[tuple[int, torch.Size], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, split: Split) -> Split:
+        """The same clips on the device."""
+        if split.starts.device.type == self._device.type:
+            return split
+        place = (split.frames.data_ptr(), split.frames.shape)  # two tensors may be one array
+        if place not in self._copies:
+            self._copies[place] = (
+                split.frames,
+                split.frames.to(self._device),
+            )  # kept, so that its address stays its own
+        tensors = (t.to(self._device) for t in (split.starts, split.lengths, split.targets))
+        return Split(split.labels, self._copies[place][1], *tensors)
 
 
 class Workspace:

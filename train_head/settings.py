@@ -118,7 +118,10 @@ class TrainSettings:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise TrainSettingsError("--device cuda: torch finds no CUDA device here; leave it out for the CPU")
         device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        fast = device == "cuda" or bfloat16_unit() is not None
+        if device == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)  # torch emulates it on older GPUs
+        else:
+            fast = bfloat16_unit() is not None
         precision = self.precision if self.precision != "auto" else "bf16" if fast else "fp32"
         return replace(self, device=device, precision=precision)
 

@@ -16,7 +16,7 @@ from cache.machine import keep_freed_memory
 from train_head import run_folder
 from train_head.augment import AugmentSettings, augment
 from train_head.course import Course, OnEpoch, Record, epoch_seed, learning_rate
-from train_head.data import Split, Workspace, shuffled_batches, sorted_batches
+from train_head.data import Placer, Split, Workspace, shuffled_batches, sorted_batches
 from train_head.errors import DivergedError
 from train_head.losses import build_objective
 from train_head.metrics import Report, evaluate
@@ -44,15 +44,16 @@ class Trainer(Course):
         self.device = torch.device(settings.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.train = train.to(self.device)
-        self.valid = valid.to(self.device) if valid is not None else None
+        self._placed = Placer(self.device)
+        self.train = self._placed(train)
+        self.valid = self._placed(valid) if valid is not None else None
         torch.manual_seed(settings.seed)
         predictor = Predictor(settings, train.dim, train.targets.shape[1])
         predictor.fit_inputs(train.clips())
         self.predictor = predictor.to(self.device)
         self.averaged: AveragedModel | None = None
         if settings.ema:
-            self.averaged = AveragedModel(self.predictor, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+            self.averaged = AveragedModel(self.predictor, self.device, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         self.objective = build_objective(settings.loss, settings.weighting, train.targets).to(self.device)
         self.augment = AugmentSettings(**settings.augment)
         self.optimizer = torch.optim.AdamW(
@@ -86,7 +87,7 @@ class Trainer(Course):
 
     def predict(self, split: Split) -> NDArray[np.float32]:
         """(clips, targets) float32 intensities by the weights that count, in the order of the split."""
-        return predict(self.evaluated, split.to(self.device), self._workspace)
+        return predict(self.evaluated, self._placed(split), self._workspace)
 
     def evaluate(self, split: Split) -> Report:
         """Metrics of the current weights on a split, in float32: the precision in which the run will predict."""

@@ -65,6 +65,11 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def copy_first(self, module: nn.Module) -> None:
+        """Give a module the weights that it has in the first process."""
+        if self.count > 1:  # by way of the CPU, or all would unpack them on the first one's GPU
+            module.load_state_dict(self.from_first({name: t.cpu() for name, t in module.state_dict().items()}))
+
     def gather(self, value: T) -> list[T]:
         """What each process has, by rank."""
         if self.count == 1:

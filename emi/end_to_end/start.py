@@ -215,7 +215,7 @@ def on_this_machine(settings: TrainSettings, identity: Identity) -> TrainSetting
     asked = settings.precision
     settings = settings.on_this_machine()
     if asked == "auto":
-        if settings.device == "cuda" and not torch.cuda.is_bf16_supported():
+        if settings.device == "cuda" and settings.precision == "fp32":  # a GPU that does not multiply bfloat16
             settings = replace(settings, precision="fp16")
         if settings.precision not in identity.precisions:
             settings = replace(settings, precision="fp32")

@@ -85,7 +85,7 @@ class FinetuneTrainer(Course):
         self._kept = [name for name in model.state_dict() if name in names or name.startswith("predictor.")]
         self.averaged: AveragedModel | None = None
         if settings.ema:
-            self.averaged = AveragedModel(model, multi_avg_fn=moving_average(settings.ema))
+            self.averaged = AveragedModel(model, processes.device, multi_avg_fn=moving_average(settings.ema))
         objective = build_objective(settings.loss, settings.weighting, train.targets).to(processes.device)
         self.scaler = torch.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
         self._gradients = Gradients(settings, objective, self.scaler, processes)
@@ -174,8 +174,7 @@ class FinetuneTrainer(Course):
         if self.processes.count > 1:
             if self.own.lora and not self.processes.first:
                 merge_adapters(self.evaluated.backbone)  # as reading has done in the first
-            state = self.processes.from_first({k: v.cpu() for k, v in self.evaluated.state_dict().items()})
-            self.evaluated.load_state_dict(state)
+            self.processes.copy_first(self.evaluated)
 
     def known(self, predictions: Path) -> NDArray[np.float32] | None:
         """What a run that was finished before has predicted already."""
@@ -345,7 +344,7 @@ class FinetuneTrainer(Course):
         if self.processes.first:
             self.model.eval()
             self.model.predictor.fit_inputs(self._training_frames())
-        self.model.predictor.load_state_dict(self.processes.from_first(self.model.predictor.state_dict()))
+        self.processes.copy_first(self.model.predictor)
         if self.averaged is not None:
             self.evaluated.load_state_dict(self.model.state_dict())
 

@@ -167,9 +167,21 @@ def load_speech_transformer(
     encoder = load_encoder(checkpoint)
     head = load_regression_head(checkpoint) if has_head else None
     dtype = DTYPES[precision]
-    if precision == "fp32":
-        torch.backends.cudnn.allow_tf32 = False  # convolutions would silently round their inputs to 10 bits
+    settle_kernels(device, precision)
     return SpeechTransformer(encoder.eval().to(device), head, normalise, dtype).eval().to(device)
+
+
+def settle_kernels(device: torch.device, precision: str) -> None:
+    """Choose among the kernels that torch has on a GPU, for the whole process; no CPU is concerned.
+
+    In float32, cuDNN's convolutions would round their inputs to 10 bits (TF32), which torch allows by default. cuDNN's
+    attention, which torch 2.11 prefers on Hopper, builds a plan for every new number of frames, in every thread
+    (`MHA.cpp`), and clips have hundreds; FlashAttention takes any.
+    """
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint
 from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
 from extract.backbones.cpu_training import prepare_for_cpu
 from extract.backbones.protocol import Features
-from extract.backbones.speech_transformers import DTYPES, SpeechTransformer
+from extract.backbones.speech_transformers import DTYPES, SpeechTransformer, settle_kernels
 from extract.backbones.trainable import Regularisation, Stage
 from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError
@@ -234,8 +234,7 @@ def load_trainable_transformer(
     }
     if regularisation.dropout is not None:
         changed |= dict.fromkeys(_DROPOUTS, regularisation.dropout)
-    if precision == "fp32":
-        torch.backends.cudnn.allow_tf32 = False  # as in extraction
+    settle_kernels(device, precision)
     encoder: Any = load_encoder(checkpoint, **changed)
     if regularisation.checkpointing:
         _checkpoint_activations(encoder)

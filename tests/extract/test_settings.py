@@ -56,6 +56,7 @@ def test_auto_takes_bf16_where_the_device_multiplies_it_in_hardware(cuda, monkey
         assert settings.resolved_precision(ALL)[0] == precision
         assert str(unit or "no bfloat16 unit") in settings.resolved_precision(ALL)[1]
     cuda(True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert (settings.resolved_device().type, settings.resolved_precision(ALL)[0]) == ("cuda", "bf16")
     assert settings.resolved_precision(("fp32",))[0] == "fp32"
 

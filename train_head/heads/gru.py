@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from train_head.heads.options import check_options
 from train_head.heads.pooling import last_valid, masked, time_mean
+from train_head.heads.recurrent import cudnn_states
 from train_head.heads.regressor import build_regressor
 
 
@@ -52,7 +53,7 @@ class GruHead(nn.Module):
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) and (batch,) → (batch, targets)."""
         frames = masked(frames, lengths)
-        states, _ = self.gru(frames)  # (batch, frames, hidden)
+        states = cudnn_states(self.gru, frames)  # (batch, frames, hidden)
         summary = last_valid(states, lengths)
         if self.global_vector:
             summary = torch.cat([time_mean(frames, lengths), summary], dim=1)

@@ -1,4 +1,4 @@
-"""Run an LSTM in the precision that the machine has for it, in the way and in the sizes that are fast there."""
+"""Run an LSTM or a GRU in the precision that the machine has for it, and in the way and the sizes that are fast."""
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,37 @@ def lstm_states(lstm: nn.LSTM, frames: Tensor) -> Tensor:
     primitive descriptor"; torch 2.11 on Zen 3): there, `torch.autocast` is left and the LSTM runs in float32.
     """
     if frames.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        states: Tensor = lstm(frames)[0]
+        states = cudnn_states(lstm, frames)
     elif bfloat16_unit() is None:
-        with torch.autocast("cpu", enabled=False):
-            states = lstm(frames.float())[0]
+        states = _in_float32(lstm, frames)
     elif large_lstm.is_wanted(lstm, len(frames)):
         states = large_lstm.run(lstm, frames, torch.get_autocast_dtype("cpu"))
     else:
         states = _widened(lstm, frames)
+    return states
+
+
+def cudnn_states(rnn: nn.RNNBase, frames: Tensor) -> Tensor:
+    """(batch, frames, dim) → (batch, frames, hidden), the states of the last layer of a batch-first LSTM or GRU.
+
+    On CUDA, `torch.autocast` runs cuDNN's in float16 whatever its dtype is (`AutocastRNN.cpp`, torch 2.11), and small
+    gradients are lost where the loss is not scaled: beside bfloat16 they run in float32, of which the matrix units take
+    10 bits (TF32).
+    """
+    if _would_be_float16(frames):
+        return _in_float32(rnn, frames)
+    states: Tensor = rnn(frames)[0]
+    return states
+
+
+def _would_be_float16(frames: Tensor) -> bool:
+    kind = frames.device.type
+    return kind != "cpu" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+
+
+def _in_float32(rnn: nn.RNNBase, frames: Tensor) -> Tensor:
+    with torch.autocast(frames.device.type, enabled=False):
+        states: Tensor = rnn(frames.float())[0]
     return states
 
 
