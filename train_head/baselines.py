@@ -13,7 +13,7 @@ from cache.ids import clip_id
 from train_head import run_folder
 from train_head.errors import LabelError, RunFolderError
 from train_head.label_format import LabelFormat, recorded_format
-from train_head.labels import Labels, NoGroupsError, open_csv, read_labels
+from train_head.labels import Labels, label_table, open_csv, read_labels
 from train_head.metrics import Column, label_means
 
 FOLDS, LABELS_FOLDS = "folds.csv", "labels_folds.csv"
@@ -23,16 +23,16 @@ FOLDS, LABELS_FOLDS = "folds.csv", "labels_folds.csv"
 def training_mean(
     predictions: StrPath,
     scored: Labels,
-    form: LabelFormat | None = None,
     train: StrPath | None = None,
+    form: LabelFormat | None = None,
 ) -> tuple[Column | None, str]:
     """The mean of the training labels, for `train_head.metrics.evaluate`.
 
     Args:
         predictions: a prediction file; where it lies in a run folder, that says what the run was trained on.
         scored: the labels of the clips that are scored.
-        form: how they were read, and `train` is.
         train: CSV of training labels, instead of those that a run records.
+        form: how `train` is to be read.
 
     Returns:
         (targets,), or of folds (clips, targets), where each clip's mean is that of the other folds; None where it is
@@ -42,7 +42,7 @@ def training_mean(
         LabelError: `train` is wrong, or lacks a target.
     """
     if train is not None:
-        return label_means(_columns(_read(train, form or LabelFormat(), scored.names), scored.names)), ""
+        return label_means(_read(train, form or LabelFormat(), scored.names)), ""
     folder = Path(predictions).parent
     try:
         config = run_folder.read_config_file(folder)
@@ -75,25 +75,28 @@ def _mean_of_run(folder: Path, config: Mapping[str, Any], scored: Labels) -> Col
     if kind in ("fold", "folds"):
         return _means_of_folds(folder if kind == "folds" else folder.parent, config, scored)
     splits = ("train", "valid") if kind == "all" else ("train",)
-    return label_means(np.concatenate([_recorded(data, split, config, scored.names).values for split in splits]))
+    return label_means(np.concatenate([_recorded(data, split, config, scored.names) for split in splits]))
 
 
 def _means_of_folds(folder: Path, config: Mapping[str, Any], scored: Labels) -> Column:
-    labels = _read(folder / LABELS_FOLDS, recorded_format(config), scored.names)
+    path, form = folder / LABELS_FOLDS, recorded_format(config)
+    labels = read_labels(
+        path, replace(form, targets=scored.names, rater=form.rater if form.rater in label_table(path).header else None)
+    )
     with open_csv(folder / FOLDS) as rows:
         next(rows)  # Filename,fold
         fold = {clip_id(name): int(number) for name, number in rows}
     missing = [name for name, clip in zip(labels.filenames, labels.ids, strict=True) if clip not in fold]
     if missing:
         raise LabelError(f"{folder / FOLDS} lacks {len(missing)} clips")
-    values, numbers = _columns(labels, scored.names), np.array([fold[clip] for clip in labels.ids])
+    values, numbers = labels.values.astype(np.float64), np.array([fold[clip] for clip in labels.ids])
     of = dict(zip(labels.ids, fold_means(values, numbers), strict=True))
     own = config["protocol"].get("number")  # of one fold; where all are together, other clips are predicted by all
     others = label_means(values if own is None else values[numbers != own])
     return np.stack([of.get(clip, others) for clip in scored.ids])
 
 
-def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any], names: Sequence[str]) -> Labels:
+def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any], names: Sequence[str]) -> Column:
     """The labels of a run's split, where the file is still what the run read, and the run took all of it."""
     if split not in data:
         raise LabelError("the run does not record them")
@@ -105,17 +108,8 @@ def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any], na
     return _read(path, recorded_format(config), names)
 
 
-def _read(path: StrPath, form: LabelFormat, names: Sequence[str]) -> Labels:
-    form = replace(form, targets=tuple(names))
-    try:
-        return read_labels(path, form)
-    except NoGroupsError:
-        return read_labels(path, replace(form, group_by=None))
-
-
-def _columns(labels: Labels, names: Sequence[str]) -> Column:
-    missing = [name for name in names if name not in labels.names]
-    if missing:
-        raise LabelError(f"{labels.path} has no column {missing[0]!r}")
-    columns: Column = labels.values[:, [labels.names.index(name) for name in names]].astype(np.float64)
-    return columns
+def _read(path: StrPath, form: LabelFormat, names: Sequence[str]) -> Column:
+    """(clips, targets) labels of the targets named."""
+    form = replace(form, targets=tuple(names), group_by=None)  # groups do not matter here
+    values: Column = read_labels(path, form).values.astype(np.float64)
+    return values

@@ -113,8 +113,7 @@ def compare(
         "rater": rater,
         "group_by": group_by,
     }
-    form = _format(one, other, {key: value for key, value in given.items() if value is not None})
-    truth = read_labels(place, form)
+    truth = read_labels(place, _format(one, other, {key: value for key, value in given.items() if value is not None}))
     if not truth.names:
         raise LabelError(f"{place} has no target columns beside Filename, so there is nothing to compare on")
     rows = match_rows(one.predictions, truth)
@@ -135,7 +134,7 @@ def compare(
     )
     baselines: tuple[Baseline, ...] = ()
     if metric == "mae":
-        means = (training_mean(side.predictions.path, common, form)[0] for side in (one, other))
+        means = (training_mean(side.predictions.path, common)[0] for side in (one, other))
         known = next((mean for mean in means if mean is not None), None)
         baselines = evaluate(values, common.values, common.names, known).baselines
     return Comparison(

@@ -93,7 +93,7 @@ def score_files(
         LabelError: a column or a clip is missing or too many; says how many and names the first five.
     """
     pair = read_pair(predictions, labels, form)
-    mean, _ = training_mean(predictions, pair.labels, form, train)
+    mean, _ = training_mean(predictions, pair.labels, train, form)
     return evaluate(pair.predicted, pair.labels.values, pair.labels.names, mean)
 
 

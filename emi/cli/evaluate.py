@@ -81,11 +81,11 @@ def _score(
 
     pair = read_pair(predictions, labels, form)
     truth = pair.labels
-    if truth.ignored:
-        typer.echo(f"targets: {', '.join(truth.names)}; ignored: {', '.join(truth.ignored)}")
-    mean, why_not = training_mean(predictions, truth, form, train)
+    mean, why_not = training_mean(predictions, truth, train, form)
     report = measure(pair.predicted, truth.values, truth.names, mean)
     found = bootstrap(pair.predicted, truth.values, truth.names, groups=truth.groups) if intervals else None
+    if truth.ignored:
+        typer.echo(f"targets: {', '.join(truth.names)}; ignored: {', '.join(truth.ignored)}")
     typer.echo("\n".join([f"{report.clips} clips", report.table(found), *([why_not] if why_not else [])]))
     numbers = report.to_dict()
     if raters := rater_agreement(truth):
