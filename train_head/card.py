@@ -16,6 +16,7 @@ from train_head.labels import read_labels
 from train_head.metrics import Report
 from train_head.predictor import Predictor
 from train_head.settings import TrainSettings
+from train_head.tables import OVER_TARGETS
 
 if TYPE_CHECKING:
     from train_head.train import Inputs, TrainResult
@@ -69,12 +70,12 @@ def model_card(
     rows = [f"| {n} | {len(s)} of {len(labels[n])} | {minutes[n]:.1f} |" for n, s in splits.items()]
     scale = range_text(settings.label_range)
     made = f"\n{material.note}\n" if material.note else ""
-    watched = any(record["valid_pearson"] for record in result.history)
-    chosen = "was best by mean validation Pearson" if watched else "is kept, chosen by no clip"
+    watched = any(record["valid_mean_pearson"] is not None for record in result.history)
+    chosen = f"was best by validation Pearson, {OVER_TARGETS}" if watched else "is kept, chosen by no clip"
     optimistic = "The best epoch was chosen on these clips, so the figures are optimistic for new ones.\n"
     test = ""
     if result.test_report:
-        table = metric_table(result.test_report, intervals.get("test"))
+        table = _table(result.test_report, intervals.get("test"))
         test = f"\n## Test\n\n{table}\n{_picture(result, 'scatter_test', 'Test labels and predictions')}"
     return f"""# Head `{settings.head}` for {", ".join(result.report.names)}
 
@@ -95,7 +96,7 @@ epoch {result.best_epoch} of {settings.stop_after or settings.epochs} {chosen}. 
 ## Validation
 
 {optimistic if watched else "These clips chose nothing in training."}
-{metric_table(result.report, intervals.get("valid"))}{_raters(result)}
+{_table(result.report, intervals.get("valid"))}{_raters(result)}
 {_picture(result, "scatter_valid", "Validation labels and predictions")}{test}
 ## Use
 
@@ -129,32 +130,10 @@ def departures(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
     return {key: pair for key, pair in ours.items() if pair[0] != pair[1] and key not in OF_THE_MACHINE}
 
 
-def metric_table(report: Report, intervals: Intervals | None = None) -> str:
-    """Markdown: per target and in the mean Pearson, its 95 % interval where there is one, CCC and mean absolute error.
-
-    Args:
-        report: of one split.
-        intervals: of the same split.
-    """
-    concordance = [value for value in report.concordance if value is not None]
-    rows: list[tuple[str, float | None, float | None, float]] = [
-        *zip(report.names, report.pearson, report.concordance, report.mae, strict=True),
-        (
-            "**mean**",
-            report.mean_pearson,
-            float(np.mean(concordance)) if concordance else None,
-            float(np.mean(report.mae)),
-        ),
-    ]
-    ranges = [""] * len(rows)
-    if intervals:
-        lows, highs = (*intervals.low, intervals.mean_low), (*intervals.high, intervals.mean_high)
-        ranges = [f" {_cell(low)} to {_cell(high)} |" for low, high in zip(lows, highs, strict=True)]
-    lines = [f"| target | Pearson |{' 95 % interval |' if intervals else ''} CCC | MAE |"]
-    lines.append(f"|---|---|{'---|' if intervals else ''}---|---|")
-    for (name, r, ccc, mae), between in zip(rows, ranges, strict=True):
-        lines.append(f"| {name.replace('|', chr(92) + '|')} | {_cell(r)} |{between} {_cell(ccc)} | {mae:.3f} |")
-    return "\n".join(lines)
+def _table(report: Report, intervals: Intervals | None) -> str:
+    """The table of a split, and under it what a reader has to know of its figures."""
+    notes = [f"- {note}" for note in (*report.notes, *(intervals.warnings if intervals else ()))]
+    return "\n".join([report.markdown(intervals), *(["", *notes] if notes else [])])
 
 
 def _departures(settings: TrainSettings, backbone: str) -> str:
@@ -198,7 +177,7 @@ def _limits(inputs: "Inputs", result: "TrainResult", intervals: Mapping[str, Int
         lines.append(f"{report.clips} validation clips are few: small differences between runs mean nothing.")
     if report.undefined:
         names = ", ".join(report.undefined)
-        lines.append(f"Pearson is undefined for {names} (constant labels or predictions), and not in the mean.")
+        lines.append(f"Pearson is undefined for {names}, which the mean over targets leaves out.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -212,10 +191,6 @@ def _picture(result: "TrainResult", name: str, what: str) -> str:
 
 def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _cell(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _made(fingerprint: Mapping[str, Any]) -> str:

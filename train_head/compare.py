@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from cache.container import StrPath
-from train_head.errors import LabelError
+from train_head.baselines import training_mean
+from train_head.errors import LabelError, TrainSettingsError
 from train_head.intervals import Difference, paired_bootstrap
 from train_head.label_format import UNIT, LabelFormat, label_format, recorded_format
 from train_head.labels import Labels, read_labels
+from train_head.metrics import METRICS, Baseline, evaluate
 from train_head.run_folder import file_sha256, read_config_file
 from train_head.scoring import align, match_rows
+from train_head.suggest import unknown
+from train_head.tables import OVER_TARGETS, cell
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Comparison:
         labelled: how many clips it has; more than were compared where the runs left some out.
         notes: what a reader should know: that a run was made with other labels.
         difference: the numbers.
+        baselines: of "mae", what constant predictions would score, which is to be beaten; empty for other metrics.
     """
 
     a: str
@@ -32,18 +37,21 @@ class Comparison:
     labelled: int
     notes: tuple[str, ...]
     difference: Difference
+    baselines: tuple[Baseline, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, with None for what is undefined."""
         files = {"a": self.a, "b": self.b, "labels": self.labels, "labelled": self.labelled, "notes": list(self.notes)}
-        return files | {"difference": self.difference.to_dict()}
+        constant = {line.name: line.mean_mae for line in self.baselines}
+        return files | {"difference": self.difference.to_dict(), "baselines": constant}
 
     def table(self) -> str:
         """Plain text: the files, one line per target, the mean, and what was drawn."""
         clips = self.difference.clips
         share = "" if clips == self.labelled else f" ({clips} of its {self.labelled} clips were predicted)"
-        files = f"A: {self.a}\nB: {self.b}\nlabels: {self.labels}{share}\nPearson:"
-        return "\n".join([files, self.difference.table(), *self.notes])
+        files = f"A: {self.a}\nB: {self.b}\nlabels: {self.labels}{share}\n{METRICS[self.difference.metric]}:"
+        constant = [f"{line.name}: MAE {cell(line.mean_mae)} ({OVER_TARGETS})" for line in self.baselines]
+        return "\n".join([files, self.difference.table(), *constant, *self.notes])
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ def compare(
     group_by: str | None = None,
     resamples: int = 2000,
     seed: int = 0,
+    metric: str = "pearson",
 ) -> Comparison:
     """Compare two runs, or the prediction CSVs of any tools, clip by clip.
 
@@ -84,12 +93,16 @@ def compare(
             the runs record.
         resamples: how many.
         seed: of the draws.
+        metric: "pearson", "ccc" or "mae", of which lower is better.
 
     Raises:
+        TrainSettingsError: the metric is unknown.
         LabelError: predictions are missing; the clips or targets of the two differ; or the labels are unknown, gone,
             changed, or not the same for both.
         RunFolderError: a folder is no run.
     """
+    if metric not in METRICS:
+        raise TrainSettingsError(unknown("metric", metric, METRICS))
     one, other = _side(a, split), _side(b, split)
     _same_clips(one.predictions, other.predictions)
     place = Path(labels) if labels is not None else _recorded_labels(one, other, split)
@@ -104,19 +117,26 @@ def compare(
     if not truth.names:
         raise LabelError(f"{place} has no target columns beside Filename, so there is nothing to compare on")
     rows = match_rows(one.predictions, truth)
-    unknown = [clip for clip, row in zip(one.predictions.ids, rows, strict=True) if row is None]
-    if unknown:
-        raise LabelError(f"{len(unknown)} predicted clips are not in {place} (first: {', '.join(unknown[:5])})")
+    unlabelled = [clip for clip, row in zip(one.predictions.ids, rows, strict=True) if row is None]
+    if unlabelled:
+        raise LabelError(f"{len(unlabelled)} predicted clips are not in {place} (first: {', '.join(unlabelled[:5])})")
     common = truth.take(sorted(row for row in rows if row is not None))
+    values = align(one.predictions, common)
     difference = paired_bootstrap(
-        align(one.predictions, common),
+        values,
         align(other.predictions, common),
         common.values,
         common.names,
         groups=common.groups,
         resamples=resamples,
         seed=seed,
+        metric=metric,
     )
+    baselines: tuple[Baseline, ...] = ()
+    if metric == "mae":
+        means = (training_mean(side.predictions.path, common)[0] for side in (one, other))
+        known = next((mean for mean in means if mean is not None), None)
+        baselines = evaluate(values, common.values, common.names, known).baselines
     return Comparison(
         a=one.predictions.path,
         b=other.predictions.path,
@@ -124,6 +144,7 @@ def compare(
         labelled=len(truth),
         notes=_notes((one, other), place),
         difference=difference,
+        baselines=baselines,
     )
 
 

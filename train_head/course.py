@@ -66,7 +66,11 @@ class Course(ABC):
                 on_epoch(record)
 
     def judged(self, report: Report | None) -> Record:
-        """What a record says of the validation; without one every epoch is the best so far."""
+        """What a record says of the validation.
+
+        Where no epoch has had a figure yet, because there is no validation or no correlation is defined, the last one
+        is the best so far.
+        """
         if report is None:
             return {"valid_mean_pearson": None, "valid_pearson": {}, "undefined": [], "best": True}
         before = [_score(record["valid_mean_pearson"]) for record in self.history]
@@ -74,7 +78,7 @@ class Course(ABC):
             "valid_mean_pearson": report.mean_pearson,
             "valid_pearson": dict(zip(report.names, report.pearson, strict=True)),
             "undefined": list(report.undefined),
-            "best": not before or _score(report.mean_pearson) > max(before),
+            "best": max(before, default=-math.inf) == -math.inf or _score(report.mean_pearson) > max(before),
         }
 
     def diverged(self, what: str, epoch: int, filenames: Sequence[str], advice: str) -> DivergedError:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from train_head import run_folder
 from train_head.labels import Labels, read_labels
 from train_head.metrics import Column, pearson
+from train_head.tables import OVER_TARGETS, cell
 
 _LOG = logging.getLogger("matplotlib")
 _LEVEL = _LOG.level
@@ -130,7 +131,7 @@ def _pearson_lines(axes: Axes, history: Sequence[Mapping[str, Any]], at: int) ->
     if len(names) > 1:
         (line,) = axes.plot(epochs, mean, color="black", linewidth=2.4)
         axes.plot(epochs[at], mean[at], "o", color="black")
-        entries.insert(0, (mean[at], line, "mean"))
+        entries.insert(0, (mean[at], line, OVER_TARGETS))
     return [line for _, line, _ in entries], [f"{_number(value)}  {_short(name)}" for value, _, name in entries]
 
 
@@ -142,7 +143,7 @@ def scatter(predicted: ArrayLike, target: ArrayLike, names: Sequence[str], path:
 
     Args:
         predicted: (clips, targets).
-        target: (clips, targets), in [0, 1].
+        target: (clips, targets), in [0, 1]; NaN is a missing label, and no point.
         names: (targets,).
         path: where, without suffix; `.svg` and `.png` are written, each in one atomic step.
 
@@ -166,7 +167,8 @@ def scatter(predicted: ArrayLike, target: ArrayLike, names: Sequence[str], path:
             panels[k].set_title(f"{_short(name)}\nr {'undefined' if value is None else _number(value)}", loc="left")
             panels[k].set_ylim(low - 0.04, high + 0.04)
             panels[k].tick_params(labelleft=k % columns == 0, labelbottom=k + columns >= len(names), length=2)
-            _panel(panels[k], a[:, k], b[:, k], np.linspace(low, high, 41))
+            known = ~np.isnan(b[:, k])
+            _panel(panels[k], a[known, k], b[known, k], np.linspace(low, high, 41))
         for axes in panels[len(names) :]:
             axes.set_visible(False)
         figure.supxlabel("label", fontsize=9)
@@ -229,8 +231,8 @@ def _gaps(values: Sequence[float | None]) -> Column:
     return np.array([math.nan if value is None else value for value in values])
 
 
-def _number(value: float) -> str:
-    return "undef" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
+def _number(value: float | None) -> str:
+    return cell(None if value is None or math.isnan(value) else value).replace("-", "−")
 
 
 def _short(name: str, most: int = 24) -> str:

@@ -1,6 +1,7 @@
-"""How far a correlation can be trusted: bootstrap confidence intervals, of one prediction and between two.
+"""How far a figure can be trusted: bootstrap intervals of Pearson, and intervals and tests between two predictions.
 
-Clips are drawn with replacement, or whole groups of them where clips of one speaker are no independent evidence.
+Clips are drawn with replacement, or whole groups of them where clips of one speaker are no independent evidence. With
+groups, or with few clips, a difference is tested by exchanging the two predictions within units instead.
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from train_head.metrics import evaluate
-from train_head.resampling import Values, correlations
+from train_head.metrics import METRICS, evaluate, few_clips
+from train_head.resampling import Values, exchanged, resampled
+from train_head.significance import BOOTSTRAP, SignificanceTest, bootstrap_p, choose_test, exchange_p
+from train_head.tables import OVER_TARGETS, cell, text_table
 
 Bounds = tuple[float | None, ...]
 LEVEL = 0.95
+FEW_GROUPS = 10
+"""Groups below which a warning is given. Cameron, Gelbach and Miller (2008, Review of Economics and Statistics 90) call
+5 to 30 few, and find that tests with 5 or 10 reject far too often."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Intervals:
     """95 % confidence intervals of Pearson; None where it is undefined in every resample.
 
@@ -28,9 +34,11 @@ class Intervals:
         mean_pearson: mean over the targets whose correlation is defined.
         mean_low, mean_high: bounds of that mean.
         clips: how many.
+        counts: how many of them have a label, per target.
         groups: how many were resampled as wholes; None where single clips were.
+        group_counts: how many of them have a label, per target; None without groups.
         resamples: how many were drawn.
-        left_out: per target, the resamples in which it is constant.
+        left_out: per target, the resamples in which it is undefined.
         mean_left_out: the resamples in which any of the targets of the mean is.
     """
 
@@ -42,10 +50,23 @@ class Intervals:
     mean_low: float | None
     mean_high: float | None
     clips: int
+    counts: tuple[int, ...]
     groups: int | None
+    group_counts: tuple[int, ...] | None
     resamples: int
     left_out: tuple[int, ...]
     mean_left_out: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """That groups are few, where they are; of clips, `train_head.metrics.Report` says it."""
+        return few_groups(self.names, self.group_counts, self.groups)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was drawn and left out, and the warnings."""
+        left_out = _left_out(self.names, self.left_out, self.resamples)
+        return (_drawn(self.clips, self.groups, self.resamples), *left_out, *self.warnings)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, with None for what is undefined."""
@@ -58,38 +79,30 @@ class Intervals:
             "pearson": {n: [a, b] for n, a, b in zip(self.names, self.low, self.high, strict=True)},
             "left_out": dict(zip(self.names, self.left_out, strict=True)),
             "mean_left_out": self.mean_left_out,
+            "warnings": list(self.warnings),
         }
 
-    def table(self) -> str:
-        """Plain-text table, one line per target and the mean."""
-        width = max(14, *map(len, self.names))
-        rows = [
-            *zip(self.names, self.pearson, self.low, self.high, strict=True),
-            ("mean", self.mean_pearson, self.mean_low, self.mean_high),
-        ]
-        lines = [f"{'':<{width}}  Pearson  95 % interval"]
-        lines += [f"{name:<{width}}  {_cell(value)}  {_cell(low)} {_cell(high)}" for name, value, low, high in rows]
-        notes = _left_out(self.names, self.left_out, self.resamples)
-        return "\n".join([*lines, _drawn(self.clips, self.groups, self.resamples), *notes])
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much better a is than b on the same clips; None where it is undefined.
+    """How two predictions of the same clips differ in a metric; None where it is undefined.
 
     Attributes:
         names: the targets.
-        a, b: Pearson over all clips.
+        metric: "pearson", "ccc" or "mae".
+        a, b: the metric over all clips.
         difference: a - b.
         low, high: 95 % bounds of the difference.
         p: two-sided, for the difference being 0.
-        a_better: share of the resamples in which a correlates more.
+        a_better: share of the resamples in which a is better: lower in "mae", higher in the others.
         mean: the same seven for the mean over the targets that are defined for both, by these names.
-        clips, groups, resamples: as in `Intervals`.
-        left_out: per target, the resamples in which a, b or the labels are constant.
+        test: which test gave p.
+        clips, counts, groups, group_counts, resamples: as in `Intervals`.
+        left_out: per target, the resamples in which a or b is undefined.
     """
 
     names: tuple[str, ...]
+    metric: str
     a: Bounds
     b: Bounds
     difference: Bounds
@@ -98,37 +111,77 @@ class Difference:
     p: Bounds
     a_better: Bounds
     mean: dict[str, float | None]
+    test: SignificanceTest
     clips: int
+    counts: tuple[int, ...]
     groups: int | None
+    group_counts: tuple[int, ...] | None
     resamples: int
     left_out: tuple[int, ...]
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a difference above 0 means that a is better."""
+        return self.metric != "mae"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """That groups or clips are few, and where p and interval say different things."""
+        few = few_clips(self.names, self.counts, self.clips)
+        groups = few_groups(self.names, self.group_counts, self.groups)
+        return (*([few] if few else []), *groups, *self._contradictions())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, with None for what is undefined."""
         per_target = {n: {key: getattr(self, key)[k] for key in _COLUMNS} for k, n in enumerate(self.names)}
         return {
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
             "level": LEVEL,
             "clips": self.clips,
+            "counts": dict(zip(self.names, self.counts, strict=True)),
             "groups": self.groups,
             "resamples": self.resamples,
+            "test": self.test.to_dict(),
             "mean": self.mean,
             "targets": per_target,
             "left_out": dict(zip(self.names, self.left_out, strict=True)),
+            "warnings": list(self.warnings),
         }
 
     def table(self) -> str:
-        """Plain-text table, one line per target and the mean."""
-        width = max(14, *map(len, self.names))
-        lines = [f"{'':<{width}}        A        B    A - B  95 % interval        p"]
-        for k, name in enumerate([*self.names, "mean"]):
-            of = self.mean if k == len(self.names) else {key: getattr(self, key)[k] for key in _COLUMNS}
-            p = "   undef" if of["p"] is None else f"{of['p']:8.4f}"
-            lines.append(
-                f"{name:<{width}}  {_cell(of['a'])}  {_cell(of['b'])}  {_cell(of['difference'], '+')}  "
-                f"{_cell(of['low'], '+')} {_cell(of['high'], '+')} {p}"
-            )
+        """Plain-text table, one line per target and their mean, what was drawn and which test gave p."""
+        missing = set(self.counts) != {self.clips}
+        header = ["", *(["clips"] if missing else []), "A", "B", "A - B", "95 % interval", "p"]
+        rows = []
+        for name, of, count in zip((*self.names, OVER_TARGETS), self._rows(), (*self.counts, ""), strict=True):
+            interval = f"{cell(of['low'], '+')} {cell(of['high'], '+')}"
+            p = "undef" if of["p"] is None else f"{of['p']:.4f}"
+            figures = (cell(of["a"]), cell(of["b"]), cell(of["difference"], "+"), interval, p)
+            rows.append([name, *([str(count)] if missing else []), *figures])
+        better = f"{METRICS[self.metric]}: A is better where A - B is {'above' if self.higher_is_better else 'below'} 0"
         notes = _left_out(self.names, self.left_out, self.resamples)
-        return "\n".join([*lines, _drawn(self.clips, self.groups, self.resamples), *notes])
+        drawn = f"95 % interval: {_drawn(self.clips, self.groups, self.resamples)}"
+        return "\n".join([text_table(header, rows), better, drawn, *notes, self.test.sentence(), *self.warnings])
+
+    def _rows(self) -> list[dict[str, float | None]]:
+        return [*({key: getattr(self, key)[k] for key in _COLUMNS} for k in range(len(self.names))), self.mean]
+
+    def _contradictions(self) -> list[str]:
+        """Rows whose interval leaves 0 out while p is not small, or the other way round."""
+        rows = zip((*self.names, OVER_TARGETS), self._rows(), strict=True)
+        known = [(name, of["low"], of["high"], of["p"]) for name, of in rows]
+        apart = [
+            name
+            for name, low, high, p in known
+            if low is not None and high is not None and p is not None and (low > 0 or high < 0) != (p <= 1 - LEVEL)
+        ]
+        if self.test.name == BOOTSTRAP or not apart:
+            return []
+        return [
+            f"warning: interval and p disagree on whether the difference could be 0 for {', '.join(apart)}: p is of "
+            f"the {self.test.name} test, which holds with few units too; the bootstrap interval needs many"
+        ]
 
 
 _COLUMNS = ("a", "b", "difference", "low", "high", "p", "a_better")
@@ -144,15 +197,15 @@ def bootstrap(
 ) -> Intervals:
     """Percentile bootstrap of Pearson per target and of their mean (Efron and Tibshirani 1993, chapter 13).
 
-    A resample in which a column is constant has no correlation: it is left out for that target, and counted. The mean
-    is over the same targets in every resample, so it leaves a resample out where any of them is undefined.
+    A resample in which a column is constant, or has too few labels, has no correlation: it is left out for that target,
+    and counted. The mean is over the same targets in every resample, so it leaves a resample out where any of them is
+    undefined.
 
     Args:
         predicted: (clips, targets).
-        target: (clips, targets).
+        target: (clips, targets); NaN is a missing label, which is drawn with its clip and then not counted.
         names: (targets,).
-        groups: (clips,); whole groups are resampled. With few (Cameron, Gelbach and Miller 2008 say 5 to 30) the
-            intervals are too narrow.
+        groups: (clips,); whole groups are resampled. Of fewer than `FEW_GROUPS` the intervals are too narrow.
         resamples: how many.
         seed: of the draws; equal seeds draw the same clips for any predictions.
 
@@ -161,9 +214,10 @@ def bootstrap(
         LabelError: all clips are of one group.
     """
     report = evaluate(predicted, target, names)
-    drawn = correlations([predicted], target, groups, resamples, seed)[:, 0]
+    drawn = resampled([predicted], target, groups, resamples, seed)[:, 0]
     low, high, left_out = zip(*map(_bounds, drawn.T), strict=True)
-    mean_low, mean_high, mean_left_out = _bounds(_mean(drawn, [value is not None for value in report.pearson]))
+    mean = _with_mean(drawn, [value is not None for value in report.pearson])[:, -1]
+    mean_low, mean_high, mean_left_out = _bounds(mean)
     return Intervals(
         names=report.names,
         pearson=report.pearson,
@@ -173,7 +227,9 @@ def bootstrap(
         mean_low=mean_low,
         mean_high=mean_high,
         clips=report.clips,
+        counts=report.counts,
         groups=None if groups is None else len(set(groups)),
+        group_counts=group_counts(target, groups),
         resamples=resamples,
         left_out=left_out,
         mean_left_out=mean_left_out,
@@ -188,46 +244,90 @@ def paired_bootstrap(
     groups: Sequence[str] | None = None,
     resamples: int = 2000,
     seed: int = 0,
+    metric: str = "pearson",
 ) -> Difference:
     """Compare two predictions of the same clips: each resample scores both, so what both find hard cancels.
 
-    p is twice the smaller share of resamples on one side of 0, each share (1 + count) / (1 + resamples) (Davison and
-    Hinkley 1997, section 4.2) so that it is never 0.
+    Which test gives p, `train_head.significance` decides; the difference says it.
 
     Args:
         a: (clips, targets).
         b: (clips, targets).
-        target: (clips, targets).
+        target: (clips, targets); NaN is a missing label.
         names: (targets,).
         groups: as for `bootstrap`.
         resamples: how many.
         seed: of the draws.
+        metric: "pearson", "ccc" or "mae".
 
     Raises:
-        ValueError, LabelError: as for `bootstrap`.
+        ValueError, LabelError: as for `bootstrap`; or the metric is unknown.
     """
-    one, other = evaluate(a, target, names), evaluate(b, target, names)
-    drawn = correlations([a, b], target, groups, resamples, seed)
-    differences = drawn[:, 0] - drawn[:, 1]
-    pairs = list(zip(one.pearson, other.pearson, strict=True))
-    columns = [_compared(x, y, column) for (x, y), column in zip(pairs, differences.T, strict=True)]
-    defined = [x is not None and y is not None for x, y in pairs]
+    report, opponent = evaluate(a, target, names), evaluate(b, target, names)
+    pairs = list(zip(report.values(metric), opponent.values(metric), strict=True))
     both = [(x, y) for x, y in pairs if x is not None and y is not None]
-    x, y = np.mean(both, axis=0).tolist() if both else (None, None)
+    pairs.append(tuple(np.mean(both, axis=0).tolist()) if both else (None, None))
+    defined = [x is not None and y is not None for x, y in pairs[:-1]]
+    count = None if groups is None else len(set(groups))
+    test = choose_test(report.clips, report.counts, count, resamples)
+    drawn = resampled([a, b], target, groups, resamples, seed, metric)
+    differences = _with_mean(drawn[:, 0] - drawn[:, 1], defined)
+    if test.name == BOOTSTRAP:
+        p = [bootstrap_p(column) for column in differences.T]
+    else:
+        exchanges = _with_mean(exchanged(a, b, target, groups, resamples, seed, metric), defined)
+        p = [exchange_p(column) for column in exchanges.T]
+    better = -differences if metric == "mae" else differences
+    rows = [
+        _row(pair, differences[:, k], better[:, k], p[k] if pair[0] is not None and pair[1] is not None else None)
+        for k, pair in enumerate(pairs)
+    ]
     return Difference(
-        names=one.names,
-        **{key: tuple(column[key] for column in columns) for key in _COLUMNS},
-        mean=_compared(x, y, _mean(differences, defined)),
-        clips=one.clips,
-        groups=None if groups is None else len(set(groups)),
+        names=report.names,
+        metric=metric,
+        **{key: tuple(row[key] for row in rows[:-1]) for key in _COLUMNS},
+        mean=rows[-1],
+        test=test,
+        clips=report.clips,
+        counts=report.counts,
+        groups=count,
+        group_counts=group_counts(target, groups),
         resamples=resamples,
-        left_out=tuple(int(n) for n in np.isnan(differences).sum(0)),
+        left_out=tuple(int(n) for n in np.isnan(differences[:, :-1]).sum(0)),
     )
 
 
-def _mean(drawn: Values, defined: Sequence[bool]) -> Values:
-    """Per resample the mean over the targets that are defined over all clips; NaN where one of them is not here."""
-    return drawn[:, list(defined)].mean(1) if any(defined) else np.full(len(drawn), np.nan)
+def group_counts(target: ArrayLike, groups: Sequence[str] | None) -> tuple[int, ...] | None:
+    """How many groups have a label, per target; None without groups."""
+    if groups is None:
+        return None
+    names, known = np.asarray(groups, dtype=object), ~np.isnan(np.asarray(target, np.float64))
+    return tuple(len(set(names[column])) for column in known.T)
+
+
+def few_groups(names: Sequence[str], counts: Sequence[int] | None, groups: int | None) -> tuple[str, ...]:
+    """Warning that intervals from this few groups are too narrow; nothing where there are enough, or no groups.
+
+    Args:
+        names: the targets.
+        counts: groups with labels of each.
+        groups: how many there are.
+    """
+    if counts is None or min(counts) >= FEW_GROUPS:
+        return ()
+    few = ", ".join(f"{name} {n}" for name, n in zip(names, counts, strict=True) if n < FEW_GROUPS)
+    what = f"only {groups} groups" if set(counts) == {groups} else f"few groups with labels ({few})"
+    return (f"warning: {what}: the bootstrap intervals of fewer than {FEW_GROUPS} are too narrow",)
+
+
+def _with_mean(values: Values, defined: Sequence[bool]) -> Values:
+    """(rows, targets + 1) with, last, the mean over the targets that are defined over all clips.
+
+    It is NaN where one of them is not in a row.
+    """
+    chosen = values[:, list(defined)]
+    mean = chosen.mean(1) if any(defined) else np.full(len(values), np.nan)
+    return np.column_stack([values, mean])
 
 
 def _bounds(drawn: Values) -> tuple[float | None, float | None, int]:
@@ -239,24 +339,21 @@ def _bounds(drawn: Values) -> tuple[float | None, float | None, int]:
     return float(low), float(high), len(drawn) - len(defined)
 
 
-def _compared(a: float | None, b: float | None, drawn: Values) -> dict[str, float | None]:
+def _row(
+    pair: tuple[float | None, float | None], drawn: Values, better: Values, p: float | None
+) -> dict[str, float | None]:
+    a, b = pair
     low, high, _ = _bounds(drawn)
-    defined = drawn[~np.isnan(drawn)]
-    known = len(defined) > 0
-    side = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    known = better[~np.isnan(better)]
     return {
         "a": a,
         "b": b,
         "difference": None if a is None or b is None else a - b,
         "low": low,
         "high": high,
-        "p": min(1.0, 2 * (1 + side) / (1 + len(defined))) if known else None,
-        "a_better": float((defined > 0).mean()) if known else None,
+        "p": p,
+        "a_better": float((known > 0).mean()) if len(known) else None,
     }
-
-
-def _cell(value: float | None, sign: str = "") -> str:
-    return "  undef" if value is None else f"{value:{sign}7.3f}"
 
 
 def _drawn(clips: int, groups: int | None, resamples: int) -> str:
@@ -266,4 +363,4 @@ def _drawn(clips: int, groups: int | None, resamples: int) -> str:
 
 def _left_out(names: Sequence[str], left_out: Sequence[int], resamples: int) -> list[str]:
     some = [f"{name} {n}" for name, n in zip(names, left_out, strict=True) if n > 0]
-    return [f"of the {resamples}, left out because a column is constant in them: {', '.join(some)}"] if some else []
+    return [f"of the {resamples}, left out because undefined in them: {', '.join(some)}"] if some else []

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from cache.container import StrPath
 from cache.errors import ClipNameError
 from cache.ids import match_ids
+from train_head.baselines import training_mean
 from train_head.errors import LabelError
 from train_head.label_format import LabelFormat, Range
 from train_head.labels import Labels, read_labels
@@ -26,7 +27,7 @@ class BinErrors:
     Attributes:
         names: the targets.
         edges: (bins + 1,) ascending; a bin holds its lower edge and not its upper one, the last holds both.
-        count: (targets)(bins) clips.
+        count: (targets)(bins) clips that have the label.
         mae: (targets)(bins) mean absolute error, None in an empty bin.
         bias: (targets)(bins) mean of prediction - label, None in an empty bin.
     """
@@ -75,7 +76,9 @@ class Pair:
     labels: Labels
 
 
-def score_files(predictions: StrPath, labels: StrPath, form: LabelFormat | None = None) -> Report:
+def score_files(
+    predictions: StrPath, labels: StrPath, form: LabelFormat | None = None, *, train: StrPath | None = None
+) -> Report:
     """Compare the predictions of any tool with labels.
 
     Args:
@@ -83,12 +86,15 @@ def score_files(predictions: StrPath, labels: StrPath, form: LabelFormat | None 
             labels' range.
         labels: CSV whose clips and columns decide.
         form: how the labels are to be read.
+        train: CSV of training labels, whose mean is a baseline; by default what the run folder around the predictions
+            records.
 
     Raises:
         LabelError: a column or a clip is missing or too many; says how many and names the first five.
     """
     pair = read_pair(predictions, labels, form)
-    return evaluate(pair.predicted, pair.labels.values, pair.labels.names)
+    mean, _ = training_mean(predictions, pair.labels, train, form)
+    return evaluate(pair.predicted, pair.labels.values, pair.labels.names, mean)
 
 
 def read_pair(predictions: StrPath, labels: StrPath, form: LabelFormat | None = None) -> Pair:
@@ -157,7 +163,7 @@ def errors_by_bin(
 
     Args:
         predicted: (clips, targets).
-        target: (clips, targets), within the edges.
+        target: (clips, targets), within the edges; NaN is a missing label, which is in no bin.
         names: (targets,).
         edges: ascending, two or more.
 
@@ -170,9 +176,12 @@ def errors_by_bin(
     bounds, bins = np.asarray(edges, np.float64), len(edges) - 1
     if bins < 1 or not (np.diff(bounds) > 0).all():
         raise ValueError(f"the edges of bins must ascend, got {tuple(edges)}")
-    if b.size and not (bounds[0] <= b.min() and b.max() <= bounds[-1]):
-        raise ValueError(f"labels lie from {b.min():g} to {b.max():g}, outside the bins' {edges[0]:g} to {edges[-1]:g}")
+    labels = b[~np.isnan(b)]
+    if labels.size and not (bounds[0] <= labels.min() and labels.max() <= bounds[-1]):
+        low, high = labels.min(), labels.max()
+        raise ValueError(f"labels lie from {low:g} to {high:g}, outside the bins' {edges[0]:g} to {edges[-1]:g}")
     place = np.minimum(np.searchsorted(bounds, b, side="right") - 1, bins - 1)
+    place[np.isnan(b)] = -1
     error, targets = a - b, range(len(names))
     where = [[place[:, k] == i for i in range(bins)] for k in targets]
     return BinErrors(

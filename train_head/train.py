@@ -18,7 +18,7 @@ from train_head.groups import check_disjoint
 from train_head.label_format import LabelFormat
 from train_head.labels import FILENAME, Labels, NoGroupsError, label_table, read_clips, read_labels, write_predictions
 from train_head.material import CachedFeatures, Material, Training
-from train_head.metrics import Report, evaluate
+from train_head.metrics import Report, evaluate, label_means
 from train_head.raters import Agreement, agreement
 from train_head.settings import TrainSettings
 from train_head.trainer import OnEpoch, Record
@@ -296,7 +296,7 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
 
 def write_run_predictions(trainer: Training, splits: Mapping[str, Split], folder: Path) -> dict[str, Report]:
     """Predict the validation and test splits, those there are, with the weights that the run kept."""
-    names, loaded = splits["train"].labels.names, False
+    train, loaded = splits["train"].labels, False
     reports: dict[str, Report] = {}
     for name in ("valid", "test"):
         if name not in splits:
@@ -310,7 +310,7 @@ def write_run_predictions(trainer: Training, splits: Mapping[str, Split], folder
             values = trainer.predict(splits[name])
             path.unlink(missing_ok=True)
         if not path.is_file():
-            write_predictions(path, splits[name].labels, names, values)
+            write_predictions(path, splits[name].labels, train.names, values)
         if splits[name].labels.names:
-            reports[name] = evaluate(values, splits[name].labels.values, names)
+            reports[name] = evaluate(values, splits[name].labels.values, train.names, label_means(train.values))
     return reports

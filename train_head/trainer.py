@@ -89,10 +89,8 @@ class Trainer(Course):
         return predict(self.evaluated, split.to(self.device), self._workspace)
 
     def evaluate(self, split: Split) -> Report:
-        """Metrics of the current weights on a split, in the precision of training."""
-        with self._autocast():
-            predicted = self.predict(split)
-        return evaluate(predicted, split.labels.values, split.labels.names)
+        """Metrics of the current weights on a split, in float32: the precision in which the run will predict."""
+        return evaluate(self.predict(split), split.labels.values, split.labels.names)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")

@@ -19,10 +19,19 @@ class Split(StrEnum):
     test = "test"
 
 
+class Metric(StrEnum):
+    """What runs can be compared by."""
+
+    pearson = "pearson"
+    ccc = "ccc"
+    mae = "mae"
+
+
 def compare(
     run_a: Annotated[Path, typer.Argument(help="Run folder, or a prediction CSV.")],
     run_b: Annotated[Path, typer.Argument(help="Another of the same clips.")],
     split: Annotated[Split, typer.Option(help="Which predictions of a run folder.")] = Split.valid,
+    metric: Annotated[Metric, typer.Option(help="Of mae, lower is better.")] = Metric.pearson,
     labels: Annotated[Path | None, typer.Option(help="Label CSV [default: the one the runs were made with].")] = None,
     targets: options.Targets = None,
     label_scale: options.RunsLabelScale = None,
@@ -33,7 +42,10 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here as JSON.")] = None,
 ) -> None:
-    """Say by how much two runs differ in Pearson, with 95 % intervals and p-values of a paired bootstrap."""
+    """Say by how much two runs differ, with 95 % intervals of a paired bootstrap, and whether that could be chance.
+
+    With groups, or few clips, p is of a sign-flip test over them: the table says which.
+    """
     from emi.console import check_writable
     from train_head.compare import compare as compare_runs
 
@@ -50,6 +62,7 @@ def compare(
         group_by=group_by,
         resamples=resamples,
         seed=seed,
+        metric=metric.value,
     )
     typer.echo(found.table())
     if json_file is not None:

@@ -26,13 +26,17 @@ def evaluate(
     ] = True,
     group_by: options.ResampleBy = None,
     bins: Annotated[bool, typer.Option("--bins", help="Errors by how intense the label is.")] = False,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Label CSV of the training split, whose mean is a baseline [default: what the run records]."),
+    ] = None,
     submission: Annotated[
         bool,
         typer.Option("--submission", help="First check the file as a challenge would; LABELS may have no values."),
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here as JSON.")] = None,
 ) -> None:
-    """Print Pearson correlation, CCC and absolute error per target and their mean.
+    """Print Pearson correlation, CCC and absolute error per target and their mean, beside constant predictions.
 
     With --submission every problem of the file is listed, and the exit code is 1 where there is one.
     """
@@ -48,7 +52,7 @@ def evaluate(
         _check(predictions, labels, form, json_file)
         if not has_values(labels, form):
             return
-    numbers = _score(predictions, labels, form, intervals, bins)
+    numbers = _score(predictions, labels, form, intervals, bins, train)
     if json_file is not None:
         _write(json_file, numbers | ({"problems": []} if submission else {}))
 
@@ -66,7 +70,10 @@ def _check(predictions: Path, labels: Path, form: "LabelFormat", json_file: Path
     typer.echo(f"{predictions} can be submitted: header, clips, order and values fit {labels}")
 
 
-def _score(predictions: Path, labels: Path, form: "LabelFormat", intervals: bool, bins: bool) -> dict[str, Any]:
+def _score(
+    predictions: Path, labels: Path, form: "LabelFormat", intervals: bool, bins: bool, train: Path | None
+) -> dict[str, Any]:
+    from train_head.baselines import training_mean
     from train_head.intervals import bootstrap
     from train_head.metrics import evaluate as measure
     from train_head.scoring import bin_edges, errors_by_bin, read_pair
@@ -74,17 +81,17 @@ def _score(predictions: Path, labels: Path, form: "LabelFormat", intervals: bool
 
     pair = read_pair(predictions, labels, form)
     truth = pair.labels
-    report = measure(pair.predicted, truth.values, truth.names)
+    mean, why_not = training_mean(predictions, truth, train, form)
+    report = measure(pair.predicted, truth.values, truth.names, mean)
+    found = bootstrap(pair.predicted, truth.values, truth.names, groups=truth.groups) if intervals else None
     if truth.ignored:
         typer.echo(f"targets: {', '.join(truth.names)}; ignored: {', '.join(truth.ignored)}")
-    typer.echo(f"{report.clips} clips\n{report.table()}")
+    typer.echo("\n".join([f"{report.clips} clips", report.table(found), *([why_not] if why_not else [])]))
     numbers = report.to_dict()
     if raters := rater_agreement(truth):
         typer.echo(f"\n{raters.table(report)}")
         numbers["raters"] = raters.to_dict()
-    if intervals:
-        found = bootstrap(pair.predicted, truth.values, truth.names, groups=truth.groups)
-        typer.echo(f"\n{found.table()}")
+    if found is not None:
         numbers["intervals"] = found.to_dict()
     if bins:
         errors = errors_by_bin(pair.predicted, truth.values, truth.names, bin_edges(truth.range))

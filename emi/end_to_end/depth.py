@@ -1,5 +1,6 @@
 """Which parts of a backbone learn, from which epoch on, and how fast."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -116,6 +117,34 @@ def merge_adapters(backbone: Trainable) -> None:
             if isinstance(child, LoraLayer):
                 cast(Any, child).merge()
                 setattr(parent, name, child.get_base_layer())
+
+
+@contextlib.contextmanager
+def adapters_merged(backbone: Trainable, wanted: bool) -> Iterator[None]:
+    """Compute as the finished run will: with the adapters' product in the weights, which are as before afterwards.
+
+    In bfloat16 a merged weight and an adapter beside it round differently (0.016 in a correlation, measured).
+
+    Args:
+        backbone: with adapters, or with none (left).
+        wanted: whether it has some to merge.
+    """
+    if not wanted:
+        yield
+        return
+    from peft.tuners.lora import LoraLayer
+
+    module, _ = backbone.adapter_targets()
+    layers = [cast(Any, child) for child in module.modules() if isinstance(child, LoraLayer)]
+    kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.unmerge()
+            layer.get_base_layer().weight.data.copy_(weight)  # taking the product off again would round
 
 
 def _parameters(modules: Sequence[nn.Module]) -> Iterator[nn.Parameter]:

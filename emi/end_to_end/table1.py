@@ -24,6 +24,7 @@ from train_head.protocols import Outcome, ProtocolResult, run_protocol
 from train_head.protocols.members import OnRun
 from train_head.protocols.pool import check_apart
 from train_head.settings import TrainSettings
+from train_head.tables import OVER_TARGETS
 from train_head.train import check_groups, read_split_labels
 from train_head.trainer import OnEpoch
 
@@ -134,8 +135,8 @@ class Table1:
     def markdown(self) -> str:
         """The table, the paper's numbers beside it."""
         lines = [
-            "| | validation, mean ± std | ensemble | 95 % interval | test | test, trained on all | paper: validation | "
-            "test | test, trained on all |",
+            "| | validation, mean ± std over seeds | ensemble | 95 % interval | test | test, trained on all | "
+            "paper: validation | test | test, trained on all |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for record in self.records():
@@ -144,7 +145,7 @@ class Table1:
             ours = (f"{c['valid']}{spread}", c["ensemble"], f"{c['low']} to {c['high']}", c["test"], c["test_on_all"])
             papers = (c["paper_valid"], c["paper_test"], c["paper_test_on_all"])
             lines.append(f"| {' | '.join((record['row'], *ours, *papers))} |")
-        return "\n".join(["# Table 1", "", *lines, "", _NOTE, ""])
+        return "\n".join(["# Table 1", "", *lines, "", "\n\n".join(self._notes()), ""])
 
     def table(self) -> str:
         """Plain text, one line per row."""
@@ -156,12 +157,18 @@ class Table1:
             cells = [value for key, value in shown.items() if key != "seeds"]
             columns = (f"{cell:>{max(5, len(title))}}" for cell, title in zip(cells, titles, strict=True))
             lines.append("  ".join((f"{record['row']:<{width}}", *columns)))
-        return "\n".join([*lines, "", _NOTE])
+        return "\n".join([*lines, "", *self._notes()])
+
+    def _notes(self) -> list[str]:
+        result = self.outcomes[0].result
+        assert isinstance(result, ProtocolResult)
+        return [_NOTE, *result.valid.report.notes, *result.valid.intervals.warnings]
 
 
 _NOTE = (
-    "Mean Pearson. The paper's numbers are on Hume-Vidmimic2; on other data only the steps between rows compare. The "
-    "best epochs were chosen on the validation clips. Ensemble and test: the mean of the seeds' predictions."
+    f"Pearson, {OVER_TARGETS}; of validation, mean and standard deviation over the seeds. The paper's numbers "
+    "are on Hume-Vidmimic2; on other data only the steps between rows compare. The best epochs were chosen on the "
+    "validation clips. Ensemble and test: the seeds' predictions averaged."
 )
 
 
@@ -309,11 +316,11 @@ def _draw(done: Table1) -> None:
     with drawing():
         figure = Figure(figsize=(7, 3.6), dpi=150, layout="constrained")
         axes = figure.subplots()
-        axes.bar(at, tops, width=0.6, color="0.6", label="mean of the seeds, 95 % interval")
+        axes.bar(at, tops, width=0.6, color="0.6", label="ensemble of the seeds, 95 % interval")
         axes.errorbar(at, tops, yerr=reach, fmt="none", ecolor="black", capsize=4)
         axes.plot(at, [row.valid for row in ROWS], "D", color="black", label="the paper's, on Hume-Vidmimic2")
         axes.set_xticks(list(at), [row.name for row in ROWS])
-        axes.set_title("mean validation Pearson", loc="left")
+        axes.set_title(f"validation Pearson, {OVER_TARGETS}", loc="left")
         axes.set_ylim(min(0.0, *tops), 1.35 * max(*(high for _, high in ends), 0.39))
         axes.legend(loc="upper left", fontsize=9)
         save(figure, done.folder / PLOT)

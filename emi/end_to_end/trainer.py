@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from emi.end_to_end.batches import Piece, cut
 from emi.end_to_end.clips import ClipInputs
-from emi.end_to_end.depth import Depth, merge_adapters
+from emi.end_to_end.depth import Depth, adapters_merged, merge_adapters
 from emi.end_to_end.export import Export
 from emi.end_to_end.gradients import Gradients
 from emi.end_to_end.memory import advise
@@ -246,7 +246,7 @@ class FinetuneTrainer(Course):
         rows = list(range(len(split)))
         pieces = cut(rows, split.lengths.tolist(), self.piece_seconds, self.processes.count)[self.processes.rank]
         found: list[tuple[tuple[int, ...], NDArray[np.float32]]] = []
-        with torch.no_grad():
+        with torch.no_grad(), adapters_merged(model.backbone, bool(self.own.lora) and not self._sharded):
             for piece in pieces:
                 if piece.counts or self._sharded:
                     with advise(self):

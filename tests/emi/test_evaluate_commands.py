@@ -57,6 +57,53 @@ def test_evaluate_prints_metrics_and_intervals_and_writes_all_of_it(files, tmp_p
     assert sum(numbers["bins"]["targets"]["Joy"]["count"]) == 24
 
 
+def test_few_groups_are_warned_of_in_text_and_json_and_no_two_means_have_one_name(files, tmp_path):
+    out = tmp_path / "scores.json"
+    shown = run("evaluate", *files, "--group-by", "Speaker", "--json", out).stdout
+    warning = "warning: only 4 groups: the bootstrap intervals of fewer than 10 are too narrow"
+    assert warning in shown.splitlines()
+    assert json.loads(out.read_text())["intervals"]["warnings"] == [warning]
+    firsts = [line.split("  ")[0] for line in shown.splitlines()]
+    assert [first for first in firsts if "mean" in first] == ["mean over targets"]
+
+
+def test_training_labels_give_the_baseline_that_a_model_has_to_beat(files, tmp_path):
+    guess, labels = files
+    train, out = tmp_path / "train.csv", tmp_path / "scores.json"
+    train.write_text("Filename,Sad,Joy,Speaker\n50,0.2,0,s8\n51,0.4,1,s9\n")
+    shown = run("evaluate", guess, labels, "--group-by", "Speaker", "--train", train, "--json", out).stdout
+    truth = np.array([line.split(",")[2:] for line in LABELS.splitlines()[1:]], dtype=np.float32).astype(float)
+    numbers = json.loads(out.read_text())["baselines"]
+    assert numbers["mean of the training labels"]["mae"] == pytest.approx(
+        {"Joy": np.abs(truth[:, 0] - 0.5).mean(), "Sad": np.abs(truth[:, 1] - 0.3).mean()}
+    )
+    assert numbers["all zeros"]["mean_mae"] == pytest.approx(truth.mean())
+    assert f"{numbers['mean of the training labels']['mean_mae']:.3f}" in shown
+    train.write_text("Filename,Sad\n50,0.2\n")
+    assert "has no column 'Joy'" in fails("evaluate", guess, labels, "--group-by", "Speaker", "--train", train)
+
+
+def test_a_run_knows_its_training_labels_as_long_as_they_are_unchanged(trained, labelled, tmp_path):
+    import shutil
+
+    files = trained[0] / "predictions_valid.csv", labelled / "valid.csv"
+    out = tmp_path / "scores.json"
+    run("evaluate", *files, "--json", out)
+    train, valid = (read_labels(labelled / f"{name}.csv").values.astype(float) for name in ("train", "valid"))
+    found = json.loads(out.read_text())["baselines"]["mean of the training labels"]["mean_mae"]
+    assert found == pytest.approx(np.abs(train.mean(0) - valid).mean())
+    for foreign in ("[tool]\nx = 1\n", "data = 3\n", "no toml"):
+        (tmp_path / "config.toml").write_text(foreign)
+        shutil.copy(files[0], tmp_path / "guess.csv")
+        assert "mean of the training" not in run("evaluate", tmp_path / "guess.csv", files[1]).stdout
+    shutil.copytree(trained[0], tmp_path / "moved")
+    config = tmp_path / "moved" / "config.toml"
+    config.write_text(config.read_text().replace(str(labelled / "train.csv"), str(labelled / "valid.csv")))
+    shown = run("evaluate", tmp_path / "moved" / files[0].name, files[1]).stdout
+    assert "is gone or has changed since the run was made; give them with --train CSV" in shown
+    assert "mean of the training labels  " not in shown
+
+
 def test_intervals_and_bins_can_be_left_out(files):
     shown = run("evaluate", *files, "--group-by", "Speaker", "--no-intervals").stdout
     assert "mean" in shown
@@ -99,6 +146,16 @@ def test_compare_shows_the_difference_of_two_runs_and_writes_it(trained, tmp_pat
     joy = numbers["targets"]["Joy"]
     assert joy["difference"] == pytest.approx(joy["a"] - joy["b"])
     assert 0 < numbers["mean"]["p"] <= 1
+
+
+def test_compare_by_error_says_that_lower_is_better(trained, tmp_path):
+    out = tmp_path / "difference.json"
+    shown = run("compare", *trained, "--metric", "mae", "--json", out, "--resamples", 50).stdout
+    assert "MAE: A is better where A - B is below 0" in shown
+    assert "exact sign-flip test over 12 clips" in shown
+    assert "mean of the training labels: MAE" in shown
+    assert json.loads(out.read_text())["difference"]["higher_is_better"] is False
+    run("compare", *trained, "--metric", "spearman", code=2)
 
 
 def test_compare_refuses_in_one_sentence(trained, files):

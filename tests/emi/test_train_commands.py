@@ -34,7 +34,8 @@ def data(labelled: Path, labelled_cache: Path) -> tuple[object, ...]:
 def test_seeds_show_each_run_and_their_spread_and_then_have_nothing_to_do(data, labelled, tmp_path):
     command = ("train-head", *data, "--out", tmp_path / "run", *QUICK, "--seeds", 2)
     shown = emi(*command).stdout
-    assert shown.index("seed-0:") < shown.index("seed-1:") < shown.index("mean of the 2 runs:")
+    ensemble = shown.index("ensemble of the 2 runs (their predictions averaged):")
+    assert shown.index("seed-0:") < shown.index("seed-1:") < shown.index("mean over seeds") < ensemble
     assert shown.count("epoch   2/2") == 2
     assert "nothing to do" not in shown
     again = emi(*command).stdout

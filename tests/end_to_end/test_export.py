@@ -76,6 +76,13 @@ def test_adapters_are_merged_into_a_plain_backbone(tune, labelled, tmp_path):
     assert_predicts_as_it_validated(emi.load(tmp_path / "ft"), tmp_path / "ft", labelled)
 
 
+def test_an_epoch_with_adapters_is_scored_as_the_finished_run_is(tune, tmp_path):
+    pytest.importorskip("peft")
+    result = tune(tmp_path / "ft", freeze="backbone", lora=2, backbone_lr=1e-2, precision="bf16", epochs=1)
+    kept = next(record for record in result.history if record["epoch"] == result.best_epoch)
+    assert kept["valid_mean_pearson"] == result.report.mean_pearson
+
+
 def test_a_tuned_silero_is_a_backbone_too(tune, labelled, tmp_path):
     tune(tmp_path / "ft", "silero", freeze="none", backbone_lr=1e-3)
     assert_predicts_as_it_validated(emi.load(tmp_path / "ft"), tmp_path / "ft", labelled)

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from safetensors.torch import load_file
 
-from train_head.card import departures, metric_table, model_card
+from train_head.card import departures, model_card
 from train_head.intervals import bootstrap
 from train_head.labels import read_labels
 from train_head.metrics import evaluate
@@ -52,7 +52,7 @@ def test_the_validation_table_holds_what_scipy_and_numpy_find(labelled, run, car
         assert float(mae) == pytest.approx(np.abs(predicted[:, k] - target[:, k]).mean(), abs=5.1e-4)
         low, high = map(float, interval.split(" to "))
         assert -1 <= low <= float(r) <= high <= 1
-    assert found["**mean**"][0] == f"{run[2].report.mean_pearson:.3f}"
+    assert found["**mean over targets**"][0] == f"{run[2].report.mean_pearson:.3f}"
 
 
 def test_the_intervals_are_those_of_the_bootstrap(labelled, run, card):
@@ -60,7 +60,28 @@ def test_the_intervals_are_those_of_the_bootstrap(labelled, run, card):
     wanted = bootstrap(predicted, read_labels(labelled / "train.csv").values, ("Joy", "Calm"))
     found = rows(card.split("## Test")[1])
     assert found["Joy"][1] == f"{wanted.low[0]:.3f} to {wanted.high[0]:.3f}"
-    assert found["**mean**"][1] == f"{wanted.mean_low:.3f} to {wanted.mean_high:.3f}"
+    assert found["**mean over targets**"][1] == f"{wanted.mean_low:.3f} to {wanted.mean_high:.3f}"
+
+
+def test_constant_predictions_stand_under_the_figures(labelled, run, card):
+    train, valid = (read_labels(labelled / f"{name}.csv").values.astype(float) for name in ("train", "valid"))
+    found = rows(card.split("## Validation")[1].split("## Test")[0])
+    wanted = np.abs(train.mean(0) - valid).mean()
+    assert found["mean of the training labels"] == ["undefined", "", "undefined", f"{wanted:.3f}"]
+    assert found["all zeros"][-1] == f"{valid.mean():.3f}"
+
+
+def test_missing_labels_are_no_zeros_and_the_intervals_of_few_groups_are_warned_of(labelled, run):
+    settings, inputs, result = run
+    labels = inputs.splits["train"].labels
+    values = np.where(np.arange(28)[:, None] < 14, np.nan, 0.0)
+    train = replace(inputs.splits["train"], labels=replace(labels, values=values))
+    inputs = replace(inputs, splits=inputs.splits | {"train": train})
+    valid = read_labels(labelled / "valid.csv")
+    intervals = bootstrap(valid.values, valid.values, valid.names, ["a", "b", "c"] * 4, resamples=20)
+    text = model_card(settings, inputs, result, {"valid": intervals})
+    assert "100 % of the training labels are 0" in text
+    assert "- warning: only 3 groups: the bootstrap intervals of fewer than 10 are too narrow" in text
 
 
 def test_every_picture_it_shows_is_in_the_folder(run, card):
@@ -99,7 +120,7 @@ def test_without_intervals_there_is_no_such_column_and_without_pictures_no_link(
     text = model_card(settings, inputs, replace(result, folder=tmp_path))
     assert "95 %" not in text
     assert "![" not in text
-    assert f"| **mean** | {result.report.mean_pearson:.3f} | " in text
+    assert f"| **mean over targets** | {result.report.mean_pearson:.3f} | " in text
 
 
 def test_an_undefined_correlation_is_named_in_table_and_limits(run):
@@ -110,6 +131,7 @@ def test_an_undefined_correlation_is_named_in_table_and_limits(run):
     assert "| Calm | undefined | " in text
     assert "Pearson is undefined for Calm" in text.split("## Limits")[1]
     assert "5 validation clips are few" in text
+    assert "- warning: only 5 clips: with 5, correlations up to 0.88 are chance" in text.split("## Use")[0]
 
 
 def test_a_run_without_a_choice_is_not_called_optimistic(run):
@@ -122,4 +144,4 @@ def test_a_run_without_a_choice_is_not_called_optimistic(run):
 
 def test_a_column_name_cannot_break_the_table():
     report = evaluate([[0.0], [1.0]], [[0.0], [0.5]], ["a|b"])
-    assert len(set(map(len, [re.split(r"(?<!\\)\|", line) for line in metric_table(report).splitlines()]))) == 1
+    assert len(set(map(len, [re.split(r"(?<!\\)\|", line) for line in report.markdown().splitlines()]))) == 1

@@ -1,14 +1,17 @@
 """Two runs on the same clips: which labels they are compared on, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tomli_w
 
+from train_head import compare as compare_module
 from train_head.compare import compare
-from train_head.errors import LabelError, RunFolderError
+from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.intervals import paired_bootstrap
+from train_head.metrics import absolute_error, concordance, pearson
 from train_head.run_folder import file_sha256
 
 NAMES = ["Joy", "Sad"]
@@ -128,3 +131,60 @@ def test_a_folder_without_the_predictions_says_how_to_make_them(runs, tmp_path):
         compare(*runs, split="test")
     with pytest.raises(RunFolderError, match="is no run folder"):
         compare(runs[0], tmp_path)
+
+
+@pytest.mark.parametrize(("metric", "function"), [("pearson", pearson), ("ccc", concordance), ("mae", absolute_error)])
+def test_runs_are_compared_by_any_metric(runs, metric, function):
+    found = compare(*runs, metric=metric, resamples=200).difference
+    a, b, truth = (values.astype(np.float32) for values in (GOOD, BAD, TRUTH))
+    wanted = [function(a[:, k], truth[:, k]) - function(b[:, k], truth[:, k]) for k in range(2)]
+    assert found.difference == pytest.approx(wanted)
+    assert found.mean["difference"] == pytest.approx(np.mean(wanted))
+    assert found.mean["low"] < np.mean(wanted) < found.mean["high"]
+    assert (found.mean["difference"] > 0) == (metric != "mae")
+    assert found.mean["a_better"] > 0.95
+    assert found.mean["p"] < 0.05
+    assert (found.to_dict()["metric"], found.to_dict()["higher_is_better"]) == (metric, metric != "mae")
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones(runs):
+    with pytest.raises(TrainSettingsError, match="unknown metric 'mea'; did you mean 'mae'"):
+        compare(*runs, metric="mea")
+
+
+def test_errors_stand_beside_those_of_constant_predictions(tmp_path, runs, labels):
+    found = compare(*runs, metric="mae", resamples=50)
+    assert [line.name for line in found.baselines] == ["all zeros"]
+    train = write(tmp_path / "train.csv", 0.5 * TRUTH)
+    data = {"valid": str(labels), "valid_sha256": file_sha256(labels)}
+    data |= {"train": str(train), "train_sha256": file_sha256(train)}
+    (runs[1] / "config.toml").write_text(tomli_w.dumps({"label_scale": 1.0, "data": data}))
+    found = compare(*runs, metric="mae", resamples=50)
+    truth = TRUTH.astype(np.float32).astype(float)
+    wanted = np.abs((0.5 * TRUTH).mean(0) - truth).mean()
+    assert f"mean of the training labels: MAE {wanted:.3f} (mean over targets)" in found.table()
+    assert found.to_dict()["baselines"] == {
+        "mean of the training labels": pytest.approx(wanted),
+        "all zeros": pytest.approx(truth.mean()),
+    }
+    assert compare(*runs, resamples=50).baselines == ()
+
+
+def test_missing_labels_are_left_out_per_target(tmp_path, monkeypatch, runs):
+    gone = TRUTH.astype(np.float32)
+    gone[::3, 1] = np.nan
+    real = compare_module.read_labels
+    monkeypatch.setattr(
+        compare_module,
+        "read_labels",
+        lambda path, *rest, **more: (
+            replace(real(path, *rest, **more), values=gone) if path.name == "labels.csv" else real(path, *rest, **more)
+        ),
+    )
+    found = compare(*runs, resamples=100).difference
+    known = ~np.isnan(gone[:, 1])
+    a, b = (values.astype(np.float32)[known, 1] for values in (GOOD, BAD))
+    assert found.counts == (30, 20)
+    assert found.difference[1] == pytest.approx(pearson(a, gone[known, 1]) - pearson(b, gone[known, 1]))
+    header, joy, sad = found.table().splitlines()[:3]
+    assert (header.split()[0], joy.split()[1], sad.split()[1]) == ("clips", "30", "20")

@@ -76,7 +76,8 @@ def test_the_curves_are_those_of_the_history(tmp_path, drawn):
     best = int(np.argmax(np.mean(wanted, axis=0)))
     assert drawn[0].legends[0].get_title().get_text() == f"best epoch: {best + 1}"
     ranked = sorted(range(6), key=lambda k: -wanted[k][best])
-    assert [text.split("  ")[1] for text in legend_texts(drawn[0])] == ["mean", *(EMI[k] for k in ranked)]
+    assert [text.split("  ")[1] for text in legend_texts(drawn[0])] == ["mean over targets", *(EMI[k] for k in ranked)]
+    assert legend_texts(drawn[0])[0].startswith(f"{np.mean(wanted, axis=0)[best]:.3f}  ")
 
 
 def test_each_panel_says_the_correlation_of_its_points(tmp_path, drawn):
@@ -85,10 +86,24 @@ def test_each_panel_says_the_correlation_of_its_points(tmp_path, drawn):
     for k, axes in enumerate(drawn[0].axes):
         name, r = axes.get_title(loc="left").split("\n")
         assert name == EMI[k]
-        assert float(r.removeprefix("r ")) == pytest.approx(np.corrcoef(predicted[:, k], target[:, k])[0, 1], abs=0.005)
+        assert float(r.removeprefix("r ")) == pytest.approx(np.corrcoef(predicted[:, k], target[:, k])[0, 1], abs=5e-4)
         points = axes.collections[0].get_offsets()
         np.testing.assert_array_equal(points, np.stack([target[:, k], predicted[:, k]], axis=1))
         assert axes.texts[0].get_text() == f"{100 * (target[:, k] == 0).mean():.0f} % are 0"
+
+
+def test_a_missing_label_is_no_point_and_counts_nowhere(tmp_path, drawn):
+    predicted, target = data_of(60, 2)
+    gone = target.copy()
+    gone[::3, 0] = np.nan
+    scatter(predicted, gone, ("Joy", "Calm"), tmp_path / "s")
+    joy, known = drawn[0].axes[0], ~np.isnan(gone[:, 0])
+    np.testing.assert_array_equal(
+        joy.collections[0].get_offsets(), np.stack([target[known, 0], predicted[known, 0]], axis=1)
+    )
+    r = np.corrcoef(predicted[known, 0], target[known, 0])[0, 1]
+    assert joy.get_title(loc="left") == f"Joy\nr {r:.3f}".replace("-", "−")
+    assert joy.texts[0].get_text() == f"{100 * (target[known, 0] == 0).mean():.0f} % are 0"
 
 
 @pytest.mark.parametrize("number", [1, 5, 7, 12])

@@ -6,8 +6,8 @@ import scipy.stats
 
 from train_head.errors import LabelError
 from train_head.intervals import bootstrap, paired_bootstrap
-from train_head.metrics import pearson
-from train_head.resampling import correlations, draws
+from train_head.metrics import absolute_error, concordance, evaluate, pearson
+from train_head.resampling import draws, resampled
 
 NAMES = ("Joy", "Calm", "Fear")
 
@@ -32,7 +32,7 @@ def by_indexing(predicted: np.ndarray, target: np.ndarray, members: list[np.ndar
 def test_resampled_correlations_equal_those_of_clips_drawn_one_by_one():
     predicted, target = material()
     expected = by_indexing(predicted, target, [np.array([i]) for i in range(60)], 50, seed=3)
-    np.testing.assert_allclose(correlations([predicted], target, resamples=50, seed=3)[:, 0], expected, atol=1e-9)
+    np.testing.assert_allclose(resampled([predicted], target, resamples=50, seed=3)[:, 0], expected, atol=1e-9)
 
 
 def test_groups_are_drawn_as_wholes():
@@ -40,7 +40,7 @@ def test_groups_are_drawn_as_wholes():
     groups = [f"speaker {i * i % 7}" for i in range(60)]
     members = [np.flatnonzero(np.array(groups) == name) for name in sorted(set(groups))]
     expected = by_indexing(predicted, target, members, 50, seed=1)
-    np.testing.assert_allclose(correlations([predicted], target, groups, 50, 1)[:, 0], expected, atol=1e-9)
+    np.testing.assert_allclose(resampled([predicted], target, groups, 50, 1)[:, 0], expected, atol=1e-9)
 
 
 def test_every_resample_draws_as_many_as_there_are():
@@ -106,8 +106,8 @@ def test_resamples_in_which_a_label_is_constant_are_left_out_and_counted():
     only = sum(int((counts[:, 4] == 12).sum()) for counts in draws(12, 500, 0))
     assert found.left_out == (0, 0, without + only)
     assert found.mean_left_out == without + only > 100
-    assert f"Fear {without}" in found.table()
-    drawn = correlations([predicted], target, resamples=500)[:, 0, 2]
+    assert f"Fear {without}" in " ".join(found.notes)
+    drawn = resampled([predicted], target, resamples=500)[:, 0, 2]
     assert found.low[2] == pytest.approx(np.nanpercentile(drawn, 2.5))
 
 
@@ -119,14 +119,14 @@ def test_a_constant_column_has_no_interval_and_leaves_the_mean_to_the_others():
     assert (found.low[0], found.high[0], found.left_out[0]) == (None, None, 100)
     assert (found.mean_low, found.mean_high) == pytest.approx((rest.mean_low, rest.mean_high))
     assert found.to_dict()["pearson"]["Joy"] == [None, None]
-    assert "undef" in found.table()
+    assert "undef undef" in evaluate(predicted, target, NAMES).table(found)
 
 
 def test_an_outlier_that_dwarfs_the_rest_costs_no_digits():
     predicted, target = material(30)
     predicted[7, 0] = 1e9
     expected = by_indexing(predicted.astype(float), target.astype(float), [np.array([i]) for i in range(30)], 40, 0)
-    drawn = correlations([predicted], target, resamples=40)[:, 0]
+    drawn = resampled([predicted], target, resamples=40)[:, 0]
     np.testing.assert_allclose(drawn[:, 0], expected[:, 0], atol=1e-6)
 
 
@@ -208,3 +208,32 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
     predicted, target = material()
     with pytest.raises(ValueError, match=message):
         bootstrap(predicted, target, **({"names": NAMES} | arguments))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("metric", "function"), [("pearson", pearson), ("ccc", concordance), ("mae", absolute_error)])
+def test_resamples_of_any_metric_equal_those_of_clips_drawn_one_by_one(metric, function, grouped):
+    predicted, target = material(40)
+    target[::3, 1], target[5:, 2] = np.nan, np.nan
+    groups = [f"s{i // 5}" for i in range(40)] if grouped else None
+    members = [np.arange(i, i + 5) for i in range(0, 40, 5)] if grouped else [np.array([i]) for i in range(40)]
+    rows = []
+    for counts in np.concatenate(list(draws(len(members), 60, 2))).astype(int):
+        drawn = np.concatenate([np.tile(members[unit], times) for unit, times in enumerate(counts)])
+        values = [function(predicted[drawn, k], target[drawn, k]) for k in range(3)]
+        rows.append([np.nan if value is None else value for value in values])
+    assert np.isnan(rows).any()
+    found = resampled([predicted, predicted * 2], target, groups, 60, 2, metric)
+    np.testing.assert_allclose(found[:, 0], rows, atol=1e-9)
+
+
+def test_missing_labels_are_drawn_with_their_clips_and_not_counted():
+    predicted, target = material()
+    target[::4, 0] = np.nan
+    found = bootstrap(predicted, target, NAMES, resamples=200)
+    whole = bootstrap(predicted, np.nan_to_num(target), NAMES, resamples=200)
+    assert (found.counts, found.clips) == ((45, 60, 60), 60)
+    assert (found.low[1:], found.high[1:]) == (pytest.approx(whole.low[1:]), pytest.approx(whole.high[1:]))
+    alone = bootstrap(predicted[np.arange(60) % 4 > 0, :1], target[np.arange(60) % 4 > 0, :1], ["x"], resamples=200)
+    assert found.pearson[0] == alone.pearson[0]
+    assert (found.low[0], found.high[0]) == pytest.approx((alone.low[0], alone.high[0]), abs=0.05)

@@ -16,6 +16,7 @@ from sklearn.model_selection import KFold
 from warm_python import python
 
 import emi
+from train_head.baselines import training_mean
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.intervals import bootstrap
 from train_head.label_format import label_format
@@ -121,6 +122,17 @@ def test_the_summary_has_each_seed_the_spread_and_the_interval_of_the_mean(label
     assert "seed-2" in text
 
 
+def test_the_table_of_seeds_names_every_mean_and_shows_the_baselines(labelled, labelled_cache, tmp_path):
+    result = train(labelled, tmp_path / "run", seeds=2)
+    firsts = [line.split("  ")[0] for line in result.table().splitlines()]
+    means = ["mean over seeds", "mean over targets", "mean of the training labels"]
+    assert [first for first in firsts if first.startswith("mean")] == means
+    train_labels, valid = (read_labels(labelled / f"{name}.csv").values.astype(float) for name in ("train", "valid"))
+    wanted = np.abs(train_labels.mean(0) - valid).mean()
+    assert [line.mean_mae for line in result.report.baselines] == pytest.approx([wanted, valid.mean()])
+    assert result.to_dict()["valid"]["together"]["baselines"]["all zeros"]["mean_mae"] == pytest.approx(valid.mean())
+
+
 def test_finished_seeds_are_left_and_missing_ones_added(labelled, labelled_cache, tmp_path):
     assert not train(labelled, tmp_path / "grown", seeds=1).nothing_to_do
     again = train(labelled, tmp_path / "grown", seeds=1)
@@ -190,6 +202,15 @@ def test_folds_share_no_group_and_predict_every_clip_once(grouped, tmp_path):
             np.testing.assert_array_equal(row, at[clip])
     assert set(seen) == set(pooled.ids)
     assert set(seen.values()) == {1}
+    means = np.array([pooled.values[[f != fold[n] for f in fold.values()]].mean(0) for n in pooled.filenames])
+    assert result.report.baselines[0].mean_mae == pytest.approx(np.abs(means - pooled.values).mean(), abs=1e-6)
+    for place in (out, out / "fold-1"):
+        scored = pooled if place == out else pooled.take([i for i, n in enumerate(pooled.filenames) if fold[n] == 1])
+        known, why_not = training_mean(place / "predictions_folds.csv", scored)
+        rows = [pooled.filenames.index(name) for name in scored.filenames]
+        np.testing.assert_allclose(known, means[rows], atol=1e-6)
+        assert why_not == ""
+    assert result.table().count("mean over folds") == 1
     expected = bootstrap(everything.values, pooled.values, pooled.names, groups=pooled.groups)
     assert result.valid.intervals == expected
     assert result.valid.intervals.groups == 10

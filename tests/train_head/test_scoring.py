@@ -43,6 +43,13 @@ def test_zero_is_a_bin_of_its_own_and_one_belongs_to_the_last():
     assert found.to_dict()["targets"]["Joy"]["mae"][2] is None
 
 
+def test_a_missing_label_is_in_no_bin():
+    target = np.array([[0.1, 0.9], [np.nan, 0.8], [0.6, np.nan]])
+    found = errors_by_bin(np.full((3, 2), 0.5), target, ["Joy", "Sad"])
+    assert found.count == ((0, 1, 0, 1, 0), (0, 0, 0, 0, 2))
+    assert found.mae[1][-1] == pytest.approx(0.35)
+
+
 @pytest.mark.parametrize(
     ("target", "edges", "message"),
     [

@@ -40,6 +40,12 @@ EVERYTHING = {
 MEASURED = {"seconds", "frames_per_second"}
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take longer than these runs."""
+    monkeypatch.setattr("train_head.figures.draw_run", lambda *_: None)
+
+
 def train(labelled: Path, out: Path, **settings):
     cache = labelled / "features.zarr"
     return emi.train_head(cache, labelled / "train.csv", labelled / "valid.csv", out, **(QUICK | settings))
@@ -63,6 +69,32 @@ def test_a_run_folder_holds_everything_the_contract_names(labelled, labelled_cac
     best = max(records, key=lambda record: record["valid_mean_pearson"])
     assert result.best_epoch == best["epoch"]
     assert result.report.mean_pearson == pytest.approx(best["valid_mean_pearson"], abs=1e-12)
+
+
+@pytest.mark.parametrize("more", [{"precision": "bf16"}, {"precision": "bf16", "ema": 0.5}])
+def test_curves_table_and_predictions_are_of_one_precision(labelled, labelled_cache, tmp_path, undrawn, more):
+    result = train(labelled, tmp_path / "run", epochs=2, **more)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    kept = records[result.best_epoch - 1]
+    assert kept["valid_mean_pearson"] == result.report.mean_pearson
+    assert kept["valid_pearson"] == dict(zip(result.report.names, result.report.pearson, strict=True))
+    store, labels = emi.open_cache(labelled_cache), read_labels(labelled / "valid.csv")
+    alone = np.stack([load_head(tmp_path / "run").predict(store[clip]) for clip in labels.ids])
+    found = read_labels(tmp_path / "run" / "predictions_valid.csv", check_range=False).values
+    np.testing.assert_allclose(alone, found, atol=1e-5)
+
+
+def test_two_validation_clips_choose_no_epoch_and_the_run_says_so(labelled, labelled_cache, tmp_path, undrawn):
+    header, *rows = (labelled / "valid.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "two.csv").write_text("".join([header, *rows[:2]]))
+    files = (labelled_cache, labelled / "train.csv", tmp_path / "two.csv")
+    result = emi.train_head(*files, tmp_path / "run", **(QUICK | {"epochs": 2}))
+    assert (result.best_epoch, result.report.mean_pearson) == (2, None)
+    warning = "warning: only 2 clips: with fewer than 3, a correlation is 1 or -1 whatever was predicted"
+    assert warning in result.report.table()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert warning in card
+    assert "is kept, chosen by no clip" in card
 
 
 def test_the_predictions_file_scores_what_the_run_reports(labelled, labelled_cache, tmp_path):

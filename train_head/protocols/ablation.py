@@ -15,10 +15,11 @@ from train_head.errors import RunFolderError
 from train_head.intervals import Difference, paired_bootstrap
 from train_head.labels import read_labels
 from train_head.protocols.members import OnRun, several_groups
-from train_head.protocols.result import ProtocolResult, cell
+from train_head.protocols.result import ProtocolResult
 from train_head.protocols.rows import Row, check_names
 from train_head.protocols.seeds import train_seeds
 from train_head.settings import TrainSettings
+from train_head.tables import OVER_TARGETS, cell, markdown_table, text_table
 from train_head.train import Inputs
 from train_head.trainer import OnEpoch
 
@@ -73,33 +74,12 @@ class Ablation:
 
     def table(self) -> str:
         """Plain text, one line per row."""
-        width = max(len(name) for name in self.names)
-        lines = [f"{'':<{width}}  mean ± std      ensemble  95 % interval   difference       p"]
-        for record in self.records():
-            c = {key: cell(value) for key, value in record.items() if key not in ("row", "seeds")}
-            spread = "" if record["pearson_std"] is None else f"± {c['pearson_std']}"
-            versus = f"{record['difference']:+10.3f}  {record['p']:6.4f}" if record["p"] is not None else ""
-            lines.append(
-                f"{record['row']:<{width}}  {c['pearson_mean']} {spread:<8}  {c['ensemble']:>8}  "
-                f"{c['low']:>6} {c['high']:>6}   {versus}".rstrip()
-            )
-        return "\n".join([*lines, "", self._note()])
+        return "\n".join([text_table(*self._cells(" ")), "", *self._notes()])
 
     def markdown(self) -> str:
         """The same as a Markdown document."""
-        lines = [
-            "| | Pearson, mean ± std | ensemble | 95 % interval | against the row before | p |",
-            "|---|---|---|---|---|---|",
-        ]
-        for record in self.records():
-            c = {key: cell(value) for key, value in record.items() if key not in ("row", "seeds")}
-            spread = "" if record["pearson_std"] is None else f" ± {c['pearson_std']}"
-            versus = (f"{record['difference']:+.3f}", f"{record['p']:.4f}") if record["p"] is not None else ("", "")
-            lines.append(
-                f"| {record['row']} | {c['pearson_mean']}{spread} | {c['ensemble']} | "
-                f"{c['low']} to {c['high']} | {versus[0]} | {versus[1]} |"
-            )
-        return "\n".join(["# Ablation", "", *lines, "", self._note(), ""])
+        notes = "\n\n".join(self._notes())
+        return f"# Ablation\n\n{markdown_table(*self._cells(' to '))}\n\n{notes}\n"
 
     def csv(self) -> str:
         """The same with all digits; an empty cell is undefined."""
@@ -110,15 +90,30 @@ class Ablation:
         writer.writerows(records)
         return text.getvalue()
 
-    def _note(self) -> str:
-        intervals = self.results[0].valid.intervals
-        drawn = "clips" if intervals.groups is None else f"{intervals.groups} groups"
-        return (
-            "Mean validation Pearson; mean and standard deviation are over the seeds "
-            f"({len(self.results[0].members)}), whose best epochs were chosen on the same clips. Ensemble: mean of the "
-            "seeds; interval and p (paired, two-sided, not corrected for several rows) from "
-            f"{intervals.resamples} bootstrap resamples of {drawn}."
-        )
+    def _cells(self, to: str) -> tuple[list[str], list[list[str]]]:
+        """Header and rows."""
+        header = ["", "mean ± std over seeds", "ensemble", "95 % interval", "against the row before", "p"]
+        rows = []
+        for record in self.records():
+            spread = "" if record["pearson_std"] is None else f" ± {cell(record['pearson_std'])}"
+            interval = f"{cell(record['low'])}{to}{cell(record['high'])}"
+            known = record["p"] is not None
+            versus = (cell(record["difference"], "+"), f"{record['p']:.4f}") if known else ("", "")
+            figures = (cell(record["pearson_mean"]) + spread, cell(record["ensemble"]), interval)
+            rows.append([record["row"], *figures, *versus])
+        return header, rows
+
+    def _notes(self) -> list[str]:
+        scored = self.results[0].valid
+        drawn = "clips" if scored.intervals.groups is None else f"{scored.intervals.groups} groups"
+        notes = [
+            f"Validation Pearson, {OVER_TARGETS}. Mean ± std is over the seeds ({len(self.results[0].members)}), whose "
+            "best epochs were chosen on the same clips. Ensemble: their predictions averaged, with the interval of "
+            f"{scored.intervals.resamples} bootstrap resamples of {drawn}; it is compared with that of the row before. "
+            "p is not corrected for several rows."
+        ]
+        tests = {difference.test.sentence() for difference in self.differences if difference}
+        return [*notes, *sorted(tests), *scored.report.notes, *scored.intervals.warnings]
 
 
 def ablate(

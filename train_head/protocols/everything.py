@@ -118,7 +118,7 @@ def train_seeds_on_all(
     members = [f"../{name}/{ALL}" for name in seeds.members]
     test, scored = inputs.splits.get("test"), None
     if test is not None:
-        scored = write_mean(folder, members, "test", test.labels, inputs.splits["train"].labels.names)
+        scored = write_mean(folder, members, "test", test.labels, pool(inputs).labels)
     card = _ensemble_card(inputs, members, seeds.best_epochs, scored)
     run_folder.write_atomically(folder / run_folder.CARD, card.encode())
     write_ensemble(folder, ALL, members)
@@ -163,7 +163,7 @@ the last epoch is kept. Loss `{settings.loss}`, seed {settings.seed}; all settin
 def _ensemble_card(inputs: Inputs, members: Sequence[str], epochs: Sequence[int], scored: Scored | None) -> str:
     names = inputs.splits["train"].labels.names
     rows = "\n".join(f"| [{name}]({name}/README.md) | {n} |" for name, n in zip(members, epochs, strict=True))
-    test = f"\n## Test\n\n```\n{scored.intervals.table()}\n```\n" if scored else ""
+    test = f"\n## Test\n\n```\n{scored.table()}\n```\n" if scored else ""
     return f"""# Mean of {len(members)} heads for {", ".join(names)}, trained on all clips
 
 Each was trained on all {_clips(inputs)}.

@@ -11,6 +11,7 @@ import numpy as np
 
 from cache.container import StrPath
 from train_head import run_folder
+from train_head.baselines import FOLDS, LABELS_FOLDS, fold_means
 from train_head.data import Split
 from train_head.errors import LabelError
 from train_head.groups import Rows, speaker_folds
@@ -31,7 +32,7 @@ from train_head.settings import TrainSettings
 from train_head.train import Inputs, TrainResult, rater_agreement, train_run
 from train_head.trainer import OnEpoch
 
-LABELS, PREDICTIONS, FOLDS = "labels_folds.csv", "predictions_folds.csv", "folds.csv"
+PREDICTIONS = "predictions_folds.csv"
 
 
 def train_folds(
@@ -67,13 +68,13 @@ def train_folds(
     cut = cut_folds(everything, folds, settings.seed)
     prepare_protocol(folder, settings, inputs, {"kind": "folds", "folds": folds})
     before = listed_members(folder)
-    run_folder.write_atomically(folder / LABELS, pooled_csv(inputs).encode())
+    run_folder.write_atomically(folder / LABELS_FOLDS, pooled_csv(inputs).encode())
     members = tuple(f"fold-{i}" for i in range(folds))
     results: list[TrainResult] = []
     for i, (name, rows) in enumerate(zip(members, cut, strict=True)):
         if on_run:
             on_run(name, settings)
-        part = _fold(inputs, everything, folder / LABELS, rows, {"kind": "fold", "number": i, "folds": folds})
+        part = _fold(inputs, everything, folder / LABELS_FOLDS, rows, {"kind": "fold", "number": i, "folds": folds})
         keep_last = settings.stop_after > 0
         results.append(train_run(part, folder / name, settings, keep_last=keep_last, on_epoch=on_epoch))
     done = _join(inputs, everything, cut, folder, settings, members, results, before)
@@ -142,8 +143,8 @@ def _join(
         kind="folds",
         members=members,
         best_epochs=tuple(result.best_epoch for result in results),
-        valid=score(predicted, labels, [result.report for result in results]),
-        test=write_mean(folder, members, "test", test.labels, labels.names) if test is not None else None,
+        valid=score(predicted, labels, [result.report for result in results], fold_means(labels.values, number)),
+        test=write_mean(folder, members, "test", test.labels, labels) if test is not None else None,
         agreement=rater_agreement(labels),
         notes=_notes(inputs, settings),
         skipped=inputs.skipped,

@@ -14,7 +14,7 @@ from train_head import run_folder
 from train_head.errors import RunFolderError
 from train_head.intervals import bootstrap
 from train_head.labels import Labels, read_labels, write_predictions
-from train_head.metrics import Report, evaluate
+from train_head.metrics import Column, Report, evaluate, label_means
 from train_head.protocols.result import ProtocolResult, Scored
 from train_head.settings import TrainSettings
 from train_head.train import Inputs, run_config
@@ -63,23 +63,41 @@ def mean_prediction(values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32
     return mean
 
 
-def write_mean(folder: Path, members: Sequence[str], split: str, labels: Labels, names: Sequence[str]) -> Scored | None:
+def write_mean(folder: Path, members: Sequence[str], split: str, labels: Labels, train: Labels) -> Scored | None:
     """Average the runs' predictions of a split into the folder's own file.
+
+    Args:
+        folder: that holds the runs.
+        members: the runs' folders, seen from there.
+        split: "valid" or "test".
+        labels: of the split.
+        train: what the runs were trained on.
 
     Returns:
         The scores; None where the split has no targets.
     """
     values = member_predictions(folder, members, split)
     mean = mean_prediction(values)
-    write_predictions(folder / f"predictions_{split}.csv", labels, names, mean)
-    return score(mean, labels, [evaluate(v, labels.values, names) for v in values]) if labels.names else None
+    write_predictions(folder / f"predictions_{split}.csv", labels, train.names, mean)
+    if not labels.names:
+        return None
+    train_mean = label_means(train.values)
+    reports = [evaluate(v, labels.values, labels.names, train_mean) for v in values]
+    return score(mean, labels, reports, train_mean)
 
 
-def score(predicted: NDArray[np.float32], labels: Labels, members: Sequence[Report]) -> Scored:
-    """Score what runs predict together; the intervals resample groups where the labels have several."""
+def score(predicted: NDArray[np.float32], labels: Labels, members: Sequence[Report], train_mean: Column) -> Scored:
+    """Score what runs predict together; the intervals resample groups where the labels have several.
+
+    Args:
+        predicted: (clips, targets).
+        labels: of the same clips.
+        members: metrics of each run.
+        train_mean: mean of the training labels, as for `evaluate`.
+    """
     return Scored(
         members=tuple(members),
-        report=evaluate(predicted, labels.values, labels.names),
+        report=evaluate(predicted, labels.values, labels.names, train_mean),
         intervals=bootstrap(predicted, labels.values, labels.names, groups=several_groups(labels)),
     )
 
@@ -106,7 +124,7 @@ Each run has its own model card: {", ".join(f"[{name}]({name}/README.md)" for na
 {result.table()}
 ```
 
-`mean` and `std` are over the runs (sample standard deviation). Pearson of a mean of predictions is no mean of Pearsons.
+The standard deviation is that of a sample. Pearson of an average of predictions is no average of Pearsons.
 
 ## Use
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from train_head.intervals import Intervals
-from train_head.metrics import Report
+from train_head.metrics import Report, few_clips
 from train_head.raters import Agreement
+from train_head.tables import OVER_TARGETS, cell, text_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,10 @@ class Scored:
         """Mean and sample standard deviation over the runs of each target's Pearson."""
         names = self.report.names
         return {name: spread([member.pearson[k] for member in self.members]) for k, name in enumerate(names)}
+
+    def table(self) -> str:
+        """Plain text: what the runs predict together, with intervals."""
+        return self.report.table(self.intervals)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, with None for what is undefined."""
@@ -107,34 +112,31 @@ class ProtocolResult:
         return {"kind": self.kind, "notes": list(self.notes), "members": members, **splits, **raters}
 
     def table(self) -> str:
-        """Plain text: each run, mean and standard deviation, and what they predict together."""
-        parts = [self._runs(self.valid), f"{self.together}:\n{self.valid.intervals.table()}"]
+        """Plain text: each run, mean and standard deviation over them, and what they predict together."""
+        ensemble = f"ensemble of the {len(self.members)} runs (their predictions averaged)"
+        folds = "all clips, each predicted by the run that did not train on it"
+        parts = [f"Pearson of each run:\n{self._runs(self.valid)}"]
+        parts += [f"{folds if self.kind == 'folds' else ensemble}:\n{self.valid.table()}"]
         if self.agreement is not None:
             parts.append(self.agreement.table(self.valid.report))
         if self.test is not None:
-            parts += [f"test, each run:\n{self._runs(self.test)}"]
-            parts += [f"test, mean of the {len(self.members)} runs:\n{self.test.intervals.table()}"]
+            parts += [f"test, Pearson of each run:\n{self._runs(self.test)}"]
+            parts += [f"test, {ensemble}:\n{self.test.table()}"]
         return "\n\n".join([*parts, *self.notes])
-
-    @property
-    def together(self) -> str:
-        """What the common prediction of the validation clips is."""
-        if self.kind == "folds":
-            return "all clips, each predicted by the run that did not train on it"
-        return f"mean of the {len(self.members)} runs"
 
     def _runs(self, scored: Scored) -> str:
         targets = scored.per_target
-        widths = [max(7, len(name)) for name in targets]
-        header = "  ".join(f"{name:>{width}}" for name, width in zip(targets, widths, strict=True))
-        lines = [f"{'':<10}     mean  {header}  epoch"]
-        for name, epoch, report in zip(self.members, self.best_epochs, scored.members, strict=True):
-            cells = "  ".join(f"{cell(v):>{width}}" for v, width in zip(report.pearson, widths, strict=True))
-            lines.append(f"{name:<10}  {cell(report.mean_pearson):>7}  {cells}  {epoch:>5}")
+        rows = [
+            [name, cell(report.mean_pearson), *map(cell, report.pearson), str(epoch)]
+            for name, epoch, report in zip(self.members, self.best_epochs, scored.members, strict=True)
+        ]
         for k, (what, overall) in enumerate((("mean", scored.mean), ("std", scored.std))):
-            cells = "  ".join(f"{cell(v[k]):>{width}}" for v, width in zip(targets.values(), widths, strict=True))
-            lines.append(f"{what:<10}  {cell(overall):>7}  {cells}")
-        return "\n".join(lines)
+            rows.append([f"{what} over {self.kind}", cell(overall), *(cell(v[k]) for v in targets.values()), ""])
+        few = [
+            (few_clips(r.names, r.counts, r.clips), name) for name, r in zip(self.members, scored.members, strict=True)
+        ]
+        notes = [f"{name}: {warning}" for warning, name in few if warning and self.kind == "folds"]
+        return "\n".join([text_table(["", OVER_TARGETS, *targets, "epoch"], rows), *notes])
 
 
 def spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -142,8 +144,3 @@ def spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     defined = [value for value in values if value is not None]
     mean = float(np.mean(defined)) if defined else None
     return mean, float(np.std(defined, ddof=1)) if len(defined) > 1 else None
-
-
-def cell(value: float | None) -> str:
-    """Three digits, or that there is no number."""
-    return "undef" if value is None else f"{value:.3f}"

@@ -65,8 +65,8 @@ def train_seeds(
         part = replace(inputs, protocol={"kind": "seed", "number": i})
         results.append(train_run(part, folder / name, own, on_epoch=on_epoch))
     trained = sum(len(result.history) - result.resumed_at for result in results)
-    names = inputs.splits["train"].labels.names
-    valid = write_mean(folder, members, "valid", inputs.splits["valid"].labels, names)
+    train = inputs.splits["train"].labels
+    valid = write_mean(folder, members, "valid", inputs.splits["valid"].labels, train)
     assert valid is not None
     test = inputs.splits.get("test")
     done = ProtocolResult(
@@ -75,13 +75,13 @@ def train_seeds(
         members=members,
         best_epochs=tuple(result.best_epoch for result in results),
         valid=valid,
-        test=write_mean(folder, members, "test", test.labels, names) if test is not None else None,
+        test=write_mean(folder, members, "test", test.labels, train) if test is not None else None,
         agreement=rater_agreement(inputs.splits["valid"].labels),
         notes=(CHOSEN, *([f"{inputs.overlap}."] if inputs.overlap else [])),
         skipped=inputs.skipped,
         epochs_trained=trained,
         nothing_to_do=trained == 0 and before == members,
     )
-    write_summary(done, settings, f"{seeds} seeds of one head for {', '.join(names)}")
+    write_summary(done, settings, f"{seeds} seeds of one head for {', '.join(train.names)}")
     write_ensemble(folder, "seeds", members)
     return done

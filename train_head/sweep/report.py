@@ -15,13 +15,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from train_head import run_folder
 from train_head.figures import COLOURS, GREY, drawing, svg
-from train_head.protocols.result import cell
 from train_head.sweep.result import SweepResult, pearson, short, state_name
 from train_head.sweep.storage import OUTCOME, counted
+from train_head.tables import OVER_TARGETS, cell
 
 REPORT = "report.html"
-FEWEST = 4
-"""Trials below which no importance is told."""
+FEWEST = 20
+"""Trials below which no importance is told: PED-ANOVA compares the best tenth with all, and needs two trials in it."""
 ROWS = 200
 """Trials listed in the report at most, the best first; trials.csv has all."""
 CSS = """
@@ -65,7 +65,7 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
         "<h2>Importance</h2>",
         '<p class="note">PED-ANOVA: how much a setting tells the best trials apart from the others, the pruned ones as '
         "far as they came; a setting of one head, among the trials with that head.</p>",
-        bars(importance) if importance else "<p>Too few trials.</p>",
+        bars(importance) if importance else f"<p>It takes {FEWEST} trials that differ in value to tell.</p>",
         "<h2>Trials</h2>",
         _trials_table(trials),
     ]
@@ -181,7 +181,7 @@ def _scale(name: str, trials: Sequence[FrozenTrial]) -> tuple[Any, list[tuple[fl
 
 
 def _best_table(result: SweepResult) -> str:
-    head = ("trial", "as trial", "mean", "std", "ensemble", "95 % interval", "settings")
+    head = ("trial", "as trial", "mean over seeds", "std over seeds", "ensemble", "95 % interval", "settings")
     rows = []
     for one in result.retrained:
         valid = one.result.valid
@@ -189,11 +189,15 @@ def _best_table(result: SweepResult) -> str:
         figures = (one.trial_pearson, valid.mean, valid.std, valid.report.mean_pearson)
         rows.append((one.number, *map(cell, figures), interval, short(one.values)))
     seeds = len(result.retrained[0].result.members)
+    scored = result.retrained[0].result.valid
     note = (
-        f"Trained again on all clips and full features with {seeds} seeds each: mean and standard deviation over them, "
-        "and the mean of their predictions with a bootstrap interval."
+        f"Trained again on all clips and full features with {seeds} seeds each. Pearson, {OVER_TARGETS}: as a trial, "
+        "over the seeds, and of their averaged predictions (ensemble) with a bootstrap interval."
     )
-    return f'<p class="note">{note}</p>{_table(head, rows)}'
+    warnings = "".join(
+        f'<p class="note">{html.escape(text)}</p>' for text in (*scored.report.notes, *scored.intervals.warnings)
+    )
+    return f'<p class="note">{note}</p>{_table(head, rows)}{warnings}'
 
 
 def _trials_table(trials: Sequence[FrozenTrial]) -> str:
@@ -213,7 +217,10 @@ def _trials_table(trials: Sequence[FrozenTrial]) -> str:
             )
         )
     more = f'<p class="note">and {len(trials) - ROWS} more, in trials.csv</p>' if len(trials) > ROWS else ""
-    return _table(("trial", "state", "Pearson", "epochs", "seconds", "settings, or why it failed"), rows) + more
+    return (
+        _table(("trial", "state", f"Pearson, {OVER_TARGETS}", "epochs", "seconds", "settings, or why it failed"), rows)
+        + more
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

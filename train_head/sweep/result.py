@@ -13,13 +13,14 @@ from scipy.stats import spearmanr
 
 from train_head import run_folder
 from train_head.protocols import ProtocolResult
-from train_head.protocols.result import cell
 from train_head.sweep.storage import OUTCOME, counted
 from train_head.sweep.trials import Status
+from train_head.tables import OVER_TARGETS, cell, text_table
 
 TRIALS_CSV = "trials.csv"
-FEWEST_RANKED = 3
-"""Trials below which their order says nothing."""
+FEWEST_RANKED = 5
+"""Trials below which no order of them can be told from chance: two of the n! orders are perfect, one of them upside
+down, and that is below 5 % from five on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class SweepResult:
     def agreement(self) -> float | None:
         """Spearman's rank correlation between the trials and their retraining.
 
-        None for fewer than three, or where all values of one are equal.
+        None for fewer than five, or where all values of one are equal.
         """
         if len(self.retrained) < FEWEST_RANKED:
             return None
@@ -87,25 +88,37 @@ class SweepResult:
             return "\n".join(lines)
         seeds = len(self.retrained[0].result.members)
         times = "1 seed" if seeds == 1 else f"{seeds} seeds"
-        lines += [
-            "",
-            f"the best {len(self.retrained)} again, on all clips and full features, {times} each:",
-        ]
-        lines += ["trial   as trial  mean ± std      ensemble  95 % interval  settings"]
+        rows, width = [], max(len(short(one.values)) for one in self.retrained)
         for one in self.retrained:
             valid = one.result.valid
-            spread = "" if valid.std is None else f"± {valid.std:.3f}"
-            lines.append(
-                f"{one.number:>5}   {cell(one.trial_pearson):>8}  {cell(valid.mean)} {spread:<8}  "
-                f"{cell(valid.report.mean_pearson):>8}  {cell(valid.intervals.mean_low):>6} "
-                f"{cell(valid.intervals.mean_high):>6}  {short(one.values)}"
-            )
-        return "\n".join([*lines, "", self.agreement_line(), *self.retrained[0].result.notes[1:]])
+            mean = cell(valid.mean) + ("" if valid.std is None else f" ± {cell(valid.std)}")
+            interval = f"{cell(valid.intervals.mean_low)} {cell(valid.intervals.mean_high)}"
+            figures = (cell(one.trial_pearson), mean, cell(valid.report.mean_pearson), interval)
+            rows.append([str(one.number), *figures, short(one.values).ljust(width)])
+        header = ["trial", "as trial", "mean ± std over seeds", "ensemble", "95 % interval", "settings".ljust(width)]
+        scored, notes = self.retrained[0].result.valid, self.retrained[0].result.notes[1:]
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"the best {len(self.retrained)} again, on all clips and full features, {times} each (Pearson, "
+                f"{OVER_TARGETS}):",
+                text_table(header, rows),
+                "",
+                self.agreement_line(),
+                *notes,
+                *scored.report.notes,
+                *scored.intervals.warnings,
+            ]
+        )
 
     def agreement_line(self) -> str:
         """How well the trials' order agrees with that of the retrained, in words."""
         if self.agreement is None:
-            return "Too few trials were retrained to say how well the trials' order agrees with the full one."
+            return (
+                f"Fewer than {FEWEST_RANKED} trials of different value were retrained: too few to say how well the "
+                "trials' order agrees with the full one."
+            )
         return (
             f"Rank correlation (Spearman) of the {len(self.retrained)} as trials and retrained: {self.agreement:.2f}. "
             "Trials and epochs were chosen on the validation clips, so these figures are optimistic for new ones."

@@ -231,7 +231,7 @@ class Trials:
             return
         worker.running = None
         if message.reason is None and message.best is None:
-            reason = "no epoch had a defined correlation: constant predictions, or labels"
+            reason = "no epoch had a defined correlation: constant predictions or labels, or too few of them"
             message = Finished(message.epochs, 0, None, message.seconds, reason)
         state = TrialState.PRUNED if running.pruned else TrialState.COMPLETE
         with contextlib.suppress(UpdateFinishedTrialError):
