@@ -45,14 +45,18 @@ def extract(
         str | None,
         typer.Option(help="Ray cluster: auto or HOST:PORT [default: one started on this machine for the run]."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and what it would take, and write nothing.")
+    ] = False,
 ) -> None:
     """Turn media into a feature cache. Run it again to go on where it stopped.
 
     Files that cannot be read are listed in failures.csv beside the cache, the others go on, and the exit code is 1.
     """
+    from emi.cli.weights import tell_licence
     from emi.console import Progress
     from extract import run
+    from extract.estimate import estimate
     from extract.settings import ExtractSettings
     from extract.stats import PipelineStats
 
@@ -70,8 +74,11 @@ def extract(
         engine=engine,
         address=address,
     )
+    tell_licence(backbone)
     if dry_run:
-        _show_plan(run.plan(media, cache, settings), cache, settings.resolved_device().type)
+        planned = run.plan(media, cache, settings)
+        _show_plan(planned, cache, settings.resolved_device().type)
+        typer.echo(estimate(planned, settings).text())
         return
     progress: Progress | None = None
     stats = PipelineStats()
@@ -105,7 +112,7 @@ def _show_plan(plan: "ExtractPlan", cache: str, device: str) -> None:
         f"{header.fingerprint['backbone']}: {header.dim} features{vad} every {1000 * header.hop_seconds:g} ms, first "
         f"{header.fingerprint['max_seconds']:g} s of each clip\n"
         f"{header.fingerprint['precision']} on {device} ({plan.precision_reason}), stored as "
-        f"{header.fingerprint['dtype']}"
+        f"{header.fingerprint['dtype']}; weights: {plan.identity.licence}"
     )
 
 

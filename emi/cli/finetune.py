@@ -76,6 +76,7 @@ def finetune(
     skip_missing: options.SkipUnreadable = False,
     seeds: options.Seeds = None,
     folds: options.Folds = None,
+    only_fold: options.OnlyFold = None,
     group_by: options.GroupBy = None,
     train_on_all: options.TrainOnAll = False,
     tensorboard: options.TensorBoard = False,
@@ -85,6 +86,7 @@ def finetune(
     On several machines: torchrun --nnodes … -m emi finetune …, or accelerate launch -m emi finetune ….
     """
     from emi.cli.telling import Telling
+    from emi.cli.weights import tell_licence
     from emi.console import Progress
     from emi.end_to_end import finetune as run_finetune
     from emi.end_to_end.processes import first
@@ -115,11 +117,13 @@ def finetune(
         "device": device,
         "label_scale": label_scale,
     }
+    if first():
+        tell_licence(backbone)
     settings, own = resolve_with_head(config, init_head, **(typed | read_assignments(more or ())))
     one = seeds is None and folds is None
     with (
         Telling(out, settings, several=not one or train_on_all, first_in_out=one, tensorboard=tensorboard) as telling,
-        Progress(None, "decode") as decoding,
+        Progress(None, "decoding") as decoding,
     ):
         outcome = run_finetune(
             media,
@@ -137,10 +141,11 @@ def finetune(
             group_by=group_by,
             seeds=seeds,
             folds=folds,
+            only_fold=only_fold,
             train_on_all=train_on_all,
             on_decode=decoding,
             on_run=telling.on_run,
-            on_epoch=telling.on_epoch,
+            on_epoch=telling,
         )
     if first():
         telling.outcome(outcome, "their media are missing or unreadable")

@@ -97,7 +97,7 @@ def sweep(
             group_by=group_by,
             on_status=shown,
             on_run=begin,
-            on_epoch=lines.on_epoch,
+            on_epoch=lines,
         )
     if result.nothing_to_do:
         typer.echo(f"nothing to do: {out} is finished; give more --trials to go on")

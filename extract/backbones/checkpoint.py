@@ -1,5 +1,6 @@
 """Find a Hugging Face checkpoint on this machine or on the hub, and read its files without building a model."""
 
+import contextlib
 import hashlib
 import json
 import zipfile
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extract.backbones.licence import CARD
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -107,6 +109,8 @@ def _from_hub(name: str) -> Path:
             config = Path(huggingface_hub.hf_hub_download(name, "config.json", local_files_only=local))
             for optional in CONFIGS[1:]:
                 _fetch(name, optional, local)
+            with contextlib.suppress(Exception):  # without its model card only its licence is unknown
+                _fetch(name, CARD, local)
             weights = next((path for wanted in WEIGHTS if (path := _fetch(name, wanted, local))), None)
             if weights is None and local:
                 continue

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cache.licences import UNKNOWN, Licence
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -21,6 +23,7 @@ class Identity:
         vad_names: names of the regression head's outputs in their order, or empty.
         precisions: the arithmetics it can compute in, of "fp32", "bf16" and "fp16".
         small: whether a call costs more than a second of audio, so that batches should be large.
+        licence: of the weights, where it is known.
     """
 
     source: str
@@ -30,6 +33,7 @@ class Identity:
     vad_names: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     small: bool = False
+    licence: Licence = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

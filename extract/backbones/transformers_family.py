@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
+from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Identity
 from extract.backbones.trainable import Regularisation
 from extract.errors import BackboneError
@@ -40,6 +41,7 @@ class TransformersFamily:
             dim=config.get("hidden_size", 768),
             hop_seconds=math.prod(config.get("conv_stride", _DEFAULT_STRIDES)) / 16_000,
             vad_names=_vad_names(checkpoint),
+            licence=licence_of_weights(name, checkpoint.folder),
         )
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> "SpeechTransformer":

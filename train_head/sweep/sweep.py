@@ -22,6 +22,7 @@ from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.labels import Labels
 from train_head.protocols import OnRun, train_seeds
 from train_head.settings import TrainSettings
+from train_head.sweep.changes import sweep_changes
 from train_head.sweep.data import SHARED, cheap_cache, open_splits
 from train_head.sweep.pruning import build_pruner
 from train_head.sweep.report import write_report
@@ -255,11 +256,10 @@ def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:
     path, wanted = folder / SWEEP, json.loads(json.dumps(identity))
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in wanted | stored if wanted.get(key) != stored.get(key)]
-        if differing:
+        if stored != wanted:
+            differing = "; ".join(sweep_changes(stored, wanted)) or "its settings"
             raise RunFolderError(
-                f"{folder} holds another sweep: it differs in {', '.join(differing)}. Choose a new --out, or remove "
-                "that folder"
+                f"{folder} holds another sweep: {differing}. Choose a new --out, or remove that folder"
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
