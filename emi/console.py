@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from cache.errors import EmiError
-from train_head.progress import clock_time
+from train_head.progress import clock_time, speed
 
 if TYPE_CHECKING:
     from train_head.sweep import Status
@@ -70,7 +70,10 @@ class Progress:
 
     def __call__(self, done: int, total: int, seconds: float) -> None:
         """Report clips done so far, of how many, and the audio seconds of the one just finished."""
-        if self._total is None or done < self._done:
+        if self._total is None:
+            self._begin(total)
+        elif done < self._done:
+            self._started = self._now()
             self._begin(total)
         self._done, self._total = done, total
         self._audio += seconds if math.isfinite(seconds) else 0.0  # of media that do not say how long they are
@@ -104,7 +107,6 @@ class Progress:
 
     def _begin(self, total: int) -> None:
         self._total, self._done, self._audio, self._ended = total, 0, 0.0, False
-        self._started = self._now()
         if self._bar is None:
             self._say(f"{total} clips")
 
@@ -119,7 +121,7 @@ class Progress:
             print(f"{self._verb}: {text}", file=self._stream, flush=True)
 
     def _rate(self) -> str:
-        rates = [f"{self._done / self._elapsed:.1f} clips/s"]
+        rates = [speed(self._done / self._elapsed, "clips")]
         if self._audio:
             rates.append(f"{self._audio / self._elapsed:.0f} x real time")
         if self._waiting:

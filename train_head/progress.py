@@ -39,9 +39,9 @@ class EpochLines:
         self._shown = self._now()
         since, first = self._began
         rate = (done - first) / max(1e-9, self._shown - since)
-        speed = f", {rate:.1f} steps/s, {clock_time((total - done) / rate)} left of it" if rate else ""
+        left = f", {speed(rate, 'steps')}, {clock_time((total - done) / rate)} left of it" if rate else ""
         which = f"epoch {epoch:>3}/{self._epochs}  " if epoch else ""
-        self._say(f"{which}{what}: {done} of {total} steps{speed}")
+        self._say(f"{which}{what}: {done} of {total} steps{left}")
 
     def note(self, text: str) -> None:
         """Report a sentence about the run."""
@@ -68,6 +68,11 @@ def epoch_line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
     if record["undefined"]:
         parts.append(f"(undefined: {', '.join(record['undefined'])})")
     return "  ".join(parts)
+
+
+def speed(rate: float, what: str) -> str:
+    """A rate per second in the unit in which it has digits."""
+    return f"{rate:.1f} {what}/s" if rate >= 1 else f"{60 * rate:.1f} {what}/min"
 
 
 def clock_time(seconds: float) -> str:

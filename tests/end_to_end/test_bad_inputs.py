@@ -131,7 +131,7 @@ def test_labelled_clips_without_media_are_counted(broken, labelled, tmp_path):
 
 def test_another_run_in_the_folder_is_refused_by_name(tune, tmp_path):
     tune(tmp_path / "ft", epochs=1)
-    with pytest.raises(EmiError, match=r"holds another run: finetune\.freeze \(there 'cnn', now 'none'\)"):
+    with pytest.raises(EmiError, match=r"holds another run: --freeze \(there 'cnn', now 'none'\)"):
         tune(tmp_path / "ft", epochs=1, freeze="none")
     tune(tmp_path / "ft", epochs=1, batch_seconds=5.0, checkpointing=True)  # memory, not numbers
 
@@ -159,7 +159,7 @@ def test_media_that_changed_are_another_run(labelled, tmp_path):
     settings = {"backbone": "silero", "epochs": 1, "hidden": 8}
     emi.finetune(*arguments, **settings)
     shutil.copy(tmp_path / "media" / "00003.wav", tmp_path / "media" / "00004.wav")
-    with pytest.raises(EmiError, match=r"holds another run: data\.audio_sha256"):
+    with pytest.raises(EmiError, match=r"holds another run: --media \(the sound of its clips"):
         emi.finetune(*arguments, **settings)
 
 
