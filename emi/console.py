@@ -13,6 +13,8 @@ from cache.errors import EmiError
 from train_head.progress import clock_time, speed
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from train_head.sweep import Status
 
 
@@ -162,6 +164,7 @@ class Stages:
         """Leave the last one as it is."""
         if self._progress is not None:
             self._progress.__exit__(None, None, None)
+        self._progress = None
 
     def __enter__(self) -> "Stages":
         return self
@@ -186,23 +189,16 @@ class TrialLines:
     """Time without a line."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._live, self._now = stream, None, clock
+        self._stream, self._now = stream, clock
+        self._live: Live | None = None
         self._shown, self._begun, self._over = clock(), False, False
-        if stream.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(file=stream), auto_refresh=False)
-            self._live.start()
 
     def __call__(self, status: "Status") -> None:
         """Report; called after each trial, and now and then."""
         from train_head.sweep.result import ended
 
-        if self._live is None and not self._begun:
-            before = f", {status.finished} of them done" if status.finished else ""
-            self._say(f"{status.total} trials{before}")
-        self._begun = True
+        if not self._begun:
+            self._begin(status)
         if status.last is not None:
             self._say(_trial_line(status, ended(status.last)))
         elif self._live is None and self._now() - self._shown >= self.EVERY_SECONDS:
@@ -213,6 +209,18 @@ class TrialLines:
             self._over = True
             counts = f"{status.complete} complete, {status.pruned} pruned, {status.failed} failed"
             self._say(f"{status.finished} of {status.total} trials: {counts}, {status.per_minute:.1f} trials/min")
+
+    def _begin(self, status: "Status") -> None:
+        self._begun = True
+        if self._stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(file=self._stream), auto_refresh=False)
+            self._live.start()
+        else:
+            before = f", {status.finished} of them done" if status.finished else ""
+            self._say(f"{status.total} trials{before}")
 
     def close(self) -> None:
         """Leave the table as it is."""

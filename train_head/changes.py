@@ -121,7 +121,8 @@ def _kind(protocol: Mapping[str, Any]) -> str:
 
 
 def _settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
-    one, other = (_own_settings(config) for config in (stored, wanted))
+    tuned = "finetune" in stored and "finetune" in wanted  # one of them alone is said elsewhere
+    one, other = (_own_settings(config, tuned=tuned) for config in (stored, wanted))
     for key in sorted(one.keys() | other.keys(), key=lambda key: (key != "head", key)):
         there, now = one.get(key), other.get(key)
         if there != now:
@@ -129,7 +130,7 @@ def _settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
     yield from _head_options(stored, wanted)
 
 
-def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _own_settings(config: Mapping[str, Any], *, tuned: bool) -> dict[str, Any]:
     """Settings at the top, those of augmentation and fine-tuning among them; one that is absent has its default."""
     defaults = TrainSettings().to_toml()
     tables = {name: defaults.pop(name) for name in (TrainSettings.head, *TABLES)}
@@ -137,7 +138,7 @@ def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings |= {key: value for key, value in config.items() if key not in settings and not _is_table(value)}
     if "head" in config:
         settings |= {key: config.get("augment", {}).get(key, value) for key, value in tables["augment"].items()}
-    tuning = {f"finetune.{key}": value for key, value in config.get("finetune", {}).items()}
+    tuning = {f"finetune.{key}": value for key, value in (config["finetune"] if tuned else {}).items()}
     return settings | {key.partition(".")[2]: value for key, value in tuning.items() if key not in NOT_COMPARED}
 
 

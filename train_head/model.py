@@ -108,11 +108,7 @@ def load_head(folder: StrPath) -> TrainedHead:
     """
     heads = load_heads(folder)
     if len(heads) > 1:
-        places = [head.trained.folder for head in heads[:2]]
-        raise RunFolderError(
-            f"{Path(folder) / run_folder.ENSEMBLE} lists {places[0]} and {places[1]}, whose features differ; train "
-            "them on the same"
-        )
+        raise _unlike(Path(folder), heads[0].trained, heads[1].trained, "features")
     return heads[0].trained
 
 
@@ -131,13 +127,17 @@ def load_heads(folder: StrPath) -> list[WeightedHead]:
     groups: dict[str, list[tuple[TrainedHead, float]]] = {}
     for head, weight in loaded:
         if head.names != first.names:
-            raise RunFolderError(
-                f"{place / run_folder.ENSEMBLE} lists {first.folder} and {head.folder}, whose targets differ; train "
-                "them on the same"
-            )
+            raise _unlike(place, first, head, "targets")
         own = head.folder if (head.folder / run_folder.FEATURES).is_file() else ""
         groups.setdefault(f"{own} {json.dumps(_made(head.features), sort_keys=True)}", []).append((head, weight))
     return [_together(place, group) for group in groups.values()]
+
+
+def _unlike(place: Path, one: TrainedHead, other: TrainedHead, what: str) -> RunFolderError:
+    names = [os.path.relpath(head.folder, place) for head in (one, other)]
+    return RunFolderError(
+        f"{place / run_folder.ENSEMBLE} lists {names[0]} and {names[1]}, whose {what} differ; train them on the same"
+    )
 
 
 def members_of(folder: Path, within: tuple[Path, ...] = ()) -> list[tuple[Path, float]]:

@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 import emi
 from cache.errors import EmiError
 from emi.cli import app
+from emi.end_to_end.media import DecodedMedia
+from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import FinetuneSettings, resolve
+from extract.backbones import identify
 from train_head.errors import TrainSettingsError
 
 
@@ -191,3 +194,24 @@ def test_adapters_in_wavlm_are_refused(labelled, tiny, tmp_path):
     files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv", tmp_path / "ft")
     with pytest.raises(EmiError, match="--lora would train nothing"):
         emi.finetune(*files, backbone=str(tmp_path / "wavlm"), freeze="backbone", lora=2)
+
+
+def test_one_fold_needs_the_number_of_folds_and_nothing_is_decoded_before(labelled, tmp_path):
+    files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv", tmp_path / "ft")
+    with pytest.raises(TrainSettingsError, match="--only-fold takes 0 to 1"):
+        emi.finetune(*files, backbone="silero", folds=2, only_fold=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fine_tuned_run_records_the_licence_of_its_backbone(tiny, labelled, tmp_path):
+    tiny.save_audeering(tmp_path / "weights")
+    (tmp_path / "weights" / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n")
+    material = DecodedMedia(
+        root=labelled / "audio",
+        identity=identify(str(tmp_path / "weights")),
+        own=FinetuneSettings(),
+        precision="fp32",
+        processes=Processes("cpu"),
+        targets=("Joy",),
+    )
+    assert material.tables()["licence"] == {"name": "CC BY-NC-SA 4.0", "commercial_use": "no"}

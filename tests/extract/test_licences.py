@@ -9,6 +9,7 @@ from cache.reader import open_cache
 from emi.cli import app
 from extract.backbones import identify
 from extract.backbones.licence import licence_of_weights
+from extract.errors import BackboneError
 
 CARD = "---\nlanguage: en\nlicense: cc-by-nc-sa-4.0\n---\n# Model\n"
 NC = Licence(name="CC BY-NC-SA 4.0", commercial_use="no")
@@ -58,8 +59,12 @@ def test_extract_says_it_first_and_keeps_it_in_the_cache(checkpoint, labelled, t
 
 
 def test_it_is_said_before_anything_is_downloaded(labelled, tmp_path, monkeypatch):
-    monkeypatch.setattr("extract.backbones.transformers_family.find_checkpoint", lambda _: pytest.fail("downloaded"))
+    def download(_: str) -> None:
+        raise BackboneError("it was to be downloaded")
+
+    monkeypatch.setattr("extract.backbones.transformers_family.find_checkpoint", download)
     paper = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
     command = ["extract", str(labelled / "audio"), "--cache", str(tmp_path / "c.zarr"), "--backbone", paper]
     result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, BackboneError)
     assert f"{paper}: licence CC BY-NC-SA 4.0, commercial use: no" in result.stderr

@@ -135,6 +135,7 @@ def test_fine_tuning_names_its_own_options_and_not_the_sound_that_follows():
     assert Changes(tuned(), shorter).named == ["--max-seconds (there 12.0, now 6.0)"]
     assert Changes(tuned(), media).named == ["--media (the sound of its clips is other than it was)"]
     assert Changes(tuned(), backbone).named == ["--backbone (there 'silero', now '/ft')"]
+    assert Changes(tuned(), config()).named == ["what is trained (there 'a backbone too', now 'a head')"]
     assert Changes(tuned(), head).named == ["--init-head (there 'none', now 'a head')"]
 
 

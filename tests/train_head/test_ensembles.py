@@ -200,7 +200,7 @@ def test_labels_that_are_gone_may_be_named(runs, labelled, tmp_path):
     with pytest.raises(LabelError, match=r"/gone/valid\.csv: the file is gone; name it with --labels CSV"):
         emi.ensemble(copies, tmp_path / "e")
     with (tmp_path / "more.csv").open("w", newline="") as file:  # another column, other clips, another order
-        rows = list(csv.reader((labelled / "valid.csv").open()))
+        rows = list(csv.reader((labelled / "valid.csv").read_text().splitlines()))
         csv.writer(file).writerows([[*rows[0], "Extra"], ["999", 0, 0, 0], *([*row, 0] for row in rows[:0:-1])])
     found = emi.ensemble(copies, tmp_path / "e", labels=tmp_path / "more.csv")
     expected = score_files(tmp_path / "e" / "predictions_valid.csv", labelled / "valid.csv")

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cache import fingerprint as fp
 from cache.container import StrPath
+from cache.derive import OnProgress
 from cache.machine import available_cores
 from cache.reader import open_cache
 from train_head import run_folder
@@ -90,6 +91,7 @@ def sweep(
     *,
     skip_missing: bool = False,
     group_by: str | None = None,
+    on_derive: OnProgress | None = None,
     on_status: OnStatus | None = None,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
@@ -105,6 +107,7 @@ def sweep(
         settings: how.
         skip_missing: leave out labelled clips that the cache does not hold.
         group_by: as for `train_head.train.gather_inputs`; training and validation may then share no group.
+        on_derive: called while the trials' smaller features are made, where they see such; see `cache.derive.derive`.
         on_status: called after each trial, and every half second.
         on_run: called before each run of the best trials.
         on_epoch: called with each of their epochs' records.
@@ -123,7 +126,13 @@ def sweep(
     with closing(_open_study(folder, name, settings)) as store:
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
         cheap = cheap_cache(
-            cache, labels["train"], folder, pool=settings.pool, pca=settings.pca, skip_missing=skip_missing
+            cache,
+            labels["train"],
+            folder,
+            pool=settings.pool,
+            pca=settings.pca,
+            skip_missing=skip_missing,
+            on_progress=on_derive,
         )
         data = TrialData(
             cache=cheap,
