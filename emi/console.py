@@ -62,12 +62,12 @@ class Progress:
         waiting: Callable[[], str] | None = None,
         *,
         stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self._total, self._verb, self._waiting, self._now = total, verb, waiting, clock
+        self._total, self._verb, self._waiting, self._now = total, verb, waiting, clock or time.monotonic
         self._stream = sys.stderr if stream is None else stream  # None where a shell has closed it
         self._done, self._audio, self._ended = 0, 0.0, False
-        self._started = self._shown = clock()
+        self._started = self._shown = self._now()
         self._bar = self._make_bar() if self._stream is not None and self._stream.isatty() else None
 
     def __call__(self, done: int, total: int, seconds: float) -> None:
@@ -188,10 +188,10 @@ class TrialLines:
     EVERY_SECONDS = 60.0
     """Time without a line."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._now = stream, clock
+    def __init__(self, stream: TextIO, clock: Callable[[], float] | None = None) -> None:
+        self._stream, self._now = stream, clock or time.monotonic
         self._live: Live | None = None
-        self._shown, self._begun, self._over = clock(), False, False
+        self._shown, self._begun, self._over = self._now(), False, False
 
     def __call__(self, status: "Status") -> None:
         """Report; called after each trial, and now and then."""

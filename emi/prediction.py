@@ -157,7 +157,7 @@ class Models:
     def iterate_sources(
         self, sources: Sequence[Source], on_progress: OnProgress | None = None
     ) -> Iterator[Record | Failure]:
-        """As `Model.iterate_sources`; a clip counts once for each member, and one that a member cannot read fails."""
+        """As `Model.iterate_sources`; the clips come once the last member has them; what one cannot read fails."""
         sums = {source.id: np.zeros(len(self.names)) for source in sources}
         failures: dict[str, Failure] = {}
         for number, (member, weight) in enumerate(zip(self._members, self._weights, strict=True)):
@@ -170,10 +170,11 @@ class Models:
             yield failures.get(clip) or {FILENAME: clip, **dict(zip(self.names, values.tolist(), strict=True))}
 
     def _counted(self, on_progress: OnProgress | None, number: int) -> OnProgress | None:
+        """A clip is done when all members have it; what one has counts in part."""
         if on_progress is None:
             return None
         tell, count = on_progress, len(self._members)
-        return lambda done, total, seconds: tell(number * total + done, count * total, seconds)
+        return lambda done, total, seconds: tell((number * total + done) // count, total, seconds / count)
 
 
 def load(run: StrPath, *, backbone: str | None = None, device: str = "auto") -> Model | Models:

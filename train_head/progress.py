@@ -18,10 +18,10 @@ class EpochLines:
 
     EVERY_SECONDS = 60.0
 
-    def __init__(self, epochs: int, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
-        self._epochs, self._say, self._now = epochs, say, clock
+    def __init__(self, epochs: int, say: Callable[[str], object], clock: Callable[[], float] | None = None) -> None:
+        self._epochs, self._say, self._now = epochs, say, clock or time.monotonic
         self._seconds, self._done = 0.0, 0
-        self._shown, self._stage, self._began = clock(), ("", 0), (clock(), 0)
+        self._shown, self._stage, self._began = self._now(), ("", 0), (self._now(), 0)
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Report one epoch's record."""

@@ -71,10 +71,26 @@ def prepare_folder(folder: Path, config: Mapping[str, Any]) -> None:
             return
         raise RunFolderError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose a new --out")
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{CONFIG}.{os.getpid()}-{secrets.token_hex(4)}.tmp"  # jobs that start together each have one
-    temporary.write_bytes(tomli_w.dumps(config).encode())
-    replace_durably(temporary, folder / CONFIG)
+    _write_once(folder / CONFIG, tomli_w.dumps(config).encode())
     prepare_folder(folder, config)  # of jobs that ask for different runs all but one hear of it
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    """Write a file whole unless it is there; one of another process is never replaced, for it may be locked."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _foreign(path: Path) -> bool:

@@ -170,10 +170,13 @@ def test_a_sweep_names_what_changed_in_its_space_and_its_options():
 def test_jobs_that_start_together_make_one_folder(tmp_path):
     """The same job is welcome, and of different ones all but one hear whose folder it is."""
     errors: list[Exception] = []
+    files: set[tuple[str, int]] = set()
 
     def prepare(number: int) -> None:
         try:
-            prepare_folder(tmp_path / f"run-{number % 5}", config(resolve_settings(seed=number // 25)))
+            folder = tmp_path / f"run-{number % 5}"
+            prepare_folder(folder, config(resolve_settings(seed=number // 25)))
+            files.add((folder.name, (folder / "config.toml").stat().st_ino))
         except RunFolderError as error:
             errors.append(error)
 
@@ -185,6 +188,7 @@ def test_jobs_that_start_together_make_one_folder(tmp_path):
     for folder in tmp_path.iterdir():
         assert [path.name for path in folder.iterdir()] == ["config.toml"]
         assert read_config_file(folder)["seed"] in (0, 1)
+    assert len(files) == 5  # nobody's was replaced, which may be locked
     assert errors
     assert all("--seed (there" in str(error) for error in errors)
 
