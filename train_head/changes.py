@@ -164,7 +164,7 @@ def _labels(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
         if digests[0] != digests[1]:
             yield _file(f"--{name}", one.get(name), other.get(name)), ""
         elif one.get(f"{name}_clips_sha256") != other.get(f"{name}_clips_sha256"):
-            yield f"which clips of --{name} there is something of (--skip-missing)", ""
+            yield f"which clips of --{name} can be used (--skip-missing)", ""
     if one.get("group_by") != other.get("group_by"):
         back = f"--group-by {one['group_by']!r}" if one.get("group_by") is not None else ""
         yield changed("--group-by", one.get("group_by"), other.get("group_by")), back
