@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from train_head.sweep import Status
 
 
+MOMENT = 1.0
+"""Seconds in which work that goes over a cache says nothing."""
+
+
 class OutputError(EmiError, OSError):
     """A file that is to be written cannot be."""
 
@@ -42,12 +46,14 @@ def check_writable(*paths: Path | None) -> None:
 class Progress:
     """Counts clips; shows rate and time left: a bar on a terminal, elsewhere a line at the start, each minute, the end.
 
-    A second round of the same work, which begins at the first clip again, is counted anew.
+    The first line comes with the first clip. A second round of the same work, which begins at the first clip again, is
+    counted anew.
 
     Args:
         total: clips to handle, or None until the first call says it.
         verb: what is done to them.
         waiting: gives the shares of the stages that the work waits for, shown behind the rate.
+        after: seconds before which nothing is said, for work that is often done in a moment.
         stream: where to; standard error by default.
         clock: gives seconds.
     """
@@ -61,38 +67,39 @@ class Progress:
         verb: str,
         waiting: Callable[[], str] | None = None,
         *,
+        after: float = 0.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        self._after = after
         self._total, self._verb, self._waiting, self._now = total, verb, waiting, clock or time.monotonic
         self._stream = sys.stderr if stream is None else stream  # None where a shell has closed it
-        self._done, self._audio, self._ended = 0, 0.0, False
+        self._done, self._audio, self._begun, self._ended = 0, 0.0, False, False
         self._started = self._shown = self._now()
         self._bar = self._make_bar() if self._stream is not None and self._stream.isatty() else None
 
     def __call__(self, done: int, total: int, seconds: float) -> None:
         """Report clips done so far, of how many, and the audio seconds of the one just finished."""
-        if self._total is None:
-            self._begin(total)
-        elif done < self._done:
-            self._started = self._now()
-            self._begin(total)
+        if done < self._done:
+            self._started, self._audio, self._begun, self._ended = self._now(), 0.0, False, False
         self._done, self._total = done, total
         self._audio += seconds if math.isfinite(seconds) else 0.0  # of media that do not say how long they are
         if self._bar is not None:
             bar, task = self._bar
             bar.update(task, completed=done, total=total, rate=self._rate())
-        elif done >= total:
-            self._end(f"{done} of {total} clips in {clock_time(self._elapsed)}")
-        elif self._now() - self._shown >= self.EVERY_SECONDS:
+            return
+        if not self._begun and self._elapsed >= self._after:
+            self._begun = True
+            self._say(f"{total} clips")
+        if done >= total:
+            self._end(f"{done} of {total} clips took {clock_time(self._elapsed)}")
+        elif self._begun and self._now() - self._shown >= self.EVERY_SECONDS:
             left = self._elapsed / max(1, done) * (total - done)
             self._say(f"{done} of {total} clips, {self._rate()}, {clock_time(left)} left")
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:
             self._bar[0].start()
-        elif self._total is not None:
-            self._begin(self._total)
         return self
 
     def __exit__(
@@ -100,27 +107,22 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar[0].stop()
-        elif self._total is not None and not self._ended:
+        elif not self._ended:
             self._end(f"stopped at {self._done} of {self._total} clips after {clock_time(self._elapsed)}")
 
     @property
     def _elapsed(self) -> float:
         return max(1e-6, self._now() - self._started)
 
-    def _begin(self, total: int) -> None:
-        self._total, self._done, self._audio, self._ended = total, 0, 0.0, False
-        if self._bar is None:
-            self._say(f"{total} clips")
-
     def _end(self, text: str) -> None:
-        if not self._ended:
+        if self._begun and not self._ended:
             self._say(f"{text}, {self._rate()}")
         self._ended = True
 
     def _say(self, text: str) -> None:
         self._shown = self._now()
         if self._stream is not None:
-            print(f"{self._verb}: {text}", file=self._stream, flush=True)
+            print(f"{self._verb} {text}", file=self._stream, flush=True)
 
     def _rate(self) -> str:
         rates = [speed(self._done / self._elapsed, "clips")]
@@ -147,7 +149,7 @@ class Progress:
 
 
 class Stages:
-    """A `Progress` for each stage of some work, which names it; one is shown at a time."""
+    """A `Progress` for each stage of some work, which names it; one is shown at a time, and none of a moment."""
 
     def __init__(self) -> None:
         self._stage = ""
@@ -157,7 +159,7 @@ class Stages:
         """Report clips done so far in a stage; see `Progress`."""
         if stage != self._stage or self._progress is None:
             self.close()
-            self._stage, self._progress = stage, Progress(total, stage).__enter__()
+            self._stage, self._progress = stage, Progress(total, stage, after=MOMENT).__enter__()
         self._progress(done, total, seconds)
 
     def close(self) -> None:

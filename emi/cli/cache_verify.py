@@ -20,10 +20,10 @@ def verify(
 ) -> None:
     """Read every byte of a cache and check it; names the damaged clips. Exit code 1 where something is wrong."""
     from cache.verify import verify as verify_cache
-    from emi.console import Progress
+    from emi.console import MOMENT, Progress
 
     started = time.monotonic()
-    with Progress(None, "verifying") as progress:
+    with Progress(None, "verifying", after=MOMENT) as progress:
         found = verify_cache(path, progress)
     seconds = max(time.monotonic() - started, 1e-9)
     typer.echo(

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -120,10 +119,7 @@ def test_an_interrupted_extraction_keeps_what_is_done_and_goes_on(labelled, tmp_
     command = [sys.executable, "-m", "emi", "extract", folder, "--cache", cache]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    assert process.stderr.readline().startswith(b"extracting: 6000 clips")
-    while not cache.exists():  # made once the backbone is loaded
-        time.sleep(0.05)
-    time.sleep(1)  # some clips are done
+    assert process.stderr.readline().startswith(b"extracting ")  # some clips are done
     process.send_signal(name)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -130,8 +130,8 @@ def test_predict_takes_the_clips_and_rows_of_a_template_and_refuses_others(train
     run("evaluate", sent, template, "--submission")
     sent.unlink()
     said = run("predict", labelled / "audio", *arguments).stderr.splitlines()
-    assert said[0] == "predicting: 3 clips"
-    assert said[-1].startswith("predicting: 3 of 3 clips in ")
+    assert said[0] == "predicting 3 clips"
+    assert said[-1].startswith("predicting 3 of 3 clips took ")
     assert [line.split(",")[0] for line in sent.read_text().splitlines()] == ["Filename", "11", "3", "5"]
 
 
@@ -193,7 +193,7 @@ def test_predictions_go_to_standard_output_alone_and_into_a_device(trained, labe
     shown = run("predict", labelled / "audio" / "00003.wav", "--model", trained[0])
     assert shown.stdout.splitlines()[0] == "Filename,Joy,Calm"
     assert len(shown.stdout.splitlines()) == 2
-    assert "predicting: 1 of 1 clips" in shown.stderr
+    assert "predicting 1 of 1 clips" in shown.stderr
     (tmp_path / "link.csv").symlink_to("real.csv")
     run("predict", labelled / "audio" / "00003.wav", "--model", trained[0], "--csv", tmp_path / "link.csv")
     assert (tmp_path / "real.csv").read_text() == shown.stdout
