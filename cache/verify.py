@@ -89,9 +89,13 @@ def verify(path: StrPath, on_progress: Progress | None = None) -> Verification:
         total = sum(len(segment.ids) for segment in found.segments)
         covered = {segment.name for segment in found.segments} - set(found.uncovered)
         for segment in found.segments:
-            _verify_segment(container, header, segment, report, in_block=segment.name in covered)
-            if on_progress:
-                on_progress(report.clips, total, float(np.nansum(segment.seconds)))
+            before = report.clips
+
+            def read(clips: int, seconds: float, before: int = before) -> None:
+                if on_progress:
+                    on_progress(before + clips, total, seconds)
+
+            _verify_segment(container, header, segment, report, read, in_block=segment.name in covered)
         return report
     finally:
         container.close()
@@ -113,7 +117,13 @@ def open_damaged(container: Container) -> tuple[Header, LoadedIndex]:
 
 
 def _verify_segment(
-    container: Container, header: Header, segment: SegmentIndex, report: Verification, *, in_block: bool
+    container: Container,
+    header: Header,
+    segment: SegmentIndex,
+    report: Verification,
+    on_read: Callable[[int, float], None],
+    *,
+    in_block: bool,
 ) -> None:
     clips = len(segment.ids)
     report.segments += 1
@@ -122,7 +132,12 @@ def _verify_segment(
     row_bytes = header.dim * header.dtype.itemsize
     clip_numbers = np.arange(clips)
     runs = plan_runs([segment], np.zeros(clips, np.int64), clip_numbers, clip_numbers, row_bytes)
-    lost = {number: why for _, wrong in read_runs(container, header, runs) for number, why in wrong.items()}
+    lost: dict[int, str] = {}
+    done = 0
+    for run, wrong in read_runs(container, header, runs):
+        lost |= wrong
+        done += len(run.clips)
+        on_read(done, float(segment.seconds[list(run.clips)].sum()))
     report.damaged += [
         DamagedClip(id=segment.ids[number], segment=segment.name, reason=why) for number, why in lost.items()
     ]

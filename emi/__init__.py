@@ -17,10 +17,21 @@ from cache.account import name_the_user
 if TYPE_CHECKING:
     from cache.errors import EmiError
     from cache.reader import open_cache
-    from emi.api import ablate, extract, finetune, sweep, table1, train_head
+    from emi.api import ablate, ensemble, extract, finetune, sweep, table1, train_head
     from emi.prediction import load
 
-__all__ = ["EmiError", "ablate", "extract", "finetune", "load", "open_cache", "sweep", "table1", "train_head"]
+__all__ = [
+    "EmiError",
+    "ablate",
+    "ensemble",
+    "extract",
+    "finetune",
+    "load",
+    "open_cache",
+    "sweep",
+    "table1",
+    "train_head",
+]
 
 # OpenMP's threads spin while they wait, which is a little faster on an idle machine and ruinous on a shared one: with
 # one of two cores busy, a small model ran 100 times slower (measured). torch reads this when it is first imported.
@@ -32,6 +43,7 @@ name_the_user()
 _HOMES = {
     "EmiError": "cache.errors",
     "ablate": "emi.api",
+    "ensemble": "emi.api",
     "extract": "emi.api",
     "finetune": "emi.api",
     "load": "emi.prediction",

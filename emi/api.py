@@ -12,8 +12,18 @@ from extract.run import ExtractSummary
 from extract.settings import ExtractSettings
 from train_head.errors import RunFolderError
 from train_head.label_format import label_columns
-from train_head.protocols import PAPER_ROWS, Ablation, ProtocolResult, Row, read_rows, rows_settings, run_protocol
+from train_head.protocols import (
+    PAPER_ROWS,
+    Ablation,
+    EnsembleResult,
+    ProtocolResult,
+    Row,
+    read_rows,
+    rows_settings,
+    run_protocol,
+)
 from train_head.protocols import ablate as run_ablation
+from train_head.protocols import ensemble as make_ensemble
 from train_head.settings import resolve_settings
 from train_head.train import TrainResult, gather_inputs
 
@@ -56,6 +66,7 @@ def train_head(
     group_by: str | None = None,
     seeds: int | None = None,
     folds: int | None = None,
+    only_fold: int | None = None,
     train_on_all: bool = False,
     **settings: Any,
 ) -> TrainResult | ProtocolResult:
@@ -76,6 +87,8 @@ def train_head(
             no group, and intervals resample groups.
         seeds: train so many runs, with seed, seed + 1, …, in out/seed-0, …; `emi.load(out)` averages them.
         folds: cut the clips of train and valid into so many folds and predict each by a run that did not see it.
+        only_fold: train this one of them, from 0, for jobs that share the folds; the last to finish joins them. Gives
+            the `TrainResult` of the fold as long as others are missing.
         train_on_all: afterwards train on train and valid for the best epoch count, in out/all.
         **settings: fields of `train_head.settings.TrainSettings` (lr, epochs, seed, label_range, …) or options of the
             head (hidden).
@@ -97,6 +110,7 @@ def train_head(
         columns=label_columns(targets, rater, group_by),
         seeds=seeds,
         folds=folds,
+        only_fold=only_fold,
         train_on_all=train_on_all,
     ).result
 
@@ -140,6 +154,28 @@ def ablate(
     form = resolved[0][1].label_format(label_columns(targets, rater, group_by))
     inputs = gather_inputs(cache, files, form, skip_missing=skip_missing)
     return run_ablation(inputs, out, resolved, seeds)
+
+
+@takes_paths
+def ensemble(
+    runs: Sequence[StrPath],
+    out: StrPath,
+    *,
+    weights: Sequence[float] | None = None,
+    labels: StrPath | None = None,
+) -> EnsembleResult:
+    """Make a folder that predicts the mean of finished runs, of any heads, features and backbones.
+
+    Args:
+        runs: run folders of the same targets that predicted the same clips; they stay where they are.
+        out: folder; `load(out)` takes it.
+        weights: what each counts; all alike by default.
+        labels: label CSV of the validation clips, where the one that the runs record is gone or has changed.
+
+    Raises:
+        EmiError: see `train_head.protocols.ensemble.ensemble`.
+    """
+    return make_ensemble(runs, out, weights=weights, labels=labels)
 
 
 @takes_paths
@@ -206,6 +242,7 @@ def finetune(
     group_by: str | None = None,
     seeds: int | None = None,
     folds: int | None = None,
+    only_fold: int | None = None,
     train_on_all: bool = False,
     **settings: Any,
 ) -> "TrainResult | ProtocolResult":
@@ -226,6 +263,7 @@ def finetune(
         targets, rater, group_by: as for `train_head`.
         seeds: as for `train_head`.
         folds: as for `train_head`.
+        only_fold: as for `train_head`.
         train_on_all: as for `train_head`.
         **settings: fields of `emi.end_to_end.FinetuneSettings` (freeze, backbone_lr, lora, …), and settings of the
             head as for `train_head`.
@@ -253,6 +291,7 @@ def finetune(
         columns=label_columns(targets, rater, group_by),
         seeds=seeds,
         folds=folds,
+        only_fold=only_fold,
         train_on_all=train_on_all,
     ).result
 

@@ -1,7 +1,7 @@
 """From media to intensities with a trained run: the same path as extraction and training, without a cache."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,14 @@ from extract.plan import windows
 from extract.run import make_header
 from extract.settings import DECODER, DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source, find_media, is_list
+from train_head.errors import RunFolderError
 from train_head.labels import FILENAME
-from train_head.model import TrainedHead, load_head, own_backbones
+from train_head.model import TrainedHead, load_heads
 from train_head.run_folder import HERE
 
 Record = dict[str, Any]
 """`Filename` (the clip's id) and one float per target."""
+OnProgress = Callable[[int, int, float], None]
 
 
 class UnreadableMediaError(EmiError, ValueError):
@@ -123,8 +125,17 @@ class Model:
         self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None
     ) -> Iterator[Record | Failure]:
         """Yield a record or a failure per clip as they come."""
-        several = not isinstance(media, str) and isinstance(media, Sequence)
-        sources = _sources(media if several else [media], media_root)  # type: ignore[list-item, arg-type]
+        return self.iterate_sources(list_sources(media, media_root))
+
+    def iterate_sources(
+        self, sources: Sequence[Source], on_progress: OnProgress | None = None
+    ) -> Iterator[Record | Failure]:
+        """The same for clips that are listed already; see `list_sources`.
+
+        Args:
+            sources: sorted by id.
+            on_progress: called after each clip with clips done, of how many, and seconds of audio of the one just done.
+        """
         seconds = self._settings.max_seconds
         batch_seconds, parallel_batches = self._settings.batching(self._small)
         clips = extract_clips(
@@ -137,14 +148,18 @@ class Model:
             options=self._options,
         )
         self.media_notes = []
-        for clip in clips:
+        for done, clip in enumerate(clips, 1):
             if isinstance(clip, Failure):
-                yield clip
+                result: Record | Failure = clip
             else:
                 if clip.note.track or clip.note.cut_off:
                     self.media_notes.append(clip.note)
                 values = self.trained.predict(self._as_trained_on(clip))
-                yield {FILENAME: clip.id, **dict(zip(self.names, values.tolist(), strict=True))}
+                result = {FILENAME: clip.id, **dict(zip(self.names, values.tolist(), strict=True))}
+            if on_progress:
+                heard = 0.0 if isinstance(clip, Failure) else min(clip.seconds, seconds)
+                on_progress(done, len(sources), heard)
+            yield result
 
     def _as_trained_on(self, clip: Clip) -> Clip:
         """An extracted clip with the numbers that a cache would hold, derived where that cache was."""
@@ -159,14 +174,15 @@ def _backbone_of(trained: TrainedHead) -> str:
 
 
 class Models:
-    """Fine-tuned runs that predict together: each has a backbone of its own.
+    """Runs that predict together, each group of them on features of its own: other backbones, or fine-tuned ones.
 
     Args:
         members: of the same targets.
+        weights: what each counts in the mean; they sum to 1.
     """
 
-    def __init__(self, members: Sequence[Model]) -> None:
-        self._members = members
+    def __init__(self, members: Sequence[Model], weights: Sequence[float]) -> None:
+        self._members, self._weights = members, weights
         self.names = members[0].names
         self.notes = list(dict.fromkeys(note for member in members for note in member.notes))
         self.label_range = members[0].label_range
@@ -184,16 +200,29 @@ class Models:
         self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None
     ) -> Iterator[Record | Failure]:
         """As `Model.iterate`; the clips come once the last member has them."""
-        found: dict[str, list[Record]] = {}
-        for number, member in enumerate(self._members):
-            for result in member.iterate(media, media_root):
+        return self.iterate_sources(list_sources(media, media_root))
+
+    def iterate_sources(
+        self, sources: Sequence[Source], on_progress: OnProgress | None = None
+    ) -> Iterator[Record | Failure]:
+        """As `Model.iterate_sources`; the clips come once the last member has them; what one cannot read fails."""
+        sums = {source.id: np.zeros(len(self.names)) for source in sources}
+        failures: dict[str, Failure] = {}
+        for number, (member, weight) in enumerate(zip(self._members, self._weights, strict=True)):
+            for result in member.iterate_sources(sources, self._counted(on_progress, number)):
                 if isinstance(result, Failure):
-                    if not number:
-                        yield result
+                    failures.setdefault(result.id, result)
                 else:
-                    found.setdefault(result[FILENAME], []).append(result)
-        for clip, records in found.items():
-            yield {FILENAME: clip, **{name: float(np.mean([r[name] for r in records])) for name in self.names}}
+                    sums[result[FILENAME]] += weight * np.array([result[name] for name in self.names])
+        for clip, values in sums.items():
+            yield failures.get(clip) or {FILENAME: clip, **dict(zip(self.names, values.tolist(), strict=True))}
+
+    def _counted(self, on_progress: OnProgress | None, number: int) -> OnProgress | None:
+        """A clip is done when all members have it; what one has counts in part."""
+        if on_progress is None:
+            return None
+        tell, count = on_progress, len(self._members)
+        return lambda done, total, seconds: tell((number * total + done) // count, total, seconds / count)
 
 
 @takes_paths
@@ -209,13 +238,20 @@ def load(
         options: what of each file is decoded.
 
     Raises:
-        RunFolderError: it is no finished run.
+        RunFolderError: it is no finished run, or an ensemble of several backbones, and `backbone` names one.
         BackboneError: the backbone cannot be found; name its place with `backbone`.
     """
-    members = own_backbones(run)
-    if members:
-        return Models([Model(load_head(member), device=device, options=options) for member in members])
-    return Model(load_head(run), backbone=backbone, device=device, options=options)
+    heads = load_heads(run)
+    if len(heads) == 1:
+        return Model(heads[0].trained, backbone=backbone, device=device, options=options)
+    if backbone is not None:
+        raise RunFolderError(
+            f"{run} predicts with {len(heads)} backbones, and --backbone says where one is; leave it out, or put each "
+            "where its run was made"
+        )
+    return Models(
+        [Model(head.trained, device=device, options=options) for head in heads], [head.weight for head in heads]
+    )
 
 
 def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:
@@ -228,13 +264,18 @@ def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:
     return sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
 
 
-def _sources(media: Sequence[StrPath], media_root: StrPath | None) -> list[Source]:
-    """The clips of several places; where one is a list, its `media_root` is no concern of the others."""
-    lists = [place for place in media if is_list(place)]
+def list_sources(media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Source]:
+    """The clips of one place or several, sorted by id; where one is a list, its `media_root` is no concern of others.
+
+    Raises:
+        MediaListError: nothing found, or two files with one id.
+    """
+    places = [media] if isinstance(media, str) or not isinstance(media, Sequence) else media
+    lists = [place for place in places if is_list(place)]
     if media_root is not None and not lists:
         raise MediaListError(f"--media-root {media_root} goes with a CSV or a text list of media; leave it out")
-    roots = [media_root if place in lists else None for place in media]
-    sources = sorted(s for place, root in zip(media, roots, strict=True) for s in find_media(place, root))
+    roots = [media_root if place in lists else None for place in places]
+    sources = sorted(s for place, root in zip(places, roots, strict=True) for s in find_media(place, root))
     for one, other in itertools.pairwise(sources):
         if one.id == other.id:
             raise MediaListError(f"{one.path} and {other.path} have one id, {one.id!r}; predict them separately")

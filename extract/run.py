@@ -13,6 +13,7 @@ from typing import Any
 from cache.container import open_container
 from cache.format import Header
 from cache.ids import stored_form
+from cache.licences import LICENCE
 from cache.reader import FeatureCache, open_cache
 from cache.writer import CacheWriter
 from extract.backbones import Identity, identify
@@ -267,6 +268,7 @@ def make_header(identity: Identity, settings: ExtractSettings, precision: str) -
         hop_seconds=identity.hop_seconds,
         provenance={
             "source": identity.source,
+            LICENCE: identity.licence.to_dict(),
             "python": platform.python_version(),
             **{name: version(name) for name in ("emi", "torch", "torchaudio", "transformers", "av", "silero-vad")},
         },

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cache.licences import Licence
 from train_head import run_folder
 from train_head.errors import LabelError
 from train_head.heads import head_options
@@ -130,6 +131,14 @@ def departures(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
     return {key: pair for key, pair in ours.items() if pair[0] != pair[1] and key not in OF_THE_MACHINE}
 
 
+def licence_line(backbone: str, licence: Licence) -> str:
+    """Whether what is made with a backbone may be used commercially, in a sentence."""
+    return (
+        f"The weights of `{backbone}`: {licence}. Their licence applies to what is made with them, this head and its "
+        "predictions among it."
+    )
+
+
 def _table(report: Report, intervals: Intervals | None) -> str:
     """The table of a split, and under it what a reader has to know of its figures."""
     notes = [f"- {note}" for note in (*report.notes, *(intervals.warnings if intervals else ()))]
@@ -163,7 +172,7 @@ def _limits(inputs: "Inputs", result: "TrainResult", intervals: Mapping[str, Int
         "measured.",
         f"{100 * (present == low).mean():.0f} % of the training labels are {low:g}{missing}; predictions are not "
         f"clipped, and may lie outside {range_text(labels.range)}.",
-        "The licence of the backbone's weights applies to what is made with them.",
+        licence_line(fingerprint["backbone"], inputs.material.licence),
     ]
     if labels.unlabelled:
         lines.append(f"{labels.unlabelled} training clips have no label, and were left out.")

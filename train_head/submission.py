@@ -5,6 +5,7 @@ in ascending order, and intensities from 0 to 1.
 """
 
 import csv
+import io
 import math
 import re
 from collections import Counter
@@ -21,6 +22,7 @@ from train_head.errors import LabelError
 from train_head.label_columns import choose_columns, is_missing
 from train_head.label_format import UNIT, LabelFormat, Range
 from train_head.labels import FILENAME, label_table, open_csv
+from train_head.run_folder import write_atomically
 
 SHOWN = 5
 
@@ -105,15 +107,44 @@ def write_submission(
     columns, rows = list(range(len(names))), _ordered(ids)
     if template is not None:
         columns, rows = _as_template(_read_reference(template), ids, names)
-    place = Path(path)
-    temporary = place.with_name(place.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([FILENAME, *(names[k] for k in columns)])
-        for filename, i in rows:
-            writer.writerow([filename, *(f"{value:.9g}" for value in np.clip(array[i, columns], *bounds))])
-    temporary.replace(place)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([FILENAME, *(names[k] for k in columns)])
+    for filename, i in rows:
+        writer.writerow([filename, *(f"{value:.9g}" for value in np.clip(array[i, columns], *bounds))])
+    put(Path(path), text.getvalue())
     return int(((array < bounds[0]) | (array > bounds[1])).sum())
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file that a user named, whole or not at all; a device or a pipe is written into."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_atomically(path.resolve(), text.encode())
+
+
+def template_clips(template: StrPath, names: Sequence[str], ids: Sequence[str]) -> list[int]:
+    """Which clips a template asks for, checked before any is predicted.
+
+    Args:
+        template: as for `write_submission`.
+        names: the targets that will be predicted.
+        ids: the clips that there are.
+
+    Returns:
+        Their numbers among `ids`, ascending.
+
+    Raises:
+        LabelError: the template has other targets, a clip twice, or one that there is not; names the first five.
+    """
+    sheet = _read_reference(template)
+    _template_columns(sheet, names)
+    wanted = _template_rows(sheet, ids)
+    missing = [name for name, clip in wanted if clip is None]
+    _refuse(_problem(missing, f"of its {len(wanted)} clips are not among the media"), sheet.path)
+    asked = {clip for _, clip in wanted}
+    return [i for i, clip in enumerate(ids) if clip in asked]
 
 
 def has_values(labels_or_template: StrPath, form: LabelFormat | None = None) -> bool:
@@ -203,20 +234,30 @@ def _value_problems(sheet: _Sheet, bounds: Range) -> list[str]:
 
 def _as_template(sheet: _Sheet, ids: Sequence[str], names: Sequence[str]) -> tuple[list[int], list[tuple[str, int]]]:
     """Columns in the template's order; its Filenames with the rows of the predictions."""
-    targets = [name for name in sheet.header if name != FILENAME] or list(names)
-    if sorted(targets) != sorted(names):
-        raise LabelError(f"{sheet.path} has the targets {', '.join(targets)}, and the run predicts {', '.join(names)}")
+    columns, wanted = _template_columns(sheet, names), _template_rows(sheet, ids)
     row = {clip: i for i, clip in enumerate(ids)}
-    wanted = list(zip(sheet.filenames, find_ids(sheet.filenames, row), strict=True))
-    _refuse(_problem(_repeated([clip or name for name, clip in wanted]), "clips stand twice"), sheet.path)
     asked = {clip for _, clip in wanted}
     problems = [
         *_problem([name for name, clip in wanted if clip is None], "clips were not predicted"),
         *_problem([clip for clip in ids if clip not in asked], "predicted clips are not in it"),
     ]
     _refuse(problems, sheet.path)
-    rows = [(name, row[clip]) for name, clip in wanted if clip is not None]
-    return [list(names).index(name) for name in targets], rows
+    return columns, [(name, row[clip]) for name, clip in wanted if clip is not None]
+
+
+def _template_columns(sheet: _Sheet, names: Sequence[str]) -> list[int]:
+    """The targets in the template's order, as numbers of those that the run predicts."""
+    targets = [name for name in sheet.header if name != FILENAME] or list(names)
+    if sorted(targets) != sorted(names):
+        raise LabelError(f"{sheet.path} has the targets {', '.join(targets)}, and the run predicts {', '.join(names)}")
+    return [list(names).index(name) for name in targets]
+
+
+def _template_rows(sheet: _Sheet, ids: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Its Filenames as they are written, each with the clip that it stands for, or None."""
+    wanted = list(zip(sheet.filenames, find_ids(sheet.filenames, ids), strict=True))
+    _refuse(_problem(_repeated([clip or name for name, clip in wanted]), "clips stand twice"), sheet.path)
+    return wanted
 
 
 def _ordered(ids: Sequence[str]) -> list[tuple[str, int]]:

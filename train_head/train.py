@@ -13,7 +13,7 @@ from cache.container import StrPath
 from train_head import run_folder
 from train_head.card import write_card
 from train_head.data import Split, gather, gather_shared, open_caches, resolve_splits
-from train_head.errors import LabelError
+from train_head.errors import LabelError, RunFolderError
 from train_head.groups import check_disjoint
 from train_head.label_format import LabelFormat
 from train_head.labels import FILENAME, Labels, NoGroupsError, label_table, read_clips, read_labels, write_predictions
@@ -220,6 +220,40 @@ def _train_locked(
     return result
 
 
+def finished_run(inputs: Inputs, folder: Path, settings: TrainSettings) -> TrainResult | None:
+    """The finished run in a folder, from its files; None where it is not finished, or a process trains it just now.
+
+    Raises:
+        RunFolderError: the folder holds another run.
+    """
+    if not (folder / run_folder.CARD).is_file():  # written last
+        return None
+    run_folder.prepare_folder(folder, run_config(settings.on_this_machine(), inputs))
+    try:
+        with run_folder.locked(folder):
+            history = run_folder.read_history(folder)
+            read = {
+                name: read_labels(folder / f"predictions_{name}.csv", check_range=False).values
+                for name in ("valid", "test")
+                if name in inputs.splits
+            }
+    except RunFolderError:
+        return None
+    names = inputs.splits["train"].labels.names
+    labels = {name: inputs.splits[name].labels for name in read}
+    reports = {n: evaluate(values, labels[n].values, names) for n, values in read.items() if labels[n].names}
+    return TrainResult(
+        folder=folder,
+        report=reports["valid"],
+        test_report=reports.get("test"),
+        best_epoch=max(record["epoch"] for record in history if record["best"]),
+        history=history,
+        skipped=inputs.skipped,
+        overlap=inputs.overlap,
+        resumed_at=len(history),
+    )
+
+
 def fit_run(
     inputs: Inputs, folder: Path, settings: TrainSettings, valid: Split | None, on_epoch: OnEpoch | None = None
 ) -> tuple[Training, int]:
@@ -291,7 +325,8 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
         if len(split) < len(labels[name]):  # with skip_missing: the cache may have more of them the next time
             data[f"{name}_clips_sha256"] = hashlib.sha256("\n".join(split.labels.ids).encode()).hexdigest()
     data |= inputs.form.to_dict() | {"targets": list(labels["train"].names)}
-    return settings.to_toml() | tables | ({"protocol": dict(inputs.protocol)} if inputs.protocol else {})
+    protocol = {"protocol": dict(inputs.protocol)} if inputs.protocol else {}
+    return settings.to_toml() | tables | protocol | {"versions": run_folder.versions()}
 
 
 def write_run_predictions(trainer: Training, splits: Mapping[str, Split], folder: Path) -> dict[str, Report]:

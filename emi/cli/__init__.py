@@ -21,6 +21,7 @@ from emi.cli import (
     cache_verify,
     compare,
     demo_data,
+    ensemble,
     evaluate,
     extract,
     finetune,
@@ -58,6 +59,7 @@ app.command("sweep", epilog=sweep.EXAMPLE)(sweep.sweep)
 app.command("finetune", epilog=finetune.EXAMPLE)(finetune.finetune)
 app.command("table1", epilog=table1.EXAMPLE)(table1.table1)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("ensemble", epilog=ensemble.EXAMPLE)(ensemble.ensemble)
 app.command("demo-data", epilog=demo_data.EXAMPLE)(demo_data.demo_data)
 cache_app.command("info", epilog=cache_info.EXAMPLE)(cache_info.info)
 cache_app.command("verify", epilog=cache_verify.EXAMPLE)(cache_verify.verify)

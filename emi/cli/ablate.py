@@ -54,7 +54,7 @@ def ablate(
     say_labels(train, form)
     inputs = gather_inputs(cache, {"train": train, "valid": valid}, form, skip_missing=skip_missing)
     lines = RunLines()
-    found = run_ablation(inputs, out, resolved, seeds, on_run=lines.on_run, on_epoch=lines.on_epoch)
+    found = run_ablation(inputs, out, resolved, seeds, on_run=lines.on_run, on_epoch=lines)
     if found.nothing_to_do:
         typer.echo(f"nothing to do: {out} is finished")
     if inputs.skipped:

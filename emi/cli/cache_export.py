@@ -31,14 +31,14 @@ def export(
     """
     from cache.exporting import export as run
     from cache.reader import open_cache
-    from emi.console import Progress
+    from emi.console import MOMENT, Progress
 
     progress: Progress | None = None
 
     def show(done: int, total: int, seconds: float) -> None:
         nonlocal progress
         if progress is None:
-            progress = Progress(total, "exporting").__enter__()
+            progress = Progress(total, "exporting", after=MOMENT).__enter__()
         progress(done, total, seconds)
 
     started = time.monotonic()

@@ -58,15 +58,19 @@ def extract(
         bool,
         typer.Option("--refresh", help="Extract clips again whose media changed since; the old ones are replaced."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and what it would take, and write nothing.")
+    ] = False,
 ) -> None:
     """Turn media into a feature cache. Run it again to go on where it stopped.
 
     Files that cannot be read are listed in failures.csv beside the cache, the others go on, and the exit code is 1.
     Files that --allow-truncated uses in part are listed in truncated.csv.
     """
+    from emi.cli.weights import tell_licence
     from emi.console import Progress
     from extract import run
+    from extract.estimate import estimate
     from extract.settings import ExtractSettings
     from extract.stats import PipelineStats
 
@@ -87,11 +91,13 @@ def extract(
         allow_truncated=allow_truncated,
         refresh=refresh,
     )
+    tell_licence(backbone)
     if dry_run:
         planned = run.plan(media, cache, settings)
         _show_plan(planned, cache, settings.resolved_device().type)
         tell_left_out(planned.left_out)
         _show_changed(planned.changed, refresh=settings.refresh)
+        typer.echo(estimate(planned, settings).text())
         return
     progress: Progress | None = None
     stats = PipelineStats()
@@ -130,7 +136,7 @@ def _show_plan(plan: "ExtractPlan", cache: str, device: str) -> None:
         f"{header.fingerprint['backbone']}: {header.dim} features{vad} every {1000 * header.hop_seconds:g} ms, first "
         f"{header.fingerprint['max_seconds']:g} s of each clip\n"
         f"{header.fingerprint['precision']} on {device} ({plan.precision_reason}), stored as "
-        f"{header.fingerprint['dtype']}"
+        f"{header.fingerprint['dtype']}; weights: {plan.identity.licence}"
     )
 
 

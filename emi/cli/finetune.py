@@ -82,6 +82,7 @@ def finetune(
     skip_missing: options.SkipUnreadable = False,
     seeds: options.Seeds = None,
     folds: options.Folds = None,
+    only_fold: options.OnlyFold = None,
     group_by: options.GroupBy = None,
     train_on_all: options.TrainOnAll = False,
     tensorboard: options.TensorBoard = False,
@@ -92,6 +93,7 @@ def finetune(
     """
     from emi.cli.media_notes import tell_notes
     from emi.cli.telling import Telling, say_labels
+    from emi.cli.weights import tell_licence
     from emi.console import Progress
     from emi.end_to_end import finetune as run_finetune
     from emi.end_to_end.processes import first
@@ -126,14 +128,17 @@ def finetune(
         "allow_truncated": allow_truncated or None,
         "label_range": label_range,
     }
+    speaks = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
+    if speaks:
+        tell_licence(backbone)
     settings, own = resolve_with_head(config, init_head, **(typed | read_assignments(more or ())))
     columns = label_columns(targets, rater, group_by)
-    if os.environ.get("RANK", "0") == "0":  # of those that torchrun starts
+    if speaks:
         say_labels(train, settings.label_format(columns))
     one = seeds is None and folds is None
     with (
         Telling(out, settings, several=not one or train_on_all, first_in_out=one, tensorboard=tensorboard) as telling,
-        Progress(None, "decode") as decoding,
+        Progress(None, "decoding") as decoding,
     ):
         outcome = run_finetune(
             media,
@@ -151,12 +156,13 @@ def finetune(
             columns=columns,
             seeds=seeds,
             folds=folds,
+            only_fold=only_fold,
             train_on_all=train_on_all,
             on_decode=decoding,
             on_notes=tell_notes,
             on_run=telling.on_run,
-            on_epoch=telling.on_epoch,
-            on_note=(lambda note: typer.echo(note, err=True)) if first() else None,
+            on_epoch=telling,
+            on_note=(lambda note: typer.echo(note, err=True)) if speaks else None,
         )
     if first():
         telling.outcome(outcome, "their media are missing or unreadable")

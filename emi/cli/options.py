@@ -84,6 +84,9 @@ RowSeeds = Annotated[int, typer.Option(min=1, help="Runs per row.")]
 Folds = Annotated[
     int | None, typer.Option(help="Cut the clips into so many folds, each predicted by a run that did not see it.")
 ]
+OnlyFold = Annotated[
+    int | None, typer.Option(help="Of --folds N train this one only, from 0: a job each; the last one joins them.")
+]
 TrainOnAll = Annotated[
     bool, typer.Option("--train-on-all", help="Then train on all clips for the best epoch count, in OUT/all.")
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cache.container import StrPath
+from cache.licences import LICENCE, Licence
 from emi.end_to_end.audio import Audio, decode_audio, mended, open_audio
 from emi.end_to_end.export import Export
 from emi.end_to_end.model import EndToEnd
@@ -93,6 +94,11 @@ class DecodedMedia:
             "in this folder: `emi extract MEDIA --cache CACHE --backbone THIS_FOLDER` gives its features."
         )
 
+    @property
+    def licence(self) -> Licence:
+        """See `Material`: what the run inherits from its backbone."""
+        return self.identity.licence
+
     def tables(self) -> dict[str, dict[str, Any]]:
         """See `Material`."""
         made = dict(self.fingerprint)
@@ -101,7 +107,7 @@ class DecodedMedia:
             backbone["head_sha256"] = _sha256(self.init_head)
         place = str(Path(self.root).absolute())
         data = {"media": place, "audio_sha256": self.audio_sha256}
-        return {"data": data, TABLE: self.own.to_toml(), "backbone": backbone}
+        return {"data": data, TABLE: self.own.to_toml(), "backbone": backbone, LICENCE: self.licence.to_dict()}
 
     def prepare(self, folder: Path) -> None:
         """See `Material`: nothing."""

@@ -52,6 +52,7 @@ def finetune(
     columns: LabelColumns | None = None,
     seeds: int | None = None,
     folds: int | None = None,
+    only_fold: int | None = None,
     train_on_all: bool = False,
     on_decode: OnDecode | None = None,
     on_notes: OnNotes | None = None,
@@ -79,6 +80,7 @@ def finetune(
         columns: as for `train_head.protocols.run_protocol`.
         seeds: likewise.
         folds: likewise.
+        only_fold: likewise.
         train_on_all: likewise.
         on_decode: called after each decoded clip with clips done, of how many, and its seconds.
         on_notes: called with what should be known of the media, if there is something.
@@ -92,7 +94,7 @@ def finetune(
         FinetuneMemoryError: the memory does not suffice; says what to change.
         HelperError: one of `own.processes` ended early.
     """
-    check_protocol(valid is not None, seeds, folds, train_on_all)
+    check_protocol(valid is not None, seeds, folds, train_on_all, only_fold)
     out = Path(out).absolute()
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
     identity = identify(backbone)
@@ -112,7 +114,7 @@ def finetune(
         audio or default_audio(out),
         form=settings.label_format(columns),
         gathering={"media_root": media_root, "skip_missing": skip_missing},
-        protocol={"seeds": seeds, "folds": folds, "train_on_all": train_on_all},
+        protocol={"seeds": seeds, "folds": folds, "only_fold": only_fold, "train_on_all": train_on_all},
     )
     with helpers(own.processes, settings.device, work):
         return work(on_decode=on_decode, on_notes=on_notes, on_run=on_run, on_epoch=on_epoch)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.paths import at_home
+from extract.backbones.licence import CARD
 from extract.backbones.weight_names import Layout, layout_of, names_in
 from extract.errors import BackboneError
 
@@ -149,6 +150,8 @@ def _from_hub(name: str) -> Path:
             config = Path(huggingface_hub.hf_hub_download(name, "config.json", local_files_only=local))
             for optional in CONFIGS[1:]:
                 _fetch(name, optional, local)
+            with contextlib.suppress(Exception):  # without its model card only its licence is unknown
+                _fetch(name, CARD, local)
             weights = next((path for wanted in WEIGHTS if (path := _fetch(name, wanted, local))), None)
             if weights is None and local:
                 continue

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache.licences import KNOWN
 from cache.paths import at_home
 from extract.backbones.checkpoint import CONFIGS, WEIGHTS
+from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Identity
 from extract.backbones.trainable import Regularisation
 from extract.errors import BackboneError
@@ -54,6 +56,7 @@ class SileroFamily:
             hop_seconds=WINDOW / 16_000,
             precisions=("fp32",),
             small=True,
+            licence=licence_of_weights(name) if tuned else KNOWN[PACKAGED],
         )
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> "SileroBackbone":  # noqa: ARG002

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cache.paths import at_home
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
+from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Identity
 from extract.backbones.trainable import Regularisation
 from extract.backbones.weight_names import VAD, Layout
@@ -43,6 +44,7 @@ class TransformersFamily:
             dim=config.get("hidden_size", 768),
             hop_seconds=math.prod(config.get("conv_stride", _DEFAULT_STRIDES)) / 16_000,
             vad_names=() if layout.head is None else VAD,
+            licence=licence_of_weights(name, checkpoint.folder),
         )
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> "SpeechTransformer":

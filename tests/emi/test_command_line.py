@@ -17,7 +17,8 @@ from emi.cli import app
 
 CACHE_COMMANDS = "info verify repair compact convert merge derive import export"
 COMMANDS = [
-    *("extract", "train-head", "ablate", "sweep", "finetune", "table1", "predict", "evaluate", "compare", "demo-data"),
+    *("extract", "train-head", "ablate", "sweep", "finetune", "table1", "predict", "evaluate", "compare", "ensemble"),
+    "demo-data",
     *(f"cache {name}" for name in CACHE_COMMANDS.split()),
 ]
 

@@ -366,7 +366,7 @@ def test_a_clip_in_both_label_files_is_refused_where_they_are_pooled(labelled, l
 
 def test_a_folder_of_another_kind_is_refused(labelled, labelled_cache, tmp_path):
     train(labelled, tmp_path / "run", epochs=1)
-    with pytest.raises(RunFolderError, match=r"protocol.kind \(there None, now 'seeds'\)"):
+    with pytest.raises(RunFolderError, match="there 'one run', now 'runs of several --seeds'"):
         train(labelled, tmp_path / "run", epochs=1, seeds=2)
 
 

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cache import fingerprint as fp
 from cache.container import StrPath
+from cache.derive import OnProgress
 from cache.machine import available_cores
 from cache.reader import open_cache
 from train_head import run_folder
@@ -24,6 +25,7 @@ from train_head.label_format import LabelColumns
 from train_head.labels import Labels
 from train_head.protocols import OnRun, train_seeds
 from train_head.settings import TrainSettings
+from train_head.sweep.changes import sweep_changes
 from train_head.sweep.data import SHARED, cheap_cache, open_splits
 from train_head.sweep.pruning import build_pruner
 from train_head.sweep.report import write_report
@@ -91,6 +93,7 @@ def sweep(
     *,
     skip_missing: bool = False,
     columns: LabelColumns | None = None,
+    on_derive: OnProgress | None = None,
     on_status: OnStatus | None = None,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
@@ -106,6 +109,7 @@ def sweep(
         settings: how.
         skip_missing: leave out labelled clips that the cache does not hold.
         columns: which columns of the label files mean what; with groups, training and validation may share none.
+        on_derive: called while the trials' smaller features are made, where they see such; see `cache.derive.derive`.
         on_status: called after each trial, and every half second.
         on_run: called before each run of the best trials.
         on_epoch: called with each of their epochs' records.
@@ -126,7 +130,13 @@ def sweep(
     with closing(_open_study(folder, name, settings)) as store:
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
         cheap = cheap_cache(
-            cache, labels["train"], folder, pool=settings.pool, pca=settings.pca, skip_missing=skip_missing
+            cache,
+            labels["train"],
+            folder,
+            pool=settings.pool,
+            pca=settings.pca,
+            skip_missing=skip_missing,
+            on_progress=on_derive,
         )
         data = TrialData(
             cache=cheap,
@@ -259,11 +269,10 @@ def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:
     path, wanted = folder / SWEEP, json.loads(json.dumps(identity))
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in wanted | stored if wanted.get(key) != stored.get(key)]
-        if differing:
+        if stored != wanted:
+            differing = "; ".join(sweep_changes(stored, wanted)) or "its settings"
             raise RunFolderError(
-                f"{folder} holds another sweep: it differs in {', '.join(differing)}. Choose a new --out, or remove "
-                "that folder"
+                f"{folder} holds another sweep: {differing}. Choose a new --out, or remove that folder"
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
