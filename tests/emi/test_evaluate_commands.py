@@ -80,7 +80,7 @@ def test_training_labels_give_the_baseline_that_a_model_has_to_beat(files, tmp_p
     assert numbers["all zeros"]["mean_mae"] == pytest.approx(truth.mean())
     assert f"{numbers['mean of the training labels']['mean_mae']:.3f}" in shown
     train.write_text("Filename,Sad\n50,0.2\n")
-    assert "has no column 'Joy'" in fails("evaluate", guess, labels, "--group-by", "Speaker", "--train", train)
+    assert "unknown column 'Joy'" in fails("evaluate", guess, labels, "--group-by", "Speaker", "--train", train)
 
 
 def test_a_run_knows_its_training_labels_as_long_as_they_are_unchanged(trained, labelled, tmp_path):

@@ -83,6 +83,23 @@ def test_an_epoch_with_adapters_is_scored_as_the_finished_run_is(tune, tmp_path)
     assert kept["valid_mean_pearson"] == result.report.mean_pearson
 
 
+def test_scoring_with_adapters_merged_leaves_every_weight_as_it_was(checkpoint):
+    pytest.importorskip("peft")
+    from emi.end_to_end.depth import adapters_merged, add_adapters
+    from extract.backbones import Regularisation, identify, load_trainable
+
+    backbone = load_trainable(identify(str(checkpoint)), torch.device("cpu"), "fp32", Regularisation())
+    add_adapters(backbone, 2)
+    for name, parameter in backbone.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    before = {name: weight.clone() for name, weight in backbone.state_dict().items()}
+    with adapters_merged(backbone, True):
+        merged = backbone.state_dict()
+        assert any(not torch.equal(merged[name], weight) for name, weight in before.items())
+    assert all(torch.equal(weight, before[name]) for name, weight in backbone.state_dict().items())
+
+
 def test_a_tuned_silero_is_a_backbone_too(tune, labelled, tmp_path):
     tune(tmp_path / "ft", "silero", freeze="none", backbone_lr=1e-3)
     assert_predicts_as_it_validated(emi.load(tmp_path / "ft"), tmp_path / "ft", labelled)

@@ -8,7 +8,7 @@ import torch
 
 from emi.end_to_end.audio import waveform
 from emi.end_to_end.batches import Piece, cut
-from emi.end_to_end.depth import Depth, adapters_merged
+from emi.end_to_end.depth import Depth
 from emi.end_to_end.frozen import FrozenOutputs
 from emi.end_to_end.gradients import Gradients
 from emi.end_to_end.media import DecodedMedia, gather_media
@@ -390,16 +390,3 @@ def test_a_torn_or_damaged_entry_is_computed_again(tmp_path):
     damaged = FrozenOutputs(path)
     assert damaged.get(names[0]) is None
     assert torch.equal(damaged.get(names[1]), outputs[names[1]])
-
-
-def test_scoring_with_adapters_merged_leaves_every_weight_as_it_was(start):
-    pytest.importorskip("peft")
-    trainer = start(freeze="backbone", lora=2)
-    for adapter in trainer.depth.adapters:
-        torch.nn.init.normal_(adapter)
-    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-    with adapters_merged(trainer.model.backbone, True):
-        merged = trainer.model.state_dict()
-        assert any(not torch.equal(merged[name], weight) for name, weight in before.items())
-    after = trainer.model.state_dict()
-    assert all(torch.equal(after[name], weight) for name, weight in before.items())

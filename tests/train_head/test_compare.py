@@ -157,7 +157,7 @@ def test_errors_stand_beside_those_of_constant_predictions(tmp_path, runs, label
     assert [line.name for line in found.baselines] == ["all zeros"]
     train = write(tmp_path / "train.csv", 0.5 * TRUTH)
     data = {"valid": str(labels), "valid_sha256": file_sha256(labels)}
-    data |= {"train": str(train), "train_sha256": file_sha256(train)}
+    data |= {"train": str(train), "train_sha256": file_sha256(train), "targets": NAMES}
     (runs[1] / "config.toml").write_text(tomli_w.dumps({"label_scale": 1.0, "data": data}))
     found = compare(*runs, metric="mae", resamples=50)
     truth = TRUTH.astype(np.float32).astype(float)
