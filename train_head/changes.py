@@ -21,7 +21,7 @@ OPTIONS = frozenset(
     (
         "head loss lr epochs batch_size weight_decay patience hidden layers dropout global_vector output standardise "
         "seed precision device label_scale stop_after freeze unfreeze_every backbone_lr layer_decay lora spec_augment "
-        "layerdrop backbone_dropout max_seconds"
+        "layerdrop backbone_dropout max_seconds label_range track allow_truncated"
     ).split()
 )
 """Settings that have an option of their own on the command line; others are given by --set."""
@@ -165,6 +165,9 @@ def _labels(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
             yield _file(f"--{name}", one.get(name), other.get(name)), ""
         elif one.get(f"{name}_clips_sha256") != other.get(f"{name}_clips_sha256"):
             yield f"which clips of --{name} can be used (--skip-missing)", ""
+    if one.get("rater") != other.get("rater"):
+        back = f"--rater {one['rater']!r}" if one.get("rater") is not None else ""
+        yield changed("--rater", one.get("rater"), other.get("rater")), back
     if one.get("group_by") != other.get("group_by"):
         back = f"--group-by {one['group_by']!r}" if one.get("group_by") is not None else ""
         yield changed("--group-by", one.get("group_by"), other.get("group_by")), back
@@ -248,7 +251,7 @@ def _rest(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
 def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
     tables = {"augment", "finetune", "features", "backbone", "protocol", *HEADS, *RECORDS}
     known = {f"{name}{of}" for name in ("train", "valid", "test") for of in ("", "_sha256", "_clips_sha256")}
-    known |= {"caches", "media", "targets", "group_by", "audio_sha256"}
+    known |= {"caches", "media", "targets", "rater", "group_by", "audio_sha256"}
     found = {key: value for key, value in config.items() if _is_table(value) and key not in tables}
     found["data"] = {key: value for key, value in found.get("data", {}).items() if key not in known}
     return {key: value for key, value in flattened(found).items() if value != {}}

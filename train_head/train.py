@@ -241,7 +241,8 @@ def finished_run(inputs: Inputs, folder: Path, settings: TrainSettings) -> Train
         return None
     names = inputs.splits["train"].labels.names
     labels = {name: inputs.splits[name].labels for name in read}
-    reports = {n: evaluate(values, labels[n].values, names) for n, values in read.items() if labels[n].names}
+    mean = label_means(inputs.splits["train"].labels.values)
+    reports = {n: evaluate(values, labels[n].values, names, mean) for n, values in read.items() if labels[n].names}
     return TrainResult(
         folder=folder,
         report=reports["valid"],

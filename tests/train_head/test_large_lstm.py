@@ -76,7 +76,10 @@ def test_gradients_are_right_in_the_sizes_in_which_onednn_gives_wrong_ones(size,
 
 @pytest.mark.parametrize("hidden", [33, 643])
 def test_the_same_is_dropped_with_and_without_gradients(hidden, request):
-    """A loss that is no mean over clips has its pieces run twice, once without."""
+    """A loss that is no mean over clips has its pieces run twice, once without.
+
+    The kernels may be others and round otherwise, by less than bfloat16 does; another dropout is 0.09 off.
+    """
     if hidden == 643:  # 33 units run as they do on this machine
         request.getfixturevalue("unit")
     lstm, frames = nn.LSTM(8, hidden, 2, batch_first=True, dropout=0.5), torch.randn(2, 5, 8)
@@ -85,7 +88,7 @@ def test_the_same_is_dropped_with_and_without_gradients(hidden, request):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(learns):
             found.append(lstm_states(lstm, frames))
-    assert torch.equal(*found)
+    torch.testing.assert_close(*found, rtol=0, atol=2**-8 * float(found[0].abs().max()))
 
 
 @pytest.mark.parametrize(
