@@ -35,6 +35,8 @@ NOT_COMPARED = frozenset(
 """Places, and what decides memory and time."""
 RECORDS = frozenset({"versions", "licence"})
 """Tables that are kept and not compared."""
+_SAID_OF_THE_SOUND = frozenset({"decoder", "max_seconds", "track", "allow_truncated"})
+"""Of a backbone's fingerprint: settings with options of their own, and what the hash of the decoded sound covers."""
 _FOLLOWS_FEATURES = frozenset({"dim", "vad_names", "hop_seconds", "transform_sha256"})
 
 
@@ -225,11 +227,14 @@ def _backbone(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
     if one is None or other is None:
         return
     prints = [side.get("fingerprint", {}) for side in (one, other)]
-    moved = any(prints[0].get(key) != prints[1].get(key) for key in ("weights_sha256", "config_sha256"))
+    differing = {key for key in prints[0].keys() | prints[1].keys() if prints[0].get(key) != prints[1].get(key)}
+    moved = bool(differing & {"weights_sha256", "config_sha256"})
     if moved and one.get("source") != other.get("source"):
         yield changed("--backbone", one.get("source"), other.get("source")), f"--backbone {one.get('source')}"
     elif moved:
         yield f"--backbone (the weights of {other.get('source')} are others)", ""
+    elif rest := sorted(differing - _SAID_OF_THE_SOUND):
+        yield f"--backbone ({', '.join(changed(key, *(side.get(key) for side in prints)) for key in rest)})", ""
     if one.get("head_sha256") != other.get("head_sha256"):
         given = ["a head" if side.get("head_sha256") else "none" for side in (one, other)]
         yield (changed("--init-head", *given) if given[0] != given[1] else "--init-head (its weights are others)"), ""
