@@ -1,8 +1,6 @@
 # Every target makes .venv where it is missing. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-# Where it is set, every start of Python compiles torch anew, which takes seconds.
-unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +34,7 @@ BENCH ?=
 # Which script of benchmarks/: extract, cache, scale, train_head, sweep, finetune, unfrozen or precision.
 BENCH_SCRIPT ?= extract
 
-.PHONY: help setup demo features train-head sweep finetune test test-slow test-kernels lint bench docs clean
+.PHONY: help setup demo features train-head sweep finetune test test-slow lint bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,16 +76,6 @@ test: $(READY) ## the test suite
 
 test-slow: $(READY) ## the long soaks
 	$(BIN)/python -m pytest -m slow --timeout 3600 -o faulthandler_timeout=0
-
-# What computes: run again with the kernels that older processors get, since each rounds in its own way.
-NUMERIC := tests/train_head tests/end_to_end tests/cache/test_transform.py tests/cache/test_derive.py \
-  tests/emi/test_prediction.py tests/emi/test_derived_prediction.py tests/extract/cpu_training \
-  $(addprefix tests/extract/test_,silero.py speech_transformers.py checkpoints.py front_end.py packed_weights.py run.py)
-NUMERIC_TEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(NUMERIC) --ignore tests/train_head/sweep
-
-test-kernels: $(READY) ## the numeric tests with the kernels of processors that have SSE4 or AVX2 only
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=NEHALEM $(NUMERIC_TEST)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=HASWELL $(NUMERIC_TEST)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .

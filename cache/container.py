@@ -10,7 +10,6 @@ from urllib.request import url2pathname
 
 from cache.errors import CacheError, CacheFormatError
 from cache.format import Array
-from cache.paths import at_home
 
 if TYPE_CHECKING:
     from cache.index import SegmentIndex
@@ -110,7 +109,7 @@ def open_container(path: StrPath) -> Container:
     Raises:
         CacheFormatError: any other suffix.
     """
-    text = os.fspath(at_home(path)).rstrip("/")
+    text = os.fspath(path).rstrip("/")
     if text.startswith("file://"):
         text = url2pathname(urlsplit(text).path)
     suffix = Path(text).suffix.lower()

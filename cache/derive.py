@@ -20,9 +20,7 @@ from cache import fingerprint as fp
 from cache.container import StrPath
 from cache.errors import CacheNotFoundError, DeriveError
 from cache.format import Clip, Header
-from cache.ids import match_ids
 from cache.reader import FeatureCache, open_cache
-from cache.transfer import refuse_other_media
 from cache.transform import Transform, training_set
 from cache.writer import CacheWriter
 
@@ -78,8 +76,7 @@ def derive(
         pca: number of principal components to project on, or None.
         standardise: bring every output to unit variance.
         dtype: storage dtype of the frames, float16 or float32.
-        train_ids: the clips that `pca` and `standardise` are fitted on, so that nothing is learnt from the others, by
-            names as `cache.ids.match_ids` reads them.
+        train_ids: the clips that `pca` and `standardise` are fitted on, so that nothing is learnt from the others.
         skip_missing: fit without those of them that the source does not hold, instead of refusing.
         on_progress: called after each clip.
 
@@ -101,11 +98,9 @@ def derive(
         with CacheWriter(target, header, transform.to_arrays()) as writer:
             # another process may have made the cache meanwhile
             transform = (_stored_transform(target, header) if fitted else None) or transform
-            with open_cache(target) as present:
-                refuse_other_media(store, present)
             todo = [clip_id for clip_id in store.ids if clip_id not in writer.done]
             for clip in _reported(store, todo, "deriving", on_progress):
-                writer.add(transform.apply(clip), store.medium(clip.id))
+                writer.add(transform.apply(clip))
         return DeriveSummary(
             cache=os.fspath(target),
             header=header,
@@ -174,9 +169,8 @@ def _training_clips(
             "give --train CSV"
         )
     wanted = sorted(set(train_ids))
-    found = match_ids(wanted, store)
-    there = sorted(clip_id for clip_id in found if clip_id is not None)
-    missing = [name for name, clip_id in zip(wanted, found, strict=True) if clip_id is None]
+    there = [clip_id for clip_id in wanted if clip_id in store]
+    missing = [clip_id for clip_id in wanted if clip_id not in store]
     if not there:
         raise DeriveError(f"{store.path} holds none of the {len(wanted)} training clips; give the --train of its clips")
     if missing and not skip_missing:

@@ -46,11 +46,3 @@ class UnknownClipError(CacheError, KeyError):
 
 class DeriveError(CacheError, ValueError):
     """A cache cannot be derived from another as asked for."""
-
-
-class ClipNameError(CacheError, ValueError):
-    """A name stands for several clips, or two names for one."""
-
-
-class NoHomeError(EmiError, RuntimeError):
-    """A path starts with `~`, and the user has no home folder."""

@@ -52,9 +52,7 @@ def write_npz(selection: Selection, folder: Path, summary: ExportSummary) -> Non
                 with _named(clip_id, target):
                     _write(clip, target)
                 summary.written += 1
-        elif present.checksum() == store.checksum(clip_id) and np.array_equal(
-            present.seconds, seconds[clip_id], equal_nan=True
-        ):
+        elif (present.checksum(), present.seconds) == (store.checksum(clip_id), seconds[clip_id]):
             summary.present += 1
             selection.count(len(present.frames))
         else:

@@ -19,7 +19,6 @@ from cache.container import StrPath
 from cache.errors import CacheError, CacheWriteError, EmiError
 from cache.export_manifest import manifest_of, must_fit
 from cache.format import Clip
-from cache.paths import at_home
 from cache.reader import FeatureCache
 
 CHUNK_BYTES = 8 << 20
@@ -150,7 +149,7 @@ def export(
         seen: set[str] = set()
         twice = next(clip_id for clip_id in wanted if clip_id in seen or seen.add(clip_id))  # type: ignore[func-returns-value]
         raise ExportError(f"clip {twice!r} is to be exported twice; name it once")
-    place = Path(os.path.abspath(at_home(target)))
+    place = Path(os.path.abspath(Path(target).expanduser()))
     selection = Selection(store=store, ids=wanted, manifest=manifest_of(store, kind, wanted), on_progress=on_progress)
     summary = ExportSummary(path=os.fspath(target))
     try:

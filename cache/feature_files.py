@@ -15,8 +15,7 @@ from cache.container import StrPath
 from cache.errors import CacheError, EmiError
 from cache.export_manifest import read_manifest
 from cache.format import REAL
-from cache.ids import clip_id, stored_form
-from cache.paths import at_home, is_utf8, readable
+from cache.ids import clip_id
 from cache.safe_pickle import load_array
 
 MAX_BYTES = 2 << 30
@@ -47,9 +46,10 @@ def find_features(source: StrPath) -> list[FeatureFile]:
     `npz` files has ids for names already: they are taken as they are, `7` and `.hidden` too.
 
     Raises:
-        FeatureFileError: no folder, nothing in it, two files with one id, or an export that has no file for each clip.
+        FeatureFileError: no folder, nothing in it, two files with one id, a name that is not UTF-8, or an export that
+            has no file for each clip.
     """
-    root = Path(at_home(source))
+    root = Path(source).expanduser()
     if not root.is_dir():
         raise FeatureFileError(f"there is no folder {root}; name the one that holds the features, one file per clip")
     manifest = read_manifest(root, "npz")
@@ -61,8 +61,8 @@ def find_features(source: StrPath) -> list[FeatureFile]:
     exported = manifest is not None
     by_id: dict[str, Path] = {}
     for path in _walk(root, hidden=exported):
-        name = readable(path.relative_to(root).with_suffix("").as_posix())
-        name = name if exported else clip_id(stored_form(name))
+        name = path.relative_to(root).with_suffix("").as_posix()
+        name = name if exported else clip_id(name)
         if name in by_id:
             raise FeatureFileError(f"{by_id[name]} and {path} are both clip {name!r}; keep one of them in {root}")
         by_id[name] = path
@@ -79,8 +79,6 @@ def read_frames(path: Path) -> NDArray[Any]:
         FeatureFileError: anything else that is not such an array.
         OSError: the file cannot be read.
     """
-    if not is_utf8(str(path)):
-        raise FeatureFileError("has a name that is not UTF-8; rename it")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise FeatureFileError("is not a file")
@@ -137,7 +135,15 @@ def _walk(root: Path, *, hidden: bool) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
         for name in sorted(files):
             if Path(name).suffix.lower() in READERS and (hidden or not name.startswith(".")):
+                _must_be_utf8(Path(folder, name))
                 yield Path(folder, name)
+
+
+def _must_be_utf8(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise FeatureFileError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename it") from None
 
 
 def _unreadable(error: OSError) -> None:

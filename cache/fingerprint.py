@@ -8,8 +8,6 @@ from typing import Any
 Fingerprint = Mapping[str, Any]
 """JSON-able mapping that names everything that changes a stored number (DESIGN: backbone, weights, layer, …)."""
 
-DEFAULTS: Mapping[str, Any] = {"decoder": 1}
-"""What a field is where it is absent, as in fingerprints from before there was such a field."""
 _ABSENT = "absent"
 
 
@@ -30,14 +28,10 @@ def differences(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
     """
     a, b = flattened(_compared(stored)), flattened(_compared(wanted))
     return [
-        f"{key} (stored {_shown(_value(a, key))}, wanted {_shown(_value(b, key))})"
+        f"{key} (stored {_shown(a.get(key, _ABSENT))}, wanted {_shown(b.get(key, _ABSENT))})"
         for key in sorted(a.keys() | b.keys())
-        if _value(a, key) != _value(b, key)
+        if a.get(key, _ABSENT) != b.get(key, _ABSENT)
     ]
-
-
-def _value(fields: Mapping[str, Any], key: str) -> Any:
-    return fields.get(key, DEFAULTS.get(key, _ABSENT))
 
 
 def _compared(fingerprint: Fingerprint) -> dict[str, Any]:

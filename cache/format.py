@@ -7,7 +7,6 @@ A cache is a set of segments, each written once. Both containers (Zarr v3 group,
     /segments/<name>       attributes: clips, frames, fingerprint_sha256, index_crc32c, and `replaces` where a segment
                            takes the place of others: those, if still there, do not count
     /segments/<name>/...   the arrays of `ARRAYS`
-    /segments/<name>/sources  (clips, 3) int64, optional: which media the clips were made from (`cache.sources`)
     /index/<name>          uint8: what the segments say of their clips, once more, for fast opening (`cache.index`)
     /extras/<name>         numeric arrays that the cache was created with (`cache.derive` keeps its transform there)
 
@@ -17,7 +16,6 @@ A reader without our code needs `segments` only, and may pass over the rest.
 `index_crc32c` guards the arrays that say which bytes belong to which clip.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,11 +36,6 @@ INDEX_ARRAYS = ("ids", "offsets", "seconds", "checksums")
 """Small arrays that a reader loads when it opens a cache."""
 ARRAYS = (*FRAME_ARRAYS, "vad_pooled", *INDEX_ARRAYS)
 
-OTHER_DECODER = (
-    "`decoder` is the version of how emi turns media into sound: another version reads some files differently, such as "
-    "those with late sound, gaps or several tracks, so the two are not mixed."
-)
-
 REAL = "fiub"
 """Kinds of NumPy dtypes that can be stored: floats, integers and booleans."""
 
@@ -58,7 +51,7 @@ class Clip:
         frames: (frames, dim) float16 or float32, last hidden state per hop.
         vad: (frames, 3) float32 arousal, dominance, valence per frame, or None.
         vad_pooled: (3,) float32, the regression head on the time mean, or None.
-        seconds: length of the medium before the cut to the maximum length; NaN where it is not known.
+        seconds: length of the medium before the cut to the maximum length.
     """
 
     id: str
@@ -116,7 +109,7 @@ class Header:
         where = f"clip {clip.id!r}"
         if not clip.id or "\0" in clip.id or not _is_utf8(clip.id):
             raise CacheFormatError(f"{where}: an id is UTF-8 text without NUL; rename the file")
-        if not (math.isnan(clip.seconds) or 0 <= clip.seconds < math.inf):
+        if not (np.isfinite(clip.seconds) and clip.seconds >= 0):
             raise CacheFormatError(f"{where}: its length is {clip.seconds} seconds")
         if clip.frames.ndim != 2 or clip.frames.shape[1] != self.dim or not len(clip.frames):
             raise CacheFormatError(f"{where}: frames have shape {clip.frames.shape}, expected (frames, {self.dim})")
@@ -152,19 +145,9 @@ class Header:
         """
         differing = differences(stored.fingerprint, self.fingerprint)
         if differing:
-            decoder = any(field.startswith("decoder ") for field in differing)
             raise StaleCacheError(
-                f"{where} holds features made otherwise: {'; '.join(differing)}. "
-                + (
-                    f"{OTHER_DECODER} Extract all clips into a new --cache path"
-                    if decoder
-                    else "Choose a new --cache path"
-                )
-                + (
-                    ""
-                    if decoder and len(differing) == 1
-                    else ", or use the settings the cache was made with (`emi cache info` shows them)"
-                )
+                f"{where} holds features made otherwise: {'; '.join(differing)}. Choose a new --cache path, or use the "
+                "settings the cache was made with (`emi cache info` shows them)"
             )
         if (stored.dim, stored.vad_names) != (self.dim, self.vad_names):
             raise CacheFormatError(

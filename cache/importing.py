@@ -15,7 +15,6 @@ from cache.container import StrPath
 from cache.errors import CacheFormatError, CacheNotFoundError, StaleCacheError
 from cache.feature_files import FeatureFile, FeatureFileError, find_features, read_frames
 from cache.format import Clip, Header
-from cache.paths import at_home, readable
 from cache.reader import open_cache
 from cache.safe_pickle import UnsafePickleError
 from cache.writer import CacheWriter
@@ -93,7 +92,7 @@ def import_features(
     if dtype not in DTYPES:
         raise ImportSettingsError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     files = find_features(source)
-    root = Path(at_home(source)).resolve()
+    root = Path(source).expanduser().resolve()
     job = _Import(
         root=str(root),
         cache=os.fspath(cache_path),
@@ -182,7 +181,7 @@ class _Import:
 
     def _fail(self, file: FeatureFile, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{file.path}: ")
-        self.summary.failures.append(ImportFailure(file.id, readable(str(file.path)), reason))
+        self.summary.failures.append(ImportFailure(file.id, str(file.path), reason))
 
     def _header(self, dim: int) -> Header:
         return Header(

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from cache import fingerprint as fp
 from cache.container import Container
 from cache.format import Array, Header, index_crc32c, little_endian
-from cache.sources import REFRESHED
 
 _MAGIC = b"EMIINDX1"
 _HEAD = struct.Struct("<8sI")
@@ -66,8 +65,7 @@ class LoadedIndex:
     """All segments of a cache in order, with what was found wrong.
 
     Attributes:
-        segments: those that can be used, in the order of writing, but first those whose clips were extracted again, the
-            newest first: of a clip that several hold, the first counts.
+        segments: those that can be used, in the order of writing.
         uncovered: names of segments that no block covers.
         lost: names of segments that a block covers and that are not there.
         replaced: names of segments that are still there, and that another has taken the place of.
@@ -113,18 +111,13 @@ def _load(container: Container, digest: str) -> LoadedIndex:
     every = covered | found
     replaced = {old for segment in every.values() for old in segment.replaces}
     return LoadedIndex(
-        segments=[every[name] for name in _in_order(every) if name not in replaced],
+        segments=[every[name] for name in sorted(every) if name not in replaced],
         uncovered=[name for name in uncovered if name not in replaced],
         lost=frozenset(covered.keys() - set(there) - replaced),
         replaced=frozenset(replaced.intersection(there)),
         broken={name: reason for name, reason in broken.items() if name not in replaced},
         damaged_blocks=damaged,
     )
-
-
-def _in_order(segments: Mapping[str, SegmentIndex]) -> list[str]:
-    refreshed = {name for name, segment in segments.items() if segment.attributes.get(REFRESHED)}
-    return [*sorted(refreshed, reverse=True), *sorted(segments.keys() - refreshed)]
 
 
 def read_segment_index(container: Container, name: str, digest: str) -> SegmentIndex:

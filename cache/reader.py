@@ -14,8 +14,6 @@ from cache.file_rows import page_aligned
 from cache.format import Array, Clip, Header, extras_crc32c
 from cache.gather import Run, mismatches, plan_runs, read_runs, read_stored
 from cache.index import load_index
-from cache.paths import at_home
-from cache.sources import Medium, from_row, has_sources, read_sources
 
 
 class FeatureCache:
@@ -41,7 +39,7 @@ class FeatureCache:
     """
 
     def __init__(self, path: StrPath) -> None:
-        self.path = os.fspath(at_home(path))
+        self.path = os.fspath(path)
         self._container: Container | None = None
         self._pid = os.getpid()
         attributes = self._open().read_attributes()
@@ -137,24 +135,6 @@ class FeatureCache:
         row = self._row_of(clip_id)
         return int(self._segments[self._segment_of[row]].checksums[self._within[row]])
 
-    def medium(self, clip_id: str) -> Medium | None:
-        """Describe the media file that a clip was made from; None where that is not known.
-
-        Raises:
-            UnknownClipError: the clip is not in the cache.
-            DamagedCacheError: what the cache says of it does not match its checksum.
-        """
-        row = self._row_of(clip_id)
-        segment = self._segments[self._segment_of[row]]
-        if not has_sources(segment.attributes):
-            return None
-        if segment.name not in self._sources:
-            try:
-                self._sources[segment.name] = read_sources(self._open(), segment)
-            except Exception as error:  # a container may raise anything over damaged bytes
-                raise self._damage(None, segment.name, str(error)) from error
-        return from_row(self._sources[segment.name][self._within[row]])
-
     def offsets(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """(len(ids) + 1,) rows that clips take in the array that `load` makes of them.
 
@@ -236,7 +216,6 @@ class FeatureCache:
         self._within = (np.arange(first[-1]) - np.repeat(first[:-1], counts)).astype(np.int32)
         self._num_frames = np.concatenate([np.zeros(0, np.int64), *(np.diff(s.offsets) for s in self._segments)])
         self.seconds = np.concatenate([np.zeros(0), *(s.seconds for s in self._segments)])
-        self._sources: dict[str, NDArray[np.int64]] = {}
         self._row = dict(zip(self.ids, range(len(self.ids)), strict=True))
         if len(self._row) < len(self.ids):
             self._keep_first()

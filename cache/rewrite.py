@@ -5,6 +5,7 @@ were written with: what a copy spoils, the checksums find. The container commits
 """
 
 import contextlib
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,6 @@ from cache.container import Container, NewSegment, StrPath, open_container
 from cache.errors import DamagedCacheError
 from cache.format import Array, Header
 from cache.index import LoadedIndex, SegmentIndex, pack, read_segment_index
-from cache.sources import REFRESHED, SOURCES, has_sources, read_sources
 from cache.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
 from cache.writer import new_segment, segment_name, write_errors
 
@@ -47,12 +47,13 @@ class RewriteSummary:
     changed: bool = False
 
 
-def repair(path: StrPath, on_progress: Progress | None = None) -> RewriteSummary:
+def repair(path: StrPath, on_progress: Progress | None = None, on_rewrite: Progress | None = None) -> RewriteSummary:
     """Drop the damaged clips of a cache, so that `emi extract` can fill them again; keep every sound one.
 
     Args:
         path: `NAME.zarr` or `NAME.h5`.
         on_progress: called while the cache is read.
+        on_rewrite: called while sound clips of damaged segments are written anew.
 
     Raises:
         CacheLockedError: another process writes the cache.
@@ -76,12 +77,13 @@ def repair(path: StrPath, on_progress: Progress | None = None) -> RewriteSummary
         lost = {(clip.segment, clip.id) for clip in found.damaged if clip.lost}
         touched = {clip.segment for clip in found.damaged} | set(found.unreadable)
         live: set[str] = set()
+        written = _Written(on_rewrite)
         replacements: list[tuple[Collection[str], NewSegment | None]] = [((name,), None) for name in found.unreadable]
         for segment in index.segments:
             sound = [i for i, clip_id in enumerate(segment.ids) if (segment.name, clip_id) not in lost]
             if segment.name in touched:
                 keep = [i for i in sound if segment.ids[i] not in live]
-                replacements.append(([segment.name], joined(container, header, [(segment, keep)])))
+                replacements.append(([segment.name], joined(container, header, [(segment, keep)], written)))
             live.update(segment.ids[i] for i in sound)
         _rewrite(container, header, index, replacements)
         summary.changed, summary.clips = True, len(live)
@@ -95,13 +97,18 @@ def repair(path: StrPath, on_progress: Progress | None = None) -> RewriteSummary
 
 
 def compact(
-    path: StrPath, on_progress: Progress | None = None, *, segment_bytes: int = SEGMENT_BYTES
+    path: StrPath,
+    on_progress: Progress | None = None,
+    on_rewrite: Progress | None = None,
+    *,
+    segment_bytes: int = SEGMENT_BYTES,
 ) -> RewriteSummary:
     """Make one segment of many neighbours, which are then removed, together with what crashes left behind.
 
     Args:
         path: `NAME.zarr` or `NAME.h5`.
         on_progress: called while the cache is verified, before anything is written.
+        on_rewrite: called while the new segments are written.
         segment_bytes: of frames at most in a segment; those that hold more than half are left as they are.
 
     Raises:
@@ -120,11 +127,12 @@ def compact(
             )
         header, index = open_damaged(container)
         seen: set[str] = set()
+        written = _Written(on_rewrite)
         replacements: list[tuple[Collection[str], NewSegment | None]] = []
         for group in _groups(index.segments, header, segment_bytes):
             parts = [(segment, _first_seen(segment, seen)) for segment in group]
             if len(group) > 1 or len(parts[0][1]) < len(group[0].ids):
-                replacements.append(([segment.name for segment in group], joined(container, header, parts)))
+                replacements.append(([segment.name for segment in group], joined(container, header, parts, written)))
         before = len(index.segments)
         changed = bool(replacements or index.replaced or index.uncovered or container.leftovers()[0])
         if changed:
@@ -136,7 +144,10 @@ def compact(
 
 
 def joined(
-    container: Container, header: Header, parts: Sequence[tuple[SegmentIndex, Sequence[int]]]
+    container: Container,
+    header: Header,
+    parts: Sequence[tuple[SegmentIndex, Sequence[int]]],
+    written: "_Written | None" = None,
 ) -> NewSegment | None:
     """A segment that holds clips of others, under a name that sorts where the first of them did; None for no clips."""
     parts = [(segment, clips) for segment, clips in parts if clips]
@@ -145,9 +156,11 @@ def joined(
     ids = [segment.ids[i] for segment, clips in parts for i in clips]
     lengths = np.concatenate([np.diff(segment.offsets)[list(clips)] for segment, clips in parts])
     pieces = list(_pieces(parts))
+    if written is not None:
+        written.expect(len(ids), int(lengths.sum()), sum(float(segment.seconds[list(c)].sum()) for segment, c in parts))
     clip_pieces = [(segment, i, i + 1) for segment, clips in parts for i in clips]
     arrays: dict[str, Any] = {
-        "frames": JoinedRows(container, "frames", pieces, header.dim, header.dtype),
+        "frames": JoinedRows(container, "frames", pieces, header.dim, header.dtype, written),
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "ids": np.array(ids, dtype=object),
         "seconds": np.concatenate([segment.seconds[list(clips)] for segment, clips in parts]),
@@ -156,20 +169,8 @@ def joined(
     if header.vad_names:
         arrays["vad"] = JoinedRows(container, "vad", pieces, 3, np.dtype(np.float32))
         arrays["vad_pooled"] = JoinedRows(container, "vad_pooled", clip_pieces, 3, np.dtype(np.float32))
-    if any(has_sources(segment.attributes) for segment, _ in parts):
-        arrays[SOURCES] = np.concatenate([_sources(container, segment)[list(clips)] for segment, clips in parts])
     time_of_first = parts[0][0].name.partition("-")[0]
-    name = f"{time_of_first}-{segment_name().partition('-')[2]}"
-    refreshed = any(segment.attributes.get(REFRESHED) for segment, _ in parts)
-    return new_segment(name, ids, arrays, header, refreshed=refreshed)
-
-
-def _sources(container: Container, segment: SegmentIndex) -> Array:
-    """What a segment says of its media; nothing where that is damaged."""
-    try:
-        return read_sources(container, segment)
-    except Exception:  # a container may raise anything over damaged bytes
-        return np.zeros((len(segment.ids), 3), np.int64)
+    return new_segment(f"{time_of_first}-{segment_name().partition('-')[2]}", ids, arrays, header)
 
 
 class JoinedRows:
@@ -182,11 +183,13 @@ class JoinedRows:
         pieces: Sequence[tuple[SegmentIndex, int, int]],
         columns: int,
         dtype: np.dtype[Any],
+        written: "_Written | None" = None,
     ) -> None:
         self._container, self._array, self._pieces = container, array, pieces
         self._starts = np.cumsum([0, *(stop - start for _, start, stop in pieces)])
         self.shape: tuple[int, ...] = (int(self._starts[-1]), columns)
         self.dtype = dtype
+        self._written = written
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -202,7 +205,28 @@ class JoinedRows:
                 break
             at = begin + low - int(self._starts[number])
             self._container.read_into(segment, self._array, [at], [out[low - start : high - start]])
+        if self._written is not None:
+            self._written.add(stop - start)
         return out
+
+
+class _Written:
+    """Rows that are to be written, and those that were, told as clips."""
+
+    def __init__(self, on_rewrite: Progress | None) -> None:
+        self._tell, self._lock = on_rewrite, threading.Lock()
+        self._clips, self._rows, self._seconds, self._done = 0, 0, 0.0, 0
+
+    def expect(self, clips: int, rows: int, seconds: float) -> None:
+        """Add a segment."""
+        self._clips, self._rows, self._seconds = self._clips + clips, self._rows + rows, self._seconds + seconds
+
+    def add(self, rows: int) -> None:
+        """Rows of frames were asked for, to be written; several threads may ask at once."""
+        with self._lock:
+            self._done += rows
+            if self._tell:
+                self._tell(self._clips * self._done // self._rows, self._clips, self._seconds * rows / self._rows)
 
 
 def _rewrite(

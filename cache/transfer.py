@@ -1,6 +1,5 @@
 """Copy clips from caches into another: `convert` between containers and dtypes, `merge` of caches made alike."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,13 +59,11 @@ def transfer(
             with open_cache(target) as present:
                 _same_extras(stores[0], present)
                 _owners([*stores, present])
-                for store in stores:
-                    refuse_other_media(store, present)
             summary.present = sum(clip_id in writer.done for clip_id in owners)
             todo = {clip_id: store for clip_id, store in owners.items() if clip_id not in writer.done}
             for done, (clip_id, store) in enumerate(todo.items(), 1):
                 clip = store[clip_id]
-                writer.add(clip, store.medium(clip_id))
+                writer.add(clip)
                 if on_progress:
                     on_progress(done, len(todo), len(clip.frames) * header.hop_seconds)
         summary.written = len(todo)
@@ -74,22 +71,6 @@ def transfer(
     finally:
         for store in stores:
             store.close()
-
-
-def refuse_other_media(source: FeatureCache, target: FeatureCache) -> None:
-    """Refuse to copy beside clips that were made from other media than those of the same ids in the source.
-
-    Raises:
-        StaleCacheError: there are such clips; names the first.
-    """
-    known = [(source.medium(clip_id), target.medium(clip_id), clip_id) for clip_id in target.ids if clip_id in source]
-    other = [clip_id for a, b, clip_id in known if a and b and (a.size, a.digest) != (b.size, b.digest)]
-    if other:
-        clips = "1 clip" if len(other) == 1 else f"{len(other)} clips"
-        raise StaleCacheError(
-            f"{clips} ({', '.join(other[:5])}{', …' if len(other) > 5 else ''}) were made from other media in "
-            f"{source.path} than in {target.path}; write into a new cache"
-        )
 
 
 def _same_extras(one: FeatureCache, other: FeatureCache) -> None:
@@ -109,7 +90,7 @@ def _owners(stores: Sequence[FeatureCache]) -> tuple[dict[str, FeatureCache], in
         for clip_id, length in zip(store.ids, store.seconds.tolist(), strict=True):
             if owners.setdefault(clip_id, store) is store:
                 seconds[clip_id] = length
-            elif seconds[clip_id] == length or math.isnan(seconds[clip_id]) or math.isnan(length):
+            elif seconds[clip_id] == length:
                 repeated.add(clip_id)
             else:
                 raise StaleCacheError(

@@ -11,7 +11,6 @@ from cache.errors import CacheNotFoundError
 from cache.format import Header, extras_crc32c
 from cache.gather import plan_runs, read_runs
 from cache.index import LoadedIndex, SegmentIndex, load_index, read_segment_index
-from cache.sources import read_sources
 
 Progress = Callable[[int, int, float], None]
 """Called with clips handled so far, clips in all, and the seconds of audio of those handled since the last call."""
@@ -89,9 +88,13 @@ def verify(path: StrPath, on_progress: Progress | None = None) -> Verification:
         total = sum(len(segment.ids) for segment in found.segments)
         covered = {segment.name for segment in found.segments} - set(found.uncovered)
         for segment in found.segments:
-            _verify_segment(container, header, segment, report, in_block=segment.name in covered)
-            if on_progress:
-                on_progress(report.clips, total, float(np.nansum(segment.seconds)))
+            before = report.clips
+
+            def read(clips: int, seconds: float, before: int = before) -> None:
+                if on_progress:
+                    on_progress(before + clips, total, seconds)
+
+            _verify_segment(container, header, segment, report, read, in_block=segment.name in covered)
         return report
     finally:
         container.close()
@@ -113,7 +116,13 @@ def open_damaged(container: Container) -> tuple[Header, LoadedIndex]:
 
 
 def _verify_segment(
-    container: Container, header: Header, segment: SegmentIndex, report: Verification, *, in_block: bool
+    container: Container,
+    header: Header,
+    segment: SegmentIndex,
+    report: Verification,
+    on_read: Callable[[int, float], None],
+    *,
+    in_block: bool,
 ) -> None:
     clips = len(segment.ids)
     report.segments += 1
@@ -122,7 +131,12 @@ def _verify_segment(
     row_bytes = header.dim * header.dtype.itemsize
     clip_numbers = np.arange(clips)
     runs = plan_runs([segment], np.zeros(clips, np.int64), clip_numbers, clip_numbers, row_bytes)
-    lost = {number: why for _, wrong in read_runs(container, header, runs) for number, why in wrong.items()}
+    lost: dict[int, str] = {}
+    done = 0
+    for run, wrong in read_runs(container, header, runs):
+        lost |= wrong
+        done += len(run.clips)
+        on_read(done, float(segment.seconds[list(run.clips)].sum()))
     report.damaged += [
         DamagedClip(id=segment.ids[number], segment=segment.name, reason=why) for number, why in lost.items()
     ]
@@ -144,7 +158,6 @@ def _problem_around(container: Container, header: Header, segment: SegmentIndex,
             own = read_segment_index(container, segment.name, fp.digest(header.fingerprint))
             if dict(own.attributes) != dict(segment.attributes):
                 return "its segment's attributes are not those it was written with"
-        read_sources(container, segment)
         problems = container.problems(segment)
     except Exception as error:  # a container may raise anything over damaged bytes
         return f"its segment's index: {error}"

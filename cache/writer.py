@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -15,7 +15,6 @@ from cache.errors import CacheError, CacheWriteError
 from cache.format import Array, Clip, Header, index_crc32c, segment_arrays
 from cache.index import pack, read_segment_index
 from cache.reader import FeatureCache
-from cache.sources import REFRESHED, SOURCES, SOURCES_CRC32C, Medium, sources_crc32c, to_rows
 
 SEGMENT_BYTES = 16 << 20
 """A segment is committed before it exceeds this: large enough that few are opened, small enough to hold in memory."""
@@ -34,7 +33,6 @@ class CacheWriter:
         path: `NAME.zarr` or `NAME.h5`.
         header: fingerprint and layout of what will be written.
         extras: numeric arrays to create the cache with, if this creates it.
-        refresh: ids of clips that are written again; the old ones count until the segment with the new is committed.
         segment_bytes: size of `frames` at which a segment is committed.
         segment_seconds: time after which a segment is committed.
 
@@ -50,16 +48,13 @@ class CacheWriter:
         header: Header,
         extras: Mapping[str, Array] | None = None,
         *,
-        refresh: Collection[str] = (),
         segment_bytes: int = SEGMENT_BYTES,
         segment_seconds: float = SEGMENT_SECONDS,
     ) -> None:
         self.header = header
-        self._refreshing = bool(refresh)
         self._container = open_container(path)
         self._segment_seconds = segment_seconds
         self._pending: dict[str, Clip] = {}
-        self._media: dict[str, Medium | None] = {}
         rows = max(1, segment_bytes // (header.dim * header.dtype.itemsize))
         self._frames = np.empty((rows, header.dim), header.dtype)
         self._rows = 0  # of self._frames that are pending
@@ -72,8 +67,6 @@ class CacheWriter:
             with FeatureCache(path) as store:
                 header.must_match(store.header, store.path)
                 self._done = dict(zip(store.ids, store.seconds.tolist(), strict=True))
-                for clip_id in refresh:
-                    self._done.pop(clip_id, None)
                 self._unindexed = list(store.unindexed)
         except BaseException:
             self._container.close()  # and with it the lock
@@ -81,15 +74,11 @@ class CacheWriter:
 
     @property
     def done(self) -> Mapping[str, float]:
-        """Seconds of each clip that is committed or pending, by id, but of those to be written again."""
+        """Seconds of each clip that is committed or pending, by id."""
         return self._done
 
-    def add(self, clip: Clip, medium: Medium | None = None) -> None:
+    def add(self, clip: Clip) -> None:
         """Take one clip; commits a segment when enough is pending.
-
-        Args:
-            clip: its features.
-            medium: the file they were made from, where that is known.
 
         Raises:
             CacheError: the clip is there already.
@@ -105,7 +94,7 @@ class CacheWriter:
                 self._frames = np.empty_like(clip.frames)
         frames = self._frames[self._rows : self._rows + len(clip.frames)]
         frames[:] = clip.frames  # the caller may reuse its own
-        self._pending[clip.id], self._media[clip.id] = replace(clip, frames=frames), medium
+        self._pending[clip.id] = replace(clip, frames=frames)
         self._rows += len(frames)
         self._done[clip.id] = clip.seconds
         if self._rows == len(self._frames) or time.monotonic() - self._started >= self._segment_seconds:
@@ -117,10 +106,8 @@ class CacheWriter:
             return
         ids = list(self._pending)
         arrays = segment_arrays(list(self._pending.values()), self._frames[: self._rows])
-        if any(self._media.values()):
-            arrays[SOURCES] = to_rows(list(self._media.values()))
-        self._pending, self._media, self._rows = {}, {}, 0  # also if the write fails: a retry would fail again
-        segment = new_segment(segment_name(), ids, arrays, self.header, refreshed=self._refreshing)
+        self._pending, self._rows = {}, 0  # also if the write fails: a retry would fail again
+        segment = new_segment(segment_name(), ids, arrays, self.header)
         try:
             with write_errors(self._container.path):
                 self._container.write_segment(segment)
@@ -159,10 +146,8 @@ class CacheWriter:
             self._container.close()
 
 
-def new_segment(
-    name: str, ids: Sequence[str], arrays: Mapping[str, Rows], header: Header, *, refreshed: bool = False
-) -> NewSegment:
-    """A segment with the attributes that say what it holds; all but frames and VAD are NumPy arrays."""
+def new_segment(name: str, ids: Sequence[str], arrays: Mapping[str, Rows], header: Header) -> NewSegment:
+    """A segment with the attributes that say what it holds; offsets, seconds and checksums are NumPy arrays."""
     index = [np.asarray(arrays[key]) for key in ("offsets", "seconds", "checksums")]
     attributes = {
         "clips": len(ids),
@@ -170,10 +155,6 @@ def new_segment(
         "fingerprint_sha256": fp.digest(header.fingerprint),
         "index_crc32c": index_crc32c(ids, *index),
     }
-    if SOURCES in arrays:
-        attributes[SOURCES_CRC32C] = sources_crc32c(np.asarray(arrays[SOURCES]))
-    if refreshed:
-        attributes[REFRESHED] = True
     return NewSegment(name=name, arrays=arrays, attributes=attributes)
 
 

@@ -29,7 +29,6 @@ from cache.container import NewSegment, Rows, check_protocol
 from cache.errors import CacheError, CacheFormatError, CacheLockedError
 from cache.format import ARRAYS, INDEX_ARRAYS, Array
 from cache.index import SegmentIndex
-from cache.sources import SOURCES
 from cache.zarr_rows import RowLayout, read_rows, row_layout, shard_problems
 
 GROUPS = ("segments", "index")
@@ -223,7 +222,7 @@ class ZarrContainer:
             if self._local is None:
                 return []
             segment_folder = self._local / "segments" / segment.name
-            folders = [segment_folder / name for name in (*ARRAYS, SOURCES) if name not in INDEX_ARRAYS]
+            folders = [segment_folder / name for name in ARRAYS if name not in INDEX_ARRAYS]
             folders = [folder for folder in folders if folder.exists()]
             for folder in folders:
                 zarr.open_array(folder, mode="r", zarr_format=3)  # raises where plain zarr could not read it

@@ -12,26 +12,35 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from cache.account import name_the_user
-
 if TYPE_CHECKING:
     from cache.errors import EmiError
     from cache.reader import open_cache
-    from emi.api import ablate, extract, finetune, sweep, table1, train_head
+    from emi.api import ablate, ensemble, extract, finetune, sweep, table1, train_head
     from emi.prediction import load
 
-__all__ = ["EmiError", "ablate", "extract", "finetune", "load", "open_cache", "sweep", "table1", "train_head"]
+__all__ = [
+    "EmiError",
+    "ablate",
+    "ensemble",
+    "extract",
+    "finetune",
+    "load",
+    "open_cache",
+    "sweep",
+    "table1",
+    "train_head",
+]
 
 # OpenMP's threads spin while they wait, which is a little faster on an idle machine and ruinous on a shared one: with
 # one of two cores busy, a small model ran 100 times slower (measured). torch reads this when it is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The same for numpy's BLAS, whose threads spin 2^N cycles: a principal component analysis took 6 s for 0.5 (measured).
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-name_the_user()
 
 _HOMES = {
     "EmiError": "cache.errors",
     "ablate": "emi.api",
+    "ensemble": "emi.api",
     "extract": "emi.api",
     "finetune": "emi.api",
     "load": "emi.prediction",

@@ -6,13 +6,22 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from cache.container import StrPath
-from cache.paths import takes_paths
 from extract import run as extract_run
 from extract.run import ExtractSummary
 from extract.settings import ExtractSettings
 from train_head.errors import RunFolderError
-from train_head.protocols import PAPER_ROWS, Ablation, ProtocolResult, Row, read_rows, rows_settings, run_protocol
+from train_head.protocols import (
+    PAPER_ROWS,
+    Ablation,
+    EnsembleResult,
+    ProtocolResult,
+    Row,
+    read_rows,
+    rows_settings,
+    run_protocol,
+)
 from train_head.protocols import ablate as run_ablation
+from train_head.protocols import ensemble as make_ensemble
 from train_head.settings import resolve_settings
 from train_head.train import TrainResult, gather_inputs
 
@@ -21,7 +30,6 @@ if TYPE_CHECKING:
     from train_head.sweep import Space, SweepResult
 
 
-@takes_paths
 def extract(media: StrPath, cache: StrPath, **settings: Any) -> ExtractSummary:
     """Extract the features of media into a cache; what the cache has already is left as it is.
 
@@ -40,7 +48,6 @@ def extract(media: StrPath, cache: StrPath, **settings: Any) -> ExtractSummary:
     return extract_run.extract(media, cache, ExtractSettings(**settings))
 
 
-@takes_paths
 def train_head(
     cache: StrPath | Sequence[StrPath],
     train: StrPath,
@@ -53,6 +60,7 @@ def train_head(
     group_by: str | None = None,
     seeds: int | None = None,
     folds: int | None = None,
+    only_fold: int | None = None,
     train_on_all: bool = False,
     **settings: Any,
 ) -> TrainResult | ProtocolResult:
@@ -70,6 +78,8 @@ def train_head(
             no group, and intervals resample groups.
         seeds: train so many runs, with seed, seed + 1, …, in out/seed-0, …; `emi.load(out)` averages them.
         folds: cut the clips of train and valid into so many folds and predict each by a run that did not see it.
+        only_fold: train this one of them, from 0, for jobs that share the folds; the last to finish joins them. Gives
+            the `TrainResult` of the fold as long as others are missing.
         train_on_all: afterwards train on train and valid for the best epoch count, in out/all.
         **settings: fields of `train_head.settings.TrainSettings` (lr, epochs, seed, …) or options of the head (hidden).
 
@@ -90,11 +100,11 @@ def train_head(
         group_by=group_by,
         seeds=seeds,
         folds=folds,
+        only_fold=only_fold,
         train_on_all=train_on_all,
     ).result
 
 
-@takes_paths
 def ablate(
     cache: StrPath | Sequence[StrPath],
     train: StrPath,
@@ -133,7 +143,27 @@ def ablate(
     return run_ablation(inputs, out, resolved, seeds)
 
 
-@takes_paths
+def ensemble(
+    runs: Sequence[StrPath],
+    out: StrPath,
+    *,
+    weights: Sequence[float] | None = None,
+    labels: StrPath | None = None,
+) -> EnsembleResult:
+    """Make a folder that predicts the mean of finished runs, of any heads, features and backbones.
+
+    Args:
+        runs: run folders of the same targets that predicted the same clips; they stay where they are.
+        out: folder; `load(out)` takes it.
+        weights: what each counts; all alike by default.
+        labels: label CSV of the validation clips, where the one that the runs record is gone or has changed.
+
+    Raises:
+        EmiError: see `train_head.protocols.ensemble.ensemble`.
+    """
+    return make_ensemble(runs, out, weights=weights, labels=labels)
+
+
 def sweep(
     cache: StrPath,
     train: StrPath,
@@ -175,7 +205,6 @@ def sweep(
     return run_sweep(cache, train, valid, out, found, how, skip_missing=skip_missing, group_by=group_by)
 
 
-@takes_paths
 def finetune(
     media: StrPath,
     train: StrPath,
@@ -192,6 +221,7 @@ def finetune(
     group_by: str | None = None,
     seeds: int | None = None,
     folds: int | None = None,
+    only_fold: int | None = None,
     train_on_all: bool = False,
     **settings: Any,
 ) -> "TrainResult | ProtocolResult":
@@ -212,6 +242,7 @@ def finetune(
         group_by: as for `train_head`.
         seeds: as for `train_head`.
         folds: as for `train_head`.
+        only_fold: as for `train_head`.
         train_on_all: as for `train_head`.
         **settings: fields of `emi.end_to_end.FinetuneSettings` (freeze, backbone_lr, lora, …), and settings of the
             head as for `train_head`.
@@ -239,11 +270,11 @@ def finetune(
         group_by=group_by,
         seeds=seeds,
         folds=folds,
+        only_fold=only_fold,
         train_on_all=train_on_all,
     ).result
 
 
-@takes_paths
 def table1(media: StrPath, train: StrPath, valid: StrPath, out: StrPath, *, backbone: str, **settings: Any) -> "Table1":
     """Run the paper's Table 1 for audio on any data, resumable row by row.
 

@@ -1,8 +1,7 @@
 """From media to intensities with a trained run: the same path as extraction and training, without a cache."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,23 +9,24 @@ import numpy as np
 from cache.container import StrPath
 from cache.derive import source_header
 from cache.errors import EmiError
-from cache.format import Clip, Header
-from cache.paths import takes_paths
-from extract.backbones import Identity, identify
+from cache.format import Clip
+from extract.backbones import identify
 from extract.clips import extract_clips
 from extract.errors import MediaListError
-from extract.failures import Failure, Note
+from extract.failures import Failure
 from extract.fill import load_extractor
 from extract.plan import windows
 from extract.run import make_header
-from extract.settings import DECODER, DEFAULT, DecodeOptions, ExtractSettings
-from extract.sources import Source, find_media, is_list
+from extract.settings import ExtractSettings
+from extract.sources import Source, find_media
+from train_head.errors import RunFolderError
 from train_head.labels import FILENAME
-from train_head.model import TrainedHead, load_head, own_backbones
+from train_head.model import TrainedHead, load_heads
 from train_head.run_folder import HERE
 
 Record = dict[str, Any]
 """`Filename` (the clip's id) and one float per target."""
+OnProgress = Callable[[int, int, float], None]
 
 
 class UnreadableMediaError(EmiError, ValueError):
@@ -44,27 +44,13 @@ class Model:
         trained: from `train_head.model.load_head`.
         backbone: where the backbone is now, if not where it was when the features were made.
         device: "auto", "cpu" or "cuda".
-        options: what of each file is decoded; by default whole files, and the track that the run was trained on.
-
-    Attributes:
-        notes: sentences that a user should read.
-        media_notes: what should be known of the files of the last `iterate`, as far as it is: see `extract.failures`.
 
     Raises:
         StaleCacheError: the backbone's weights or configuration are not those the head was trained with.
     """
 
-    def __init__(
-        self,
-        trained: TrainedHead,
-        *,
-        backbone: str | None = None,
-        device: str = "auto",
-        options: DecodeOptions = DEFAULT,
-    ) -> None:
+    def __init__(self, trained: TrainedHead, *, backbone: str | None = None, device: str = "auto") -> None:
         self.trained = trained
-        self.notes: list[str] = []
-        self.media_notes: list[Note] = []
         self.names = trained.names
         extracted = trained.header if trained.transform is None else source_header(trained.header, trained.transform)
         made_with = extracted.fingerprint
@@ -79,35 +65,19 @@ class Model:
             precision=made_with["precision"],
             dtype=made_with["dtype"],
             device=device,
-            track=made_with.get("track"),
         )
         identity = identify(self._settings.backbone)
-        self._header = self._header_for(identity, made_with)
+        self._header = make_header(identity, self._settings, made_with["precision"])
         self._header.must_match(extracted, str(trained.folder))
-        self._options = options if options.track else replace(options, track=self._settings.track)
         self._small = identity.small
         self._device = self._settings.resolved_device()
         self._backbone = load_extractor(identity, self._settings, made_with["precision"]).backbone
 
-    def _header_for(self, identity: Identity, made_with: Mapping[str, Any]) -> Header:
-        """The header of the features computed here, with the decoder of the run; notes where that was another."""
-        header = make_header(identity, self._settings, made_with["precision"])
-        decoder = made_with.get("decoder", 1)
-        if decoder == DECODER:
-            return header
-        self.notes.append(
-            f"{self.trained.folder} was trained on sound from version {decoder} of emi's decoder, and this is version "
-            f"{DECODER}: files with late sound, gaps or several tracks are read differently, others are the same"
-        )
-        as_then = {key: value for key, value in header.fingerprint.items() if key != "decoder"}
-        return replace(header, fingerprint=as_then | ({} if decoder == 1 else {"decoder": decoder}))
-
-    def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
+    def predict(self, media: StrPath | Sequence[StrPath]) -> list[Record]:
         """Intensities of every clip, in order of id.
 
         Args:
             media: a folder, a list file, a media file, or several of these.
-            media_root: where the paths of list files start; each one's own folder by default.
 
         Returns:
             One record per clip: its id as `Filename`, and a float per target (not clipped to [0, 1]).
@@ -116,14 +86,21 @@ class Model:
             UnreadableMediaError: a file cannot be read; `iterate` carries on over those.
             MediaListError: nothing found, or two files with one id.
         """
-        return _sorted_records(list(self.iterate(media, media_root)))
+        return _sorted_records(list(self.iterate(media)))
 
-    def iterate(
-        self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None
-    ) -> Iterator[Record | Failure]:
+    def iterate(self, media: StrPath | Sequence[StrPath]) -> Iterator[Record | Failure]:
         """Yield a record or a failure per clip as they come."""
-        several = not isinstance(media, str) and isinstance(media, Sequence)
-        sources = _sources(media if several else [media], media_root)  # type: ignore[list-item, arg-type]
+        return self.iterate_sources(list_sources(media))
+
+    def iterate_sources(
+        self, sources: Sequence[Source], on_progress: OnProgress | None = None
+    ) -> Iterator[Record | Failure]:
+        """The same for clips that are listed already; see `list_sources`.
+
+        Args:
+            sources: sorted by id.
+            on_progress: called after each clip with clips done, of how many, and seconds of audio of the one just done.
+        """
         seconds = self._settings.max_seconds
         batch_seconds, parallel_batches = self._settings.batching(self._small)
         clips = extract_clips(
@@ -133,17 +110,17 @@ class Model:
             max_seconds=seconds,
             batch_seconds=batch_seconds,
             parallel_batches=parallel_batches,
-            options=self._options,
         )
-        self.media_notes = []
-        for clip in clips:
+        for done, clip in enumerate(clips, 1):
             if isinstance(clip, Failure):
-                yield clip
+                result: Record | Failure = clip
             else:
-                if clip.note.track or clip.note.cut_off:
-                    self.media_notes.append(clip.note)
                 values = self.trained.predict(self._as_trained_on(clip))
-                yield {FILENAME: clip.id, **dict(zip(self.names, values.tolist(), strict=True))}
+                result = {FILENAME: clip.id, **dict(zip(self.names, values.tolist(), strict=True))}
+            if on_progress:
+                heard = 0.0 if isinstance(clip, Failure) else min(clip.seconds, seconds)
+                on_progress(done, len(sources), heard)
+            yield result
 
     def _as_trained_on(self, clip: Clip) -> Clip:
         """An extracted clip with the numbers that a cache would hold, derived where that cache was."""
@@ -158,62 +135,64 @@ def _backbone_of(trained: TrainedHead) -> str:
 
 
 class Models:
-    """Fine-tuned runs that predict together: each has a backbone of its own.
+    """Runs that predict together, each group of them on features of its own: other backbones, or fine-tuned ones.
 
     Args:
         members: of the same targets.
+        weights: what each counts in the mean; they sum to 1.
     """
 
-    def __init__(self, members: Sequence[Model]) -> None:
-        self._members = members
+    def __init__(self, members: Sequence[Model], weights: Sequence[float]) -> None:
+        self._members, self._weights = members, weights
         self.names = members[0].names
-        self.notes = list(dict.fromkeys(note for member in members for note in member.notes))
 
-    @property
-    def media_notes(self) -> list[Note]:
-        """As those of `Model`."""
-        return self._members[0].media_notes
-
-    def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
+    def predict(self, media: StrPath | Sequence[StrPath]) -> list[Record]:
         """As `Model.predict`: the mean of the members' intensities."""
-        return _sorted_records(list(self.iterate(media, media_root)))
+        return _sorted_records(list(self.iterate(media)))
 
-    def iterate(
-        self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None
-    ) -> Iterator[Record | Failure]:
+    def iterate(self, media: StrPath | Sequence[StrPath]) -> Iterator[Record | Failure]:
         """As `Model.iterate`; the clips come once the last member has them."""
-        found: dict[str, list[Record]] = {}
-        for number, member in enumerate(self._members):
-            for result in member.iterate(media, media_root):
+        return self.iterate_sources(list_sources(media))
+
+    def iterate_sources(
+        self, sources: Sequence[Source], on_progress: OnProgress | None = None
+    ) -> Iterator[Record | Failure]:
+        """As `Model.iterate_sources`; the clips come once the last member has them; what one cannot read fails."""
+        sums = {source.id: np.zeros(len(self.names)) for source in sources}
+        failures: dict[str, Failure] = {}
+        for number, (member, weight) in enumerate(zip(self._members, self._weights, strict=True)):
+            for result in member.iterate_sources(sources, self._counted(on_progress, number)):
                 if isinstance(result, Failure):
-                    if not number:
-                        yield result
+                    failures.setdefault(result.id, result)
                 else:
-                    found.setdefault(result[FILENAME], []).append(result)
-        for clip, records in found.items():
-            yield {FILENAME: clip, **{name: float(np.mean([r[name] for r in records])) for name in self.names}}
+                    sums[result[FILENAME]] += weight * np.array([result[name] for name in self.names])
+        for clip, values in sums.items():
+            yield failures.get(clip) or {FILENAME: clip, **dict(zip(self.names, values.tolist(), strict=True))}
+
+    def _counted(self, on_progress: OnProgress | None, number: int) -> OnProgress | None:
+        """A clip is done when all members have it; what one has counts in part."""
+        if on_progress is None:
+            return None
+        tell, count = on_progress, len(self._members)
+        return lambda done, total, seconds: tell((number * total + done) // count, total, seconds / count)
 
 
-@takes_paths
-def load(
-    run: StrPath, *, backbone: str | None = None, device: str = "auto", options: DecodeOptions = DEFAULT
-) -> Model | Models:
+def load(run: StrPath, *, backbone: str | None = None, device: str = "auto") -> Model | Models:
     """Load a run folder for prediction.
 
-    Args:
-        run: the folder.
-        backbone: where the backbone is now, if it was moved.
-        device: "auto", "cpu" or "cuda".
-        options: what of each file is decoded.
-
     Raises:
-        RunFolderError: it is no finished run.
+        RunFolderError: it is no finished run, or an ensemble of several backbones, and `backbone` names one.
         BackboneError: the backbone cannot be found; name its place with `backbone`.
     """
-    members = own_backbones(run)
-    if members:
-        return Models([Model(load_head(member), device=device, options=options) for member in members])
-    return Model(load_head(run), backbone=backbone, device=device, options=options)
+    heads = load_heads(run)
+    if len(heads) == 1:
+        return Model(heads[0].trained, backbone=backbone, device=device)
+    if backbone is not None:
+        raise RunFolderError(
+            f"{run} predicts with {len(heads)} backbones, and --backbone says where one is; leave it out, or put each "
+            "where its run was made"
+        )
+    return Models([Model(head.trained, device=device) for head in heads], [head.weight for head in heads])
 
 
 def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:
@@ -226,13 +205,14 @@ def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:
     return sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
 
 
-def _sources(media: Sequence[StrPath], media_root: StrPath | None) -> list[Source]:
-    """The clips of several places; where one is a list, its `media_root` is no concern of the others."""
-    lists = [place for place in media if is_list(place)]
-    if media_root is not None and not lists:
-        raise MediaListError(f"--media-root {media_root} goes with a CSV or a text list of media; leave it out")
-    roots = [media_root if place in lists else None for place in media]
-    sources = sorted(s for place, root in zip(media, roots, strict=True) for s in find_media(place, root))
+def list_sources(media: StrPath | Sequence[StrPath]) -> list[Source]:
+    """The clips of one place or several, sorted by id.
+
+    Raises:
+        MediaListError: nothing found, or two files with one id.
+    """
+    places = [media] if isinstance(media, str) or not isinstance(media, Sequence) else media
+    sources = sorted(source for place in places for source in find_media(place))
     for one, other in itertools.pairwise(sources):
         if one.id == other.id:
             raise MediaListError(f"{one.path} and {other.path} have one id, {one.id!r}; predict them separately")

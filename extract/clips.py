@@ -18,14 +18,14 @@ from queue import SimpleQueue
 
 import torch
 
+from cache.format import Clip
 from cache.machine import available_cores
 from extract.backbones.protocol import Backbone
-from extract.compute import BatchComputer, ExtractedClip, Results, one_thread_per_operation
+from extract.compute import BatchComputer, Results, one_thread_per_operation
 from extract.decoding import Decoders
 from extract.failures import Failure
 from extract.media import Waveform
 from extract.plan import plan_batches
-from extract.settings import DecodeOptions
 from extract.sources import Source
 from extract.stats import PipelineStats
 
@@ -44,9 +44,8 @@ def extract_clips(
     dtype: torch.dtype = torch.float32,
     done: Collection[str] = (),
     workers: int = 0,
-    options: DecodeOptions | None = None,
     stats: PipelineStats | None = None,
-) -> Generator[ExtractedClip | Failure, None, None]:
+) -> Generator[Clip | Failure, None, None]:
     """Yield the features of every source in the windows that is not done, and a `Failure` for each unreadable one.
 
     Args:
@@ -59,7 +58,6 @@ def extract_clips(
         dtype: to which frames are brought on the device.
         done: ids to leave out; read as the iteration goes on.
         workers: decoding threads or processes; 0 takes one per core.
-        options: what of each file is decoded.
         stats: filled as the iteration goes on.
     """
     stats = stats or PipelineStats()
@@ -67,13 +65,7 @@ def extract_clips(
     cores = available_cores()
     with (
         one_thread_per_operation(device),
-        Decoders(
-            workers or cores,
-            max_seconds,
-            options,
-            in_processes=sum(map(len, todo)) >= PROCESSES_FROM,
-            describe=True,
-        ) as decoders,
+        Decoders(workers or cores, max_seconds, in_processes=sum(map(len, todo)) >= PROCESSES_FROM) as decoders,
         ThreadPoolExecutor(parallel_batches, thread_name_prefix="backbone") as computers,
     ):
         computer = BatchComputer(backbone, device, dtype, stats, parallel_batches)

@@ -3,29 +3,18 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from cache.format import Clip
-from cache.sources import Medium
 from extract.backbones.protocol import Backbone
-from extract.failures import Failure, Note
+from extract.failures import Failure
 from extract.media import Waveform
 from extract.settings import SAMPLE_RATE
 from extract.sources import Source
 from extract.stats import PipelineStats
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExtractedClip(Clip):
-    """A clip with what should be known of its file, and which file it is."""
-
-    note: Note
-    medium: Medium | None
-
-
-Results = list[ExtractedClip | Failure]
+Results = list[Clip | Failure]
 
 
 class BatchComputer:
@@ -96,14 +85,12 @@ class BatchComputer:
             if self._backbone.pads:
                 self._stats.padding += max(samples) * len(samples) - sum(samples)
         return [
-            ExtractedClip(
+            Clip(
                 source.id,
                 frames[i].numpy(),
                 None if vad is None else vad[i].numpy(),
                 None if pooled is None else pooled[i].numpy(),
                 waveform.seconds,
-                Note(source.id, str(source.path), waveform.track, waveform.cut_off),
-                waveform.medium,
             )
             for i, (source, waveform) in enumerate(clips)
         ]

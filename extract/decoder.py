@@ -14,7 +14,6 @@ import numpy as np
 from extract.child import how_it_ended, start_child
 from extract.errors import MediaError
 from extract.media import Recording, read
-from extract.settings import DEFAULT, DecodeOptions
 
 
 class DecoderUnavailableError(Exception):
@@ -37,7 +36,7 @@ class Decoder:
             self._await_start()
         return self._started
 
-    def read(self, path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Recording:
+    def read(self, path: Path, max_seconds: float) -> Recording:
         """As `extract.media.read`.
 
         Raises:
@@ -46,11 +45,11 @@ class Decoder:
         """
         self._await_start()
         try:
-            self._connection.send((path, max_seconds, options))
+            self._connection.send((path, max_seconds))
         except ConnectionError:  # it died with nothing in hand
             self._restart()
             self._await_start()
-            self._connection.send((path, max_seconds, options))
+            self._connection.send((path, max_seconds))
         samples = np.empty(0, np.float32)
         try:
             reply = self._connection.recv()
@@ -63,7 +62,8 @@ class Decoder:
             raise MediaError(f"was being decoded when its process {ended}") from None
         if isinstance(reply, Exception):
             raise reply
-        return Recording(samples, *reply[1:])
+        _, rate, seconds = reply
+        return Recording(samples, rate, seconds)
 
     def close(self) -> None:
         """End the process."""
@@ -99,14 +99,13 @@ def main() -> None:
             _answer(connection, *connection.recv())
 
 
-def _answer(connection: Connection, path: Path, max_seconds: float, options: DecodeOptions) -> None:
+def _answer(connection: Connection, path: Path, max_seconds: float) -> None:
     try:
-        recording = read(path, max_seconds, options)
+        recording = read(path, max_seconds)
     except Exception as error:  # whatever one file does, the next can be read
         connection.send(error)
         return
-    about = (recording.rate, recording.seconds, recording.track, recording.cut_off)
-    connection.send((len(recording.samples), *about))
+    connection.send((len(recording.samples), recording.rate, recording.seconds))
     connection.send_bytes(recording.samples.view(np.uint8).data)
 
 

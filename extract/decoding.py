@@ -2,15 +2,11 @@
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
-from cache.paths import readable
-from cache.sources import medium_of
 from extract.decoder import Decoder, DecoderUnavailableError
 from extract.errors import MediaError
 from extract.failures import Failure
 from extract.media import Waveform, decode
-from extract.settings import DEFAULT, DecodeOptions
 from extract.sources import Source
 
 
@@ -20,26 +16,13 @@ class Decoders:
     Args:
         workers: threads.
         max_seconds: cut of each clip.
-        options: what of each file is decoded.
-        describe: whether each waveform says which medium it is of; taken before it is decoded, so that a file that is
-            replaced meanwhile passes for changed.
         in_processes: whether each thread has a process decode for it; until that has started, and where none can be
             started, the thread decodes itself. Resampling, which frees Python's lock, stays with the thread.
     """
 
-    def __init__(
-        self,
-        workers: int,
-        max_seconds: float,
-        options: DecodeOptions | None = None,
-        *,
-        in_processes: bool,
-        describe: bool = False,
-    ) -> None:
+    def __init__(self, workers: int, max_seconds: float, *, in_processes: bool) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._workers, self._max_seconds, self._in_processes = workers, max_seconds, in_processes
-        self._options = [] if options in (None, DEFAULT) else [options]
-        self._describe = describe
         self._own = threading.local()
         self._processes: list[Decoder] = []
 
@@ -48,27 +31,18 @@ class Decoders:
         return self._threads.submit(self._decode, source)
 
     def _decode(self, source: Source) -> "Waveform | Failure":
-        medium = medium_of(source.path) if self._describe else None
-        decoded = self._decode_undescribed(source)
-        return replace(decoded, medium=medium) if isinstance(decoded, Waveform) else decoded
-
-    def _decode_undescribed(self, source: Source) -> "Waveform | Failure":
-        path = readable(str(source.path))
-        if source.problem:
-            return Failure(source.id, path, source.problem)
         try:
             if self._in_processes:
                 try:
                     if (decoder := self._decoder()).ready():
-                        recording = decoder.read(source.path, self._max_seconds, *self._options)
-                        return recording.waveform(self._max_seconds)
+                        return decoder.read(source.path, self._max_seconds).waveform(self._max_seconds)
                 except (DecoderUnavailableError, OSError):  # no processes to be had here
                     self._in_processes = False
-            return decode(source.path, self._max_seconds, *self._options)
+            return decode(source.path, self._max_seconds)
         except MediaError as error:
-            return Failure(source.id, path, readable(str(error)))
+            return Failure(source.id, str(source.path), str(error))
         except Exception as error:  # whatever one file does, the others go on
-            return Failure(source.id, path, readable(f"broke its decoder ({type(error).__name__}: {error})"))
+            return Failure(source.id, str(source.path), f"broke its decoder ({type(error).__name__}: {error})")
 
     def _decoder(self) -> Decoder:
         """This thread's own."""

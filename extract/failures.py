@@ -1,4 +1,4 @@
-"""`failures.csv` beside a cache: one row per clip that could not be read; `truncated.csv`: those used in part."""
+"""`failures.csv` beside a cache: one row per clip that could not be read."""
 
 import contextlib
 import csv
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COLUMNS = ("id", "path", "reason", "cache")
-TRUNCATED = "truncated.csv"
-"""Beside `failures.csv`, with the same columns: clips that were used although their files are cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,49 +20,18 @@ class Failure:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What should be known of a clip that was used.
-
-    Attributes:
-        id: of the clip.
-        path: of its file.
-        track: which audio track was used, where there are several; else "".
-        cut_off: why the file is not whole, where that was allowed; else "".
-    """
-
-    id: str
-    path: str
-    track: str = ""
-    cut_off: str = ""
-
-
-def failures_path(cache: str, name: str = "failures.csv") -> Path:
+def failures_path(cache: str) -> Path:
     """`failures.csv` in the cache's folder, or in the working folder for a cache at a URL."""
-    return Path(name) if "://" in cache else Path(cache).parent / name
+    return Path("failures.csv") if "://" in cache else Path(cache).parent / "failures.csv"
 
 
-def write_truncated(cache: str, notes: Sequence[Note], tried: Collection[str]) -> Path | None:
-    """List the clips that were used although their files are cut off, in `truncated.csv`; as `write_failures`."""
-    rows = [Failure(note.id, note.path, note.cut_off) for note in notes if note.cut_off]
-    return write_failures(cache, rows, tried, failures_path(cache, TRUNCATED))
-
-
-def write_failures(
-    cache: str, failures: Sequence[Failure], tried: Collection[str], path: Path | None = None
-) -> Path | None:
+def write_failures(cache: str, failures: Sequence[Failure], tried: Collection[str]) -> Path | None:
     """Replace the rows of the clips that this run tried; rows of other caches and other shards stay.
-
-    Args:
-        cache: of which the clips are.
-        failures: the rows.
-        tried: ids of the clips.
-        path: of the list; `failures_path` by default.
 
     Returns:
         The file, or None where no row is left and it was removed.
     """
-    path, name = path or failures_path(cache), os.path.basename(cache.rstrip("/"))
+    path, name = failures_path(cache), os.path.basename(cache.rstrip("/"))
     attempted = set(tried)
     if not failures and not path.exists():
         return None

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cache.errors import CacheFormatError
+from cache.format import Clip
 from cache.writer import CacheWriter
 from extract.backbones import Backbone, Identity, family_of
-from extract.failures import Failure, Note
+from extract.failures import Failure
 from extract.settings import ExtractSettings
 from extract.sources import Source
 from extract.stats import PipelineStats
@@ -16,12 +17,11 @@ from extract.stats import PipelineStats
 if TYPE_CHECKING:
     import torch
 
-    from extract.compute import ExtractedClip
     from extract.processes import OnResult
     from extract.run import ExtractPlan
 
-Written = tuple[str, float, Failure | Note | None]
-"""A clip's id and seconds, and its failure if it is one, or what should be known of its file if there is something."""
+Written = tuple[str, float, Failure | None]
+"""A clip's id and seconds, and its failure if it is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,12 @@ class Extractor:
             dtype=torch.float16 if self.settings.dtype == "float16" else torch.float32,
             done=done,
             workers=self.settings.workers,
-            options=self.settings.decoding,
             stats=stats,
         )
         with contextlib.closing(results):
             for result in results:
-                told = _store(result, writer)
-                yield result.id, 0.0 if isinstance(result, Failure) else result.seconds, told
+                failure = _store(result, writer)
+                yield result.id, 0.0 if isinstance(result, Failure) else result.seconds, failure
 
 
 def load_extractor(
@@ -104,19 +103,19 @@ def fill(
     """Extract the clips of a plan that the cache lacks, in this process."""
     extractor = load_extractor(plan.identity, settings, plan.header.fingerprint["precision"])
     with (
-        CacheWriter(cache, plan.header, refresh=plan.refresh) as writer,
+        CacheWriter(cache, plan.header) as writer,
         contextlib.closing(extractor.fill(plan.windows, writer, stats, writer.done)) as results,
     ):
         for result in results:
             on_result(*result)
 
 
-def _store(result: "ExtractedClip | Failure", writer: CacheWriter) -> Failure | Note | None:
-    """Write a clip; returns why not, where it cannot be, or what should be known of its file."""
+def _store(result: Clip | Failure, writer: CacheWriter) -> Failure | None:
+    """Write a clip; returns why not, where it cannot be."""
     if isinstance(result, Failure):
         return result
     try:
-        writer.add(result, result.medium)
+        writer.add(result)
     except CacheFormatError as error:  # the features of this clip cannot be stored; those of the others can
         return Failure(result.id, "", str(error))
-    return result.note if result.note.track or result.note.cut_off else None
+    return None

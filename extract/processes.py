@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 from extract.child import how_it_ended, start_child
 from extract.errors import ExtractProcessError
-from extract.failures import Failure, Note
+from extract.failures import Failure
 from extract.settings import ExtractSettings
 from extract.stats import PipelineStats
 
 if TYPE_CHECKING:
     from extract.run import ExtractPlan
 
-OnResult = Callable[[str, float, Failure | Note | None], None]
-"""Called with a clip's id and seconds, and its failure if it is one, or what should be known of its file."""
+OnResult = Callable[[str, float, Failure | None], None]
+"""Called with a clip's id and seconds, and its failure if it is one."""
 ATTEMPTS = 2
 INTERRUPTED = 130
 
@@ -95,10 +95,10 @@ def run_processes(
     notes: list[str] = []
     handled: set[str] = set()
 
-    def note_result(id: str, seconds: float, told: Failure | Note | None) -> None:
+    def note_result(id: str, seconds: float, failure: Failure | None) -> None:
         if id not in handled:  # a failure of the first attempt is tried again
             handled.add(id)
-            on_result(id, seconds, told)
+            on_result(id, seconds, failure)
 
     for _ in range(ATTEMPTS):
         workers = _run_all(shares, settings, cache, count, stats, note_result)

@@ -35,7 +35,6 @@ class Job:
         header: of the cache.
         identity: the backbone.
         settings: with "cpu" or "cuda" as the device.
-        refresh: ids of clips that the cache holds and that are extracted again.
     """
 
     cache: str
@@ -43,24 +42,15 @@ class Job:
     header: Header
     identity: Identity
     settings: ExtractSettings
-    refresh: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One window of the plan.
-
-    Attributes:
-        number: in the run.
-        sources: all its clips.
-        done: ids of those that the cache has.
-        refresh: ids of those that it has and that are extracted again.
-    """
+    """One window of the plan: its number in the run, all its clips, and the ids among them that the cache has."""
 
     number: int
     sources: Sequence[Source]
     done: frozenset[str]
-    refresh: frozenset[str] = frozenset()
 
     def everywhere(self) -> "Window":
         """With paths that do not start in this process's working folder."""
@@ -102,7 +92,7 @@ class WindowFiller:
 
         cores = 1 if job.settings.device == "cpu" else None  # Ray lends a core; the machine's others are not ours
         self._extractor = load_extractor(job.identity, job.settings, job.header.fingerprint["precision"], cores)
-        self._writer = self._open.enter_context(CacheWriter(job.cache, job.header, refresh=job.refresh))
+        self._writer = self._open.enter_context(CacheWriter(job.cache, job.header))
         return here
 
     def _check(self, job: Job, here: str) -> None:

@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cache.machine import available_cores
-from cache.paths import at_home
 from cache.writer import CacheWriter
 from extract.backbones import family_of
 from extract.backbones.transformers_family import TRANSFORMERS
@@ -68,7 +67,6 @@ def run_ray(
             header=plan.header,
             identity=replace(plan.identity, source=_everywhere(plan.identity.source)),
             settings=_for_actors(ray, settings, resource),
-            refresh=plan.refresh,
         )
         takes = {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "max_restarts": 0, "max_concurrency": 2}
         lender = Lender(ray, ray.remote(**takes)(WindowFiller).remote, job, stats, on_result)
@@ -146,7 +144,7 @@ def _for_actors(ray: ModuleType, settings: ExtractSettings, resource: str) -> Ex
 
 def _everywhere(backbone: str) -> str:
     """A backbone's name as actors understand it, whose working folder is another."""
-    folder = Path(at_home(backbone))
+    folder = Path(backbone).expanduser()
     return str(folder.absolute()) if family_of(backbone) is TRANSFORMERS and folder.is_dir() else backbone
 
 
@@ -154,7 +152,7 @@ def _windows(plan: "ExtractPlan") -> list[Window]:
     """The windows in which something is left to do, with what is there of each."""
     there = [frozenset(source.id for source in window if source.id in plan.present) for window in plan.windows]
     return [
-        Window(number, window, done, plan.refresh.intersection(source.id for source in window))
+        Window(number, window, done)
         for number, (window, done) in enumerate(zip(plan.windows, there, strict=True))
         if len(done) < len(window)
     ]

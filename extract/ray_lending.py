@@ -152,8 +152,8 @@ class Lender:
             window, actor.stats = actor.lent.pop(report.number), report.stats
             self._stats.become_sum_of([*self._ended, *(each.stats for each in self._actors)])
             paths = {source.id: str(source.path) for source in window.sources}
-            for id, seconds, told in report.results:
-                self._on_result(id, seconds, told and replace(told, path=told.path and paths[id]))
+            for id, seconds, failure in report.results:
+                self._on_result(id, seconds, failure and replace(failure, path=failure.path and paths[id]))
 
     def _lose(self, actor: _Actor, error: str) -> None:
         """Part with an actor that died or cannot be reached, and start another in its place."""
@@ -180,7 +180,7 @@ class Lender:
         with open_cache(self._job.cache) as store:
             seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
         for window in reversed(lent.values()):
-            there = frozenset(source.id for source in window.sources if source.id in seconds) - window.refresh
+            there = frozenset(source.id for source in window.sources if source.id in seconds)
             for id in there - window.done:
                 self._on_result(id, seconds[id], None)
             if len(there) == len(window.sources):

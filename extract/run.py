@@ -1,10 +1,9 @@
 """Fill a feature cache from media: plan, skip what is there, extract the rest."""
 
 import importlib.util
-import math
 import os
 import platform
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,19 +11,18 @@ from typing import Any
 
 from cache.container import open_container
 from cache.format import Header
-from cache.ids import stored_form
-from cache.reader import FeatureCache, open_cache
+from cache.licences import LICENCE
+from cache.reader import open_cache
 from cache.writer import CacheWriter
 from extract.backbones import Identity, identify
 from extract.errors import ExtractSettingsError
-from extract.failures import Failure, Note, write_failures, write_truncated
+from extract.failures import Failure, write_failures
 from extract.fill import fill
 from extract.plan import windows
 from extract.processes import run_processes
-from extract.settings import DECODER, RESAMPLER, SAMPLE_RATE, ExtractSettings
+from extract.settings import RESAMPLER, SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
 from extract.stats import PipelineStats
-from extract.suffixes import left_out
 
 Progress = Callable[[int, int, float], None]
 """Called with clips handled so far, clips to handle, and seconds of audio of the clip just finished."""
@@ -36,10 +34,7 @@ class ExtractPlan:
 
     Attributes:
         windows: this job's share of the clips, sorted by id, in the windows in which batches are planned.
-        present: ids of this job's share that the cache holds, but of those to be extracted again.
-        changed: ids of this job's share that the cache holds, and whose media are others now.
-        refresh: those of them that are to be extracted again.
-        left_out: files of a folder that are not taken, because their suffixes are no media's, by suffix.
+        present: ids of this job's share that the cache holds.
         header: fingerprint and layout of the cache.
         identity: the backbone.
         precision_reason: why this precision was chosen.
@@ -47,9 +42,6 @@ class ExtractPlan:
 
     windows: Sequence[Sequence[Source]]
     present: Collection[str]
-    changed: Sequence[str] = ()
-    refresh: frozenset[str] = frozenset()
-    left_out: Mapping[str, int] = field(default_factory=dict)
     header: Header
     identity: Identity
     precision_reason: str
@@ -78,14 +70,10 @@ class ExtractSummary:
     Attributes:
         cache: where.
         written: clips.
-        present: clips that the cache had before, or that another process wrote meanwhile.
+        present: clips that the cache had before.
         seconds: of audio that was written, before the cut.
         failures: the clips that could not be.
         failures_file: where these are listed.
-        tracks: clips of files with several audio tracks, and which was used.
-        truncated: clips that were used although their files are cut off.
-        truncated_file: where these are listed.
-        changed: ids of clips whose media changed since they were extracted, and that were left as they are.
         stats: what the run waited for.
         notes: sentences that a user should read.
     """
@@ -96,25 +84,8 @@ class ExtractSummary:
     seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
     failures_file: Path | None = None
-    tracks: list[Note] = field(default_factory=list)
-    truncated: list[Note] = field(default_factory=list)
-    truncated_file: Path | None = None
-    changed: list[str] = field(default_factory=list)
     stats: PipelineStats = field(default_factory=PipelineStats)
     notes: list[str] = field(default_factory=list)
-
-    def take(self, seconds: float, told: Failure | Note | None) -> None:
-        """Count a clip; one that was cut off is listed at once, for it is not tried again after a kill."""
-        if isinstance(told, Failure):
-            self.failures.append(told)
-            return
-        self.written += 1
-        self.seconds += 0.0 if math.isnan(seconds) else seconds
-        if told and told.track:
-            self.tracks.append(told)
-        if told and told.cut_off:
-            self.truncated.append(told)
-            self.truncated_file = write_truncated(self.cache, [told], [told.id])
 
 
 def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings: ExtractSettings) -> ExtractPlan:
@@ -128,12 +99,10 @@ def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings:
     _refuse_to_share(cache, settings)
     sources = find_media(media, settings.media_root)
     identity = identify(settings.backbone)
-    stored, done, changed_ids = None, frozenset[str](), set[str]()
+    stored, done = None, frozenset[str]()
     if container.read_attributes() is not None:
         with open_cache(cache) as store:
             stored, done = store.header, frozenset(store.ids)
-            sources = _called_as_stored(sources, done)
-            changed_ids = {source.id for source in sources if _changed(source, store)}
     container.close()
     in_cache = stored.fingerprint.get("precision") if stored else None
     precision, reason = settings.resolved_precision(identity.precisions, in_cache)
@@ -142,24 +111,13 @@ def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings:
         header.must_match(stored, os.fspath(cache))
     index, count = settings.shard_numbers()
     share = windows(sources, settings.max_seconds)[index::count]
-    changed = [source.id for window in share for source in window if source.id in changed_ids]
-    refresh = frozenset(changed) if settings.refresh else frozenset[str]()
     return ExtractPlan(
         windows=share,
-        present=frozenset(source.id for window in share for source in window if source.id in done) - refresh,
-        changed=changed,
-        refresh=refresh,
-        left_out=left_out(media),
+        present=frozenset(source.id for window in share for source in window if source.id in done),
         header=header,
         identity=identity,
         precision_reason=reason,
     )
-
-
-def _changed(source: Source, store: FeatureCache) -> bool:
-    """Whether the medium of a clip that the cache holds is another now."""
-    medium = store.medium(source.id) if source.id in store else None
-    return medium is not None and medium.changed(source.path)
 
 
 def extract(
@@ -190,21 +148,20 @@ def extract(
     planned = plan(media, cache, settings)
     if on_plan:
         on_plan(planned)
-    summary = ExtractSummary(
-        cache=os.fspath(cache),
-        present=len(planned.present),
-        changed=[id for id in planned.changed if id not in planned.refresh],
-        stats=stats or PipelineStats(),
-    )
+    summary = ExtractSummary(cache=os.fspath(cache), present=len(planned.present), stats=stats or PipelineStats())
     if not planned.todo:
         return summary
     tried: set[str] = set()
 
-    def on_result(id: str, seconds: float, told: Failure | Note | None) -> None:
+    def on_result(id: str, seconds: float, failure: Failure | None) -> None:
         tried.add(id)
-        summary.take(seconds, told)
+        if failure:
+            summary.failures.append(failure)
+        else:
+            summary.written += 1
+            summary.seconds += seconds
         if on_progress:
-            on_progress(len(tried), planned.todo, min(settings.max_seconds, seconds))  # this order, for NaN
+            on_progress(len(tried), planned.todo, min(seconds, settings.max_seconds))
 
     try:
         if settings.engine == "ray":
@@ -219,18 +176,7 @@ def extract(
             fill(planned, settings, summary.cache, summary.stats, on_result)
     finally:
         summary.failures_file = write_failures(summary.cache, summary.failures, {*planned.present, *tried})
-        used = tried - {failure.id for failure in summary.failures}
-        summary.truncated_file = write_truncated(summary.cache, summary.truncated, used)
-    summary.present += planned.todo - len(tried)  # those that another process wrote meanwhile
-    if planned.identity.note:
-        summary.notes = [planned.identity.note, *summary.notes]
     return summary
-
-
-def _called_as_stored(sources: Sequence[Source], done: Collection[str]) -> list[Source]:
-    """The sources by the ids that a cache has for them, which in an older one need not be in NFC."""
-    others = {stored_form(id): id for id in done if not id.isascii()}
-    return sorted(replace(source, id=others.get(source.id, source.id)) for source in sources)
 
 
 def _one_process_only(cache: str | os.PathLike[str]) -> str | None:
@@ -253,8 +199,6 @@ def make_header(identity: Identity, settings: ExtractSettings, precision: str) -
     """The cache header for a backbone and settings: the fingerprint names everything that changes a number."""
     fingerprint: dict[str, Any] = {
         **identity.fingerprint,
-        "decoder": DECODER,
-        **({} if settings.track is None else {"track": settings.track}),
         "sample_rate": SAMPLE_RATE,
         "max_seconds": float(settings.max_seconds),
         "resampler": RESAMPLER,
@@ -268,6 +212,7 @@ def make_header(identity: Identity, settings: ExtractSettings, precision: str) -
         hop_seconds=identity.hop_seconds,
         provenance={
             "source": identity.source,
+            LICENCE: identity.licence.to_dict(),
             "python": platform.python_version(),
             **{name: version(name) for name in ("emi", "torch", "torchaudio", "transformers", "av", "silero-vad")},
         },

@@ -25,32 +25,6 @@ DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("local", "ray")
 
 
-DECODER = 2
-"""Version of how media become samples, in the fingerprint (absent = 1). 2 keeps the container's clock (silence in gaps
-and before late audio), takes the track marked default, and reads joined MP3s whole."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeOptions:
-    """What of a file is decoded.
-
-    Attributes:
-        track: number of the audio track, from 1 on; None takes the one marked default, else the first.
-        allow_truncated: use files that are cut off or damaged as far as they decode, instead of refusing them.
-    """
-
-    track: int | None = None
-    allow_truncated: bool = False
-
-    def __post_init__(self) -> None:
-        if self.track is not None and self.track < 1:
-            raise ExtractSettingsError(f"--track counts audio tracks from 1, got {self.track}")
-
-
-DEFAULT = DecodeOptions()
-"""The track marked default, else the first, of whole files."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExtractSettings:
     """How features are made.
@@ -70,9 +44,6 @@ class ExtractSettings:
             the engine "ray" at most so many actors; 0 takes one per GPU of the cluster, or one per CPU core.
         engine: "local", or "ray" for the machines of a Ray cluster (`extract.ray_engine`).
         address: of the cluster, as "auto" or HOST:PORT; None starts one on this machine for the run.
-        track: see `DecodeOptions`.
-        allow_truncated: see `DecodeOptions`; what is used so is listed in truncated.csv beside the cache.
-        refresh: extract clips again whose media changed since.
     """
 
     backbone: str = "silero"
@@ -87,9 +58,6 @@ class ExtractSettings:
     processes: int = 0
     engine: str = "local"
     address: str | None = None
-    track: int | None = None
-    allow_truncated: bool = False
-    refresh: bool = False
 
     def __post_init__(self) -> None:
         choices = (("precision", PRECISIONS), ("dtype", DTYPES), ("device", DEVICES), ("engine", ENGINES))
@@ -108,12 +76,6 @@ class ExtractSettings:
                 f"--address {self.address} names a Ray cluster; add --engine ray, or leave it out"
             )
         self.shard_numbers()
-        _ = self.decoding
-
-    @property
-    def decoding(self) -> DecodeOptions:
-        """What of each file is decoded."""
-        return DecodeOptions(track=self.track, allow_truncated=self.allow_truncated)
 
     def shard_numbers(self) -> tuple[int, int]:
         """(index from 0, count) of this job's share."""

@@ -1,20 +1,20 @@
 """Which clips to extract: from a folder, a CSV with a Filename column, or a text list.
 
-A clip's id is its path under the media root, without suffix, `/`-separated, in Unicode's form NFC.
+A clip's id is its path under the media root, without suffix, `/`-separated.
 """
 
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.errors import ClipNameError
-from cache.ids import MEDIA_SUFFIXES, clip_id, find_ids, refuse_repeated, stored_form, tidy, without_suffix
-from cache.paths import at_home, is_utf8, readable
+from cache.ids import clip_id
 from extract.errors import MediaListError
 
+SUFFIXES = frozenset(".wav .flac .mp3 .ogg .oga .opus .m4a .aac .mp4 .m4v .mov .mkv .webm .avi .wma .aif .aiff".split())
+"""Files with these suffixes are taken from a folder; whatever FFmpeg decodes may stand in a list."""
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 
 StrPath = str | os.PathLike[str]
@@ -22,17 +22,10 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Source:
-    """One clip to extract. `path` may be missing or unreadable: that is found out when it is decoded.
-
-    Attributes:
-        id: of the clip.
-        path: of its medium.
-        problem: why it cannot be extracted, where that is known before; its id is then only for people to read.
-    """
+    """One clip to extract. `path` may be missing or unreadable: that is found out when it is decoded."""
 
     id: str
     path: Path
-    problem: str = ""
 
 
 def find_media(media: StrPath, media_root: StrPath | None = None) -> list[Source]:
@@ -45,34 +38,28 @@ def find_media(media: StrPath, media_root: StrPath | None = None) -> list[Source
     Raises:
         MediaListError: nothing there, nothing found, two files with one id, or a malformed list.
     """
-    place = Path(at_home(media))
-    root = Path(at_home(media_root)) if media_root is not None else None
+    place = Path(media).expanduser()
+    root = Path(media_root).expanduser() if media_root is not None else None
     if root is not None and not root.is_dir():
         raise MediaListError(f"--media-root {root} is not a folder")
     if place.is_dir():
         if root is not None:
             raise MediaListError(f"--media-root goes with a CSV or a text list, and {place} is a folder; leave it out")
-        sources = [_source(path, place) for path in _walk(place)]
+        sources = [Source(_id_of(path, place), path) for path in _walk(place)]
     elif not place.exists():
         raise MediaListError(f"there is nothing at {place}; name a folder of media, a CSV or a text list")
-    elif is_list(place):
+    elif place.suffix.lower() == ".csv" or place.suffix.lower() in LIST_SUFFIXES:
         read = _from_csv if place.suffix.lower() == ".csv" else _from_list
         try:
             sources = list(read(place, (root or place.parent).absolute()))
         except UnicodeDecodeError as error:
             raise MediaListError(f"{place} is not UTF-8 text ({error}); save it as UTF-8") from error
     else:
-        sources = [_source(place, place.parent)]
+        sources = [Source(_id_of(place, place.parent), place)]
     if not sources:
-        raise MediaListError(f"{place} holds no media (looked for {' '.join(sorted(MEDIA_SUFFIXES))})")
+        raise MediaListError(f"{place} holds no media (looked for {' '.join(sorted(SUFFIXES))})")
     _refuse_clashes(sources)
     return sorted(sources)
-
-
-def is_list(media: StrPath) -> bool:
-    """Whether a place is a file that lists media."""
-    place = Path(at_home(media))
-    return place.suffix.lower() in (".csv", *LIST_SUFFIXES) and place.is_file()
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -94,95 +81,57 @@ def _unreadable(error: OSError) -> None:
 
 
 def _is_media(name: str) -> bool:
-    return Path(name).suffix.lower() in MEDIA_SUFFIXES and not name.startswith(".")
-
-
-def _source(path: Path, root: Path) -> Source:
-    name = str(path.relative_to(root)) if path.is_relative_to(root) else ""
-    return Source(_id_of(path, root), path, "" if is_utf8(name) else "has a name that is not UTF-8; rename it")
+    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
 
 
 def _id_of(path: Path, root: Path) -> str:
     if not path.is_relative_to(root):
         raise MediaListError(f"{path} is not under {root}; name a folder that holds all clips with --media-root")
-    return stored_form(readable(path.relative_to(root).with_suffix("").as_posix()))
+    name = path.relative_to(root).with_suffix("").as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise MediaListError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename it") from None
+    return name
 
 
 def _from_csv(place: Path, root: Path) -> Iterator[Source]:
-    """Rows with or without suffix; see `cache.ids.match_ids`."""
+    """Rows with or without suffix; integers find their five-digit file."""
     with place.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         column = next((n for n in rows.fieldnames or () if n.strip().lower() == "filename"), None)
         if column is None:
             raise MediaListError(f"{place} has no Filename column; its header is {rows.fieldnames}")
         names = [(rows.line_num, (row[column] or "").strip()) for row in rows]
-    empty = next((line for line, name in names if not name), None)
-    if empty is not None:
-        raise MediaListError(f"{place}, line {empty}: the Filename is empty")
-    sources = _named([name for _, name in names], root, place)
-    if names and not any(found for _, found in sources):
+    by_id: dict[str, list[Path]] = defaultdict(list)
+    for path in _walk(root):
+        by_id[_id_of(path, root)].append(path)
+    for line, name in names:
+        if not name:
+            raise MediaListError(f"{place}, line {line}: the Filename is empty")
+        if _is_media(name) or (root / name).is_file():
+            yield Source(_id_of(root / name, root), root / name)
+            continue
+        wanted = clip_id(name)
+        found = by_id.get(wanted, [])
+        if len(found) > 1:
+            raise _clash(wanted, found)
+        yield Source(wanted, found[0] if found else root / wanted)
+    if names and not any(clip_id(Path(n).with_suffix("").as_posix()) in by_id or (root / n).exists() for _, n in names):
         raise MediaListError(
             f"none of the {len(names)} clips of {place} (first: {names[0][1]}) was found under {root}; name their "
             "folder with --media-root"
         )
-    yield from (source for source, _ in sources)
 
 
 def _from_list(place: Path, root: Path) -> Iterator[Source]:
     """One path a line, relative to the root or absolute; blank lines and # comments are skipped."""
     lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
-    names = [at_home(line) for line in lines if line and not line.startswith("#")]
-    paths = [root / name for name in names]
-    if any(not path.is_relative_to(root) for path in paths):
+    paths = [root / line for line in lines if line and not line.startswith("#")]
+    outside = [path for path in paths if not path.is_relative_to(root)]
+    if outside:
         root = Path(os.path.commonpath([path.parent for path in paths]))
-        yield from (_source(path, root) for path in paths)
-    else:
-        yield from (source for source, _ in _named(names, root, place))
-
-
-def _named(names: Sequence[str], root: Path, place: Path) -> list[tuple[Source, bool]]:
-    """The media that names stand for, and whether each was found; one that was not is a failure when it is decoded."""
-    paths = [_path_of(name, root) for name in names]
-    if None in paths:
-        by_id: dict[str, list[Path]] = defaultdict(list)
-        for path in _walk(root):
-            by_id[_id_of(path, root)].append(path)
-        missing = [name for name, path in zip(names, paths, strict=True) if path is None]
-        try:
-            matched = dict(zip(missing, find_ids(missing, by_id), strict=True))
-        except ClipNameError as error:
-            raise MediaListError(f"{place}: {error}") from error
-        chosen = {name: _choose(name, clip, by_id[clip]) for name, clip in matched.items() if clip is not None}
-        paths = [path or chosen.get(name) for name, path in zip(names, paths, strict=True)]
-    sources = [
-        (_source(path, root), True) if path else (_missing(name, root), False)
-        for name, path in zip(names, paths, strict=True)
-    ]
-    try:
-        refuse_repeated(names, [source.id for source, _ in sources])
-    except ClipNameError as error:
-        raise MediaListError(f"{place}: {error}") from error
-    return sources
-
-
-def _path_of(name: str, root: Path) -> Path | None:
-    """The file of exactly this name, or of this name with `/` and without a leading `./`, or in the home folder."""
-    forms = dict.fromkeys((name, tidy(name), at_home(name)))
-    return next((root / form for form in forms if (root / form).is_file()), None)
-
-
-def _choose(name: str, wanted: str, found: list[Path]) -> Path:
-    """Of the files with one id, that with the name's suffix."""
-    same = [path for path in found if path.suffix.lower() == Path(name).suffix.lower()] if len(found) > 1 else found
-    if len(same) != 1:
-        raise _clash(wanted, found)
-    return same[0]
-
-
-def _missing(name: str, root: Path) -> Source:
-    whole = tidy(name)
-    bare = without_suffix(whole)
-    return Source(_id_of(root / whole, root) if bare != whole else clip_id(bare), root / name)
+    yield from (Source(_id_of(path, root), path) for path in paths)
 
 
 def _refuse_clashes(sources: Iterable[Source]) -> None:

@@ -3,19 +3,15 @@
 import csv
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import wave
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from warm_python import python
 
 import emi  # first, so that its OpenMP setting precedes torch
 
@@ -96,13 +92,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def faults(request: pytest.FixtureRequest) -> Faults:
     """Where tests note the faults that they inject, and compare what came through."""
     return request.config.stash[FAULTS]
-
-
-@pytest.fixture
-def warm_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python processes that the code under test starts are forked from one that has imported everything."""
-    monkeypatch.setattr(sys, "executable", python())
-    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(python()))
 
 
 @pytest.fixture(scope="session")
@@ -227,18 +216,3 @@ def ravdess() -> Path:
     if not folder:
         pytest.skip("EMI_RAVDESS does not name a folder with the RAVDESS clips")
     return Path(folder)
-
-
-MEGABYTE = 1 << 20
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={4 * MEGABYTE}", "tmpfs", str(disk)]
-    if os.getuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs takes root and the right to mount")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cache.licences import Licence
 from train_head import run_folder
 from train_head.errors import LabelError
 from train_head.heads import head_options
@@ -127,6 +128,14 @@ def departures(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
     return {key: pair for key, pair in ours.items() if pair[0] != pair[1] and key not in OF_THE_MACHINE}
 
 
+def licence_line(backbone: str, licence: Licence) -> str:
+    """Whether what is made with a backbone may be used commercially, in a sentence."""
+    return (
+        f"The weights of `{backbone}`: {licence}. Their licence applies to what is made with them, this head and its "
+        "predictions among it."
+    )
+
+
 def metric_table(report: Report, intervals: Intervals | None = None) -> str:
     """Markdown: per target and in the mean Pearson, its 95 % interval where there is one, CCC and mean absolute error.
 
@@ -178,7 +187,7 @@ def _limits(inputs: "Inputs", result: "TrainResult", intervals: Mapping[str, Int
         "What it does on other languages, cultures, ages, microphones or rooms than those of the training clips is not "
         "measured.",
         f"{100 * zeros:.0f} % of the training labels are 0; predictions are not clipped, and may lie outside [0, 1].",
-        "The licence of the backbone's weights applies to what is made with them.",
+        licence_line(fingerprint["backbone"], inputs.material.licence),
     ]
     if inputs.overlap:
         lines.append(f"{inputs.overlap}.")

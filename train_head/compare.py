@@ -10,7 +10,7 @@ from train_head.errors import LabelError
 from train_head.intervals import Difference, paired_bootstrap
 from train_head.labels import Labels, read_labels
 from train_head.run_folder import file_sha256, read_config_file
-from train_head.scoring import align, match_rows
+from train_head.scoring import align
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def compare(
     truth = read_labels(place, scale, group_by=grouping)
     if not truth.names:
         raise LabelError(f"{place} has no target columns beside Filename, so there is nothing to compare on")
-    rows = match_rows(one.predictions, truth)
-    unknown = [clip for clip, row in zip(one.predictions.ids, rows, strict=True) if row is None]
+    predicted = set(one.predictions.ids)
+    unknown = [clip for clip in one.predictions.ids if clip not in set(truth.ids)]
     if unknown:
         raise LabelError(f"{len(unknown)} predicted clips are not in {place} (first: {', '.join(unknown[:5])})")
-    common = truth.take(sorted(row for row in rows if row is not None))
+    common = truth.take([i for i, clip in enumerate(truth.ids) if clip in predicted])
     difference = paired_bootstrap(
         align(one.predictions, common),
         align(other.predictions, common),
@@ -166,7 +166,8 @@ def _recorded_labels(one: _Side, other: _Side, split: str) -> Path:
 
 def _same_clips(one: Labels, other: Labels) -> None:
     for this, that in ((one, other), (other, one)):
-        missing = [clip for clip, row in zip(this.ids, match_rows(this, that), strict=True) if row is None]
+        known = set(that.ids)
+        missing = [clip for clip in this.ids if clip not in known]
         if missing:
             raise LabelError(
                 f"{that.path} lacks {len(missing)} of the {len(this)} clips of {this.path} (first: "

@@ -4,16 +4,32 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from train_head import run_folder
 from train_head.errors import DivergedError
 from train_head.metrics import Report
 from train_head.settings import TrainSettings
 
 Record = dict[str, Any]
 OnEpoch = Callable[[Record], None]
+"""Called with each epoch's record. One that has methods `on_step` and `note` hears more; see `Reporter`."""
+
+
+@runtime_checkable
+class Reporter(Protocol):
+    """An `OnEpoch` that is also told how far an epoch is, which may take hours."""
+
+    def __call__(self, record: Record, /) -> None:
+        """Hear of a finished epoch."""
+
+    def on_step(self, epoch: int, what: str, done: int, total: int) -> None:
+        """Hear of a step: of which epoch, of training or validation, and how many of how many are done."""
+
+    def note(self, text: str) -> None:
+        """Hear a sentence about the run, before it resumes."""
 
 
 class Course(ABC):
@@ -30,6 +46,7 @@ class Course(ABC):
     def __init__(self, settings: TrainSettings, folder: Path | None) -> None:
         self.settings, self.folder = settings, folder
         self.history: list[Record] = []
+        self._reporter: Reporter | None = None
 
     @abstractmethod
     def run_epoch(self, number: int) -> Record:
@@ -58,12 +75,22 @@ class Course(ABC):
         Raises:
             DivergedError: the loss or a gradient is not finite; the weights of the epochs before are kept.
         """
+        self._reporter = on_epoch if isinstance(on_epoch, Reporter) else None
+        if self._reporter and self.history and not self.finished and self.folder is not None:
+            note = run_folder.other_versions(self.folder)
+            if note:
+                self._reporter.note(note)
         while not self.finished:
             record = self.run_epoch(len(self.history) + 1)
             self.history.append(record)
             self.save(self.folder, best=record["best"])
             if on_epoch:
                 on_epoch(record)
+
+    def stepped(self, epoch: int, what: str, done: int, total: int) -> None:
+        """Report a step of an epoch: of "training" or "validating"."""
+        if self._reporter:
+            self._reporter.on_step(epoch, what, done, total)
 
     def judged(self, report: Report | None) -> Record:
         """What a record says of the validation; without one every epoch is the best so far."""

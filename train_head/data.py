@@ -1,18 +1,16 @@
 """Splits in memory: the cached features of all in one array, beside their labels, and the batches made of it."""
 
-import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cache.container import StrPath
-from cache.errors import ClipNameError, StaleCacheError
+from cache.errors import StaleCacheError
 from cache.file_rows import page_aligned
 from cache.fingerprint import differences
-from cache.ids import match_ids
 from cache.reader import FeatureCache, open_cache
 from cache.shared import shared_load
 from train_head.errors import LabelError
@@ -127,7 +125,7 @@ def gather(
 
     Args:
         stores: caches with equal fingerprints; the first that holds a clip gives it.
-        labels: by split, which clips in which order, by their ids (`resolve_splits`).
+        labels: by split, which clips in which order.
         skip_missing: leave out clips that no cache holds instead of refusing.
 
     Raises:
@@ -196,25 +194,6 @@ def sorted_batches(lengths: Tensor, batch_size: int) -> list[list[int]]:
 def _split(labels: Labels, frames: Tensor, place: Mapping[str, tuple[int, int]]) -> Split:
     rows = torch.tensor([place[clip] for clip in labels.ids], dtype=torch.int64)
     return Split(labels, frames, rows[:, 0].contiguous(), rows[:, 1].contiguous(), torch.from_numpy(labels.values))
-
-
-def resolve(labels: Labels, known: Collection[str]) -> Labels:
-    """The labels with the ids by which `known` has their clips; a clip that it lacks keeps its own.
-
-    Raises:
-        LabelError: a Filename may be several clips, or two rows are one clip; names them.
-    """
-    try:
-        found = match_ids(labels.filenames, known)
-    except ClipNameError as error:
-        raise LabelError(f"{labels.path}: {error}") from error
-    return replace(labels, ids=tuple(clip or own for clip, own in zip(found, labels.ids, strict=True)))
-
-
-def resolve_splits(stores: Sequence[FeatureCache], labels: Mapping[str, Labels]) -> dict[str, Labels]:
-    """`resolve` for the splits of one training and the caches that hold their clips."""
-    known: Collection[str] = stores[0] if len(stores) == 1 else dict.fromkeys(itertools.chain(*stores))
-    return {name: resolve(part, known) for name, part in labels.items()}
 
 
 def _wanted(

@@ -32,7 +32,7 @@ class Labels:
     Attributes:
         path: the CSV.
         filenames: the Filename column as written, in file order.
-        ids: the clip ids they stand for, as far as they say; `train_head.data.resolve` finds those of a cache.
+        ids: the clip ids they stand for.
         names: the targets, in column order.
         values: (clips, targets) float32 in [0, 1]; (clips, 0) where the file has no targets.
         groups: what each clip belongs to, a speaker for example; None where no groups were asked for.
@@ -88,7 +88,6 @@ def read_labels(path: StrPath, scale: float = 1.0, *, check_range: bool = True, 
         values: list[list[float]] = []
         groups: list[str] = []
         lines: dict[str, int] = {}
-        padded: dict[str, str] = {}  # 1 and 00001 are one clip; 1 and 01 may be two files
         for cells in rows:
             if not any(cell.strip() for cell in cells):
                 continue
@@ -96,10 +95,9 @@ def read_labels(path: StrPath, scale: float = 1.0, *, check_range: bool = True, 
             if len(cells) != len(header):
                 raise LabelError(f"{where}: {len(cells)} cells, and the header has {len(header)}")
             name = cells[column].strip()
-            same = next((other for other in (name, clip_id(name), padded.get(name)) if other in lines), None)
-            if same is not None:
-                raise LabelError(f"{where}: clip {name!r} stands in line {lines[same]} already")
-            lines[name], padded[clip_id(name)] = rows.line_num, name
+            if clip_id(name) in lines:
+                raise LabelError(f"{where}: clip {name!r} stands in line {lines[clip_id(name)]} already")
+            lines[clip_id(name)] = rows.line_num
             if not name:
                 raise LabelError(f"{where}: the Filename is empty")
             filenames.append(name)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cache.container import StrPath
 from cache.derive import describe
+from cache.licences import LICENCE, Licence, licence_of
 from cache.reader import FeatureCache
 from train_head.data import Split
 from train_head.derived import save_transform, stored_transform
@@ -53,6 +54,7 @@ class Material(Protocol):
         row_seconds: time from one row of a split to the next.
         dim: features per frame that the head sees, VAD included.
         note: a sentence for the model card on how they were made, or nothing.
+        licence: of the backbone's weights.
     """
 
     @property
@@ -63,6 +65,9 @@ class Material(Protocol):
     def dim(self) -> int: ...  # noqa: D102
     @property
     def note(self) -> str: ...  # noqa: D102
+
+    @property
+    def licence(self) -> Licence: ...  # noqa: D102
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """Its part of a run's config.toml; "data" is merged with what the label files give."""
@@ -108,6 +113,11 @@ class CachedFeatures:
         recipe = self.fingerprint.get("derived")
         return f"These are derived by `emi cache derive`: {describe(recipe)}." if recipe else ""
 
+    @property
+    def licence(self) -> Licence:
+        """See `Material`."""
+        return licence_of(self.stores[0].header)
+
     def tables(self) -> dict[str, dict[str, Any]]:
         """See `Material`."""
         header = self.stores[0].header
@@ -122,7 +132,7 @@ class CachedFeatures:
         if transform is not None:
             features["transform_sha256"] = hashlib.sha256(transform).hexdigest()
         places = [os.path.abspath(p) if "://" not in os.fspath(p) else os.fspath(p) for p in self.paths]
-        return {"data": {"caches": places}, "features": features}
+        return {"data": {"caches": places}, "features": features, LICENCE: self.licence.to_dict()}
 
     def prepare(self, folder: Path) -> None:
         """See `Material`: what the features were derived with, where they are derived."""

@@ -1,5 +1,8 @@
 """A trained head loaded from its run folder, or the mean of several."""
 
+import json
+import math
+import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,15 +29,22 @@ class Ensemble(nn.Module):
 
     Args:
         members: predictors of the same targets from the same features.
+        weights: what each counts in the mean; all alike by default.
     """
 
-    def __init__(self, members: Sequence["Predictor | Ensemble"]) -> None:
+    def __init__(self, members: Sequence["Predictor | Ensemble"], weights: Sequence[float] | None = None) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self._weights = None if weights is None or len(set(weights)) == 1 else [w / sum(weights) for w in weights]
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) and (batch,) → (batch, targets) float32."""
-        return torch.stack([member(frames, lengths) for member in self.members]).mean(0)
+        return self._mean([member(frames, lengths) for member in self.members])
+
+    def _mean(self, values: list[Tensor]) -> Tensor:
+        if self._weights is None:
+            return torch.stack(values).mean(0)
+        return torch.stack([w * value for w, value in zip(self._weights, values, strict=True)]).sum(0)
 
     @property
     def has_timeline(self) -> bool:
@@ -43,7 +53,7 @@ class Ensemble(nn.Module):
 
     def per_frame(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, targets) mean of the members' intensities per frame, where all have them."""
-        return torch.stack([member.per_frame(frames, lengths) for member in self.members]).mean(0)  # type: ignore[operator]
+        return self._mean([member.per_frame(frames, lengths) for member in self.members])  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -82,15 +92,95 @@ class TrainedHead:
         return out
 
 
+@dataclass(frozen=True)
+class WeightedHead:
+    """A head, and what it counts in the mean of several."""
+
+    trained: TrainedHead
+    weight: float = 1.0
+
+
 def load_head(folder: StrPath) -> TrainedHead:
     """Load the best epoch of a run; of a folder with an ensemble.toml, the mean of the runs that it lists.
 
     Raises:
         RunFolderError: no run folder, or none of its epochs is finished; or members of different targets or features.
     """
+    heads = load_heads(folder)
+    if len(heads) > 1:
+        raise _unlike(Path(folder), heads[0].trained, heads[1].trained, "features")
+    return heads[0].trained
+
+
+def load_heads(folder: StrPath) -> list[WeightedHead]:
+    """The heads that predict together, one for all members with the same features; their weights sum to 1.
+
+    A member that was fine-tuned has a backbone of its own, and so features of its own.
+
+    Raises:
+        RunFolderError: see `load_head`; features may differ.
+    """
     place = Path(folder)
-    if (place / run_folder.ENSEMBLE).is_file():
-        return _load_ensemble(place)
+    members = members_of(place)
+    loaded = [(_load_run(member), weight) for member, weight in members]
+    first = loaded[0][0]
+    groups: dict[str, list[tuple[TrainedHead, float]]] = {}
+    for head, weight in loaded:
+        if head.names != first.names:
+            raise _unlike(place, first, head, "targets")
+        own = head.folder if (head.folder / run_folder.FEATURES).is_file() else ""
+        groups.setdefault(f"{own} {json.dumps(_made(head.features), sort_keys=True)}", []).append((head, weight))
+    return [_together(place, group) for group in groups.values()]
+
+
+def _unlike(place: Path, one: TrainedHead, other: TrainedHead, what: str) -> RunFolderError:
+    names = [os.path.relpath(head.folder, place) for head in (one, other)]
+    return RunFolderError(
+        f"{place / run_folder.ENSEMBLE} lists {names[0]} and {names[1]}, whose {what} differ; train them on the same"
+    )
+
+
+def members_of(folder: Path, within: tuple[Path, ...] = ()) -> list[tuple[Path, float]]:
+    """The single runs in a folder, each with its weight, which sum to 1: itself, or those of its ensemble.toml.
+
+    Raises:
+        RunFolderError: the list is damaged, a member is gone, or the folder lists itself.
+    """
+    if not (folder / run_folder.ENSEMBLE).is_file():
+        return [(folder, 1.0)]
+    if folder.resolve() in within:
+        raise RunFolderError(f"{folder / run_folder.ENSEMBLE} lists itself; name the runs in it")
+    names, weights = _listed(folder)
+    found: list[tuple[Path, float]] = []
+    for name, weight in zip(names, weights, strict=True):
+        place = folder / name
+        if not place.is_dir():
+            raise RunFolderError(
+                f"{folder / run_folder.ENSEMBLE} lists {name}, and there is no run at {os.path.abspath(place)}; put it "
+                "back, or make the ensemble again from where its runs are now (`emi ensemble`)"
+            )
+        inner = members_of(place, (*within, folder.resolve()))
+        found += [(member, own * weight / sum(weights)) for member, own in inner]
+    return found
+
+
+def _listed(place: Path) -> tuple[list[str], list[float]]:
+    path = place / run_folder.ENSEMBLE
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{path} is not valid TOML: {error}") from error
+    listed = content.get("members")
+    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+        raise RunFolderError(f'{path} must list the folders of its runs: members = ["seed-0", "seed-1"]')
+    weights = content.get("weights", [1.0] * len(listed))
+    numbers = isinstance(weights, list) and all(isinstance(w, int | float) and 0 < w < math.inf for w in weights)
+    if not numbers or len(weights) != len(listed):
+        raise RunFolderError(f"{path} must give each of its {len(listed)} runs a weight above 0, or none of them")
+    return listed, weights
+
+
+def _load_run(place: Path) -> TrainedHead:
     config = run_folder.read_config_file(place)
     features = run_folder.read_features(place, config)
     weights = place / run_folder.BEST
@@ -104,36 +194,13 @@ def load_head(folder: StrPath) -> TrainedHead:
     return TrainedHead(place, head.eval(), names, features, load_transform(place, features))
 
 
-def own_backbones(folder: StrPath) -> list[Path]:
-    """The members of an ensemble of fine-tuned runs, each of which has its backbone; none of any other folder."""
-    place = Path(folder)
-    if not (place / run_folder.ENSEMBLE).is_file():
-        return []
-    members = [place / name for name in _listed(place)]
-    return members if all((member / run_folder.FEATURES).is_file() for member in members) else []
-
-
-def _listed(place: Path) -> list[str]:
-    path = place / run_folder.ENSEMBLE
-    try:
-        listed = tomllib.loads(path.read_text(encoding="utf-8")).get("members")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{path} is not valid TOML: {error}") from error
-    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
-        raise RunFolderError(f'{path} must list the folders of its runs: members = ["seed-0", "seed-1"]')
-    return listed
-
-
-def _load_ensemble(place: Path) -> TrainedHead:
-    path, listed = place / run_folder.ENSEMBLE, _listed(place)
-    members = [load_head(place / name) for name in listed]
-    first = members[0]
-    for name, member in zip(listed, members, strict=True):
-        if (member.names, _made(member.features)) != (first.names, _made(first.features)):
-            what = "targets" if member.names != first.names else "features"
-            raise RunFolderError(f"{path} lists {listed[0]} and {name}, whose {what} differ; train them on the same")
-    head = Ensemble([member.head for member in members]).eval()
-    return TrainedHead(place, head, first.names, first.features, first.transform)
+def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> WeightedHead:
+    """Heads with the same features as one."""
+    (first, _), weights = group[0], [weight for _, weight in group]
+    if len(group) == 1:
+        return WeightedHead(first, weights[0])
+    head = Ensemble([member.head for member, _ in group], weights).eval()
+    return WeightedHead(TrainedHead(place, head, first.names, first.features, first.transform), sum(weights))
 
 
 def _made(features: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The folder of a run: what it holds, and whether it belongs to the run that is asked for.
 
-config.toml             all settings, resolved, and what the run was made from
+config.toml             all settings, resolved, what the run was made from and with, the licence of its backbone
 metrics.jsonl           one line per epoch
 best.safetensors        weights of the best epoch, or their moving average
 last.pt                 everything needed to go on exactly where a run stopped
@@ -27,8 +27,11 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
+import secrets
 import tomllib
 from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
+from train_head.changes import Changes
 from train_head.errors import RunFolderError
 
 CONFIG, METRICS, BEST, LAST, CARD = "config.toml", "metrics.jsonl", "best.safetensors", "last.pt", "README.md"
@@ -49,25 +53,49 @@ ENSEMBLE = "ensemble.toml"
 
 
 def prepare_folder(folder: Path, config: Mapping[str, Any]) -> None:
-    """Create the folder, or check that it holds the same run.
+    """Create the folder, or check that it holds the same run; several processes may do so at once.
 
     Paths are recorded and not compared: what was read is compared by its hash.
 
     Raises:
-        RunFolderError: it holds another run, naming the settings that differ, or something else.
+        RunFolderError: it holds another run, naming what was changed (`train_head.changes`), or something else.
     """
     if (folder / CONFIG).is_file():
-        stored = read_config_file(folder)
-        differing = _differences(_compared(stored), _compared(json.loads(json.dumps(config))))
-        if differing:
-            raise RunFolderError(
-                f"{folder} holds another run: {'; '.join(differing[:4])}. Choose a new --out, or remove that folder"
-            )
+        changes = Changes(read_config_file(folder), config)
+        if changes:
+            raise RunFolderError(f"{folder} holds another run: {changes}. {changes.advice}")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(map(_foreign, folder.iterdir()))):
+        if (folder / CONFIG).is_file():  # another process was faster
+            prepare_folder(folder, config)
+            return
         raise RunFolderError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose a new --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CONFIG, tomli_w.dumps(config).encode())
+    _write_once(folder / CONFIG, tomli_w.dumps(config).encode())
+    prepare_folder(folder, config)  # of jobs that ask for different runs all but one hear of it
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    """Write a file whole unless it is there; one of another process is never replaced, for it may be locked."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _foreign(path: Path) -> bool:
+    """Whether a file in a folder without a config.toml is something else than one that is being written."""
+    return not (path.name.startswith(f"{CONFIG}.") and path.name.endswith(".tmp"))
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:
@@ -89,6 +117,33 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         ) from error
 
 
+def versions() -> dict[str, str]:
+    """What a run is made with: the table [versions] of its config.toml, which is recorded and not compared."""
+    return {
+        "emi": _emi_version(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def other_versions(folder: Path) -> str:
+    """A sentence where a run was begun under other versions of emi or torch than these; empty where it was not."""
+    began, now = read_config_file(folder).get("versions", {}), versions()
+    differing = [name for name in ("emi", "torch") if name in began and began[name] != now[name]]
+    if not differing:
+        return ""
+    there, here = (" and ".join(f"{name} {of[name]}" for name in differing) for of in (began, now))
+    return f"{folder} was begun with {there}, and continues with {here}: its figures may differ in their last digits"
+
+
+def _emi_version() -> str:
+    for name in ("emi-mimicry", "emi"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return "unknown"
+
+
 def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's head was trained on: the table [features], or features.toml of a fine-tuned run.
 
@@ -107,8 +162,9 @@ def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write last.pt in one atomic step."""
-    with _replacing(folder / LAST) as temporary, temporary.open("wb") as file:
-        torch.save(dict(state), file)  # a path would hide that the disk is full behind an error of torch's own
+    temporary = folder / f"{LAST}.tmp"
+    torch.save(dict(state), temporary)
+    replace_durably(temporary, folder / LAST)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
@@ -123,6 +179,11 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     return state
 
 
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     """Write metrics.jsonl whole where it differs, so that it never disagrees with last.pt."""
     path, content = folder / METRICS, "".join(json.dumps(record) + "\n" for record in history).encode()
@@ -131,15 +192,19 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Held while a run is trained into a prepared folder; the kernel drops it when the process dies.
+
+    Args:
+        folder: of the run.
+        wait: for another process that holds it, which is for what takes no time.
 
     Raises:
         RunFolderError: another process holds it.
     """
     with (folder / CONFIG).open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise RunFolderError(f"another process trains into {folder}; wait for it, or choose a new --out") from error
         yield
@@ -161,9 +226,14 @@ def load_best(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, flush, rename."""
-    with _replacing(path) as temporary:
+    """Write beside, flush, rename; where that fails, or is interrupted, nothing is left beside."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
         temporary.write_bytes(data)
+        replace_durably(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -171,49 +241,8 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside the path, which takes its place once it is written; nothing of it stays where that fails."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        replace_durably(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def replace_durably(temporary: Path, path: Path) -> None:
     """Flush, rename: after a crash there is the old file or the new one."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": content for inner, content in value.items()}
-        else:
-            flat[key] = value
-    if isinstance(
-        backbone := flat.get("backbone.fingerprint"), dict
-    ):  # data.audio_sha256 is of the decoded sound itself
-        flat["backbone.fingerprint"] = {name: field for name, field in backbone.items() if name != "decoder"}
-    return {key: value for key, value in flat.items() if key not in _NOT_COMPARED}
-
-
-_NOT_COMPARED = frozenset(
-    (
-        "data.caches data.media data.train data.valid data.test features.source backbone.source backbone.name "
-        "finetune.batch_seconds finetune.checkpointing finetune.fsdp finetune.processes "
-        "finetune.remember finetune.save_minutes"
-    ).split()
-)
-"""Places, and what decides memory and time."""
-
-
-def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    keys = sorted(stored.keys() | wanted.keys())
-    return [f"{k} (there {stored.get(k)!r}, now {wanted.get(k)!r})" for k in keys if stored.get(k) != wanted.get(k)]

@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cache.container import StrPath
-from cache.errors import ClipNameError
-from cache.ids import match_ids
 from train_head.errors import LabelError
 from train_head.labels import Labels, read_labels
 from train_head.metrics import Report, evaluate
@@ -104,24 +102,10 @@ def read_pair(predictions: StrPath, labels: StrPath, label_scale: float = 1.0, *
     if not truth.names:
         raise LabelError(f"{labels} has no target columns beside Filename, so there is nothing to score against")
     guess = read_labels(predictions, check_range=False)
+    extra = set(guess.ids) - set(truth.ids)
     aligned = align(guess, truth)
-    extra = [clip for clip, row in zip(guess.ids, match_rows(guess, truth), strict=True) if row is None]
     _refuse(f"{predictions} has", sorted(extra), f"that are not in {labels}")
     return Pair(aligned, truth)
-
-
-def match_rows(one: Labels, other: Labels) -> list[int | None]:
-    """Per clip of one file, its row in the other, however either writes its Filename; None where it has none.
-
-    Raises:
-        LabelError: a Filename may be several clips of the other, or two are one clip.
-    """
-    row = {name: i for i, name in enumerate(other.filenames)}
-    try:
-        found = match_ids(one.filenames, row)
-    except ClipNameError as error:
-        raise LabelError(f"{one.path} beside {other.path}: {error}") from error
-    return [None if name is None else row[name] for name in found]
 
 
 def align(guess: Labels, truth: Labels) -> NDArray[np.float32]:
@@ -134,10 +118,10 @@ def align(guess: Labels, truth: Labels) -> NDArray[np.float32]:
         raise LabelError(
             f"{guess.path} has the columns {', '.join(guess.names)}, and {truth.path} has {', '.join(truth.names)}"
         )
-    guessed = {there: here for here, there in enumerate(match_rows(guess, truth)) if there is not None}
-    _refuse(f"{guess.path} lacks", [c for i, c in enumerate(truth.ids) if i not in guessed], f"of {truth.path}")
+    row = {clip: i for i, clip in enumerate(guess.ids)}
+    _refuse(f"{guess.path} lacks", [c for c in truth.ids if c not in row], f"of {truth.path}")
     columns = [guess.names.index(name) for name in truth.names]
-    return guess.values[[guessed[i] for i in range(len(truth))]][:, columns]
+    return guess.values[[row[clip] for clip in truth.ids]][:, columns]
 
 
 def errors_by_bin(

@@ -15,7 +15,7 @@ from train_head.heads import HEADS, head_options
 from train_head.losses import canonical, canonical_weighting, compares_clips
 from train_head.suggest import unknown
 
-RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone")
+RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versions", "licence")
 """Tables of a run's config.toml that record what it was made from, or are read elsewhere (`emi.end_to_end`)."""
 TABLES = ("augment",)
 """Tables of settings, beside those that hold a head's options."""

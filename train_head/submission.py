@@ -5,6 +5,7 @@ in ascending order, and intensities from 0 to 1.
 """
 
 import csv
+import io
 import math
 import re
 from collections import Counter
@@ -16,9 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cache.container import StrPath
-from cache.ids import clip_id, find_ids
+from cache.ids import clip_id
 from train_head.errors import LabelError
 from train_head.labels import FILENAME, open_csv
+from train_head.run_folder import write_atomically
 
 SHOWN = 5
 
@@ -95,19 +97,48 @@ def write_submission(
         raise ValueError(f"values have shape {array.shape}, expected ({len(ids)}, {len(names)})")
     broken = [f"{ids[i]} {names[k]}" for i, k in np.argwhere(~np.isfinite(array))]
     _refuse(_problem(broken, "predictions are not finite"), path)
-    _refuse(_problem(_repeated(list(ids if template else map(clip_id, ids))), "clips were predicted twice"), path)
+    _refuse(_problem(_repeated(list(map(clip_id, ids))), "clips were predicted twice"), path)
     columns, rows = list(range(len(names))), _ordered(ids)
     if template is not None:
         columns, rows = _as_template(_read_reference(template), ids, names)
-    place = Path(path)
-    temporary = place.with_name(place.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([FILENAME, *(names[k] for k in columns)])
-        for filename, i in rows:
-            writer.writerow([filename, *(f"{value:.9g}" for value in np.clip(array[i, columns], 0.0, 1.0))])
-    temporary.replace(place)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([FILENAME, *(names[k] for k in columns)])
+    for filename, i in rows:
+        writer.writerow([filename, *(f"{value:.9g}" for value in np.clip(array[i, columns], 0.0, 1.0))])
+    put(Path(path), text.getvalue())
     return int(((array < 0) | (array > 1)).sum())
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file that a user named, whole or not at all; a device or a pipe is written into."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_atomically(path.resolve(), text.encode())
+
+
+def template_clips(template: StrPath, names: Sequence[str], ids: Sequence[str]) -> list[int]:
+    """Which clips a template asks for, checked before any is predicted.
+
+    Args:
+        template: as for `write_submission`.
+        names: the targets that will be predicted.
+        ids: the clips that there are.
+
+    Returns:
+        Their numbers among `ids`, ascending.
+
+    Raises:
+        LabelError: the template has other targets, a clip twice, or one that there is not; names the first five.
+    """
+    sheet = _read_reference(template)
+    _template_columns(sheet, names)
+    wanted = _template_rows(sheet)
+    there = {clip_id(clip) for clip in ids}
+    missing = [name for clip, name in wanted.items() if clip not in there]
+    _refuse(_problem(missing, f"of its {len(wanted)} clips are not among the media"), sheet.path)
+    return [i for i, clip in enumerate(ids) if clip_id(clip) in wanted]
 
 
 def has_values(labels_or_template: StrPath, group_by: str | None = None) -> bool:
@@ -151,22 +182,22 @@ def _read_reference(path: StrPath) -> _Sheet:
 
 
 def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
-    names = [name.strip() for name in given]
-    found = find_ids(names, dict.fromkeys(wanted))
-    known = [(name, clip) for name, clip in zip(given, found, strict=True) if clip is not None]
-    present = {clip for _, clip in known}
+    spelling = {clip_id(name): name for name in wanted}
+    ids = [clip_id(name.strip()) for name in given]
+    known = [(name, spelling[clip]) for name, clip in zip(given, ids, strict=True) if clip in spelling]
+    present = set(ids)
     problems = [
-        *_problem([name for name in dict.fromkeys(wanted) if name not in present], "clips are missing"),
-        *_problem([n for n, clip in zip(given, found, strict=True) if clip is None], "clips are not asked for"),
-        *_problem(_repeated([clip_id(c or n) for n, c in zip(names, found, strict=True)]), "clips stand twice or more"),
+        *_problem([name for clip, name in spelling.items() if clip not in present], "clips are missing"),
+        *_problem([n for n, clip in zip(given, ids, strict=True) if clip not in spelling], "clips are not asked for"),
+        *_problem(_repeated(ids), "clips stand twice or more"),
         *_problem([f"{a!r} for {b!r}" for a, b in known if a != b], "Filenames are written otherwise"),
     ]
-    expected = [name for name in dict.fromkeys(wanted) if name in present]
-    order = list(dict.fromkeys(clip for _, clip in known))
+    expected = list(dict.fromkeys(clip for clip in map(clip_id, wanted) if clip in present))
+    order = list(dict.fromkeys(clip for clip in ids if clip in spelling))
     ascending = sorted(expected, key=int) if all(map(_is_integer, expected)) else expected
     if order not in (expected, ascending):
         nearer = ascending if order[0] == ascending[0] else expected
-        moved = [f"{a} where {b} belongs" for a, b in zip(order, nearer, strict=True) if a != b]
+        moved = [f"{spelling[a]} where {spelling[b]} belongs" for a, b in zip(order, nearer, strict=True) if a != b]
         problems += _problem(moved, "rows are out of order")
     return problems
 
@@ -199,20 +230,28 @@ def _value_problems(sheet: _Sheet) -> list[str]:
 
 def _as_template(sheet: _Sheet, ids: Sequence[str], names: Sequence[str]) -> tuple[list[int], list[tuple[str, int]]]:
     """Columns in the template's order; its Filenames with the rows of the predictions."""
+    columns, wanted = _template_columns(sheet, names), _template_rows(sheet)
+    row = {clip_id(clip): i for i, clip in enumerate(ids)}
+    problems = [
+        *_problem([name for clip, name in wanted.items() if clip not in row], "clips were not predicted"),
+        *_problem([clip for clip in row if clip not in wanted], "predicted clips are not in it"),
+    ]
+    _refuse(problems, sheet.path)
+    return columns, [(name, row[clip]) for clip, name in wanted.items()]
+
+
+def _template_columns(sheet: _Sheet, names: Sequence[str]) -> list[int]:
+    """The targets in the template's order, as numbers of those that the run predicts."""
     targets = [name for name in sheet.header if name != FILENAME] or list(names)
     if sorted(targets) != sorted(names):
         raise LabelError(f"{sheet.path} has the targets {', '.join(targets)}, and the run predicts {', '.join(names)}")
-    row = {clip: i for i, clip in enumerate(ids)}
-    wanted = list(zip(sheet.filenames, find_ids(sheet.filenames, row), strict=True))
-    _refuse(_problem(_repeated([clip or name for name, clip in wanted]), "clips stand twice"), sheet.path)
-    asked = {clip for _, clip in wanted}
-    problems = [
-        *_problem([name for name, clip in wanted if clip is None], "clips were not predicted"),
-        *_problem([clip for clip in ids if clip not in asked], "predicted clips are not in it"),
-    ]
-    _refuse(problems, sheet.path)
-    rows = [(name, row[clip]) for name, clip in wanted if clip is not None]
-    return [list(names).index(name) for name in targets], rows
+    return [list(names).index(name) for name in targets]
+
+
+def _template_rows(sheet: _Sheet) -> dict[str, str]:
+    """Its Filenames as they are written, by clip id."""
+    _refuse(_problem(_repeated(list(map(clip_id, sheet.filenames))), "clips stand twice"), sheet.path)
+    return {clip_id(name): name for name in sheet.filenames}
 
 
 def _ordered(ids: Sequence[str]) -> list[tuple[str, int]]:

@@ -10,8 +10,8 @@ from typing import Any
 from cache.container import StrPath
 from train_head import run_folder
 from train_head.card import write_card
-from train_head.data import Split, gather, gather_shared, open_caches, resolve_splits
-from train_head.errors import LabelError
+from train_head.data import Split, gather, gather_shared, open_caches
+from train_head.errors import LabelError, RunFolderError
 from train_head.groups import check_disjoint
 from train_head.labels import Labels, NoGroupsError, read_labels, write_predictions
 from train_head.material import CachedFeatures, Material, Training
@@ -103,7 +103,6 @@ def gather_inputs(
     paths = [caches] if isinstance(caches, str | os.PathLike) else list(caches)
     labels = read_split_labels(files, label_scale, group_by)
     stores = open_caches(paths)
-    labels = resolve_splits(stores, labels)
     if shared is None:
         splits = gather(stores, labels, skip_missing=skip_missing)
     else:
@@ -201,6 +200,40 @@ def _train_locked(
     return result
 
 
+def finished_run(inputs: Inputs, folder: Path, settings: TrainSettings) -> TrainResult | None:
+    """The finished run in a folder, from its files; None where it is not finished, or a process trains it just now.
+
+    Raises:
+        RunFolderError: the folder holds another run.
+    """
+    if not (folder / run_folder.CARD).is_file():  # written last
+        return None
+    run_folder.prepare_folder(folder, run_config(settings.on_this_machine(), inputs))
+    try:
+        with run_folder.locked(folder):
+            history = run_folder.read_history(folder)
+            read = {
+                name: read_labels(folder / f"predictions_{name}.csv", check_range=False).values
+                for name in ("valid", "test")
+                if name in inputs.splits
+            }
+    except RunFolderError:
+        return None
+    names = inputs.splits["train"].labels.names
+    labels = {name: inputs.splits[name].labels for name in read}
+    reports = {n: evaluate(values, labels[n].values, names) for n, values in read.items() if labels[n].names}
+    return TrainResult(
+        folder=folder,
+        report=reports["valid"],
+        test_report=reports.get("test"),
+        best_epoch=max(record["epoch"] for record in history if record["best"]),
+        history=history,
+        skipped=inputs.skipped,
+        overlap=inputs.overlap,
+        resumed_at=len(history),
+    )
+
+
 def fit_run(
     inputs: Inputs, folder: Path, settings: TrainSettings, valid: Split | None, on_epoch: OnEpoch | None = None
 ) -> tuple[Training, int]:
@@ -258,7 +291,8 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
     data["targets"] = list(labels["train"].names)
     if inputs.group_by is not None:
         data["group_by"] = inputs.group_by
-    return settings.to_toml() | tables | ({"protocol": dict(inputs.protocol)} if inputs.protocol else {})
+    protocol = {"protocol": dict(inputs.protocol)} if inputs.protocol else {}
+    return settings.to_toml() | tables | protocol | {"versions": run_folder.versions()}
 
 
 def write_run_predictions(trainer: Training, splits: Mapping[str, Split], folder: Path) -> dict[str, Report]:

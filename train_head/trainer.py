@@ -123,6 +123,7 @@ class Trainer(Course):
         for step, rows in enumerate(order[:batches]):
             lr = learning_rate(self.settings, (number - 1) * len(order) + step, len(order))
             total += self._step(rows, lr, number) * len(rows)
+            self.stepped(number, "training", step + 1, len(order))
         trained = time.perf_counter() - started
         clips = [row for rows in order[:batches] for row in rows]
         record: Record = {"epoch": number, "train_loss": total / len(clips), "lr": lr}

@@ -1,6 +1,5 @@
 """The `emi` command. Each command lives in its own file and imports what is heavy only when it runs."""
 
-import contextlib
 import signal
 import sys
 import traceback
@@ -9,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from cache.errors import EmiError
-from cache.paths import takes_paths
 from emi.cli import (
     ablate,
     cache_compact,
@@ -21,11 +19,11 @@ from emi.cli import (
     cache_verify,
     compare,
     demo_data,
+    ensemble,
     evaluate,
     extract,
     finetune,
     predict,
-    streams,
     sweep,
     table1,
     train_head,
@@ -58,6 +56,7 @@ app.command("sweep", epilog=sweep.EXAMPLE)(sweep.sweep)
 app.command("finetune", epilog=finetune.EXAMPLE)(finetune.finetune)
 app.command("table1", epilog=table1.EXAMPLE)(table1.table1)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("ensemble", epilog=ensemble.EXAMPLE)(ensemble.ensemble)
 app.command("demo-data", epilog=demo_data.EXAMPLE)(demo_data.demo_data)
 cache_app.command("info", epilog=cache_info.EXAMPLE)(cache_info.info)
 cache_app.command("verify", epilog=cache_verify.EXAMPLE)(cache_verify.verify)
@@ -68,11 +67,6 @@ cache_app.command("derive", epilog=cache_derive.EXAMPLE)(cache_derive.derive)
 cache_app.command("import", epilog=cache_import.EXAMPLE)(cache_import.import_)
 cache_app.command("export", epilog=cache_export.EXAMPLE)(cache_export.export)
 cache_app.command("merge", epilog=cache_transfer.MERGE_EXAMPLE)(cache_transfer.merge)
-
-
-for command in (*app.registered_commands, *cache_app.registered_commands):
-    if command.callback is not None:
-        command.callback = takes_paths(command.callback)
 
 
 def _version(wanted: bool) -> None:
@@ -95,50 +89,29 @@ def _options(
 
 def main() -> None:
     """Run the command line: a user's error is one sentence and exit code 2, an interruption 130."""
-    streams.open_closed_streams()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
     sys.unraisablehook = _interrupt_again
     try:
-        code = _exit_code(arguments)
-        streams.write_out()
-    except BrokenPipeError:  # nobody reads on, as with `| head`
-        sys.exit(1)
-    except Exception as error:
-        sentence = _sentence(error)
-        if debug or sentence is None:
-            traceback.print_exc()
-        if sentence is not None:
-            streams.say(f"emi: {sentence}")
-        with contextlib.suppress(OSError):
-            streams.write_out()
-        sys.exit(1 if sentence is None else 2)
-    if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
-        streams.say("emi: stopped; what was finished is kept, and the same command goes on from there")
-    sys.exit(code)
-
-
-def _exit_code(arguments: list[str]) -> Any:
-    try:
         app(arguments)
+    except EmiError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"emi: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        typer.echo(
+            f"emi: {error.filename}: {error.strerror}; see `emi COMMAND --help` for what is written where", err=True
+        )
+        sys.exit(2)
     except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def _sentence(error: Exception) -> str | None:
-    """What to say of an error that the user can mend; None for a fault of the program."""
-    if isinstance(error, EmiError):
-        return str(error)
-    if (full := streams.why_not_written(error)) is not None:
-        return full
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; see `emi COMMAND --help` for what is written where"
-    if isinstance(error, OSError) and error.strerror is not None:
-        return f"a file could not be read or written ({error.strerror}); --debug shows which"
-    return None
+        if stop.code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
+            typer.echo("emi: stopped; what was finished is kept, and the same command goes on from there", err=True)
+        raise
 
 
 def _interrupt_again(unraisable: Any) -> None:

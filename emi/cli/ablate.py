@@ -48,7 +48,7 @@ def ablate(
     files = {"train": train, "valid": valid}
     inputs = gather_inputs(cache, files, scale, skip_missing=skip_missing, group_by=group_by)
     lines = RunLines()
-    found = run_ablation(inputs, out, resolved, seeds, on_run=lines.on_run, on_epoch=lines.on_epoch)
+    found = run_ablation(inputs, out, resolved, seeds, on_run=lines.on_run, on_epoch=lines)
     if found.nothing_to_do:
         typer.echo(f"nothing to do: {out} is finished")
     if inputs.skipped:

@@ -13,18 +13,21 @@ def compact(
 ) -> None:
     """Join the segments of a cache: fewer files, faster opening. Verifies it first; killed, the cache is as before."""
     import math
+    from functools import partial
 
     from cache.errors import CacheError
     from cache.rewrite import compact as compact_cache
-    from emi.console import Progress
+    from emi.console import Stages
 
     segment_bytes = segment_gb * 1e9
     if segment_gb <= 0:
         raise CacheError(f"--segment-gb must be above zero, got {segment_gb}")
     if not math.isfinite(segment_bytes) or segment_bytes < 1:
         raise CacheError(f"--segment-gb takes a number of gigabytes, such as 64, got {segment_gb}")
-    with Progress(None, "verifying") as progress:
-        done = compact_cache(path, progress, segment_bytes=int(segment_bytes))
+    with Stages() as stages:
+        done = compact_cache(
+            path, partial(stages, "verifying"), partial(stages, "rewriting"), segment_bytes=int(segment_bytes)
+        )
     if not done.changed:
         typer.echo(f"nothing to do: {done.clips} clips in {done.segments[1]} segments")
         return

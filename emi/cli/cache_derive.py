@@ -8,7 +8,6 @@ import typer
 
 if TYPE_CHECKING:
     from cache.derive import DeriveSummary
-    from emi.console import Progress
 
 EXAMPLE = "Example: emi cache derive features.zarr small.zarr --pool 5 --pca 128 --standardise --train train_split.csv"
 
@@ -33,25 +32,12 @@ def derive(
 ) -> None:
     """Make a small cache from a large one, for fast sweeps on a CPU. Run it again to go on where it stopped."""
     from cache.derive import derive as run
+    from emi.console import Stages
     from train_head.labels import read_labels
 
-    train_ids = None if train is None else read_labels(train, check_range=False).filenames
-    progress: Progress | None = None
-    stage = ""
-
-    def show(now: str, done: int, total: int, seconds: float) -> None:
-        nonlocal progress, stage
-        from emi.console import Progress
-
-        if now != stage:
-            if progress is not None:
-                progress.__exit__(None, None, None)
-            progress, stage = Progress(total, now).__enter__(), now
-        if progress is not None:
-            progress(done, total, seconds)
-
+    train_ids = None if train is None else read_labels(train, check_range=False).ids
     started = time.monotonic()
-    try:
+    with Stages() as stages:
         summary = run(
             source,
             target,
@@ -61,11 +47,8 @@ def derive(
             dtype=dtype,
             train_ids=train_ids,
             skip_missing=skip_missing,
-            on_progress=show,
+            on_progress=stages,
         )
-    finally:
-        if progress is not None:
-            progress.__exit__(None, None, None)
     _show_summary(summary, time.monotonic() - started)
 
 

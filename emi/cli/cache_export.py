@@ -31,14 +31,14 @@ def export(
     """
     from cache.exporting import export as run
     from cache.reader import open_cache
-    from emi.console import Progress
+    from emi.console import MOMENT, Progress
 
     progress: Progress | None = None
 
     def show(done: int, total: int, seconds: float) -> None:
         nonlocal progress
         if progress is None:
-            progress = Progress(total, "exporting").__enter__()
+            progress = Progress(total, "exporting", after=MOMENT).__enter__()
         progress(done, total, seconds)
 
     started = time.monotonic()
@@ -62,14 +62,12 @@ def read_ids(file: Path, store: "FeatureCache") -> list[str]:
 
     Raises:
         ExportError: no such file, or it is not UTF-8 text.
-        ClipNameError: a line may be several clips, or two lines are one.
     """
     from cache.exporting import ExportError
-    from cache.ids import match_ids
+    from cache.ids import clip_id
 
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"--ids {file} cannot be read as UTF-8 text ({error}); write one clip id a line") from error
-    lines = [line if line in store else line.strip() for line in text.split("\n") if line.strip()]
-    return [found or line for line, found in zip(lines, match_ids(lines, store), strict=True)]
+    return [line if line in store else clip_id(line) for line in text.split("\n") if line.strip()]

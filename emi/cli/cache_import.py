@@ -30,14 +30,14 @@ def import_(
     exit code is 1.
     """
     from cache.importing import import_features
-    from emi.console import Progress
+    from emi.console import MOMENT, Progress
 
     progress: Progress | None = None
 
     def show(done: int, total: int, seconds: float) -> None:
         nonlocal progress
         if progress is None:
-            progress = Progress(total, "importing").__enter__()
+            progress = Progress(total, "importing", after=MOMENT).__enter__()
         progress(done, total, seconds)
 
     started = time.monotonic()

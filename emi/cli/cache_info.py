@@ -14,6 +14,7 @@ def info(
 ) -> None:
     """Show what a cache holds: clips, hours, size, and the settings and weights it was made with."""
     from cache.container import open_container
+    from cache.licences import UNKNOWN, licence_of
     from cache.reader import open_cache
 
     with open_cache(path) as store:
@@ -35,11 +36,15 @@ def info(
             "fingerprint": store.fingerprint,
             "provenance": dict(store.header.provenance),
         }
+        licence = licence_of(store.header)
+    if licence != UNKNOWN:
+        facts["licence"] = licence.to_dict()
     typer.echo(json.dumps(facts, indent=2) if as_json else _text(facts))
 
 
 def _text(facts: dict[str, Any]) -> str:
     from cache.fingerprint import flattened
+    from cache.licences import Licence
 
     vad = f" and {', '.join(facts['vad_names'])}" if facts["vad_names"] else ", no valence-arousal-dominance"
     lines = [
@@ -48,6 +53,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"  {facts['bytes'] / 1e6:.1f} MB in {facts['files']} files, not compressed",
         f"  {facts['dim']} features{vad} every {1000 * facts['hop_seconds']:g} ms",
     ]
+    lines.append(f"  weights: {Licence.from_dict(facts.get('licence'))}")
     if facts["lost_segments"]:
         lines.append(f"  {facts['lost_segments']} segments are missing: emi cache verify {facts['path']}")
     for title in ("fingerprint", "provenance"):

@@ -31,10 +31,10 @@ def merge(
 
 def _transfer(sources: Sequence[str], target: str, dtype: str | None) -> None:
     from cache.transfer import transfer
-    from emi.console import Progress
+    from emi.console import MOMENT, Progress
 
     started = time.monotonic()
-    with Progress(None, "copying") as progress:
+    with Progress(None, "copying", after=MOMENT) as progress:
         done = transfer(sources, target, dtype=dtype, on_progress=progress)
     if not done.written:
         typer.echo(f"nothing to do: all {done.present} clips are in {target}")

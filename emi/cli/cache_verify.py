@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,10 +20,10 @@ def verify(
 ) -> None:
     """Read every byte of a cache and check it; names the damaged clips. Exit code 1 where something is wrong."""
     from cache.verify import verify as verify_cache
-    from emi.console import Progress
+    from emi.console import MOMENT, Progress
 
     started = time.monotonic()
-    with Progress(None, "verifying") as progress:
+    with Progress(None, "verifying", after=MOMENT) as progress:
         found = verify_cache(path, progress)
     seconds = max(time.monotonic() - started, 1e-9)
     typer.echo(
@@ -52,10 +53,10 @@ def repair(
 ) -> None:
     """Drop the damaged clips of a cache and say which, so that `emi extract` fills them again; sound ones stay."""
     from cache.rewrite import repair as repair_cache
-    from emi.console import Progress
+    from emi.console import Stages
 
-    with Progress(None, "verifying") as progress:
-        done = repair_cache(path, progress)
+    with Stages() as stages:
+        done = repair_cache(path, partial(stages, "verifying"), partial(stages, "rewriting"))
     if not done.changed:
         typer.echo(f"nothing to do: {done.clips} clips, no damage")
         return

@@ -6,20 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emi.cli import options
-from emi.cli.media_notes import first_of, tell_left_out, tell_notes
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from extract.run import ExtractPlan, ExtractSummary
 
 EXAMPLE = (
     "Example: emi extract clips/ --cache features.zarr --backbone audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
 )
 FAILURES_SHOWN = 20
-IN_PART = ("truncated", "damaged", "two files in one")
-"""Reasons of failures that `--allow-truncated` passes over."""
 
 
 def extract(
@@ -52,21 +45,18 @@ def extract(
         str | None,
         typer.Option(help="Ray cluster: auto or HOST:PORT [default: one started on this machine for the run]."),
     ] = None,
-    track: options.Track = None,
-    allow_truncated: options.AllowTruncated = False,
-    refresh: Annotated[
-        bool,
-        typer.Option("--refresh", help="Extract clips again whose media changed since; the old ones are replaced."),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and what it would take, and write nothing.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Turn media into a feature cache. Run it again to go on where it stopped.
 
     Files that cannot be read are listed in failures.csv beside the cache, the others go on, and the exit code is 1.
-    Files that --allow-truncated uses in part are listed in truncated.csv.
     """
+    from emi.cli.weights import tell_licence
     from emi.console import Progress
     from extract import run
+    from extract.estimate import estimate
     from extract.settings import ExtractSettings
     from extract.stats import PipelineStats
 
@@ -83,15 +73,12 @@ def extract(
         processes=processes,
         engine=engine,
         address=address,
-        track=track,
-        allow_truncated=allow_truncated,
-        refresh=refresh,
     )
+    tell_licence(backbone)
     if dry_run:
         planned = run.plan(media, cache, settings)
         _show_plan(planned, cache, settings.resolved_device().type)
-        tell_left_out(planned.left_out)
-        _show_changed(planned.changed, refresh=settings.refresh)
+        typer.echo(estimate(planned, settings).text())
         return
     progress: Progress | None = None
     stats = PipelineStats()
@@ -102,9 +89,6 @@ def extract(
 
     def on_plan(plan: "ExtractPlan") -> None:
         nonlocal progress
-        tell_left_out(plan.left_out)
-        if plan.refresh:
-            _show_changed(plan.changed, refresh=True)
         if plan.todo:
             _show_plan(plan, cache, settings.resolved_device().type)
             progress = Progress(plan.todo, "extracting", stats.waiting).__enter__()
@@ -116,8 +100,6 @@ def extract(
         if progress is not None:
             progress.__exit__(None, None, None)
     _show_summary(summary, time.monotonic() - started)
-    tell_notes([*summary.tracks, *summary.truncated], summary.truncated_file)
-    _show_changed(summary.changed, refresh=False)
     if summary.failures:
         raise typer.Exit(1)
 
@@ -130,15 +112,8 @@ def _show_plan(plan: "ExtractPlan", cache: str, device: str) -> None:
         f"{header.fingerprint['backbone']}: {header.dim} features{vad} every {1000 * header.hop_seconds:g} ms, first "
         f"{header.fingerprint['max_seconds']:g} s of each clip\n"
         f"{header.fingerprint['precision']} on {device} ({plan.precision_reason}), stored as "
-        f"{header.fingerprint['dtype']}"
+        f"{header.fingerprint['dtype']}; weights: {plan.identity.licence}"
     )
-
-
-def _show_changed(changed: "Sequence[str]", *, refresh: bool) -> None:
-    if changed:
-        clips = "1 clip has" if len(changed) == 1 else f"{len(changed)} clips have"
-        what = "extracted again" if refresh else "not extracted again without --refresh"
-        typer.echo(f"{clips} other media than in the cache ({first_of(changed)}): {what}", err=True)
 
 
 def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:
@@ -176,5 +151,3 @@ def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:
             typer.echo(f"  {failure.path or failure.id}: {failure.reason}", err=True)
         if len(summary.failures) > FAILURES_SHOWN:
             typer.echo(f"  … and {len(summary.failures) - FAILURES_SHOWN} more", err=True)
-        if any(word in failure.reason for failure in summary.failures for word in IN_PART):
-            typer.echo("--allow-truncated uses files that are cut off or damaged as far as they decode", err=True)

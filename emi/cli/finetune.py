@@ -72,12 +72,11 @@ def finetune(
         Path | None, typer.Option(help="Folder of the decoded audio, which runs may share [default: OUT-audio].")
     ] = None,
     media_root: options.MediaRoot = None,
-    track: options.Track = None,
-    allow_truncated: options.AllowTruncated = False,
     label_scale: options.LabelScale = None,
     skip_missing: options.SkipUnreadable = False,
     seeds: options.Seeds = None,
     folds: options.Folds = None,
+    only_fold: options.OnlyFold = None,
     group_by: options.GroupBy = None,
     train_on_all: options.TrainOnAll = False,
     tensorboard: options.TensorBoard = False,
@@ -86,8 +85,8 @@ def finetune(
 
     On several machines: torchrun --nnodes … -m emi finetune …, or accelerate launch -m emi finetune ….
     """
-    from emi.cli.media_notes import tell_notes
     from emi.cli.telling import Telling
+    from emi.cli.weights import tell_licence
     from emi.console import Progress
     from emi.end_to_end import finetune as run_finetune
     from emi.end_to_end.processes import first
@@ -117,14 +116,14 @@ def finetune(
         "precision": precision,
         "device": device,
         "label_scale": label_scale,
-        "track": track,
-        "allow_truncated": allow_truncated or None,
     }
+    if first():
+        tell_licence(backbone)
     settings, own = resolve_with_head(config, init_head, **(typed | read_assignments(more or ())))
     one = seeds is None and folds is None
     with (
         Telling(out, settings, several=not one or train_on_all, first_in_out=one, tensorboard=tensorboard) as telling,
-        Progress(None, "decode") as decoding,
+        Progress(None, "decoding") as decoding,
     ):
         outcome = run_finetune(
             media,
@@ -142,12 +141,11 @@ def finetune(
             group_by=group_by,
             seeds=seeds,
             folds=folds,
+            only_fold=only_fold,
             train_on_all=train_on_all,
             on_decode=decoding,
-            on_notes=tell_notes,
             on_run=telling.on_run,
-            on_epoch=telling.on_epoch,
-            on_note=(lambda note: typer.echo(note, err=True)) if first() else None,
+            on_epoch=telling,
         )
     if first():
         telling.outcome(outcome, "their media are missing or unreadable")

@@ -10,14 +10,6 @@ MediaRoot = Annotated[Path | None, typer.Option(help="Where the paths of a CSV o
 Backbone = Annotated[str, typer.Option(help="silero, a Hugging Face id, or a local folder.")]
 Caches = Annotated[list[str], typer.Option(help="Feature cache; repeat it for clips spread over several.")]
 
-Track = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Audio track, counted from 1 [default: the one marked default, else the first]."),
-]
-AllowTruncated = Annotated[
-    bool, typer.Option("--allow-truncated", help="Use files that are cut off or damaged as far as they decode.")
-]
-
 Train = Annotated[Path, typer.Option(help="Label CSV of the training split.")]
 Valid = Annotated[Path, typer.Option(help="Label CSV of the validation split, by which runs are compared.")]
 BestEpochValid = Annotated[
@@ -59,6 +51,9 @@ Seeds = Annotated[
 RowSeeds = Annotated[int, typer.Option(min=1, help="Runs per row.")]
 Folds = Annotated[
     int | None, typer.Option(help="Cut the clips into so many folds, each predicted by a run that did not see it.")
+]
+OnlyFold = Annotated[
+    int | None, typer.Option(help="Of --folds N train this one only, from 0: a job each; the last one joins them.")
 ]
 TrainOnAll = Annotated[
     bool, typer.Option("--train-on-all", help="Then train on all clips for the best epoch count, in OUT/all.")

@@ -1,19 +1,16 @@
 """`emi predict`: intensities of media with a trained run."""
 
 import csv
-import sys
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emi.cli import options
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from emi.prediction import Model, Models, Record
-    from extract.failures import Failure
+    from emi.prediction import Record
 
 EXAMPLE = "Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv"
 
@@ -27,70 +24,64 @@ def predict(
         typer.Option(help="Write a challenge's file: integer Filenames without padding, sorted, values within 0 to 1."),
     ] = None,
     template: Annotated[
-        Path | None, typer.Option(help="CSV whose Filenames and row order the --submission takes.")
+        Path | None, typer.Option(help="CSV whose clips are predicted, and whose row order the --submission takes.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Where the backbone is now, if it was moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    media_root: options.MediaRoot = None,
-    track: options.Track = None,
-    allow_truncated: options.AllowTruncated = False,
 ) -> None:
-    """Predict intensities; the columns are the targets the run was trained on."""
-    from emi.console import check_writable
-    from emi.prediction import load
+    """Predict intensities; the columns are the targets the run was trained on.
+
+    With --template only its clips are predicted. A --submission is written whole or not at all.
+    """
+    from emi.console import Progress, check_writable
+    from emi.prediction import list_sources, load
     from extract.failures import Failure
-    from extract.settings import DecodeOptions
     from train_head.errors import LabelError
     from train_head.labels import FILENAME
+    from train_head.submission import template_clips
 
     if template is not None and submission is None:
         raise LabelError("--template is for --submission FILE; leave it out, or name that file")
     if template is not None and not template.is_file():
         raise LabelError(f"there is no template at {template}")
     check_writable(csv_file, submission)
-    decoding = DecodeOptions(track=track, allow_truncated=allow_truncated)
-    loaded = load(model, backbone=backbone, device=device, options=decoding)
-    results = _predict_all(loaded, media, media_root)
+    loaded = load(model, backbone=backbone, device=device)
+    sources = list_sources(media)
+    if template is not None:
+        sources = [sources[i] for i in template_clips(template, loaded.names, [source.id for source in sources])]
+    with Progress(None, "predicting") as progress:
+        results = list(loaded.iterate_sources(sources, progress))
     failures = [result for result in results if isinstance(result, Failure)]
     records = sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
     for failure in failures:
         typer.echo(f"{failure.path}: {failure.reason}", err=True)
     if csv_file or submission is None:
         _write_csv(csv_file, records, loaded.names)
-    if submission is not None:
-        try:
-            _write_submission(submission, records, loaded.names, template)
-        except LabelError:
-            if csv_file is None:  # what was computed is not lost
-                _write_csv(submission.with_name(submission.name + ".predictions.csv"), records, loaded.names)
-            raise
+    if submission is not None and failures:
+        typer.echo(
+            f"{submission} was not written: {len(failures)} of its {len(results)} clips cannot be read; mend them, or "
+            "name the clips that count with --template CSV",
+            err=True,
+        )
+    elif submission is not None:
+        _write_submission(submission, records, loaded.names, template)
     if failures:
         raise typer.Exit(1)
 
 
-def _predict_all(model: "Model | Models", media: "Sequence[str]", media_root: Path | None) -> "list[Record | Failure]":
-    """Predict, and say what should be known of the run and the media."""
-    from emi.cli.media_notes import tell_left_out, tell_notes
-    from extract.suffixes import left_out
-
-    for note in model.notes:
-        typer.echo(note, err=True)
-    for place in media:
-        tell_left_out(left_out(place))
-    results = list(model.iterate(media, media_root))
-    tell_notes(model.media_notes)
-    return results
-
-
 def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[str]") -> None:
     from train_head.labels import FILENAME
+    from train_head.submission import put
 
-    with path.open("w", newline="", encoding="utf-8") if path else _stdout() as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([FILENAME, *names])
-        writer.writerows([r[FILENAME], *(f"{r[name]:.9g}" for name in names)] for r in records)
-    if path:
-        typer.echo(f"wrote {len(records)} predictions to {path}")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([FILENAME, *names])
+    writer.writerows([r[FILENAME], *(f"{r[name]:.9g}" for name in names)] for r in records)
+    if path is None:
+        typer.echo(text.getvalue(), nl=False)
+        return
+    put(path, text.getvalue())
+    typer.echo(f"wrote {len(records)} predictions to {path}")
 
 
 def _write_submission(path: Path, records: "Sequence[Record]", names: "Sequence[str]", template: Path | None) -> None:
@@ -102,9 +93,3 @@ def _write_submission(path: Path, records: "Sequence[Record]", names: "Sequence[
     values = np.array([[record[name] for name in names] for record in records]).reshape(len(records), len(names))
     clipped = write_submission(path, [record[FILENAME] for record in records], names, values, template)
     typer.echo(f"wrote {len(records)} predictions to {path}; {clipped} values were clipped to 0 and 1")
-
-
-def _stdout():  # type: ignore[no-untyped-def]
-    import contextlib
-
-    return contextlib.nullcontext(sys.stdout)

@@ -11,6 +11,7 @@ from emi.cli.telling import RunLines
 
 if TYPE_CHECKING:
     from train_head.settings import TrainSettings
+    from train_head.sweep import Status
 
 EXAMPLE = (
     "Example: emi sweep --cache features.zarr --train train_split.csv --valid valid_split.csv "
@@ -60,7 +61,7 @@ def sweep(
     Run it again to go on where it stopped. With --pool, --pca and --clips the trials see less, which makes them faster;
     the best few always see all.
     """
-    from emi.console import TrialLines
+    from emi.console import Stages, TrialLines
     from train_head.settings import read_assignments
     from train_head.sweep import SweepSettings, read_space
     from train_head.sweep import sweep as run
@@ -85,7 +86,11 @@ def sweep(
         shown.close()
         lines.on_run(name, own)
 
-    with TrialLines(sys.stdout) as shown:
+    def show(status: "Status") -> None:
+        deriving.close()
+        shown(status)
+
+    with Stages() as deriving, TrialLines(sys.stdout) as shown:
         result = run(
             cache,
             train,
@@ -95,9 +100,10 @@ def sweep(
             settings,
             skip_missing=skip_missing,
             group_by=group_by,
-            on_status=shown,
+            on_derive=deriving,
+            on_status=show,
             on_run=begin,
-            on_epoch=lines.on_epoch,
+            on_epoch=lines,
         )
     if result.nothing_to_do:
         typer.echo(f"nothing to do: {out} is finished; give more --trials to go on")

@@ -45,6 +45,7 @@ def table1(
 
     Run it again to go on with the first row that is not finished; with more --seeds it adds the missing ones.
     """
+    from emi.cli.weights import tell_licence
     from emi.console import Progress
     from emi.end_to_end.table1 import table1 as run_table
     from train_head.settings import read_assignments
@@ -61,7 +62,8 @@ def table1(
         "label_scale": label_scale,
     }
     given = {key: value for key, value in typed.items() if value is not None} | read_assignments(more or ())
-    with Progress(None, "read") as reading:
+    tell_licence(backbone)
+    with Progress(None, "reading") as reading:
         found = run_table(
             media,
             train,
@@ -77,7 +79,7 @@ def table1(
             on_row=lambda name: typer.echo(f"row {name}"),
             on_decode=reading,
             on_run=lines.on_run,
-            on_epoch=lines.on_epoch,
+            on_epoch=lines,
             **given,
         )
     if found.nothing_to_do:

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
+    from train_head.progress import EpochLines
     from train_head.protocols import Outcome
     from train_head.settings import TrainSettings
     from train_head.trainer import Record
 
 
 class RunLines:
-    """A heading per run, and one line per epoch."""
+    """A heading per run, and one line per epoch; given to a training as `on_epoch` (`train_head.course.Reporter`)."""
 
     def __init__(self) -> None:
-        self._line: Callable[[Record], None] | None = None
+        self._line: EpochLines | None = None
 
     def count(self, settings: "TrainSettings") -> None:
         """Begin a run without a heading."""
@@ -31,10 +31,19 @@ class RunLines:
         self.count(settings)
         typer.echo(f"{name}:")
 
-    def on_epoch(self, record: "Record") -> None:
+    def __call__(self, record: "Record") -> None:
         """Report an epoch of the run that was begun."""
         assert self._line is not None
         self._line(record)
+
+    def on_step(self, epoch: int, what: str, done: int, total: int) -> None:
+        """Report a step within an epoch, where it is time for a line."""
+        if self._line is not None:
+            self._line.on_step(epoch, what, done, total)
+
+    def note(self, text: str) -> None:
+        """Report a sentence about the run."""
+        typer.echo(text, err=True)
 
 
 class Telling:
@@ -59,11 +68,19 @@ class Telling:
         self._lines = RunLines()
         self._lines.count(settings)
 
-    def on_epoch(self, record: "Record") -> None:
+    def __call__(self, record: "Record") -> None:
         """Report an epoch."""
-        self._lines.on_epoch(record)
+        self._lines(record)
         if self._board:
             self._board(record)
+
+    def on_step(self, epoch: int, what: str, done: int, total: int) -> None:
+        """Report a step within an epoch."""
+        self._lines.on_step(epoch, what, done, total)
+
+    def note(self, text: str) -> None:
+        """Report a sentence about the run."""
+        self._lines.note(text)
 
     def outcome(self, outcome: "Outcome", missing: str) -> None:
         """Say what came out.
@@ -76,7 +93,8 @@ class Telling:
 
         result = outcome.result
         if outcome.nothing_to_do:
-            typer.echo(f"nothing to do: {self._out} is finished")
+            place = result.folder if outcome.missing_folds else self._out
+            typer.echo(f"nothing to do: {place} is finished")
         if result.skipped:
             typer.echo(f"{result.skipped} labelled clips were left out because {missing}", err=True)
         if isinstance(result, ProtocolResult):
@@ -92,6 +110,11 @@ class Telling:
             typer.echo(f"trained on all clips for {numbers} epochs, without validation: {outcome.everything.folder}")
             if outcome.everything.test_report:
                 typer.echo(f"test, trained on all clips:\n{outcome.everything.test_report.table()}")
+        if outcome.missing_folds:
+            typer.echo(
+                f"folds still missing: {', '.join(map(str, outcome.missing_folds))}; train each with --only-fold K, or "
+                "all with the same command without it; the last to finish puts the folds together"
+            )
         typer.echo(f"run folder: {self._out}")
 
     def __enter__(self) -> "Telling":

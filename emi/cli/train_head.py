@@ -59,6 +59,7 @@ def train_head(
     skip_missing: options.SkipUncached = False,
     seeds: options.Seeds = None,
     folds: options.Folds = None,
+    only_fold: options.OnlyFold = None,
     group_by: options.GroupBy = None,
     train_on_all: options.TrainOnAll = False,
     stop_after: Annotated[
@@ -105,8 +106,9 @@ def train_head(
             group_by=group_by,
             seeds=seeds,
             folds=folds,
+            only_fold=only_fold,
             train_on_all=train_on_all,
             on_run=telling.on_run,
-            on_epoch=telling.on_epoch,
+            on_epoch=telling,
         )
     telling.outcome(outcome, "no cache holds them")

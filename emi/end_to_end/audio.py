@@ -24,12 +24,11 @@ from torch import Tensor
 
 from cache.container import StrPath
 from cache.machine import available_cores
-from cache.paths import readable
 from extract.decoding import Decoders
 from extract.errors import MediaError
-from extract.failures import Failure, Note, write_failures, write_truncated
+from extract.failures import Failure, write_failures
 from extract.media import decode
-from extract.settings import DECODER, DEFAULT, RESAMPLER, SAMPLE_RATE, DecodeOptions
+from extract.settings import RESAMPLER, SAMPLE_RATE
 from extract.sources import Source
 from train_head.run_folder import write_atomically
 
@@ -50,7 +49,6 @@ class Audio:
         lengths: by clip id, its samples.
         checksums: by clip id, CRC-32C of what was decoded, as float32.
         failures: the clips that could not be read.
-        notes: what should be known of files that were used: which of several tracks, cut off.
     """
 
     samples: Tensor
@@ -58,7 +56,6 @@ class Audio:
     lengths: Mapping[str, int]
     checksums: Mapping[str, int]
     failures: Sequence[Failure]
-    notes: Sequence[Note] = ()
 
     def sha256(self, clips: Iterable[str]) -> str:
         """What tells the audio of some clips from any other."""
@@ -72,20 +69,14 @@ def waveform(samples: Tensor, start: int, length: int) -> Tensor:
     return piece.float().div_(FULL_SCALE) if piece.dtype == torch.int16 else piece.clone()
 
 
-def open_audio(
-    folder: StrPath,
-    sources: Sequence[Source],
-    max_seconds: float,
-    dtype: str = "auto",
-    options: DecodeOptions = DEFAULT,
-) -> Audio | None:
+def open_audio(folder: StrPath, sources: Sequence[Source], max_seconds: float, dtype: str = "auto") -> Audio | None:
     """The memory map of exactly these clips, or None where there is none or a file has changed since."""
     place = Path(folder)
     try:
         index = json.loads((place / INDEX).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    if not isinstance(index, dict) or index.get("recipe") != _recipe(max_seconds, dtype, options):
+    if not isinstance(index, dict) or index.get("recipe") != _recipe(max_seconds, dtype):
         return None
     clips, failed = index["clips"], index["failures"]
     known = {**failed, **clips}
@@ -100,8 +91,7 @@ def open_audio(
         {clip: entry["start"] for clip, entry in clips.items()},
         {clip: entry["samples"] for clip, entry in clips.items()},
         {clip: entry["crc32c"] for clip, entry in clips.items()},
-        [Failure(s.id, readable(str(s.path)), failed[s.id]["reason"]) for s in sources if s.id in failed],
-        [Note(s.id, readable(str(s.path)), **clips[s.id]["note"]) for s in sources if "note" in clips.get(s.id, {})],
+        [Failure(s.id, str(s.path), failed[s.id]["reason"]) for s in sources if s.id in failed],
     )
 
 
@@ -110,38 +100,34 @@ def decode_audio(
     sources: Sequence[Source],
     max_seconds: float,
     dtype: str = "auto",
-    options: DecodeOptions = DEFAULT,
-    *,
     on_progress: Callable[[int, int, float], None] | None = None,
 ) -> None:
     """Decode the clips into the folder's memory map, which replaces what is there once it is whole.
 
     One process at a time; another that waits for the same clips finds them done. A map that is in use keeps its file.
-    Clips that cannot be read are listed in failures.csv beside it, those used in part in truncated.csv; the map holds
-    the others.
+    Clips that cannot be read are listed in failures.csv beside it; the map holds the others.
 
     Args:
         folder: made where missing.
         sources: what to decode.
         max_seconds: cut of each clip.
         dtype: "auto" or "int16"; see `FinetuneSettings.audio_dtype`.
-        options: what of each file is decoded.
         on_progress: called after each clip with clips done, of how many, and its seconds.
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     with (place / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = open_audio(place, sources, max_seconds, dtype, options)
+        found = open_audio(place, sources, max_seconds, dtype)
         if found is None or found.failures:
-            _decode_locked(place, sources, max_seconds, dtype, options, on_progress)
+            _decode_locked(place, sources, max_seconds, dtype, on_progress)
 
 
-def mended(failures: Sequence[Failure], max_seconds: float, options: DecodeOptions = DEFAULT) -> bool:
+def mended(failures: Sequence[Failure], max_seconds: float) -> bool:
     """Whether a clip that could not be read can be now: what failed need not have been the file."""
     for failure in failures:
         with contextlib.suppress(MediaError, OSError, MemoryError):
-            decode(Path(failure.path), max_seconds, options)
+            decode(Path(failure.path), max_seconds)
             return True
     return False
 
@@ -151,42 +137,34 @@ def _decode_locked(
     sources: Sequence[Source],
     max_seconds: float,
     dtype: str,
-    options: DecodeOptions,
     on_progress: Callable[[int, int, float], None] | None,
 ) -> None:
     clips: dict[str, Any] = {}
     failures: list[Failure] = []
-    notes: list[Note] = []
     old = {*place.glob(SAMPLES.format("*")), *place.glob(SAMPLES.format("*") + ".*")}
     name = SAMPLES.format(os.urandom(4).hex())
     with _Arena(place / f"{name}.tmp", exact=dtype == "auto") as arena:
-        for done, (source, decoded) in enumerate(_decoded(sources, max_seconds, options), 1):
+        for done, (source, decoded) in enumerate(_decoded(sources, max_seconds), 1):
             if isinstance(decoded, Failure):
                 failures.append(decoded)
             else:
                 entry = {"start": arena.total, "samples": len(decoded.samples), "file": _identity(source.path)}
                 clips[source.id] = entry | {"crc32c": google_crc32c.value(decoded.samples.tobytes())}
-                if decoded.track or decoded.cut_off:
-                    notes.append(Note(source.id, str(source.path), decoded.track, decoded.cut_off))
-                    clips[source.id] |= {"note": {"track": decoded.track, "cut_off": decoded.cut_off}}
                 arena.append(decoded.samples)
             if on_progress:
                 on_progress(done, len(sources), 0.0 if isinstance(decoded, Failure) else decoded.seconds)
     os.replace(place / f"{name}.tmp", place / name)
-    places = {source.id: source.path for source in sources}
-    failed = {f.id: {"file": _identity(places[f.id]), "reason": f.reason} for f in failures}
-    content = {"recipe": _recipe(max_seconds, dtype, options), "samples": name, "clips": clips, "failures": failed}
+    failed = {f.id: {"file": _identity(Path(f.path)), "reason": f.reason} for f in failures}
+    content = {"recipe": _recipe(max_seconds, dtype), "samples": name, "clips": clips, "failures": failed}
     write_atomically(place / INDEX, json.dumps(content).encode())
     for path in old:
         path.unlink(missing_ok=True)
     write_failures(str(place / name), failures, {*clips, *failed})
-    write_truncated(str(place / name), notes, {*clips, *failed})
 
 
-def _decoded(sources: Sequence[Source], max_seconds: float, options: DecodeOptions):  # type: ignore[no-untyped-def]
+def _decoded(sources: Sequence[Source], max_seconds: float):  # type: ignore[no-untyped-def]
     """Each source with its waveform or failure, in order, decoded a few ahead."""
-    in_processes = len(sources) >= IN_PROCESSES_FROM
-    with Decoders(available_cores(), max_seconds, options, in_processes=in_processes) as decoders:
+    with Decoders(available_cores(), max_seconds, in_processes=len(sources) >= IN_PROCESSES_FROM) as decoders:
         waiting = []
         for number, source in enumerate(sources):
             waiting.append((source, decoders.submit(source)))
@@ -251,12 +229,9 @@ class _Arena:
         self._file.seek(0, os.SEEK_END)
 
 
-def _recipe(max_seconds: float, dtype: str, options: DecodeOptions) -> dict[str, Any]:
+def _recipe(max_seconds: float, dtype: str) -> dict[str, Any]:
     return {
         "version": 1,
-        "decoder": DECODER,
-        "track": options.track,
-        "allow_truncated": options.allow_truncated,
         "sample_rate": SAMPLE_RATE,
         "max_seconds": max_seconds,
         "resampler": RESAMPLER,

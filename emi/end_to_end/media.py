@@ -1,7 +1,7 @@
 """Labelled media as what runs are made from: decoded once, the backbone loaded anew for every run."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cache.container import StrPath
+from cache.licences import LICENCE, Licence
 from emi.end_to_end.audio import Audio, decode_audio, mended, open_audio
 from emi.end_to_end.export import Export
 from emi.end_to_end.model import EndToEnd
@@ -16,12 +17,11 @@ from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import TABLE, FinetuneSettings
 from emi.end_to_end.trainer import FinetuneTrainer
 from extract.backbones import Identity, Regularisation, load_trainable
-from extract.failures import Note
 from extract.run import make_header
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
 from train_head.augment import AugmentSettings
-from train_head.data import Split, resolve
+from train_head.data import Split
 from train_head.errors import LabelError
 from train_head.labels import Labels
 from train_head.model import TrainedHead
@@ -30,7 +30,6 @@ from train_head.settings import TrainSettings
 from train_head.train import Inputs, read_split_labels
 
 OnDecode = Callable[[int, int, float], None]
-OnNotes = Callable[[Sequence[Note]], None]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,10 +64,7 @@ class DecodedMedia:
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         """See `Material`: of the backbone before it was trained."""
-        own = self.own
-        settings = ExtractSettings(
-            backbone=self.identity.source, max_seconds=own.max_seconds, dtype="float32", track=own.track or None
-        )
+        settings = ExtractSettings(backbone=self.identity.source, max_seconds=self.own.max_seconds, dtype="float32")
         return make_header(self.identity, settings, self.precision).fingerprint
 
     @property
@@ -92,6 +88,11 @@ class DecodedMedia:
             "in this folder: `emi extract MEDIA --cache CACHE --backbone THIS_FOLDER` gives its features."
         )
 
+    @property
+    def licence(self) -> Licence:
+        """See `Material`: what the run inherits from its backbone."""
+        return self.identity.licence
+
     def tables(self) -> dict[str, dict[str, Any]]:
         """See `Material`."""
         made = dict(self.fingerprint)
@@ -100,7 +101,7 @@ class DecodedMedia:
             backbone["head_sha256"] = _sha256(self.init_head)
         place = str(Path(self.root).absolute())
         data = {"media": place, "audio_sha256": self.audio_sha256}
-        return {"data": data, TABLE: self.own.to_toml(), "backbone": backbone}
+        return {"data": data, TABLE: self.own.to_toml(), "backbone": backbone, LICENCE: self.licence.to_dict()}
 
     def prepare(self, folder: Path) -> None:
         """See `Material`: nothing."""
@@ -156,7 +157,6 @@ def gather_media(
     skip_missing: bool = False,
     group_by: str | None = None,
     on_decode: OnDecode | None = None,
-    on_notes: OnNotes | None = None,
 ) -> Inputs:
     """Read the labels, find the media, decode what is not decoded yet.
 
@@ -170,7 +170,6 @@ def gather_media(
         skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
         group_by: as for `train_head.train.gather_inputs`.
         on_decode: called after each decoded clip.
-        on_notes: called with what should be known of the media, if there is something.
 
     Raises:
         LabelError: a label file is wrong, or clips are missing or unreadable; says how many and names the first five.
@@ -178,16 +177,15 @@ def gather_media(
     """
     labels = read_split_labels(files, label_scale, group_by)
     places = {source.id: source for source in find_media(material.root, media_root)}
-    labels = {name: resolve(part, places) for name, part in labels.items()}
     wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
     _refuse_missing(labels, places, material.root, skip_missing)
     sources = [places[clip] for clip in wanted if clip in places]
     processes, own = material.processes, material.own
-    how = (audio, sources, own.max_seconds, own.audio_dtype, own.decoding)
+    how = (audio, sources, own.max_seconds, own.audio_dtype)
     if processes.first:
         there = open_audio(*how)
-        if there is None or mended(there.failures, own.max_seconds, own.decoding):
-            decode_audio(*how, on_progress=on_decode)
+        if there is None or mended(there.failures, own.max_seconds):
+            decode_audio(*how, on_decode)
     processes.wait()
     found = open_audio(*how)
     if found is None and processes.first_here and not processes.first:  # a machine without the first one's disk
@@ -200,11 +198,8 @@ def gather_media(
         first = found.failures[0]
         raise LabelError(
             f"{len(found.failures)} of {len(sources)} clips cannot be read; the first, {first.path}, {first.reason}. "
-            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing "
-            "(or --allow-truncated, where they are only cut off)"
+            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing"
         )
-    if on_notes and found.notes:
-        on_notes(found.notes)
     splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
     used = sorted({clip for split in splits.values() for clip in split.labels.ids})
     material = replace(material, audio_sha256=found.sha256(used))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cache.container import StrPath
-from extract.settings import DecodeOptions
 from train_head.errors import TrainSettingsError
 from train_head.settings import TrainSettings, resolve_settings
 from train_head.suggest import unknown
@@ -48,8 +47,6 @@ class FinetuneSettings:
         max_seconds: what is kept of each clip.
         audio_dtype: how decoded audio is kept: "auto", 16-bit where that loses nothing (16 kHz PCM) and else float32;
             or "int16", rounded to 16 bits always.
-        track: number of the audio track, from 1 on; 0 takes the one marked default, else the first.
-        allow_truncated: use media that are cut off or damaged as far as they decode.
         save_minutes: the state is saved after so much time within an epoch, and at its end.
     """
 
@@ -71,8 +68,6 @@ class FinetuneSettings:
     remember: bool = True
     max_seconds: float = 12.0
     audio_dtype: str = "auto"
-    track: int = 0
-    allow_truncated: bool = False
     save_minutes: float = 10.0
 
     def __post_init__(self) -> None:
@@ -106,14 +101,9 @@ class FinetuneSettings:
         """Whether waveforms are changed in training."""
         return bool(self.noise_snr or self.gain_db or self.speed)
 
-    @property
-    def decoding(self) -> DecodeOptions:
-        """What of each file is decoded."""
-        return DecodeOptions(track=self.track or None, allow_truncated=self.allow_truncated)
-
     def to_toml(self) -> dict[str, Any]:
-        """The table [finetune]; without the options of decoding where they are off, so that older runs resume."""
-        return {key: value for key, value in asdict(self).items() if value or key not in ("track", "allow_truncated")}
+        """The table [finetune]."""
+        return asdict(self)
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -130,7 +120,6 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("batch_seconds", 0.0, 1e6),
     ("max_seconds", 0.01, 3600.0),
     ("save_minutes", 0.0, 1e6),
-    ("track", 0, 1000),
 )
 
 

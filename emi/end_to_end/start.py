@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from cache.container import StrPath
 from cache.machine import give_freed_memory_back, keep_freed_memory
 from emi.end_to_end.depth import Depth
 from emi.end_to_end.helpers import helpers
-from emi.end_to_end.media import DecodedMedia, OnDecode, OnNotes, gather_media, regularisation
+from emi.end_to_end.media import DecodedMedia, OnDecode, gather_media, regularisation
 from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import FinetuneSettings, resolve
 from emi.end_to_end.sharding import check_sharding
@@ -50,12 +50,11 @@ def finetune(
     group_by: str | None = None,
     seeds: int | None = None,
     folds: int | None = None,
+    only_fold: int | None = None,
     train_on_all: bool = False,
     on_decode: OnDecode | None = None,
-    on_notes: OnNotes | None = None,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
-    on_note: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Train backbone and head together, one run or several by a protocol; called again it goes on.
 
@@ -77,12 +76,11 @@ def finetune(
         group_by: as for `train_head.protocols.run_protocol`.
         seeds: likewise.
         folds: likewise.
+        only_fold: likewise.
         train_on_all: likewise.
         on_decode: called after each decoded clip with clips done, of how many, and its seconds.
-        on_notes: called with what should be known of the media, if there is something.
         on_run: called before each of several runs.
         on_epoch: called with each epoch's record.
-        on_note: called with a sentence on the checkpoint, where there is something to say.
 
     Raises:
         TrainSettingsError, LabelError, BackboneError, RunFolderError, MediaListError: before the first step.
@@ -90,12 +88,10 @@ def finetune(
         FinetuneMemoryError: the memory does not suffice; says what to change.
         HelperError: one of `own.processes` ended early.
     """
-    check_protocol(valid is not None, seeds, folds, train_on_all)
+    check_protocol(valid is not None, seeds, folds, train_on_all, only_fold)
     out = Path(out).absolute()
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
     identity = identify(backbone)
-    if on_note and identity.note:
-        on_note(identity.note)
     settings = on_this_machine(settings, identity)
     files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
     work = partial(
@@ -109,10 +105,10 @@ def finetune(
         init_head,
         audio or default_audio(out),
         gathering={"media_root": media_root, "skip_missing": skip_missing, "group_by": group_by},
-        protocol={"seeds": seeds, "folds": folds, "train_on_all": train_on_all},
+        protocol={"seeds": seeds, "folds": folds, "only_fold": only_fold, "train_on_all": train_on_all},
     )
     with helpers(own.processes, settings.device, work):
-        return work(on_decode=on_decode, on_notes=on_notes, on_run=on_run, on_epoch=on_epoch)
+        return work(on_decode=on_decode, on_run=on_run, on_epoch=on_epoch)
 
 
 def _work(
@@ -128,7 +124,6 @@ def _work(
     gathering: Mapping[str, Any],
     protocol: Mapping[str, Any],
     on_decode: OnDecode | None = None,
-    on_notes: OnNotes | None = None,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Outcome:
@@ -160,7 +155,6 @@ def _work(
         audio,
         settings.label_scale,
         on_decode=on_decode,
-        on_notes=on_notes if processes.first else None,
         **gathering,
     )
     with _own_folder(processes, out) as place:

@@ -190,13 +190,12 @@ class FinetuneTrainer(Course):
         self.model.predictor.train()
         if not self._sharded:
             self._shared = self.processes.share(self.model, unused=self.own.layerdrop > 0)
-        started, before = time.perf_counter(), done["seconds"]
-        saved = time.monotonic()
+        started, before, saved = time.perf_counter(), done["seconds"], time.monotonic()
         for step in range(done["step"], len(order)):
             rows = order[step]
             done["total"] += self._step(rows, self._share(number, step, len(order)), number, step) * len(rows)
-            done["step"] = step + 1
-            done["seconds"] = before + time.perf_counter() - started
+            done |= {"step": step + 1, "seconds": before + time.perf_counter() - started}
+            self.stepped(number, "training", step + 1, len(order))
             due = time.monotonic() - saved >= 60 * self.own.save_minutes
             if self.processes.agree(due) if self._sharded else due:
                 self._save_state(self.folder, done)
@@ -212,7 +211,7 @@ class FinetuneTrainer(Course):
         report = None
         trained = done["seconds"]
         if self.valid is not None:
-            report = evaluate(self.predict(self.valid), self.valid.labels.values, self.valid.labels.names)
+            report = evaluate(self.predict(self.valid, number), self.valid.labels.values, self.valid.labels.names)
         return (
             record
             | self.judged(report)
@@ -236,7 +235,7 @@ class FinetuneTrainer(Course):
         if folder is not None:
             run_folder.write_history(folder, self.history)
 
-    def predict(self, split: Split) -> NDArray[np.float32]:
+    def predict(self, split: Split, epoch: int = 0) -> NDArray[np.float32]:
         """(clips, targets) float32 intensities by the weights that count, in the order of the split, on every process.
 
         Each clip is computed once, by one process, but for those that sharded ones repeat to meet as often.
@@ -247,10 +246,11 @@ class FinetuneTrainer(Course):
         pieces = cut(rows, split.lengths.tolist(), self.piece_seconds, self.processes.count)[self.processes.rank]
         found: list[tuple[tuple[int, ...], NDArray[np.float32]]] = []
         with torch.no_grad():
-            for piece in pieces:
+            for number, piece in enumerate(pieces, 1):
                 if piece.counts or self._sharded:
                     with advise(self):
                         values = model.predict(*self._inputs(split, piece.rows))
+                self.stepped(epoch, "validating" if epoch else "predicting", number, len(pieces))
                 if piece.counts:
                     found.append((piece.rows, values.float().cpu().numpy()))
         parts = [part for parts in self.processes.gather(found) for part in parts]

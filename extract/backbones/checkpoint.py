@@ -4,13 +4,12 @@ import contextlib
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.paths import at_home
-from extract.backbones.weight_names import Layout, layout_of, names_in
+from extract.backbones.licence import CARD
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 """In the order in which transformers prefers them."""
-CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+CONFIGS = ("config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
@@ -61,50 +60,21 @@ class Checkpoint:
         parts = [{k: v for k, v in part.items() if k not in _NOT_NUMBERS} for part in (self.config, self.preprocessor)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def layout(self) -> Layout:
-        """Where the encoder and the heads are, by the names of the weights.
-
-        Raises:
-            BackboneError: a weight file is missing or cannot be read.
-        """
-        names: set[str] = set()
-        for path in self.weight_files():
-            with _reading(path):
-                names |= names_in(path)
-        return layout_of(names, self.labels if self._gives_head_the_mean() else ())
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the outputs, in their order."""
-        labels = self.config.get("id2label")
-        if not isinstance(labels, dict) or not all(str(key).isdecimal() for key in labels):
-            return ()
-        return tuple(str(labels[key]) for key in sorted(labels, key=int))
-
-    def tensors(self, wanted: Callable[[str], bool]) -> "dict[str, Tensor]":
-        """The tensors of wanted names.
-
-        Raises:
-            BackboneError: a weight file is missing or cannot be read.
-        """
+    def tensors(self, prefix: str) -> "dict[str, Tensor]":
+        """The tensors whose names start with a prefix, by the rest of their names."""
         import torch
         from safetensors import safe_open
 
         found: dict[str, Tensor] = {}
         for path in self.weight_files():
-            with _reading(path):
-                if path.suffix == ".safetensors":
-                    with safe_open(path, "pt") as file:
-                        found |= {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118
-                else:
-                    mmap = zipfile.is_zipfile(path)  # not so before torch 1.6
-                    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-                    found |= {key: value for key, value in state.items() if wanted(key)}
-        return found
-
-    def _gives_head_the_mean(self) -> bool:
-        """Whether a head is applied to the last hidden state and its time mean, as far as the configuration says."""
-        return self.config.get("pooling_mode", "mean") == "mean" and not self.config.get("use_weighted_layer_sum")
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    found |= {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+            else:
+                mmap = zipfile.is_zipfile(path)  # not so before torch 1.6
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+                found |= {key: value for key, value in state.items() if key.startswith(prefix)}
+        return {key.removeprefix(prefix): value for key, value in found.items()}
 
 
 _NOT_NUMBERS = ("transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "dtype")
@@ -117,24 +87,14 @@ def find_checkpoint(name: str) -> Checkpoint:
     Raises:
         BackboneError: it is not to be had, or no checkpoint of a speech model.
     """
-    folder = Path(at_home(name))
+    folder = Path(name).expanduser()
     if not name or not folder.is_dir():  # an empty name would be the working folder
         folder = _from_hub(name)
     config = folder / "config.json"
     if not config.is_file():
         raise BackboneError(f"{folder} is no checkpoint folder: it has no config.json")
-    return Checkpoint(folder, _json(config), _preprocessor(folder))
-
-
-def _preprocessor(folder: Path) -> Mapping[str, Any]:
-    """Settings of the feature extractor, found as transformers 5 finds them: within the processor's first."""
-    processor, alone = (folder / name for name in CONFIGS[:0:-1])
-    content = _json(processor) if processor.is_file() else {}
-    for part in ("feature_extractor", "audio_processor"):
-        if isinstance(content.get(part), dict):
-            nested: dict[str, Any] = content[part]
-            return nested
-    return _json(alone) if alone.is_file() else {}
+    preprocessor = folder / "preprocessor_config.json"
+    return Checkpoint(folder, _json(config), _json(preprocessor) if preprocessor.is_file() else {})
 
 
 def _from_hub(name: str) -> Path:
@@ -149,6 +109,8 @@ def _from_hub(name: str) -> Path:
             config = Path(huggingface_hub.hf_hub_download(name, "config.json", local_files_only=local))
             for optional in CONFIGS[1:]:
                 _fetch(name, optional, local)
+            with contextlib.suppress(Exception):  # without its model card only its licence is unknown
+                _fetch(name, CARD, local)
             weights = next((path for wanted in WEIGHTS if (path := _fetch(name, wanted, local))), None)
             if weights is None and local:
                 continue
@@ -188,21 +150,6 @@ def _fetch(name: str, file: str, local: bool) -> Path | None:
         raise
     except EntryNotFoundError:
         return None
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise BackboneError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (ImportError, MemoryError):
-        raise
-    except Exception as error:  # the readers of damaged files raise many kinds
-        first_line = str(error).strip().partition("\n")[0]
-        raise BackboneError(
-            f"{path} is damaged ({type(error).__name__}: {first_line}); download the checkpoint again"
-        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cache.licences import UNKNOWN, Licence
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -21,7 +23,7 @@ class Identity:
         vad_names: names of the regression head's outputs in their order, or empty.
         precisions: the arithmetics it can compute in, of "fp32", "bf16" and "fp16".
         small: whether a call costs more than a second of audio, so that batches should be large.
-        note: a sentence that a user should read, or empty.
+        licence: of the weights, where it is known.
     """
 
     source: str
@@ -31,7 +33,7 @@ class Identity:
     vad_names: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     small: bool = False
-    note: str = ""
+    licence: Licence = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

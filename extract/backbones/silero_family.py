@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.paths import at_home
+from cache.licences import KNOWN
 from extract.backbones.checkpoint import CONFIGS, WEIGHTS
+from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Identity
 from extract.backbones.trainable import Regularisation
 from extract.errors import BackboneError
@@ -44,7 +45,7 @@ class SileroFamily:
         return Identity(
             source=name,
             fingerprint={
-                "backbone": Path(at_home(name)).resolve().name if tuned else name,
+                "backbone": Path(name).expanduser().resolve().name if tuned else name,
                 "weights_sha256": hashlib.sha256(weights_file(name).read_bytes()).hexdigest(),
                 "config_sha256": hashlib.sha256(LAYOUT.encode()).hexdigest(),
                 "layer": "conv+h+c",
@@ -54,6 +55,7 @@ class SileroFamily:
             hop_seconds=WINDOW / 16_000,
             precisions=("fp32",),
             small=True,
+            licence=licence_of_weights(name) if tuned else KNOWN[PACKAGED],
         )
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> "SileroBackbone":  # noqa: ARG002
@@ -83,7 +85,7 @@ SILERO = SileroFamily()
 
 def is_silero_folder(name: str) -> bool:
     """Whether a name is a folder that `SileroBackbone.save` wrote."""
-    config = Path(at_home(name)) / CONFIGS[0]
+    config = Path(name).expanduser() / CONFIGS[0]
     if name in ("", PACKAGED):  # never what lies in the working folder
         return False
     try:
@@ -102,7 +104,7 @@ def weights_file(name: str) -> Path:
         BackboneError: there are none.
     """
     if is_silero_folder(name):
-        path = Path(at_home(name)) / WEIGHTS[0]
+        path = Path(name).expanduser() / WEIGHTS[0]
         if not path.is_file():
             raise BackboneError(f"{name} holds no {WEIGHTS[0]}; it is no complete backbone")
         return path

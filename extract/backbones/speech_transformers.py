@@ -20,12 +20,35 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from extract.backbones.checkpoint import Checkpoint
-from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
 from extract.backbones.packed_encoder import PackedEncoder, supports
 from extract.backbones.packed_weights import wrong_below_float32
 from extract.backbones.protocol import Features
+from extract.errors import BackboneError
 
+_TASK_WEIGHTS = {
+    "ForCTC": ("lm_head.",),
+    "ForPreTraining": ("quantizer.", "project_q.", "project_hid."),
+    "ForSequenceClassification": ("projector.", "classifier.", "layer_weights"),
+    "ForXVector": ("projector.", "classifier.", "layer_weights", "feature_extractor.", "tdnn.", "objective."),
+    "ForAudioFrameClassification": ("classifier.", "layer_weights"),
+}
+"""Weights beside the encoder that a checkpoint may hold, by the end of its architecture's name."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TRAINING_ONLY = ("masked_spec_embed",)
+"""Weights of SpecAugment, which some checkpoints lack (facebook/wav2vec2-base-960h)."""
+
+
+class RegressionHead(nn.Module):
+    """audEERING's head: dense, tanh, out_proj (dropouts have no part in inference). (…, hidden) → (…, 3)."""
+
+    def __init__(self, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+        self.out_proj = nn.Linear(hidden, outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Apply to frames or to their time mean; the two differ because of the tanh."""
+        return self.out_proj(torch.tanh(self.dense(features)))
 
 
 class SpeechTransformer(nn.Module):
@@ -152,19 +175,19 @@ def _forward_in_float32(module: nn.Module, x: Tensor) -> Tensor:
 def load_speech_transformer(
     checkpoint: Checkpoint, device: torch.device, precision: str, *, normalise: bool, has_head: bool
 ) -> SpeechTransformer:
-    """Build the model in evaluation mode; every weight of the encoder must be in the file.
+    """Build the model in evaluation mode; the weights of the file and of the model must be the same set.
 
     Args:
         checkpoint: where the weights are.
         device: where it will run.
         precision: of the matrix products: "fp32", "bf16" or "fp16".
         normalise: whether clips are brought to zero mean and unit variance.
-        has_head: whether the checkpoint has a regression head (`weight_names.layout_of`).
+        has_head: whether the checkpoint has audEERING's regression head.
 
     Raises:
-        BackboneError: see `checkpoint_weights.load_encoder`.
+        BackboneError: a weight is missing, unexpected or of another shape.
     """
-    encoder = load_encoder(checkpoint)
+    encoder = load_encoder(checkpoint, has_head=has_head)
     head = load_regression_head(checkpoint) if has_head else None
     dtype = DTYPES[precision]
     if precision == "fp32":
@@ -178,3 +201,81 @@ def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
     for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
         field = (field - 1) * stride + kernel
     return field
+
+
+def load_regression_head(checkpoint: Checkpoint) -> RegressionHead:
+    """The head that a checkpoint holds beside its encoder.
+
+    Raises:
+        BackboneError: a weight is missing, unexpected or of another shape.
+    """
+    tensors = {name: tensor.float() for name, tensor in checkpoint.tensors("classifier.").items()}
+    head = RegressionHead(checkpoint.config["hidden_size"], 3)
+    expected = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(set(found.items()) ^ set(expected.items()))
+        raise BackboneError(
+            f"{checkpoint.folder} names arousal, dominance and valence as its labels, and its regression head does not "
+            f"fit: classifier.{wrong[0][0]} is missing, unexpected or of another shape; download the checkpoint again"
+        )
+    head.load_state_dict(tensors)
+    return head
+
+
+def load_encoder(checkpoint: Checkpoint, *, has_head: bool, **config: Any) -> nn.Module:
+    """The library's model.
+
+    Args:
+        checkpoint: where it is.
+        has_head: whether the regression head may lie beside it.
+        **config: values that replace those of its configuration.
+
+    Raises:
+        BackboneError: a weight is missing, unexpected or of another shape.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading takes a second, and the extraction shows its own
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of the regression head as "unexpected"; what matters is raised below
+    try:
+        encoder, report = AutoModel.from_pretrained(
+            checkpoint.folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **config,
+        )
+    except Exception as error:  # the readers of damaged files raise many kinds
+        first_line = str(error).strip().partition("\n")[0]
+        raise BackboneError(
+            f"{checkpoint.folder}: {checkpoint.weight_files()[0].name} or config.json cannot be loaded ({first_line}); "
+            "download the checkpoint again"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    allowed = _allowed_extras(checkpoint) + (("classifier.",) if has_head else ())
+    extra = [key for key in report["unexpected_keys"] if not key.startswith(allowed)]
+    problems = {
+        "missing": [key for key in report["missing_keys"] if key not in _TRAINING_ONLY],
+        "unexpected": extra,
+        "misshapen": report["mismatched_keys"],
+    }
+    for what, keys in problems.items():
+        if keys:
+            raise BackboneError(
+                f"{checkpoint.folder}: {len(keys)} {what} weight(s), the first {sorted(map(str, keys))[0]!r}; the "
+                "checkpoint does not fit its config.json, and features from it would be wrong: download it again"
+            )
+    model: nn.Module = encoder
+    return model
+
+
+def _allowed_extras(checkpoint: Checkpoint) -> tuple[str, ...]:
+    architectures = checkpoint.config.get("architectures") or []
+    return tuple(
+        p for end, prefixes in _TASK_WEIGHTS.items() for p in prefixes if any(a.endswith(end) for a in architectures)
+    )

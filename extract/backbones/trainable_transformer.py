@@ -12,12 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint
-from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
 from extract.backbones.cpu_training import prepare_for_cpu
 from extract.backbones.protocol import Features
-from extract.backbones.speech_transformers import DTYPES, SpeechTransformer
+from extract.backbones.speech_transformers import (
+    DTYPES,
+    RegressionHead,
+    SpeechTransformer,
+    load_encoder,
+    load_regression_head,
+)
 from extract.backbones.trainable import Regularisation, Stage
-from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError
 
 _DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
@@ -126,11 +130,6 @@ class TrainableTransformer(SpeechTransformer):
         temporary = folder / f"{WEIGHTS[0]}.tmp"
         save_file(tensors, temporary, metadata={"format": "pt"})
         config = {k: v for k, v in self._checkpoint.config.items() if k != "torch_dtype"} | {"dtype": "float32"}
-        if self.head is not None:
-            config |= {
-                "id2label": dict(zip("012", VAD, strict=True)),
-                "label2id": dict(zip(VAD, range(3), strict=True)),
-            }
         (folder / CONFIGS[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name in CONFIGS[1:]:
             if (self._checkpoint.folder / name).is_file():
@@ -223,7 +222,7 @@ def load_trainable_transformer(
         precision: of the matrix products: "fp32", "bf16" or "fp16".
         regularisation: what training mode changes.
         normalise: whether clips are brought to zero mean and unit variance.
-        has_head: whether the checkpoint has a regression head (`weight_names.layout_of`).
+        has_head: whether the checkpoint has audEERING's regression head.
 
     Raises:
         BackboneError: a weight is missing, unexpected or of another shape.
@@ -236,7 +235,7 @@ def load_trainable_transformer(
         changed |= dict.fromkeys(_DROPOUTS, regularisation.dropout)
     if precision == "fp32":
         torch.backends.cudnn.allow_tf32 = False  # as in extraction
-    encoder: Any = load_encoder(checkpoint, **changed)
+    encoder: Any = load_encoder(checkpoint, has_head=has_head, **changed)
     if regularisation.checkpointing:
         _checkpoint_activations(encoder)
     prepare_for_cpu(encoder, checkpointing=regularisation.checkpointing)

@@ -4,11 +4,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.paths import at_home
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
+from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Identity
 from extract.backbones.trainable import Regularisation
-from extract.backbones.weight_names import VAD, Layout
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from extract.backbones.trainable_transformer import TrainableTransformer
 
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
+VAD_NAMES = frozenset({"arousal", "dominance", "valence"})
 _DEFAULT_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 
 
@@ -29,7 +29,6 @@ class TransformersFamily:
         checkpoint = find_checkpoint(name)
         config = checkpoint.config
         _check_supported(checkpoint)
-        layout = checkpoint.layout()
         return Identity(
             source=name,
             fingerprint={
@@ -39,14 +38,14 @@ class TransformersFamily:
                 "layer": "last",
                 "normalisation": "clip-mean-variance" if _normalises(checkpoint) else "none",
             },
-            note=_left_out(checkpoint.folder, layout),
             dim=config.get("hidden_size", 768),
             hop_seconds=math.prod(config.get("conv_stride", _DEFAULT_STRIDES)) / 16_000,
-            vad_names=() if layout.head is None else VAD,
+            vad_names=_vad_names(checkpoint),
+            licence=licence_of_weights(name, checkpoint.folder),
         )
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> "SpeechTransformer":
-        """Build the model; every weight of the encoder must be in the file."""
+        """Build the model; every weight of the file must be used and every weight of the model be in the file."""
         from extract.backbones.speech_transformers import load_speech_transformer
 
         checkpoint = find_checkpoint(identity.source)
@@ -80,7 +79,7 @@ TRANSFORMERS = TransformersFamily()
 
 def _display_name(name: str) -> str:
     """A hub id as it is; a folder by its own name, so that moving it changes nothing."""
-    folder = Path(at_home(name))
+    folder = Path(name).expanduser()
     return folder.resolve().name if folder.is_dir() else name
 
 
@@ -105,10 +104,8 @@ def _normalises(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.preprocessor.get("do_normalize", True))
 
 
-def _left_out(folder: Path, layout: Layout) -> str:
-    if not layout.others:
-        return ""
-    return (
-        f"{folder.name} has weights beside its encoder that are left out: {', '.join(layout.others)} (a head is used "
-        "where its three outputs are called arousal, dominance and valence)"
-    )
+def _vad_names(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The head's outputs in the checkpoint's order, where they are arousal, dominance and valence."""
+    labels = checkpoint.config.get("id2label") or {}
+    names = tuple(str(labels[key]).lower() for key in sorted(labels, key=int))
+    return names if len(names) == 3 and set(names) == VAD_NAMES else ()

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import traceback
 import warnings
 import zlib
@@ -303,3 +304,18 @@ def dies(fork: Callable[..., int], exit_code: Callable[[int], int], faults: Any)
         return code == 9
 
     return dies
+
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={4 * MEGABYTE}", "tmpfs", str(disk)]
+    if os.getuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs takes root and the right to mount")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -288,9 +288,8 @@ def test_wrong_settings_and_places_are_refused_before_any_work(folder, path, tmp
 def test_a_name_that_is_not_utf8_is_told(folder, path):
     with open(os.fsencode(folder) + b"/\xff.npy", "wb"):
         pass
-    (failure,) = import_features(folder, path, hop_seconds=0.02).failures
-    assert failure.path == f"{folder}/\\xff.npy"
-    assert failure.reason == "has a name that is not UTF-8; rename it"
+    with pytest.raises(FeatureFileError, match=r"\\xff\.npy' is not UTF-8"):
+        import_features(folder, path, hop_seconds=0.02)
 
 
 def test_linked_folders_are_read_once_and_loops_end(folder):

@@ -50,7 +50,7 @@ REFUSED = {
     "pooled vad by frame": ({"vad_pooled": np.zeros((5, 3), np.float32)}, "vad and vad_pooled have shapes"),
     "NaN in vad": ({"vad": np.full((5, 3), np.nan, np.float32)}, "not finite"),
     "NaN in pooled vad": ({"vad_pooled": np.full(3, np.nan, np.float32)}, "not finite"),
-    "infinite seconds": ({"seconds": float("inf")}, "inf seconds"),
+    "NaN seconds": ({"seconds": float("nan")}, "nan seconds"),
     "negative seconds": ({"seconds": -1.0}, "-1.0 seconds"),
 }
 

@@ -4,10 +4,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from warm_python import python
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -30,7 +30,7 @@ def workplace(labelled: Path, tmp_path: Path) -> Path:
 
 
 def run(command: list[str], folder: Path) -> None:
-    tools = f"{Path(python()).parent}{os.pathsep}{os.environ['PATH']}"
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
         command, cwd=folder, env=os.environ | {"PATH": tools}, capture_output=True, text=True, check=False
     )
@@ -46,7 +46,7 @@ def test_the_shell_commands_of_a_page_run(page, workplace):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_blocks_of_a_page_run(page, workplace):
     for block in blocks(page, "python"):
-        run([python(), "-W", "error", "-c", block], workplace)
+        run([sys.executable, "-W", "error", "-c", block], workplace)
 
 
 def test_the_readme_names_every_target_of_the_makefile_that_it_uses():

@@ -10,14 +10,13 @@ import zlib
 import numpy as np
 import pytest
 import zarr
-from warm_python import python
 
 from cache import CacheWriter, Clip, Header, open_cache
 from emi.cli import main
 
 
 def emi(*arguments, code=0):
-    command = [python(), "-m", "emi", "cache", *map(str, arguments)]
+    command = [sys.executable, "-m", "emi", "cache", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == code, result.stdout + result.stderr
     return result

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 import typer
-from warm_python import python
 
 from cache import open_cache
 from emi.cli import app
 
 CACHE_COMMANDS = "info verify repair compact convert merge derive import export"
 COMMANDS = [
-    *("extract", "train-head", "ablate", "sweep", "finetune", "table1", "predict", "evaluate", "compare", "demo-data"),
+    *("extract", "train-head", "ablate", "sweep", "finetune", "table1", "predict", "evaluate", "compare", "ensemble"),
+    "demo-data",
     *(f"cache {name}" for name in CACHE_COMMANDS.split()),
 ]
 
 
 def emi(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [python(), "-m", "emi", *map(str, arguments)]
+    command = [sys.executable, "-m", "emi", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == code, result.stdout + result.stderr
     return result
@@ -116,7 +116,7 @@ def test_an_interrupted_extraction_keeps_what_is_done_and_goes_on(labelled, tmp_
     folder.mkdir()
     for i in range(6000):
         (folder / f"{i:05d}.wav").hardlink_to(labelled / "audio" / f"{i % 40:05d}.wav")
-    command = [python(), "-m", "emi", "extract", folder, "--cache", cache]
+    command = [sys.executable, "-m", "emi", "extract", folder, "--cache", cache]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
     assert process.stderr.readline().startswith(b"extracting ")  # some clips are done

@@ -89,7 +89,7 @@ def test_a_run_goes_on_with_its_own_features_only(labelled, labelled_cache, tmp_
     for pool in (2, 3):
         derive(labelled_cache, tmp_path / f"{pool}.h5", pool=pool)
     train(labelled, tmp_path / "2.h5", tmp_path / "run")
-    with pytest.raises(RunFolderError, match=r"features\.fingerprint"):
+    with pytest.raises(RunFolderError, match=r"--cache \(.*derived\.pool \(stored 2, wanted 3\)"):
         train(labelled, tmp_path / "3.h5", tmp_path / "run")
 
 

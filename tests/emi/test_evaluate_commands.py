@@ -120,7 +120,7 @@ def test_predict_writes_the_clipped_predictions_as_a_challenge_takes_them(traine
     np.testing.assert_array_equal(written.values, predicted.values.clip(0, 1))
 
 
-def test_predict_takes_the_rows_of_a_template_and_refuses_other_clips(trained, labelled, tmp_path):
+def test_predict_takes_the_clips_and_rows_of_a_template_and_refuses_others(trained, labelled, tmp_path):
     sent, template = tmp_path / "sent.csv", tmp_path / "template.csv"
     media = [labelled / "audio" / f"{i:05d}.wav" for i in (3, 11, 5)]
     template.write_text("Filename,Joy,Calm\n11,,\n3,,\n5,,\n")
@@ -128,8 +128,76 @@ def test_predict_takes_the_rows_of_a_template_and_refuses_other_clips(trained, l
     run("predict", *media, *arguments)
     assert [line.split(",")[0] for line in sent.read_text().splitlines()] == ["Filename", "11", "3", "5"]
     run("evaluate", sent, template, "--submission")
-    message = fails("predict", *media[:2], *arguments)
-    assert "1 clips were not predicted (first: 5)" in message
+    sent.unlink()
+    said = run("predict", labelled / "audio", *arguments).stderr.splitlines()
+    assert said[0] == "predicting 3 clips"
+    assert said[-1].startswith("predicting 3 of 3 clips took ")
+    assert [line.split(",")[0] for line in sent.read_text().splitlines()] == ["Filename", "11", "3", "5"]
+
+
+@pytest.fixture
+def unpredicted(monkeypatch):
+    """Fails where anything is predicted."""
+    monkeypatch.setattr("emi.prediction.Model.iterate_sources", lambda *_: pytest.fail("something was predicted"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("Filename,Joy,Calm\n3,,\n500,,\n", "1 of its 2 clips are not among the media (first: 500)"),
+        ("Filename,Joy,Sad\n3,,\n", "has the targets Joy, Sad, and the run predicts Joy, Calm"),
+        ("Filename,Joy,Calm\n3,,\n3,,\n", "1 clips stand twice"),
+        ("Name,Joy,Calm\n3,,\n", "has no Filename column"),
+    ],
+)
+def test_a_template_that_cannot_be_followed_is_refused_before_anything_is_predicted(
+    trained, labelled, tmp_path, unpredicted, rows, message
+):
+    (tmp_path / "template.csv").write_text(rows)
+    sent = ["--submission", tmp_path / "sent.csv", "--template", tmp_path / "template.csv"]
+    assert message in fails("predict", labelled / "audio", "--model", trained[0], *sent)
+    assert [path.name for path in tmp_path.iterdir()] == ["template.csv"]
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_submission_is_written_whole_or_not_at_all(trained, labelled, tmp_path, template):
+    (tmp_path / "template.csv").write_text("Filename,Joy,Calm\n3,,\n500,,\n")
+    (tmp_path / "00500.wav").write_bytes(b"")
+    media = [labelled / "audio" / "00003.wav", tmp_path / "00500.wav"]
+    extra = ["--template", tmp_path / "template.csv"] if template else []
+    before = {path.name for path in tmp_path.iterdir()}
+    sent = ["--submission", tmp_path / "sent.csv", *extra]
+    result = run("predict", *media, "--model", trained[0], *sent, code=1)
+    assert "00500.wav: is empty (0 bytes)" in result.stderr
+    assert "sent.csv was not written: 1 of its 2 clips cannot be read" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("option", ["--csv", "--submission"])
+def test_predictions_that_cannot_be_written_leave_nothing_and_keep_what_was_there(
+    trained, labelled, tmp_path, monkeypatch, option
+):
+    (tmp_path / "out.csv").write_text("mine")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train_head.run_folder.replace_durably", full)
+    arguments = ["--model", trained[0], option, tmp_path / "out.csv"]
+    result = CliRunner().invoke(app, list(map(str, ["predict", labelled / "audio" / "00003.wav", *arguments])))
+    assert isinstance(result.exception, OSError)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.csv", "mine")]
+
+
+def test_predictions_go_to_standard_output_alone_and_into_a_device(trained, labelled, tmp_path):
+    shown = run("predict", labelled / "audio" / "00003.wav", "--model", trained[0])
+    assert shown.stdout.splitlines()[0] == "Filename,Joy,Calm"
+    assert len(shown.stdout.splitlines()) == 2
+    assert "predicting 1 of 1 clips" in shown.stderr
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    run("predict", labelled / "audio" / "00003.wav", "--model", trained[0], "--csv", tmp_path / "link.csv")
+    assert (tmp_path / "real.csv").read_text() == shown.stdout
+    run("predict", labelled / "audio" / "00003.wav", "--model", trained[0], "--csv", "/dev/null")
 
 
 def test_a_template_needs_a_submission_and_has_to_exist(trained, labelled, tmp_path):

@@ -4,13 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import emi
 from cache import StaleCacheError
-from emi.cli import app
 from emi.prediction import UnreadableMediaError
-from extract.errors import MediaListError
 from train_head.errors import RunFolderError
 from train_head.labels import read_labels
 
@@ -64,55 +61,3 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 def test_an_unknown_attribute_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'trainhead'"):
         _ = emi.trainhead
-
-
-def test_a_list_that_lies_elsewhere_is_predicted_with_its_media_root(run, labelled, tmp_path):
-    (tmp_path / "list.csv").write_text("Filename\n30\n31.wav\n")
-    (tmp_path / "list.txt").write_text("00032.wav\n")
-    model = emi.load(run)
-    places = [tmp_path / "list.csv", tmp_path / "list.txt", labelled / "audio/00033.wav"]
-    records = model.predict(places, media_root=labelled / "audio")
-    assert [record["Filename"] for record in records] == ["00030", "00031", "00032", "00033"]
-    with pytest.raises(MediaListError, match=r"--media-root .* goes with a CSV or a text list"):
-        model.predict(labelled / "audio", media_root=tmp_path)
-
-
-def test_predict_takes_a_media_root(run, labelled, tmp_path):
-    (tmp_path / "list.csv").write_text("Filename\n30\n")
-    arguments = ["predict", tmp_path / "list.csv", "--model", run, "--media-root", labelled / "audio"]
-    result = CliRunner().invoke(app, [*map(str, arguments), "--csv", str(tmp_path / "p.csv")])
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "p.csv").read_text().splitlines()[1].startswith("00030,")
-
-
-def test_a_run_from_before_the_decoder_had_a_version_predicts_and_says_so(run, labelled, tmp_path):
-    import shutil
-
-    shutil.copytree(run, tmp_path / "run")
-    config = tmp_path / "run" / "config.toml"
-    text = config.read_text()
-    assert "decoder = 2\n" in text
-    config.write_text(text.replace("decoder = 2\n", ""))
-    model = emi.load(tmp_path / "run")
-    (note,) = model.notes
-    assert "version 1 of emi's decoder, and this is version 2" in note
-    clip = labelled / "audio" / "00030.wav"
-    assert model.predict(clip) == emi.load(run).predict(clip)
-    assert emi.load(run).notes == []
-
-
-def test_predict_takes_a_track_and_files_in_part(run, labelled, tmp_path):
-    from typer.testing import CliRunner
-
-    from emi.cli import app
-    from extract.settings import DecodeOptions
-
-    content = (labelled / "audio" / "00030.wav").read_bytes()
-    (tmp_path / "half.wav").write_bytes(content[: len(content) // 2])
-    arguments = ["predict", str(tmp_path / "half.wav"), "--model", str(run)]
-    assert CliRunner().invoke(app, arguments).exit_code == 1
-    shown = CliRunner().invoke(app, [*arguments, "--allow-truncated", "--csv", str(tmp_path / "p.csv")])
-    assert shown.exit_code == 0
-    assert "1 clip was used although cut off" in shown.output
-    with pytest.raises(UnreadableMediaError, match="has 1 audio track, and --track 2"):
-        emi.load(run, options=DecodeOptions(track=2)).predict(labelled / "audio" / "00030.wav")

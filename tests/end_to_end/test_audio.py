@@ -5,12 +5,8 @@ import pytest
 import torch
 
 from emi.end_to_end.audio import decode_audio, open_audio, waveform
-from emi.end_to_end.settings import FinetuneSettings
 from extract.media import decode
-from extract.settings import DecodeOptions
 from extract.sources import Source, find_media
-from train_head.errors import RunFolderError
-from train_head.run_folder import prepare_folder
 
 
 def write(path, samples, rate, kind="<i2"):
@@ -147,43 +143,3 @@ def test_what_failed_for_a_passing_reason_is_found_out(clips, tmp_path):
     assert not mended(failures, 12.0)
     (clips / "b.wav").write_bytes(sound)
     assert mended(failures, 12.0)
-
-
-def test_a_clip_that_failed_before_it_was_opened_is_listed_and_not_decoded_again(clips, tmp_path, monkeypatch):
-    sources = [Source("a", clips / "a.wav"), Source("x", clips / "c.wav", "has a name that is not UTF-8; rename it")]
-    decode_audio(tmp_path / "audio", sources, 12.0)
-    audio = open_audio(tmp_path / "audio", sources, 12.0)
-    assert list(audio.starts) == ["a"]
-    assert [(failure.id, failure.reason) for failure in audio.failures] == [("x", sources[1].problem)]
-
-
-def test_files_in_part_are_used_where_that_is_allowed_and_the_map_says_which(clips, tmp_path):
-    content = (clips / "a.wav").read_bytes()
-    (clips / "a.wav").write_bytes(content[: len(content) // 2])
-    sources, allowed = find_media(clips), DecodeOptions(allow_truncated=True)
-    decode_audio(tmp_path / "audio", sources, 12.0)
-    assert [failure.id for failure in open_audio(tmp_path / "audio", sources, 12.0).failures] == ["a"]
-    assert open_audio(tmp_path / "audio", sources, 12.0, "auto", allowed) is None
-    decode_audio(tmp_path / "audio", sources, 12.0, "auto", allowed)
-    audio = open_audio(tmp_path / "audio", sources, 12.0, "auto", allowed)
-    assert (audio.failures, [note.id for note in audio.notes]) == ([], ["a"])
-    assert "truncated" in audio.notes[0].cut_off
-    assert "a" in (tmp_path / "audio" / "truncated.csv").read_text()
-    assert open_audio(tmp_path / "audio", sources, 12.0, "auto", DecodeOptions(track=1)) is None
-
-
-def test_settings_of_decoding_are_recorded_only_where_they_are_given():
-    assert {"track", "allow_truncated"}.isdisjoint(FinetuneSettings().to_toml())
-    given = FinetuneSettings(track=2, allow_truncated=True)
-    assert given.decoding == DecodeOptions(track=2, allow_truncated=True)
-    assert FinetuneSettings(**given.to_toml()) == given
-
-
-def test_a_run_from_before_the_decoder_had_a_version_resumes_where_the_sound_is_the_same(tmp_path):
-    now = {"data": {"audio_sha256": "a"}, "backbone": {"fingerprint": {"layer": "last", "decoder": 2}}}
-    before = {"data": {"audio_sha256": "a"}, "backbone": {"fingerprint": {"layer": "last"}}}
-    prepare_folder(tmp_path / "run", before)
-    prepare_folder(tmp_path / "run", now)
-    for other in ({"data": {"audio_sha256": "b"}}, {"backbone": {"fingerprint": {"layer": "first", "decoder": 2}}}):
-        with pytest.raises(RunFolderError, match="holds another run"):
-            prepare_folder(tmp_path / "run", now | other)

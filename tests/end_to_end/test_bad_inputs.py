@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 import emi
 from cache.errors import EmiError
 from emi.cli import app
+from emi.end_to_end.media import DecodedMedia
+from emi.end_to_end.processes import Processes
 from emi.end_to_end.settings import FinetuneSettings, resolve
+from extract.backbones import identify
 from train_head.errors import TrainSettingsError
 
 
@@ -131,7 +134,7 @@ def test_labelled_clips_without_media_are_counted(broken, labelled, tmp_path):
 
 def test_another_run_in_the_folder_is_refused_by_name(tune, tmp_path):
     tune(tmp_path / "ft", epochs=1)
-    with pytest.raises(EmiError, match=r"holds another run: finetune\.freeze \(there 'cnn', now 'none'\)"):
+    with pytest.raises(EmiError, match=r"holds another run: --freeze \(there 'cnn', now 'none'\)"):
         tune(tmp_path / "ft", epochs=1, freeze="none")
     tune(tmp_path / "ft", epochs=1, batch_seconds=5.0, checkpointing=True)  # memory, not numbers
 
@@ -159,7 +162,7 @@ def test_media_that_changed_are_another_run(labelled, tmp_path):
     settings = {"backbone": "silero", "epochs": 1, "hidden": 8}
     emi.finetune(*arguments, **settings)
     shutil.copy(tmp_path / "media" / "00003.wav", tmp_path / "media" / "00004.wav")
-    with pytest.raises(EmiError, match=r"holds another run: data\.audio_sha256"):
+    with pytest.raises(EmiError, match=r"holds another run: --media \(the sound of its clips"):
         emi.finetune(*arguments, **settings)
 
 
@@ -191,3 +194,24 @@ def test_adapters_in_wavlm_are_refused(labelled, tiny, tmp_path):
     files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv", tmp_path / "ft")
     with pytest.raises(EmiError, match="--lora would train nothing"):
         emi.finetune(*files, backbone=str(tmp_path / "wavlm"), freeze="backbone", lora=2)
+
+
+def test_one_fold_needs_the_number_of_folds_and_nothing_is_decoded_before(labelled, tmp_path):
+    files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv", tmp_path / "ft")
+    with pytest.raises(TrainSettingsError, match="--only-fold takes 0 to 1"):
+        emi.finetune(*files, backbone="silero", folds=2, only_fold=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fine_tuned_run_records_the_licence_of_its_backbone(tiny, labelled, tmp_path):
+    tiny.save_audeering(tmp_path / "weights")
+    (tmp_path / "weights" / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n")
+    material = DecodedMedia(
+        root=labelled / "audio",
+        identity=identify(str(tmp_path / "weights")),
+        own=FinetuneSettings(),
+        precision="fp32",
+        processes=Processes("cpu"),
+        targets=("Joy",),
+    )
+    assert material.tables()["licence"] == {"name": "CC BY-NC-SA 4.0", "commercial_use": "no"}

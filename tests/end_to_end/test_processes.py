@@ -7,13 +7,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from warm_python import python
 
 from emi.end_to_end.helpers import HelperError
 from train_head.errors import TrainSettingsError
@@ -32,13 +32,13 @@ def command(labelled, checkpoint, audio, out, *more):
 
 
 def run(arguments, processes=0):
-    start = [python(), "-m", "emi"]
+    start = [sys.executable, "-m", "emi"]
     if processes:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         many = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--master-port", port, "-m", "emi"]
-        start = [python(), *map(str, many)]
+        start = [sys.executable, *map(str, many)]
     done = subprocess.run([*start, *arguments], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -79,7 +79,7 @@ def test_the_first_starts_the_other(labelled, checkpoint, audio, tmp_path):
     assert said.count("epoch   1/2") == said.count("run folder:") == 1
 
 
-def test_from_python_and_the_caller_is_as_it_was(tune, tmp_path, warm_children):
+def test_from_python_and_the_caller_is_as_it_was(tune, tmp_path):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "MASTER_PORT")
     before = torch.get_num_threads(), [os.environ.get(name) for name in names]
     runs = [tune(tmp_path / str(i), processes=n, backbone_dropout=0.0).report for i, n in enumerate((1, 3, 1, 2))]
@@ -89,7 +89,7 @@ def test_from_python_and_the_caller_is_as_it_was(tune, tmp_path, warm_children):
         assert report.mean_pearson == pytest.approx(runs[0].mean_pearson, abs=2e-3)
 
 
-def test_an_error_of_the_first_is_its_own(warm_children, tune, labelled, tmp_path, monkeypatch):
+def test_an_error_of_the_first_is_its_own(tune, labelled, tmp_path, monkeypatch):
     """The others meet it too, and are not heard of."""
     with pytest.raises(TrainSettingsError, match="the backbone has 12 layers"):
         tune(tmp_path / "ft", processes=2, freeze="layers:13")
@@ -135,7 +135,7 @@ def others(out):
 
 @contextlib.contextmanager
 def started(arguments, out, temporary):
-    command = [python(), "-m", "emi", *arguments]
+    command = [sys.executable, "-m", "emi", *arguments]
     environment = os.environ | {"TRAINS": str(out), "TMPDIR": str(temporary)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as it:
         try:

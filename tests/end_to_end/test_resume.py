@@ -3,9 +3,9 @@
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
-from warm_python import python
 
 RUN = """
 import os, signal, sys
@@ -40,7 +40,7 @@ def go(request, labelled, checkpoint, audio):
     environment = os.environ | {"MORE": MORE[request.param]}
 
     def go(out, where="step", number=-1):
-        command = [python(), "-c", RUN, labelled, out, checkpoint, audio, where, number]
+        command = [sys.executable, "-c", RUN, labelled, out, checkpoint, audio, where, number]
         return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=250, env=environment)
 
     return go
@@ -65,7 +65,7 @@ def test_killed_in_the_middle_of_a_batch_of_kept_outputs_it_gives_the_same_bytes
     environment = os.environ | {"MORE": MORE["remembered"]}
     for name, where, numbers in (("a", "step", [-1]), ("b", "kept", [3, 9, -1])):
         for number in numbers:
-            command = [python(), "-c", RUN, labelled, tmp_path / name / "ft", checkpoint, audio, where, number]
+            command = [sys.executable, "-c", RUN, labelled, tmp_path / name / "ft", checkpoint, audio, where, number]
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
             assert done.returncode == (0 if number < 0 else -signal.SIGKILL), done.stderr
     one, two = (tmp_path / name / "ft" for name in ("a", "b"))

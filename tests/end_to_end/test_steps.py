@@ -57,27 +57,12 @@ def gradients(trainer):
     return seen
 
 
-WHOLE = {}
-
-
-@pytest.fixture
-def whole_batch(start):
-    """The gradients of a loss, computed in one piece; once for all tests of the module."""
-
-    def whole_batch(loss):
-        if loss not in WHOLE:
-            WHOLE[loss] = gradients(start(loss=loss, freeze="none", batch_seconds=100.0))
-        return WHOLE[loss]
-
-    return whole_batch
-
-
 @pytest.mark.parametrize("loss", ["mse", "0.7*ccc + 0.3*pearson", "balanced_mse", "zero_inflated", "focal_r"])
 @pytest.mark.parametrize(
     "change", [{"batch_seconds": 3.0}, {"checkpointing": True}, {"batch_seconds": 1.0, "checkpointing": True}]
 )
-def test_memory_settings_leave_the_gradients(start, whole_batch, loss, change):
-    whole = whole_batch(loss)
+def test_memory_settings_leave_the_gradients(start, loss, change):
+    whole = gradients(start(loss=loss, freeze="none", batch_seconds=100.0))
     pieces = gradients(start(loss=loss, freeze="none", **{"batch_seconds": 100.0} | change))
     assert whole.keys() == pieces.keys()
     assert any("feature_extractor" in name for name in whole)

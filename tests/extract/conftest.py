@@ -4,7 +4,6 @@ Everything shared is a fixture, because test folders are no packages that could 
 """
 
 import os
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,9 +25,6 @@ FORMATS = {
     "aac": "fltp",
     "libmp3lame": "fltp",
     "libopus": "flt",
-    "pcm_s16be": "s16",
-    "mp2": "s16",
-    "ac3": "fltp",
 }
 """Sample format in which each encoder is fed."""
 CODECS = {
@@ -125,92 +121,10 @@ def _write_video(out: av.container.OutputContainer, stream: av.VideoStream, seco
     out.mux(stream.encode())
 
 
-def bursts(times: Sequence[float], seconds: float, rate: int = 48_000) -> np.ndarray:
-    """(1, samples) of faint noise with 30 ms of loud noise at each time."""
-    rng = np.random.default_rng(0)
-    samples = 0.001 * rng.standard_normal(round(seconds * rate))
-    for time in times:
-        at = slice(round(time * rate), round((time + 0.03) * rate))
-        samples[at] = rng.uniform(-0.8, 0.8, at.stop - at.start)
-    return samples[None]
-
-
-def write_on_clock(
-    path: Path,
-    samples: np.ndarray,
-    codec: str,
-    *,
-    shift: float = 0.0,
-    lost: tuple[float, float] = (0.0, 0.0),
-    jump: tuple[float, float] = (np.inf, 0.0),
-    picture: str | None = None,
-    rate: int = 48_000,
-    container: str | None = None,
-    options: dict[str, str] | None = None,
-) -> Path:
-    """Write (1, samples) with the timestamps that a recorder would give it.
-
-    Args:
-        path: of the file.
-        samples: of the sound.
-        codec: of the sound.
-        shift: seconds by which the sound is late.
-        lost: from when to when packets are missing, while the clock runs on.
-        jump: a time, and the seconds by which all later timestamps are moved.
-        picture: encoder of a track of pictures that starts at 0, or None.
-        rate: Hz.
-        container: FFmpeg's name of the format, where the suffix does not say it.
-        options: of the muxer.
-    """
-    with av.open(str(path), "w", format=container, options=options or {}) as out:
-        video = out.add_stream(picture, rate=25) if picture else None
-        audio = out.add_stream(codec, rate=rate, layout="mono")
-        packets = []
-        if video is not None:
-            video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
-            for i in range(round(25 * (samples.shape[1] / rate + max(0.0, shift)))):
-                frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 5 * i % 256, np.uint8))
-                frame.pts, frame.time_base = i, Fraction(1, 25)
-                packets += video.encode(frame)
-            packets += video.encode()
-        stored, _ = quantise(samples, codec)
-        step = 1024 if codec.startswith("pcm") else stored.shape[1]  # a PCM packet is as long as its frame
-        encoded = []
-        for at in range(0, stored.shape[1], step):
-            piece = np.ascontiguousarray(stored[:, at : at + step])
-            frame = av.AudioFrame.from_ndarray(piece, format=FORMATS[codec], layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
-            encoded += audio.encode(frame)
-        for packet in [*encoded, *audio.encode()]:
-            time = float(packet.pts * packet.time_base)
-            if lost[0] <= time < lost[1]:
-                continue
-            moved = round((shift + (jump[1] if time >= jump[0] else 0.0)) / packet.time_base)
-            packet.pts, packet.dts = packet.pts + moved, packet.dts + moved
-            packets.append(packet)
-        for packet in sorted(packets, key=lambda packet: float(packet.dts * packet.time_base)):
-            out.mux(packet)
-    return path
-
-
-def burst_times(samples: np.ndarray, rate: int = 16_000) -> list[float]:
-    """When bursts start in (samples,), to 10 ms."""
-    loud = np.flatnonzero(np.abs(samples) > 0.15) / rate
-    return [round(float(time), 3) for i, time in enumerate(loud) if i == 0 or time > loud[i - 1] + 0.2]
-
-
 @pytest.fixture(scope="session")
 def media() -> SimpleNamespace:
     """The functions above."""
-    return SimpleNamespace(
-        tones=tones,
-        tone_at=tone_at,
-        speech=speech,
-        write=write,
-        bursts=bursts,
-        burst_times=burst_times,
-        write_on_clock=write_on_clock,
-    )
+    return SimpleNamespace(tones=tones, tone_at=tone_at, speech=speech, write=write)
 
 
 @pytest.fixture(scope="session")

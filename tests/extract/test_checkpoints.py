@@ -148,6 +148,12 @@ def test_a_checkpoint_whose_labels_are_not_vad_has_no_vad(tmp_path, tiny, labels
     assert identify(str(tmp_path)).vad_names == ()
 
 
+def test_vad_keeps_the_order_of_the_checkpoint(tmp_path, tiny):
+    tiny.save_audeering(tmp_path)
+    edit_config(tmp_path, id2label={"1": "Arousal", "0": "Valence", "2": "Dominance"})
+    assert identify(str(tmp_path)).vad_names == ("valence", "arousal", "dominance")
+
+
 @pytest.mark.parametrize("kind", ["whisper", "bert", None])
 def test_a_model_of_another_kind_is_refused_with_those_that_work(folder, load, kind):
     edit_config(folder, model_type=kind)

@@ -187,36 +187,3 @@ def test_jobs_that_end_together_keep_each_others_rows(tmp_path):
         thread.join()
     with (tmp_path / "failures.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 60
-
-
-def test_a_name_that_is_not_utf_8_is_a_row_that_can_be_read_and_the_others_are_extracted(tmp_path, media):
-    odd = os.fsencode(tmp_path) + b"/m/mod\xe0.wav"
-    (tmp_path / "m").mkdir()
-    media.write(tmp_path / "m/good.wav", media.tones(0.5))
-    media.write(tmp_path / "m/x.wav", media.tones(0.5))
-    try:
-        os.rename(tmp_path / "m/x.wav", odd)
-    except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
-    for _ in range(2):
-        summary = emi.extract(tmp_path / "m", tmp_path / "f.zarr")
-        (row,) = rows(tmp_path / "failures.csv")
-        assert row["id"] == "mod\\xe0"
-        assert row["path"] == f"{tmp_path}/m/mod\\xe0.wav"
-        assert row["reason"] == "has a name that is not UTF-8; rename it"
-    assert summary.present == 1
-    assert open_cache(tmp_path / "f.zarr").ids == ["good"]
-
-
-def test_a_folder_whose_own_name_is_not_utf_8_is_read(tmp_path, media):
-    (tmp_path / "m").mkdir()
-    media.write(tmp_path / "m/good.wav", media.tones(0.5))
-    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xe0")
-    try:
-        os.rename(tmp_path / "m", odd)
-    except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
-    (tmp_path / odd / "bad.wav").touch()
-    summary = emi.extract(odd, tmp_path / "f.zarr")
-    assert open_cache(tmp_path / "f.zarr").ids == ["good"]
-    assert [failure.path for failure in summary.failures] == [f"{tmp_path}/\\xe0/bad.wav"]

@@ -5,7 +5,6 @@ A small server stands in for the hub, so that nothing here needs a network or ca
 
 import hashlib
 import http.server
-import json
 import threading
 
 import huggingface_hub
@@ -164,10 +163,3 @@ def test_what_is_neither_folder_nor_id_is_refused_without_asking_the_hub(cache, 
     message = refused(name)
     assert "--backbone FOLDER" in message
     assert "--backbone silero" in message
-
-
-def test_settings_within_the_processors_file_are_downloaded_too(hub, tiny):
-    tiny.model("wav2vec2").save_pretrained(hub.folder)
-    nested = {"feature_extractor": {"do_normalize": False, "sampling_rate": 16_000}}
-    (hub.folder / "processor_config.json").write_text(json.dumps(nested))
-    assert identify(NAME).fingerprint["normalisation"] == "none"

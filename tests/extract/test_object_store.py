@@ -9,7 +9,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from warm_python import python
 
 import emi
 import extract.plan
@@ -92,12 +91,12 @@ def local(tmp_path, clips, read_cache, small_windows):
 
 def child(media, cache, stop=0, shard="1/1"):
     """An extraction in a process of its own that kills itself after `stop` clips."""
-    command = [python(), "-c", CHILD, str(media), cache, str(stop), shard]
+    command = [sys.executable, "-c", CHILD, str(media), cache, str(stop), shard]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 def command_line(*arguments):
-    command = [python(), "-m", "emi", *map(str, arguments)]
+    command = [sys.executable, "-m", "emi", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

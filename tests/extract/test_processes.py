@@ -24,8 +24,7 @@ from extract.settings import ExtractSettings
 
 
 @pytest.fixture
-def small_windows(monkeypatch, warm_children):
-    """Work for several processes, which start at once."""
+def small_windows(monkeypatch):
     monkeypatch.setattr(extract.plan, "WINDOW_CLIPS", 2)
 
 

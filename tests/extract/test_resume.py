@@ -3,10 +3,10 @@
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from warm_python import python
 
 import emi
 import extract.plan
@@ -34,7 +34,7 @@ run.extract(media, cache_path, ExtractSettings(dtype=dtype), on_progress=progres
 
 def child(media, cache, stop=0, dtype="float32"):
     """An extraction in a process of its own that kills itself after `stop` clips."""
-    command = [python(), "-c", CHILD, str(media), str(cache), str(stop), dtype]
+    command = [sys.executable, "-c", CHILD, str(media), str(cache), str(stop), dtype]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

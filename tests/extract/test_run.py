@@ -150,7 +150,7 @@ def test_the_fingerprint_names_everything_that_changes_a_number(made):
     with open_cache(made) as store:
         assert set(store.fingerprint) == {
             *("backbone", "weights_sha256", "config_sha256", "layer", "normalisation"),
-            *("sample_rate", "max_seconds", "resampler", "decoder", "precision", "dtype"),
+            *("sample_rate", "max_seconds", "resampler", "precision", "dtype"),
         }
         assert {"torch", "av", "emi", "python"} <= set(store.header.provenance)
 
@@ -218,21 +218,3 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(tmp_path, cli
         with pytest.raises(error):
             emi.extract(*arguments[:2], **(arguments[2] if len(arguments) > 2 else {}))
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
-
-
-def test_clips_that_another_process_writes_meanwhile_are_there_and_not_done_again(tmp_path, clips):
-    def other(_):
-        emi.extract(clips, tmp_path / "f.h5")
-
-    summary = run.extract(clips, tmp_path / "f.h5", on_plan=other)
-    assert (summary.written, summary.present) == (0, 10)
-
-
-def test_ids_that_an_older_cache_holds_in_another_unicode_form_are_not_extracted_again(tmp_path, clips, monkeypatch):
-    (tmp_path / "m").mkdir()
-    shutil.copy(next(clips.rglob("*.wav")), tmp_path / "m/jose\u0301.wav")
-    with monkeypatch.context() as patch:
-        patch.setattr("extract.sources.stored_form", lambda name: name)
-        emi.extract(tmp_path / "m", tmp_path / "f.zarr")
-    assert open_cache(tmp_path / "f.zarr").ids == ["jose\u0301"]
-    assert emi.extract(tmp_path / "m", tmp_path / "f.zarr").present == 1

@@ -10,8 +10,9 @@ Each is resumed as a run is: killed at any moment, the same call goes on and giv
 """
 
 from train_head.protocols.ablation import Ablation, ablate
+from train_head.protocols.ensemble import EnsembleResult, ensemble
 from train_head.protocols.everything import AllResult, train_everything, train_on_all, train_seeds_on_all
-from train_head.protocols.folds import train_folds
+from train_head.protocols.folds import OneFold, train_folds, train_one_fold
 from train_head.protocols.members import OnRun
 from train_head.protocols.result import ProtocolResult, Scored
 from train_head.protocols.rows import PAPER_ROWS, Row, read_rows, rows_settings
@@ -22,13 +23,16 @@ __all__ = [
     "PAPER_ROWS",
     "Ablation",
     "AllResult",
+    "EnsembleResult",
     "OnRun",
+    "OneFold",
     "Outcome",
     "ProtocolResult",
     "Row",
     "Scored",
     "ablate",
     "check_protocol",
+    "ensemble",
     "read_rows",
     "rows_settings",
     "run_on",
@@ -36,6 +40,7 @@ __all__ = [
     "train_everything",
     "train_folds",
     "train_on_all",
+    "train_one_fold",
     "train_seeds",
     "train_seeds_on_all",
 ]

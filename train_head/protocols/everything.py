@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cache.container import StrPath
 from train_head import run_folder
+from train_head.card import licence_line
 from train_head.metrics import Report
 from train_head.protocols.members import OnRun, prepare_protocol, write_ensemble, write_mean
 from train_head.protocols.pool import pool
@@ -136,8 +137,7 @@ _USE = """## Use
 emi predict MEDIA --model THIS_FOLDER
 ```
 
-Intensities describe how strongly an emotion is *shown*; they say nothing about what a person feels. The licence of the
-backbone's weights applies to what is made with them.
+Intensities describe how strongly an emotion is *shown*; they say nothing about what a person feels.
 """
 
 
@@ -155,7 +155,9 @@ others; that of the run in the folder above is the nearest.
 Trained for {settings.stop_after} epochs, the number that was best there, with the learning rate of {settings.epochs};
 the last epoch is kept. Loss `{settings.loss}`, seed {settings.seed}; all settings are in `config.toml`.
 {test}
-{_USE}"""
+{_USE}
+{licence_line(inputs.material.fingerprint["backbone"], inputs.material.licence)}
+"""
 
 
 def _ensemble_card(inputs: Inputs, members: Sequence[str], epochs: Sequence[int], scored: Scored | None) -> str:
@@ -173,4 +175,6 @@ nearest to what new clips will give.
 |---|---|
 {rows}
 {test}
-{_USE}"""
+{_USE}
+{licence_line(inputs.material.fingerprint["backbone"], inputs.material.licence)}
+"""

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,25 @@ from train_head.protocols.members import (
 from train_head.protocols.pool import pool, pooled_csv
 from train_head.protocols.result import ProtocolResult
 from train_head.settings import TrainSettings
-from train_head.train import Inputs, TrainResult, train_run
+from train_head.train import Inputs, TrainResult, finished_run, train_run
 from train_head.trainer import OnEpoch
 
 LABELS, PREDICTIONS, FOLDS = "labels_folds.csv", "predictions_folds.csv", "folds.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneFold:
+    """One fold that was trained of several.
+
+    Attributes:
+        result: its run.
+        missing: the folds that are not finished yet; of none, all are put together.
+        together: the result of all, where none is missing.
+    """
+
+    result: TrainResult
+    missing: tuple[int, ...]
+    together: ProtocolResult | None
 
 
 def train_folds(
@@ -62,23 +77,99 @@ def train_folds(
         LabelError: fewer than 2 folds, more than groups (or clips), or a clip in both label files.
         RunFolderError: the folder holds something else.
     """
+    work = _begin(inputs, out, settings, folds)
+    before = listed_members(work.folder)
+    results = [work.train(number, on_run, on_epoch) for number in range(folds)]
+    with run_folder.locked(work.folder, wait=True):
+        return _finish(work, results, before)
+
+
+def train_one_fold(
+    inputs: Inputs,
+    out: StrPath,
+    settings: TrainSettings,
+    folds: int,
+    number: int,
+    *,
+    on_run: OnRun | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> OneFold:
+    """Train one of the folds only, for jobs that share them; the one that finishes last puts them together.
+
+    Several jobs may run at once on one file system, each with another number.
+
+    Args:
+        inputs: see `train_folds`.
+        out: see `train_folds`; the same for all jobs.
+        settings: see `train_folds`.
+        folds: how many there are.
+        number: of the one to train, from 0.
+        on_run: called before the run.
+        on_epoch: called with each epoch's record.
+
+    Raises:
+        LabelError: see `train_folds`.
+        RunFolderError: the folder holds something else, or another process trains this fold.
+    """
+    work = _begin(inputs, out, settings, folds)
+    result = work.train(number, on_run, on_epoch)
+    with run_folder.locked(work.folder, wait=True):
+        before = listed_members(work.folder)
+        found = [result if i == number else work.finished(i) for i in range(folds)]
+        results = [one for one in found if one is not None]
+        if len(results) < folds:
+            missing = tuple(i for i, one in enumerate(found) if one is None)
+            return OneFold(result=result, missing=missing, together=None)
+        return OneFold(result=result, missing=(), together=_finish(work, results, before))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """The folds of some clips: what each is trained from, and where."""
+
+    inputs: Inputs
+    folder: Path
+    settings: TrainSettings
+    everything: Split
+    cut: Sequence[tuple[Rows, Rows]]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return tuple(f"fold-{i}" for i in range(len(self.cut)))
+
+    def part(self, number: int) -> Inputs:
+        protocol: dict[str, str | int] = {"kind": "fold", "number": number, "folds": len(self.cut)}
+        return _fold(self.inputs, self.everything, self.folder / LABELS, self.cut[number], protocol)
+
+    def train(self, number: int, on_run: OnRun | None, on_epoch: OnEpoch | None) -> TrainResult:
+        name, keep_last = self.members[number], self.settings.stop_after > 0
+        if on_run:
+            on_run(name, self.settings)
+        return train_run(self.part(number), self.folder / name, self.settings, keep_last=keep_last, on_epoch=on_epoch)
+
+    def finished(self, number: int) -> TrainResult | None:
+        return finished_run(self.part(number), self.folder / self.members[number], self.settings)
+
+
+def _begin(inputs: Inputs, out: StrPath, settings: TrainSettings, folds: int) -> _Work:
+    """Cut the folds, and prepare the folder, as jobs may do that begin together."""
     settings, folder = settings.on_this_machine(), Path(out)
     everything = pool(inputs)
     cut = cut_folds(everything, folds, settings.seed)
     prepare_protocol(folder, settings, inputs, {"kind": "folds", "folds": folds})
-    before = listed_members(folder)
-    run_folder.write_atomically(folder / LABELS, pooled_csv(inputs).encode())
-    members = tuple(f"fold-{i}" for i in range(folds))
-    results: list[TrainResult] = []
-    for i, (name, rows) in enumerate(zip(members, cut, strict=True)):
-        if on_run:
-            on_run(name, settings)
-        part = _fold(inputs, everything, folder / LABELS, rows, {"kind": "fold", "number": i, "folds": folds})
-        keep_last = settings.stop_after > 0
-        results.append(train_run(part, folder / name, settings, keep_last=keep_last, on_epoch=on_epoch))
-    done = _join(inputs, everything, cut, folder, settings, members, results, before)
-    write_summary(done, settings, f"{folds} folds of one head for {', '.join(everything.labels.names)}")
-    write_ensemble(folder, "folds", members)
+    labels = pooled_csv(inputs).encode()
+    with run_folder.locked(folder, wait=True):
+        if not (folder / LABELS).is_file() or (folder / LABELS).read_bytes() != labels:
+            run_folder.write_atomically(folder / LABELS, labels)
+    return _Work(inputs=inputs, folder=folder, settings=settings, everything=everything, cut=cut)
+
+
+def _finish(work: _Work, results: Sequence[TrainResult], before: tuple[str, ...]) -> ProtocolResult:
+    """Put finished folds together."""
+    done = _join(work, results, before)
+    names = ", ".join(work.everything.labels.names)
+    write_summary(done, work.settings, work.inputs, f"{len(results)} folds of one head for {names}")
+    write_ensemble(work.folder, "folds", work.members)
     return done
 
 
@@ -118,20 +209,12 @@ def _fold(
     )
 
 
-def _join(
-    inputs: Inputs,
-    everything: Split,
-    cut: Sequence[tuple[Rows, Rows]],
-    folder: Path,
-    settings: TrainSettings,
-    members: tuple[str, ...],
-    results: Sequence[TrainResult],
-    before: tuple[str, ...],
-) -> ProtocolResult:
-    """Write what the folds make together."""
+def _join(work: _Work, results: Sequence[TrainResult], before: tuple[str, ...]) -> ProtocolResult:
+    """Write what the folds predict together."""
+    inputs, everything, folder, members = work.inputs, work.everything, work.folder, work.members
     labels, number = everything.labels, np.zeros(len(everything), np.int64)
     predicted = np.zeros_like(labels.values)
-    for i, ((_, rows), values) in enumerate(zip(cut, member_predictions(folder, members, "valid"), strict=True)):
+    for i, ((_, rows), values) in enumerate(zip(work.cut, member_predictions(folder, members, "valid"), strict=True)):
         predicted[rows], number[rows] = values, i
     write_predictions(folder / PREDICTIONS, labels, labels.names, predicted)
     _write_folds(folder / FOLDS, labels.filenames, number.tolist())
@@ -144,7 +227,7 @@ def _join(
         best_epochs=tuple(result.best_epoch for result in results),
         valid=score(predicted, labels, [result.report for result in results]),
         test=write_mean(folder, members, "test", test.labels, labels.names) if test is not None else None,
-        notes=_notes(inputs, settings),
+        notes=_notes(inputs, work.settings),
         skipped=inputs.skipped,
         epochs_trained=trained,
         nothing_to_do=trained == 0 and before == members,

@@ -11,6 +11,7 @@ import tomli_w
 from numpy.typing import NDArray
 
 from train_head import run_folder
+from train_head.card import licence_line
 from train_head.errors import RunFolderError
 from train_head.intervals import bootstrap
 from train_head.labels import Labels, read_labels, write_predictions
@@ -45,10 +46,10 @@ def listed_members(folder: Path) -> tuple[str, ...]:
         raise RunFolderError(f"{path} is damaged ({error}); remove it, and the same command writes it anew") from error
 
 
-def write_ensemble(folder: Path, kind: str, members: Sequence[str]) -> None:
-    """List the runs whose predictions are averaged, by their places seen from the folder."""
-    content = tomli_w.dumps({"kind": kind, "members": list(members)})
-    run_folder.write_atomically(folder / run_folder.ENSEMBLE, content.encode())
+def write_ensemble(folder: Path, kind: str, members: Sequence[str], weights: Sequence[float] | None = None) -> None:
+    """List the runs whose predictions are averaged, by their places seen from the folder, with weights if not alike."""
+    content = {"kind": kind, "members": list(members)} | ({} if weights is None else {"weights": list(weights)})
+    run_folder.write_atomically(folder / run_folder.ENSEMBLE, tomli_w.dumps(content).encode())
 
 
 def member_predictions(folder: Path, members: Sequence[str], split: str) -> list[NDArray[np.float32]]:
@@ -89,14 +90,14 @@ def several_groups(labels: Labels) -> tuple[str, ...] | None:
     return labels.groups if labels.groups is not None and len(set(labels.groups)) > 1 else None
 
 
-def write_summary(result: ProtocolResult, settings: TrainSettings, title: str) -> None:
+def write_summary(result: ProtocolResult, settings: TrainSettings, inputs: Inputs, title: str) -> None:
     """Write summary.json and README.md."""
     summary = json.dumps(result.to_dict(), indent=2) + "\n"
     run_folder.write_atomically(result.folder / SUMMARY, summary.encode())
-    run_folder.write_atomically(result.folder / run_folder.CARD, _readme(result, settings, title).encode())
+    run_folder.write_atomically(result.folder / run_folder.CARD, _readme(result, settings, inputs, title).encode())
 
 
-def _readme(result: ProtocolResult, settings: TrainSettings, title: str) -> str:
+def _readme(result: ProtocolResult, settings: TrainSettings, inputs: Inputs, title: str) -> str:
     return f"""# {title}
 
 Head `{settings.head}`, loss `{settings.loss}`; all settings are in `config.toml`, all numbers in `summary.json`.
@@ -115,6 +116,7 @@ emi predict MEDIA --model THIS_FOLDER
 ```
 
 averages the predictions of the runs that `{run_folder.ENSEMBLE}` lists. Intensities describe how strongly an emotion is
-*shown*; they say nothing about what a person feels. The licence of the backbone's weights applies to what is made with
-them.
+*shown*; they say nothing about what a person feels.
+
+{licence_line(inputs.material.fingerprint["backbone"], inputs.material.licence)}
 """

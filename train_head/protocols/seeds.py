@@ -81,6 +81,6 @@ def train_seeds(
         epochs_trained=trained,
         nothing_to_do=trained == 0 and before == members,
     )
-    write_summary(done, settings, f"{seeds} seeds of one head for {', '.join(names)}")
+    write_summary(done, settings, inputs, f"{seeds} seeds of one head for {', '.join(names)}")
     write_ensemble(folder, "seeds", members)
     return done

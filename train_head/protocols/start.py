@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cache.container import StrPath
 from train_head.errors import TrainSettingsError
 from train_head.protocols.everything import AllResult, train_everything, train_seeds_on_all
-from train_head.protocols.folds import train_folds
+from train_head.protocols.folds import train_folds, train_one_fold
 from train_head.protocols.members import OnRun
 from train_head.protocols.pool import pool
 from train_head.protocols.result import ProtocolResult
@@ -23,10 +23,12 @@ class Outcome:
     Attributes:
         result: of one run, or of several.
         everything: of the training on all clips, where it was asked for.
+        missing_folds: of a single fold that was trained, the others that are not finished yet.
     """
 
     result: TrainResult | ProtocolResult
     everything: AllResult | None = None
+    missing_folds: tuple[int, ...] = ()
 
     @property
     def nothing_to_do(self) -> bool:
@@ -50,6 +52,7 @@ def run_protocol(
     group_by: str | None = None,
     seeds: int | None = None,
     folds: int | None = None,
+    only_fold: int | None = None,
     train_on_all: bool = False,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
@@ -68,6 +71,7 @@ def run_protocol(
             intervals resample groups.
         seeds: see `train_seeds`.
         folds: see `train_folds`.
+        only_fold: train this one of the folds, from 0; see `train_one_fold`.
         train_on_all: see `train_everything`; with seeds, `train_seeds_on_all`.
         on_run: called before each of several runs.
         on_epoch: called with each epoch's record.
@@ -77,7 +81,7 @@ def run_protocol(
         LabelError, RunFolderError, CacheError: before anything was written.
         DivergedError: the loss is not finite.
     """
-    check_protocol(valid is not None, seeds, folds, train_on_all)
+    check_protocol(valid is not None, seeds, folds, train_on_all, only_fold)
     settings = settings or TrainSettings()
     named = {"train": train, "valid": valid, "test": test}
     files = {name: path for name, path in named.items() if path is not None}
@@ -88,6 +92,7 @@ def run_protocol(
         settings,
         seeds=seeds,
         folds=folds,
+        only_fold=only_fold,
         train_on_all=train_on_all,
         on_run=on_run,
         on_epoch=on_epoch,
@@ -101,11 +106,15 @@ def run_on(
     *,
     seeds: int | None = None,
     folds: int | None = None,
+    only_fold: int | None = None,
     train_on_all: bool = False,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Outcome:
     """The same on inputs that are at hand; see `run_protocol`."""
+    if folds is not None and only_fold is not None:
+        one = train_one_fold(inputs, out, settings, folds, only_fold, on_run=on_run, on_epoch=on_epoch)
+        return Outcome(one.together or one.result, missing_folds=one.missing)
     if folds is not None:
         return Outcome(train_folds(inputs, out, settings, folds, on_run=on_run, on_epoch=on_epoch))
     if train_on_all:
@@ -121,12 +130,21 @@ def run_on(
     return Outcome(train_run(inputs, out, settings, on_epoch=on_epoch))
 
 
-def check_protocol(valid: bool, seeds: int | None, folds: int | None, train_on_all: bool) -> None:
+def check_protocol(
+    valid: bool, seeds: int | None, folds: int | None, train_on_all: bool, only_fold: int | None = None
+) -> None:
     """Refuse what does not go together.
 
     Raises:
         TrainSettingsError: says what to leave out, or to give.
     """
+    if only_fold is not None and folds is None:
+        raise TrainSettingsError(f"--only-fold {only_fold} is one of --folds N; give their number too")
+    if only_fold is not None and folds is not None and not 0 <= only_fold < folds:
+        raise TrainSettingsError(
+            f"--only-fold takes 0 to {folds - 1}, as the folders of {folds} folds are called (fold-0, …), got "
+            f"{only_fold}"
+        )
     if folds is not None and seeds is not None:
         raise TrainSettingsError("--seeds and --folds do not go together: the folds are one seed each; leave one out")
     if folds is not None and train_on_all:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.container import StrPath
-from cache.derive import derive
+from cache.derive import OnProgress, derive
 from train_head.data import Split
 from train_head.labels import Labels
 from train_head.sweep.worker import TrialData
@@ -17,7 +17,14 @@ CHEAP, SHARED = "cheap.zarr", "shared"
 
 
 def cheap_cache(
-    cache: StrPath, train: Labels, folder: Path, *, pool: int, pca: int | None, skip_missing: bool
+    cache: StrPath,
+    train: Labels,
+    folder: Path,
+    *,
+    pool: int,
+    pca: int | None,
+    skip_missing: bool,
+    on_progress: OnProgress | None = None,
 ) -> StrPath:
     """The cache of the trials: a derived one in the run folder where pool or pca ask for it, made once.
 
@@ -28,15 +35,17 @@ def cheap_cache(
         pool: this many consecutive frames become their mean.
         pca: principal components to project on; None keeps all features.
         skip_missing: fit without training clips that the cache does not hold.
+        on_progress: see `cache.derive.derive`.
 
     Raises:
         DeriveError: the recipe cannot be followed.
     """
     if pool == 1 and pca is None:
         return cache
-    ids = None if pca is None else train.filenames
-    derive(cache, folder / CHEAP, pool=pool, pca=pca, train_ids=ids, skip_missing=skip_missing)
-    return folder / CHEAP
+    ids = None if pca is None else train.ids
+    place = folder / CHEAP
+    derive(cache, place, pool=pool, pca=pca, train_ids=ids, skip_missing=skip_missing, on_progress=on_progress)
+    return place
 
 
 def open_splits(data: TrialData) -> Mapping[str, Split]:

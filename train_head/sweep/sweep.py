@@ -15,14 +15,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cache import fingerprint as fp
 from cache.container import StrPath
+from cache.derive import OnProgress
 from cache.machine import available_cores
 from cache.reader import open_cache
 from train_head import run_folder
-from train_head.data import resolve_splits
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.labels import Labels
 from train_head.protocols import OnRun, train_seeds
 from train_head.settings import TrainSettings
+from train_head.sweep.changes import sweep_changes
 from train_head.sweep.data import SHARED, cheap_cache, open_splits
 from train_head.sweep.pruning import build_pruner
 from train_head.sweep.report import write_report
@@ -30,7 +31,7 @@ from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, pearson,
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
 from train_head.sweep.trials import OnStatus, Status, Trials, build_sampler
-from train_head.sweep.worker import TrialData, leave_to_the_parent
+from train_head.sweep.worker import TrialData
 from train_head.train import Inputs, check_groups, gather_inputs, read_split_labels
 from train_head.trainer import OnEpoch
 
@@ -90,6 +91,7 @@ def sweep(
     *,
     skip_missing: bool = False,
     group_by: str | None = None,
+    on_derive: OnProgress | None = None,
     on_status: OnStatus | None = None,
     on_run: OnRun | None = None,
     on_epoch: OnEpoch | None = None,
@@ -105,6 +107,7 @@ def sweep(
         settings: how.
         skip_missing: leave out labelled clips that the cache does not hold.
         group_by: as for `train_head.train.gather_inputs`; training and validation may then share no group.
+        on_derive: called while the trials' smaller features are made, where they see such; see `cache.derive.derive`.
         on_status: called after each trial, and every half second.
         on_run: called before each run of the best trials.
         on_epoch: called with each of their epochs' records.
@@ -112,9 +115,7 @@ def sweep(
     Raises:
         LabelError, TrainSettingsError, CacheError: before any trial.
         RunFolderError: the folder holds something else, or another sweep runs in it.
-        WorkerStartError: the worker processes cannot start, for want of a main guard above all.
     """
-    leave_to_the_parent()
     settings, folder = settings or SweepSettings(), Path(out)
     files, scale = {"train": train, "valid": valid}, space.settings({}).label_scale
     labels = read_split_labels(files, scale, group_by)
@@ -125,7 +126,13 @@ def sweep(
     with closing(_open_study(folder, name, settings)) as store:
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
         cheap = cheap_cache(
-            cache, labels["train"], folder, pool=settings.pool, pca=settings.pca, skip_missing=skip_missing
+            cache,
+            labels["train"],
+            folder,
+            pool=settings.pool,
+            pca=settings.pca,
+            skip_missing=skip_missing,
+            on_progress=on_derive,
         )
         data = TrialData(
             cache=cheap,
@@ -246,8 +253,7 @@ def _identity(
     """What must be equal for trials to belong together; their number, the jobs and the best few may change."""
     with open_cache(cache) as store:
         features = fp.digest(store.fingerprint)
-        found = resolve_splits([store], labels)
-        missing = {name: [clip for clip in part.ids if clip not in store] for name, part in found.items()}
+        missing = {name: [clip for clip in part.ids if clip not in store] for name, part in labels.items()}
     hashes: dict[str, Any] = {f"{name}_sha256": run_folder.file_sha256(path) for name, path in files.items()}
     hashes |= {f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips}
     own = {name: getattr(settings, name) for name in OWN}
@@ -259,11 +265,10 @@ def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:
     path, wanted = folder / SWEEP, json.loads(json.dumps(identity))
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in wanted | stored if wanted.get(key) != stored.get(key)]
-        if differing:
+        if stored != wanted:
+            differing = "; ".join(sweep_changes(stored, wanted)) or "its settings"
             raise RunFolderError(
-                f"{folder} holds another sweep: it differs in {', '.join(differing)}. Choose a new --out, or remove "
-                "that folder"
+                f"{folder} holds another sweep: {differing}. Choose a new --out, or remove that folder"
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

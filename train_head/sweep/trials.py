@@ -26,7 +26,7 @@ from train_head.suggest import unknown
 from train_head.sweep.pruning import build_pruner
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, retry
-from train_head.sweep.worker import Epoch, Finished, Ready, Running, TrialData, Worker
+from train_head.sweep.worker import Epoch, Finished, Running, TrialData, Worker
 
 STARTUP = 10
 """Trials that TPE draws at random before it learns from them."""
@@ -174,7 +174,6 @@ class Trials:
             try:
                 worker.pipe.send(settings)
             except OSError:
-                worker.check_start()
                 self._dismiss(worker)
                 continue
             worker.running = running
@@ -217,9 +216,6 @@ class Trials:
         except (EOFError, OSError):
             self._bury(worker, running.trial)
             return
-        if isinstance(message, Ready):
-            worker.ready = True
-            return
         if isinstance(message, Epoch):
             try:
                 running.pruned = self._report(running, message)
@@ -255,12 +251,7 @@ class Trials:
         self._on_status(self.status(frozen))
 
     def _bury(self, worker: Worker, trial: Trial) -> None:
-        """A worker died: its trial failed, and is tried again a few times, as that may have been bad luck.
-
-        Raises:
-            WorkerStartError: it was no bad luck.
-        """
-        worker.check_start()
+        """A worker died: its trial failed, and is tried again a few times, as that may have been bad luck."""
         trial.set_user_attr(OUTCOME, {"epochs": 0, "best_epoch": 0, "seconds": 0.0, "reason": worker.died_of()})
         self._dismiss(worker)
         frozen = self._study.tell(trial, state=TrialState.FAIL)

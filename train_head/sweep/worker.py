@@ -2,11 +2,10 @@
 
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import current_process, get_context
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -16,13 +15,6 @@ from optuna import Trial
 from cache.container import StrPath
 from cache.errors import EmiError
 from train_head.settings import TrainSettings
-
-NO_MAIN_GUARD = 87
-"""Exit code of a worker that was to run a sweep itself, because it imported a script that calls one."""
-
-
-class WorkerStartError(EmiError, RuntimeError):
-    """The worker processes of a sweep end before they can train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +40,6 @@ class TrialData:
     group_by: str | None
     clips: int | None
     seed: int
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The worker has started."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +84,11 @@ class Worker:
         process: the child.
         pipe: settings go in, `Epoch` and `Finished` come out, True or False answers an epoch.
         running: what it trains; None while it is idle.
-        ready: whether it has come as far as the code of this file.
     """
 
     process: BaseProcess
     pipe: Connection
     running: "Running | None" = None
-    ready: bool = False
 
     @classmethod
     def start(cls, data: TrialData, threads: int) -> "Worker":
@@ -121,24 +106,6 @@ class Worker:
         self.process.join()
         self.pipe.close()
 
-    def check_start(self) -> None:
-        """Raise where a process that is over never started its work: all others will end in the same way.
-
-        Raises:
-            WorkerStartError: says what to do.
-        """
-        self.process.join()
-        code = self.process.exitcode or 0
-        if self.ready or code <= 0:
-            return
-        what = (
-            "the script that calls emi.sweep does so again when a worker process imports it"
-            if code == NO_MAIN_GUARD
-            else f"a worker process ended with exit code {code} while it imported the script that calls emi.sweep (its "
-            "own error is above)"
-        )
-        raise WorkerStartError(f'{what}; put the call under `if __name__ == "__main__":`') from None
-
     def died_of(self) -> str:
         """How the process ended, in words."""
         self.process.join()
@@ -149,15 +116,8 @@ class Worker:
         return f"its process ended with exit code {code}"
 
 
-def leave_to_the_parent() -> None:
-    """End this process where it is a worker that is still importing the script which started the sweep."""
-    if getattr(current_process(), "_inheriting", False):
-        sys.exit(NO_MAIN_GUARD)
-
-
 def _work(pipe: Connection, data: TrialData, threads: int) -> None:
     """The child: train what comes in until the parent is gone."""
-    pipe.send(Ready())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch

@@ -1,0 +1,36 @@
+"""`emi ensemble`: finished runs as one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "Example: emi ensemble runs/lstm runs/attention --out runs/both && emi predict clips/ --model runs/both"
+
+
+def ensemble(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of the same targets and clips, of any heads.")],
+    out: Annotated[Path, typer.Option(help="Folder that predicts their mean; the runs stay where they are.")],
+    weights: Annotated[
+        str | None, typer.Option(metavar="W,W,…", help="What each counts, such as 0.6,0.4 [default: all alike].")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Label CSV of the validation clips [default: the one the runs were made with].")
+    ] = None,
+) -> None:
+    """Average what finished runs predict, and say how well each and their mean do.
+
+    The runs may have different heads, features and backbones. The folder is a run for predict, compare and evaluate.
+    """
+    from train_head.errors import TrainSettingsError
+    from train_head.protocols import ensemble as make
+
+    try:
+        numbers = None if weights is None else [float(part) for part in weights.split(",")]
+    except ValueError as error:
+        raise TrainSettingsError(f"--weights takes numbers with commas, such as 0.6,0.4, got {weights!r}") from error
+    found = make(runs, out, weights=numbers, labels=labels)
+    if found.nothing_to_do:
+        typer.echo(f"nothing to do: {out} is finished")
+    typer.echo(found.table())
+    typer.echo(f"run folder: {out}")

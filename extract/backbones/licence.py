@@ -1,0 +1,50 @@
+"""Find the licence of a checkpoint's weights: by its id, in the run that made them, or in its model card."""
+
+import tomllib
+from pathlib import Path
+
+from cache.licences import LICENCE, UNKNOWN, Licence, known_licence, licence_from_card, licence_of_run
+
+CARD, RUN = "README.md", "config.toml"
+
+
+def licence_of_weights(name: str, folder: Path | None = None) -> Licence:
+    """The licence of a backbone.
+
+    Args:
+        name: as the user gave it: a name, a Hugging Face id or a folder.
+        folder: where its files are; None looks at the name only, as long as nothing is downloaded.
+    """
+    place = Path(name).expanduser()
+    if folder is None and name and place.is_dir():
+        folder = place
+    by_run = _of_run(folder / RUN) if folder is not None else None
+    if by_run is not None:
+        return by_run
+    known = known_licence(str(place.resolve()) if folder is not None and place.is_dir() else name)
+    if known is not None:
+        return known
+    return _of_card(folder / CARD) if folder is not None else UNKNOWN
+
+
+def _of_run(config: Path) -> Licence | None:
+    """What a fine-tuned run has inherited from its backbone; None of other folders."""
+    if not config.is_file():
+        return None
+    try:
+        tables = tomllib.loads(config.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return None
+    return licence_of_run(tables) if {LICENCE, "backbone"} & tables.keys() else None
+
+
+def _of_card(card: Path) -> Licence:
+    if not card.is_file():
+        return UNKNOWN
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        found = metadata_load(card)
+    except Exception:  # a card is written by hand: whatever is wrong in it, nothing is known
+        return UNKNOWN
+    return licence_from_card(found) if isinstance(found, dict) else UNKNOWN

@@ -1,0 +1,309 @@
+"""Finished runs as one: the mean of what they predict, whatever heads and features they have."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.container import StrPath
+from cache.licences import LICENCE, Licence, all_of, licence_of_run
+from train_head import run_folder
+from train_head.errors import LabelError, RunFolderError, TrainSettingsError
+from train_head.labels import Labels, read_labels, write_predictions
+from train_head.metrics import evaluate
+from train_head.model import load_heads, members_of
+from train_head.protocols.folds import LABELS as FOLD_LABELS
+from train_head.protocols.members import SUMMARY, score, write_ensemble
+from train_head.protocols.result import Scored, cell
+from train_head.scoring import align
+
+SPLITS = {
+    "valid": "validation",
+    "folds": "all clips of the folds, each predicted by runs that did not train on it",
+    "test": "test",
+}
+"""What a run may have predicted, and how it is called."""
+SAME = ("label_scale", "label_range")
+"""Settings without which the numbers of two runs mean different things."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleResult:
+    """An ensemble of finished runs.
+
+    Attributes:
+        folder: `emi.load` takes it.
+        members: places of the runs, seen from the folder.
+        weights: what each counts in the mean; they sum to 1.
+        scored: by split, figures of the members and of their mean; splits without labels are left out.
+        nothing_to_do: whether all was there before.
+    """
+
+    folder: Path
+    members: tuple[str, ...]
+    weights: tuple[float, ...]
+    scored: Mapping[str, Scored]
+    nothing_to_do: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, with None for what is undefined."""
+        runs = [
+            {"name": name, "weight": weight, **{split: s.members[i].to_dict() for split, s in self.scored.items()}}
+            for i, (name, weight) in enumerate(zip(self.members, self.weights, strict=True))
+        ]
+        return {"kind": "ensemble", "members": runs} | {split: s.to_dict() for split, s in self.scored.items()}
+
+    def table(self) -> str:
+        """Plain text: per split the figures of each run, and of their mean with intervals."""
+        parts = []
+        for split, scored in self.scored.items():
+            parts += [f"{SPLITS[split]}, Pearson of each run:\n{self._runs(scored)}"]
+            parts += [f"{SPLITS[split]}, mean of the {len(self.members)} runs:\n{scored.intervals.table()}"]
+        return "\n\n".join([*parts, *([] if {"valid", "folds"} & self.scored.keys() else [UNJUDGED])])
+
+    def _runs(self, scored: Scored) -> str:
+        first = max(len("run"), *map(len, self.members))
+        widths = [max(7, len(name)) for name in scored.report.names]
+        header = "  ".join(f"{name:>{width}}" for name, width in zip(scored.report.names, widths, strict=True))
+        lines = [f"{'run':<{first}}  weight     mean  {header}"]
+        for name, weight, report in zip(self.members, self.weights, scored.members, strict=True):
+            cells = "  ".join(f"{cell(v):>{width}}" for v, width in zip(report.pearson, widths, strict=True))
+            lines.append(f"{name:<{first}}  {weight:>6.3f}  {cell(report.mean_pearson):>7}  {cells}")
+        return "\n".join(lines)
+
+
+UNJUDGED = "There is no validation: these runs have predicted no clips that were kept from training."
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run as its folder records it."""
+
+    place: Path
+    config: Mapping[str, Any]
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.config.get("data", {})
+        return found
+
+    def predictions(self, split: str) -> Path:
+        return self.place / f"predictions_{split}.csv"
+
+
+def ensemble(
+    runs: Sequence[StrPath],
+    out: StrPath,
+    *,
+    weights: Sequence[float] | None = None,
+    labels: StrPath | None = None,
+) -> EnsembleResult:
+    """Make a folder that predicts the mean of finished runs; they stay where they are.
+
+    Args:
+        runs: run folders of the same targets that predicted the same clips; folders of seeds, folds or ensembles too.
+        out: gets ensemble.toml, the mean of each predictions file that all have, summary.json, README.md.
+        weights: one per run; all alike by default.
+        labels: label CSV of the validation clips, where the one that the runs record is gone or has changed.
+
+    Raises:
+        TrainSettingsError: fewer than two runs, one given twice, or weights that are none.
+        RunFolderError: a run is not finished, their targets differ, or the folder holds something else.
+        LabelError: their clips or labels differ, or the labels are gone.
+    """
+    folder, shares = Path(out), _shares(runs, weights)
+    found = [_Run(Path(run), run_folder.read_config_file(Path(run))) for run in runs]
+    if folder.resolve() in {run.place.resolve() for run in found}:
+        raise TrainSettingsError(f"{out} is one of the runs; give the ensemble another --out")
+    _check_alike(found)
+    for run in found:
+        load_heads(run.place)
+    splits = [split for split in SPLITS if _all_have(found, split)]
+    truths = {split: _labels(found, split, labels if split == "valid" else None) for split in splits}
+    values = {split: _values(found, split) for split in splits}
+    names = [os.path.relpath(run.place.resolve(), folder.resolve()) for run in found]
+    config = _config(found, names, shares)
+    run_folder.prepare_folder(folder, config)
+    before = _contents(folder)
+    scored = {}
+    for split, (first, predicted) in values.items():
+        mean = np.average(np.stack(predicted).astype(np.float64), 0, shares).astype(np.float32)
+        write_predictions(folder / f"predictions_{split}.csv", first, first.names, mean)
+        truth = truths[split]
+        if truth is not None:
+            at = _rows(first, truth)
+            reports = [evaluate(part[at], truth.values, truth.names) for part in predicted]
+            scored[split] = score(mean[at], truth, reports)
+    if "folds" in splits:
+        run_folder.write_atomically(folder / FOLD_LABELS, (found[0].place / FOLD_LABELS).read_bytes())
+    done = EnsembleResult(folder=folder, members=tuple(names), weights=shares, scored=scored)
+    run_folder.write_atomically(folder / SUMMARY, (json.dumps(done.to_dict(), indent=2) + "\n").encode())
+    run_folder.write_atomically(folder / run_folder.CARD, _card(done, found).encode())
+    write_ensemble(folder, "ensemble", names, None if weights is None else shares)
+    return replace(done, nothing_to_do=_contents(folder) == before)
+
+
+def _shares(runs: Sequence[StrPath], weights: Sequence[float] | None) -> tuple[float, ...]:
+    places = [Path(run).resolve() for run in runs]
+    if len(runs) < 2:
+        raise TrainSettingsError(f"an ensemble needs two runs or more, got {len(runs)}")
+    twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise TrainSettingsError(f"{twice} is given twice; name it once, and give it a larger one of the --weights")
+    weights = [1.0] * len(runs) if weights is None else list(weights)
+    if len(weights) != len(runs):
+        raise TrainSettingsError(f"--weights takes one number per run: {len(runs)}, got {len(weights)}")
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise TrainSettingsError(f"--weights must be above 0, got {', '.join(f'{weight:g}' for weight in weights)}")
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def _check_alike(runs: Sequence[_Run]) -> None:
+    """The same targets in the same units."""
+    first = runs[0]
+    for run in runs[1:]:
+        one, other = (tuple(r.data.get("targets", ())) for r in (first, run))
+        if one != other:
+            raise RunFolderError(
+                f"{first.place} predicts {', '.join(one)}, and {run.place} {', '.join(other)}; only runs of the same "
+                "targets, in the same order, can be averaged"
+            )
+        for key in SAME:
+            if first.config.get(key) != run.config.get(key):
+                raise RunFolderError(
+                    f"{first.place} was trained with {key} {first.config.get(key)}, and {run.place} with "
+                    f"{run.config.get(key)}; their predictions cannot be averaged"
+                )
+
+
+def _all_have(runs: Sequence[_Run], split: str) -> bool:
+    """Whether all runs have predicted a split; of validation and folds, all or none must have."""
+    having = [run.place for run in runs if run.predictions(split).is_file()]
+    lacking = [run.place for run in runs if not run.predictions(split).is_file()]
+    if having and lacking and split != "test":
+        raise LabelError(
+            f"{having[0]} has predictions_{split}.csv, and {lacking[0]} has none; only runs that predicted the same "
+            "clips can be averaged"
+        )
+    return not lacking
+
+
+def _values(runs: Sequence[_Run], split: str) -> tuple[Labels, list[Any]]:
+    """The first run's predictions, and (clips, targets) of each in its order."""
+    read = [read_labels(run.predictions(split), check_range=False) for run in runs]
+    for one in read[1:]:
+        for this, that in ((read[0], one), (one, read[0])):
+            missing = sorted(set(this.ids) - set(that.ids))
+            if missing:
+                raise LabelError(
+                    f"{that.path} lacks {len(missing)} of the {len(this)} clips of {this.path} (first: "
+                    f"{', '.join(missing[:5])}); only runs that predicted the same clips can be averaged"
+                )
+    return read[0], [align(one, read[0]) for one in read]
+
+
+def _labels(runs: Sequence[_Run], split: str, given: StrPath | None) -> Labels | None:
+    """The labels of a split, or None where it has none; the targets are those of the runs."""
+    first = runs[0]
+    place = Path(given) if given is not None else _recorded(runs, split)
+    group_by = next((run.data["group_by"] for run in runs if "group_by" in run.data), None)
+    truth = read_labels(place, first.config.get("label_scale", 1.0), group_by=None if split == "test" else group_by)
+    names = tuple(first.data["targets"])
+    if not set(names) <= set(truth.names):
+        return None
+    columns = [truth.names.index(name) for name in names]
+    predicted = set(read_labels(first.predictions(split), check_range=False).ids)
+    kept = truth.take([i for i, clip in enumerate(truth.ids) if clip in predicted])
+    if not len(kept):
+        raise LabelError(f"{place} holds none of the clips that {first.place} predicted; give theirs with --labels CSV")
+    return replace(kept, names=names, values=kept.values[:, columns])
+
+
+def _recorded(runs: Sequence[_Run], split: str) -> Path:
+    if split == "folds":
+        return runs[0].place / FOLD_LABELS
+    recorded = {run.data.get(f"{split}_sha256"): Path(run.data.get(split, "")) for run in runs}
+    if len(recorded) > 1:
+        one, other = list(recorded.values())[:2]
+        raise LabelError(
+            f"{runs[0].place} and others were made with different {split} labels ({one} and {other}); train them with "
+            "the same file" + (", or name the one to judge them on with --labels CSV" if split == "valid" else "")
+        )
+    ((digest, place),) = recorded.items()
+    if place.is_file() and run_folder.file_sha256(place) == digest:
+        return place
+    what = "has changed since they were made" if place.is_file() else "is gone"
+    where = "name it with --labels CSV" if split == "valid" else "restore it from a copy"
+    raise LabelError(f"the {split} labels of these runs, {place}: the file {what}; {where}")
+
+
+def _rows(predicted: Labels, truth: Labels) -> list[int]:
+    row = {clip: i for i, clip in enumerate(predicted.ids)}
+    return [row[clip] for clip in truth.ids]
+
+
+def _config(runs: Sequence[_Run], names: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
+    first = runs[0]
+    keys = ("valid", "valid_sha256", "test", "test_sha256", "targets", "group_by")
+    return {
+        **{key: first.config[key] for key in SAME if key in first.config},
+        "data": {key: first.data[key] for key in keys if all(key in run.data for run in runs)},
+        "protocol": {"kind": "ensemble", "members": list(names), "weights": list(shares)},
+        LICENCE: _licence(runs).to_dict(),
+        "versions": run_folder.versions(),
+    }
+
+
+def _licence(runs: Sequence[_Run]) -> Licence:
+    return all_of([licence_of_run(run.config) for run in runs])
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def _card(result: EnsembleResult, runs: Sequence[_Run]) -> str:
+    names = ", ".join(runs[0].data["targets"])
+    rows = "\n".join(
+        f"| [{name}]({name}/README.md) | {weight:.3f} | {len(members_of(run.place))} | {_made(run)} |"
+        for name, weight, run in zip(result.members, result.weights, runs, strict=True)
+    )
+    chosen = (
+        "The best epochs of these runs were chosen on the validation clips, and perhaps the runs and their weights "
+        "too: the validation figures are optimistic for new clips.\n"
+    )
+    return f"""# Mean of {len(runs)} runs for {names}
+
+| run | weight | heads | made of |
+|---|---|---|---|
+{rows}
+
+```
+{result.table()}
+```
+
+{chosen if "valid" in result.scored else ""}
+## Use
+
+```
+emi predict MEDIA --model THIS_FOLDER
+```
+
+predicts with each run that `{run_folder.ENSEMBLE}` lists, and averages; they must stay where they are. Intensities
+describe how strongly an emotion is *shown*; they say nothing about what a person feels.
+
+The backbones' weights: {_licence(runs)}, which applies to what is made with them.
+"""
+
+
+def _made(run: _Run) -> str:
+    """Head and backbone, where the run has one of each."""
+    features, tuned = run.config.get("features", {}), run.config.get("backbone", {})
+    backbone = features.get("fingerprint", {}).get("backbone") or tuned.get("name")
+    head = run.config.get("head")
+    parts = [f"head `{head}`"] if head else ["an ensemble"]
+    return " on ".join([*parts, *([f"{'fine-tuned ' if tuned else ''}`{backbone}`"] if backbone else [])])
