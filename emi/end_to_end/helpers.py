@@ -6,7 +6,6 @@ what it was with one process, and the others end with it, however it ends.
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from accelerate import PartialState
 from threadpoolctl import threadpool_limits
 
 from cache.errors import EmiError
+from cache.machine import KILLED
 from emi.end_to_end.processes import PATIENCE
 from extract.child import how_it_ended, start_child
 from train_head.errors import TrainSettingsError
@@ -148,7 +148,7 @@ class _Helper:
         with contextlib.suppress(EOFError, ConnectionError):
             if self._pipe.poll():
                 return f"{name}: {self._pipe.recv()}"
-        if code == -signal.SIGKILL:
+        if code == KILLED:
             return (
                 f"{name} {how_it_ended(code)}, which is what the kernel does where memory runs out; the same command "
                 "goes on from what was saved: give fewer --processes, --checkpointing or a lower --batch-seconds"
