@@ -5,7 +5,6 @@ import functools
 import os
 from pathlib import Path
 
-
 KILLED = -9
 """Exit code of a process that was sent SIGKILL, as by the kernel where memory runs out; Windows lacks that signal."""
 

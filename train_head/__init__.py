@@ -1,1 +1,14 @@
 """Stage 2: labels, batches, heads, losses, metrics and the trainer, on cached features."""
+
+import os
+
+import cache as _cache
+
+_OURS = os.path.join(os.path.dirname(os.path.realpath(__path__[0])), "cache")
+_FOUND = getattr(_cache, "__file__", None) or str([*getattr(_cache, "__path__", ["without a file"])][0])
+if os.path.dirname(os.path.realpath(_FOUND)) != _OURS:  # `emi.neighbours` says the same for all of emi's modules
+    raise ImportError(
+        f"train_head needs emi's module 'cache' ({_OURS}), and Python finds another one of that name ({_FOUND}); rename that "
+        "one, or start Python where it is not found",
+        name="cache",
+    )

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from threadpoolctl import threadpool_limits
 
 from cache.errors import EmiError
 from cache.machine import KILLED
 from emi.end_to_end.processes import PATIENCE
 from extract.child import how_it_ended, start_child
+from extract.private import without_accelerate_state
 from train_head.errors import TrainSettingsError
 
 Work = Callable[[], object]
@@ -178,9 +178,7 @@ def group(rank: int, count: int, device: str, threads: int, folder: str) -> Iter
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment({name: str(value) for name, value in variables.items()} | _loopback()))
         stack.callback(setattr, sys, "excepthook", sys.excepthook)  # the group puts its number before every line
-        stack.callback(PartialState._shared_state.update, dict(PartialState._shared_state))
-        stack.callback(PartialState._reset_state)
-        PartialState._reset_state()
+        stack.enter_context(without_accelerate_state())
         if device == "cuda":
             stack.callback(torch.cuda.set_device, torch.cuda.current_device())
             torch.cuda.set_device(rank)
