@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 from importlib.machinery import ModuleSpec
+from itertools import pairwise
 from pathlib import Path
 
 NEIGHBOURS = ("cache", "extract", "train_head")
@@ -26,10 +27,10 @@ def check_neighbours() -> None:
         if theirs is None:
             continue
         sentence = (
-            f"emi needs its own module {name!r} ({_ROOT / name}), and Python finds another one of that name ({theirs}); "
-            "rename that one, or start Python where it is not found"
+            f"emi needs its own module {name!r} ({_ROOT / name}), and Python finds another one of that name "
+            f"({theirs}); rename that one, or start Python where it is not found"
         )
-        if sys.argv[:1] == ["-m"] or (sys.argv and Path(sys.argv[0]).stem == "emi"):
+        if _is_command_line():
             print(f"emi: {sentence}", file=sys.stderr)
             sys.exit(2)
         raise ImportError(sentence, name=name)
@@ -45,6 +46,13 @@ def _hidden_by(name: str) -> str | None:
         sys.path.insert(0, str(_ROOT))
         spec = importlib.util.find_spec(name)
     return None if spec is None or _is_ours(name, spec) else _place(spec)
+
+
+def _is_command_line() -> bool:
+    """Whether this is `emi …` or `python -m emi …`, whose first argument is "-m" while it is looked for."""
+    first = next(iter(sys.argv), "")
+    module = next((value for flag, value in pairwise(sys.orig_argv) if flag == "-m"), "")
+    return Path(first).stem == "emi" or (first == "-m" and module.partition(".")[0] == "emi")
 
 
 def _is_ours(name: str, spec: ModuleSpec) -> bool:
