@@ -129,7 +129,7 @@ def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings:
     container = open_container(cache)
     _refuse_to_share(cache, settings)
     sources = find_media(media, settings.media_root)
-    identity = identify(settings.backbone)
+    identity = identify(settings.backbone, settings.revision)
     index, count = settings.shard_numbers()
     share = windows(sources, settings.max_seconds)[index::count]
     stored, done, changed = None, frozenset[str](), list[str]()
@@ -272,6 +272,7 @@ def make_header(identity: Identity, settings: ExtractSettings, precision: str) -
         provenance={
             "source": identity.source,
             LICENCE: identity.licence.to_dict(),
+            **({"revision": identity.revision} if identity.revision else {}),
             "python": platform.python_version(),
             "emi": version(),
             **{name: metadata.version(name) for name in ("torch", "torchaudio", "transformers", "av", "silero-vad")},
