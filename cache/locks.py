@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -18,7 +18,7 @@ _LOOKS_OF_FIRST, _LOOKS_OF_OTHERS = 40, 3
 """Of two that want a folder at the same time, the one that came first is the more patient, and gets it."""
 _COMMAND_CHARACTERS = 80
 ALONE, TOGETHER = ".alone.lock", ".writer.lock"
-"""How the names of the files end that the holders of a `FolderLock` keep in it."""
+"""How the names of the files end that the holders of a `FolderLock` keep."""
 
 
 class HeldError(BlockingIOError):
@@ -64,13 +64,14 @@ class Lock:
 class FolderLock:
     """A lock of a folder that any number of processes hold together, or one holds alone.
 
-    Each holder keeps a file of its own in the folder locked, and then looks for those of others. So two that come at
-    the same time may both be refused, but are never both let in. A file whose process died is not locked: whoever sees
-    it removes it.
+    Each holder keeps a file of its own locked, beside the folder or, where it may not write there, in it; and then
+    looks for those of others. So two that come at the same time may both be refused, but are never both let in. A file
+    whose process died is not locked: whoever sees it removes it.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = Path(folder)
+        place = Path(os.path.realpath(folder))
+        self._places, self._prefix = (place.parent, place), f".{place.name}."
         self._let_go: Callable[[], object] | None = None
 
     def take(self, *, alone: bool) -> None:
@@ -79,12 +80,12 @@ class FolderLock:
         Raises:
             HeldError: another has it alone, or is there.
         """
-        if self._folder.is_dir() and (before := self._in_the_way(alone)):  # mostly so, and nothing is written then
+        if before := self._in_the_way(alone):  # mostly so, and nothing is written then
             raise HeldError(holder(before))
-        try:
-            own, lock = self._make_own(alone)
-        except OSError:  # no locks, no right to write, or no room for a file
+        made = self._make_own(self._places[0], alone) or self._make_own(self._places[1], alone)
+        if made is None:
             return
+        own, lock = made
         self._let_go = weakref.finalize(self, _remove, own, lock, os.getpid())
         if in_the_way := self._in_the_way(alone, own):
             by = holder(in_the_way)
@@ -101,8 +102,8 @@ class FolderLock:
         """A file that another holds, seen several times: whoever looks whether a process is alive holds it shortly."""
         kinds = (ALONE, TOGETHER) if alone else ALONE
         for look in range(_LOOKS_OF_FIRST):
-            others = [path for path in self._folder.iterdir() if path.name.endswith(kinds) and path != own]
-            held = sorted(path for path in others if not _removed(path))
+            others = [path for path in self._files() if path.name.endswith(kinds) and path != own]
+            held = sorted((path for path in others if not _removed(path)), key=lambda path: path.name)
             if not held:
                 return None
             if look >= _LOOKS_OF_OTHERS and (own is None or held[0].name < own.name):
@@ -110,15 +111,23 @@ class FolderLock:
             time.sleep(_LOOK_SECONDS)
         return held[0]
 
-    def _make_own(self, alone: bool) -> tuple[Path, filelock.BaseFileLock]:
+    def _files(self) -> Iterator[Path]:
+        for place in self._places:
+            with contextlib.suppress(OSError):
+                yield from (Path(f) for f in os.scandir(place) if f.name.startswith(self._prefix))
+
+    def _make_own(self, place: Path, alone: bool) -> tuple[Path, filelock.BaseFileLock] | None:
+        """A new file, locked; None where there are no locks, no right to write, or no room for a file."""
         while True:
-            name = f".{time.time_ns():020d}-{secrets.token_hex(4)}{ALONE if alone else TOGETHER}"
-            lock = filelock.FileLock(self._folder / name, thread_local=False)
+            name = f"{self._prefix}{time.time_ns():020d}-{secrets.token_hex(4)}{ALONE if alone else TOGETHER}"
             try:
+                lock = filelock.FileLock(place / name, thread_local=False)
                 lock.acquire(timeout=0)
             except filelock.Timeout:  # someone looks whether its process is alive, and will remove it
                 continue
-            return self._folder / name, lock
+            except OSError:
+                return None
+            return place / name, lock
 
 
 def holder(path: str | os.PathLike[str]) -> str:
@@ -128,7 +137,7 @@ def holder(path: str | os.PathLike[str]) -> str:
         place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         process = next(line.split()[4] for line in locks.splitlines() if line.split()[5:6] == [place])
         command = Path("/proc", process, "cmdline").read_text(errors="replace").replace("\0", " ").strip()
-    except (OSError, StopIteration):
+    except (OSError, StopIteration, AttributeError):
         return ""
     return f" ({process}: {command[:_COMMAND_CHARACTERS]})"
 

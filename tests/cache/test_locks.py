@@ -61,23 +61,47 @@ def test_who_holds_a_file_is_named_until_it_dies(tmp_path, held):
 
 
 def test_a_folder_is_held_by_many_or_by_one_alone(tmp_path, held):
-    one, other = FolderLock(tmp_path), FolderLock(tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    one, other = FolderLock(folder), FolderLock(folder)
     one.take(alone=False)
     other.take(alone=False)
     with pytest.raises(HeldError):
-        alone(tmp_path)
+        alone(folder)
     one.release()
     with pytest.raises(HeldError):
-        alone(tmp_path)
+        alone(folder)
     other.release()
-    assert not list(tmp_path.iterdir())
-    child = held(lambda: alone(tmp_path))
+    assert list(tmp_path.iterdir()) == [folder]
+    child = held(lambda: alone(folder))
     with pytest.raises(HeldError, match=rf"^ \({child}: "):
-        FolderLock(tmp_path).take(alone=False)
+        FolderLock(folder).take(alone=False)
     kill(child)
-    assert [path.name.endswith(ALONE) for path in tmp_path.iterdir()] == [True]  # which nobody holds
-    alone(tmp_path).release()
-    assert not list(tmp_path.iterdir())
+    assert [path.name.endswith(ALONE) for path in tmp_path.iterdir() if path != folder] == [True]  # which nobody holds
+    alone(folder).release()
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_where_the_folder_beside_cannot_be_written_the_folder_itself_holds_the_locks(tmp_path, monkeypatch):
+    folder, make = tmp_path / "folder", filelock.FileLock
+
+    def make_inside(path, **options):
+        if path.parent == tmp_path:
+            raise PermissionError(path)
+        return make(path, **options)
+
+    folder.mkdir()
+    beside = FolderLock(folder)
+    beside.take(alone=False)
+    beside.release()
+    monkeypatch.setattr(filelock, "FileLock", make_inside)
+    kept = FolderLock(folder)
+    kept.take(alone=False)
+    assert [path.parent for path in tmp_path.rglob("*.lock")] == [folder]
+    monkeypatch.undo()
+    with pytest.raises(HeldError):
+        alone(folder)
+    kept.release()
 
 
 def test_of_two_that_come_at_once_never_both_are_let_in(tmp_path, fork, exit_code):
