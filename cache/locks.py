@@ -102,8 +102,8 @@ class FolderLock:
         """A file that another holds, seen several times: whoever looks whether a process is alive holds it shortly."""
         kinds = (ALONE, TOGETHER) if alone else ALONE
         for look in range(_LOOKS_OF_FIRST):
-            others = [path for path in self._files() if path.name.endswith(kinds) and path != own]
-            held = sorted((path for path in others if not _removed(path)), key=lambda path: path.name)
+            living = [path for path in self._files() if path != own and not _removed(path)]
+            held = sorted((path for path in living if path.name.endswith(kinds)), key=lambda path: path.name)
             if not held:
                 return None
             if look >= _LOOKS_OF_OTHERS and (own is None or held[0].name < own.name):
@@ -114,7 +114,11 @@ class FolderLock:
     def _files(self) -> Iterator[Path]:
         for place in self._places:
             with contextlib.suppress(OSError):
-                yield from (Path(f) for f in os.scandir(place) if f.name.startswith(self._prefix))
+                yield from (
+                    Path(f)
+                    for f in os.scandir(place)
+                    if f.name.startswith(self._prefix) and f.name.endswith((ALONE, TOGETHER))
+                )
 
     def _make_own(self, place: Path, alone: bool) -> tuple[Path, filelock.BaseFileLock] | None:
         """A new file, locked; None where there are no locks, no right to write, or no room for a file."""

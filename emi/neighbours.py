@@ -56,8 +56,8 @@ def _is_command_line() -> bool:
 
 
 def _is_ours(name: str, spec: ModuleSpec) -> bool:
-    found = Path(os.path.realpath(_place(spec)))
-    return found.stem == "__init__" and found.parent == Path(os.path.realpath(_ROOT / name))
+    found = Path(_place(spec))  # which installers may have linked: the folders count
+    return found.stem == "__init__" and os.path.realpath(found.parent) == os.path.realpath(_ROOT / name)
 
 
 def _place(spec: ModuleSpec) -> str:

@@ -208,6 +208,20 @@ def test_a_cache_made_without_a_revision_is_filled_with_the_same_weights_by_name
     assert emi.extract(few[1], tmp_path / "a.zarr", backbone=NAME, revision="v1", max_seconds=0.5).written == 1
 
 
+def test_a_processor_that_was_not_downloaded_before_is_asked_for(hub, tiny, cache, point_to):
+    """transformers fetches what it needs for weights alone; without the processor's file clips are normalised."""
+    tiny.save_audeering(hub.folder)
+    tiny.save_preprocessor(hub.folder, do_normalize=False)
+    wanted = identify(NAME)
+    for file in cache.rglob("preprocessor_config.json"):
+        file.unlink()
+    address = constants.ENDPOINT
+    point_to("http://127.0.0.1:9")
+    assert identify(NAME).fingerprint["normalisation"] != wanted.fingerprint["normalisation"]
+    point_to(address)
+    assert identify(NAME) == wanted
+
+
 def test_a_revision_that_the_hub_does_not_have_is_named(hub, tiny):
     tiny.save_audeering(hub.folder)
     with pytest.raises(BackboneError, match=r"no revision 'v9' on the hub; --revision takes"):
