@@ -143,6 +143,6 @@ def check_protocol(url: str) -> None:
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        raise CacheError(f"{url}: {error} (pip install 'emi[cloud]' has S3 and Google)") from error
+        raise CacheError(f"{url}: {error} (pip install 'emi-mimicry[cloud]' has S3 and Google)") from error
     except ValueError as error:
         raise CacheFormatError(f"nothing here opens {protocol}:// ({url}); use a folder, s3://… or gs://…") from error

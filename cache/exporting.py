@@ -51,7 +51,9 @@ class ExportDependencyError(EmiError, ImportError):
     """
 
     def __init__(self, package: str) -> None:
-        super().__init__(f"this export needs the package {package!r}; install it with: pip install 'emi[arrow]'")
+        super().__init__(
+            f"this export needs the package {package!r}; install it with: pip install 'emi-mimicry[arrow]'"
+        )
 
 
 @dataclass(kw_only=True)

@@ -5,12 +5,12 @@ faster here (8 GB/s both, warm, on a virtual EPYC), and where the file ends befo
 instead of raising.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from cache.disk import read_into_at
 from cache.format import Array
 
 _MAX_VIEWS = 1024
@@ -49,7 +49,7 @@ def copy_from_file(descriptor: int, places: Iterable[tuple[int, memoryview]]) ->
 
 def _fill(descriptor: int, offset: int, views: list[memoryview]) -> None:
     while views:
-        moved = os.preadv(descriptor, views, offset)  # 2 GiB at most
+        moved = read_into_at(descriptor, views, offset)  # 2 GiB at most
         offset += moved
         filled = 0
         while filled < len(views) and moved >= len(views[filled]):

@@ -202,7 +202,7 @@ class Header:
         if attributes.get("version") != VERSION:
             raise CacheFormatError(
                 f"{where} has cache version {attributes.get('version')!r}, and this emi reads version {VERSION}; "
-                "upgrade with `pip install --upgrade emi`"
+                "upgrade with `pip install --upgrade emi-mimicry`"
             )
         try:
             if attributes["header_crc32c"] != _header_crc32c(attributes):

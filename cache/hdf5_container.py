@@ -10,7 +10,6 @@ renamed into place; a snapshot keeps the old one.
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import math
@@ -19,17 +18,21 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
 
 from cache import journal
 from cache.container import NewSegment, Rows
+from cache.disk import open_binary, read_at, sync
 from cache.errors import CacheFormatError, CacheLockedError
 from cache.file_rows import copy_from_file
 from cache.format import FORMAT, INDEX_ARRAYS, Array
 from cache.index import SegmentIndex, names_in
+
+if TYPE_CHECKING:
+    from cache.locks import Lock
 
 _LIBVER = ("v108", "v108")
 """The file format of HDF5 1.8 (2008), which keeps a checksum over each piece of its metadata. In the one before, h5py's
@@ -51,7 +54,7 @@ class _Snapshot:
     def __init__(self, path: Path) -> None:
         """Parse the file; tried again where a commit came in between."""
         self._path = path
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = open_binary(path)
         weakref.finalize(self, os.close, self.descriptor)
         for attempt in range(_ATTEMPTS):
             self._state = _state(path, self.descriptor)
@@ -117,8 +120,9 @@ class Hdf5Container:
         self.path = path
         self._path = Path(os.path.realpath(path))  # the journal and new files belong beside the file, not beside a link
         self._snapshot: _Snapshot | None = None
-        self._locked: int | None = None
-        self._unlock: Callable[[], object] | None = None
+        self._lock: Lock | None = None
+        self._to_write = -1
+        """Descriptor of the file while it is locked."""
 
     def read_attributes(self) -> dict[str, Any] | None:
         """Root attributes, or None where there is no file."""
@@ -159,25 +163,22 @@ class Hdf5Container:
 
     def lock(self, *, alone: bool = False) -> None:  # noqa: ARG002 - a writer always is
         """Lock the file itself, as HDF5 does, so that a second writer is refused at once."""
-        if self._locked is not None:
+        from cache.locks import HeldError, Lock  # takes 50 ms, and readers lock nothing
+
+        if self._lock is not None:
             return
-        descriptor = os.open(self._path, os.O_RDWR)
+        lock = Lock(self._path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(descriptor), self._path.stat()):
-                raise BlockingIOError  # the file was rewritten in between, and this is the one that went
-        except BlockingIOError:
-            os.close(descriptor)
+            lock.take()
+        except HeldError as error:
             raise CacheLockedError(
-                f"{self.path} is being written by another process, and HDF5 takes one writer; wait for it, or use "
-                "a .zarr cache, which takes any number"
+                f"{self.path} is being written by another process{error}, and HDF5 takes one writer; wait for it, or "
+                "use a .zarr cache, which takes any number"
             ) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._locked = descriptor
-        self._unlock = weakref.finalize(self, _unlock, descriptor, os.getpid())  # also where no one closes this
-        journal.replay(self._path, descriptor)
+        self._to_write = open_binary(self._path, os.O_RDWR)
+        self._close_file = weakref.finalize(self, os.close, self._to_write)
+        self._lock = lock
+        journal.replay(self._path, self._to_write)
 
     def segment_names(self, known: Collection[str] = ()) -> list[str]:  # noqa: ARG002 - all are listed in one place
         """Segments sorted by name, which starts with the time of writing."""
@@ -244,8 +245,7 @@ class Hdf5Container:
                     if new is not None:
                         _write_by_blocks(segments.create_group(new.name), new)
                 segments.attrs["count"] = len(segments)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(temporary)
             temporary.replace(self._path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -268,9 +268,10 @@ class Hdf5Container:
     def close(self) -> None:
         """Forget the snapshot and let go of the lock."""
         self._snapshot = None
-        if self._unlock is not None:
-            self._unlock()
-        self._locked = self._unlock = None
+        if self._lock is not None:
+            self._close_file()
+            self._lock.release()
+        self._lock = None
 
     def _read(self) -> _Snapshot:
         if self._snapshot is None:
@@ -299,21 +300,12 @@ class Hdf5Container:
     def _overlay(self) -> Iterator[h5py.File]:
         """The file to be changed in memory; committed at the end."""
         self.lock()
-        assert self._locked is not None
-        journal.replay(self._path, self._locked)  # one is left where applying it failed in the commit before this
-        overlay = journal.Overlay(self._locked)
+        journal.replay(self._path, self._to_write)  # one is left where applying it failed in the commit before this
+        overlay = journal.Overlay(self._to_write)
         with h5py.File(overlay, "r+", libver=_LIBVER) as file:
             yield file
         overlay.commit(self._path)
         self._snapshot = None
-
-
-def _unlock(descriptor: int, owner: int) -> None:
-    """Let go of a lock, which a child that was forked meanwhile holds too; the child itself only closes its copy."""
-    if os.getpid() == owner:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
 
 
 def _state(path: Path, descriptor: int) -> tuple[object, ...]:
@@ -324,7 +316,7 @@ def _state(path: Path, descriptor: int) -> tuple[object, ...]:
     except FileNotFoundError:
         waiting = None
     file = os.fstat(descriptor)
-    return waiting, file.st_size, file.st_mtime_ns, os.pread(descriptor, _SUPERBLOCK_BYTES, 0)
+    return waiting, file.st_size, file.st_mtime_ns, read_at(descriptor, _SUPERBLOCK_BYTES, 0)
 
 
 def _segment_names(file: h5py.File) -> list[str]:

@@ -5,7 +5,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cache.format import Clip, Header
 from cache.paths import at_home, readable
 from cache.reader import open_cache
 from cache.safe_pickle import UnsafePickleError
+from cache.version import version
 from cache.writer import CacheWriter
 
 DTYPES = ("float16", "float32")
@@ -192,6 +193,7 @@ class _Import:
             provenance={
                 "source": self.root,
                 "python": platform.python_version(),
-                **{package: version(package) for package in ("emi", "numpy")},
+                "emi": version(),
+                "numpy": metadata.version("numpy"),
             },
         )

@@ -35,6 +35,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from cache.disk import read_at, sync, write_at
+
 _MAGIC = b"EMIJRNL2"
 _HEAD = struct.Struct("<8sII")
 """Magic, CRC-32C of the rest, size of the JSON that comes first in it."""
@@ -105,7 +107,7 @@ class Overlay(io.RawIOBase):
         """Up to `count` bytes from an offset, without moving."""
         content = bytearray(min(count, max(0, self._size - start)))
         if start < self._base_size:
-            stored = os.pread(self._base, min(len(content), self._base_size - start), start)
+            stored = read_at(self._base, min(len(content), self._base_size - start), start)
             content[: len(stored)] = stored
         self._lay_over(content, start)
         return content
@@ -174,7 +176,7 @@ class Overlay(io.RawIOBase):
         """What changes inside the old file, each byte once: written twice, it would for a moment be neither."""
         end, changes = self._base_size, []
         for low, high in _joined((o, min(o + len(d), end)) for o, d in self._extents if o < end):
-            old = os.pread(self._base, high - low, low)
+            old = read_at(self._base, high - low, low)
             new = bytearray(old)
             self._lay_over(new, low)
             changes.append((low, old, bytes(new)))
@@ -208,7 +210,7 @@ class _Journal:
             return False
         begun = False
         for offset, *versions in self.changes:
-            stored = os.pread(descriptor, len(versions[0]), offset)
+            stored = read_at(descriptor, len(versions[0]), offset)
             if len(stored) != len(versions[0]):
                 return False
             now, old, new = (np.frombuffer(version, np.uint8) for version in (stored, *versions))
@@ -282,7 +284,7 @@ def _write_extents(descriptor: int, extents: Iterable[Extent]) -> None:
     for offset, data in extents:
         view = memoryview(data)
         while view:
-            written = os.pwrite(descriptor, view, offset)
+            written = write_at(descriptor, view, offset)
             view, offset = view[written:], offset + written
 
 
@@ -301,7 +303,7 @@ def _crc32c(descriptor: int, start: int, end: int) -> int:
     """Checksum of a part of a file."""
     crc = 0
     for at in range(start, end, _CHUNK_BYTES):
-        crc = google_crc32c.extend(crc, os.pread(descriptor, min(_CHUNK_BYTES, end - at), at))
+        crc = google_crc32c.extend(crc, read_at(descriptor, min(_CHUNK_BYTES, end - at), at))
     return crc
 
 
@@ -319,11 +321,7 @@ def _write_journal(place: Path, left: _Journal) -> None:
         temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(place.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name must be on the disk before the first byte inside the old file changes
-    finally:
-        os.close(folder)
+    sync(place.parent)  # the name must be on the disk before the first byte inside the old file changes
 
 
 def _read_journal(place: Path) -> _Journal:

@@ -5,6 +5,9 @@ import functools
 import os
 from pathlib import Path
 
+KILLED = -9
+"""Exit code of a process that was sent SIGKILL, as by the kernel where memory runs out; Windows lacks that signal."""
+
 
 def available_cores() -> int:
     """Cores that this process may use, which a scheduler or a container may have limited."""
@@ -31,7 +34,7 @@ def keep_freed_memory() -> None:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # Windows wants a name
         return
     map_max, trim_threshold, arena_max = -4, -1, -8
     mallopt(map_max, 0)
@@ -49,7 +52,7 @@ def give_freed_memory_back() -> None:
     try:
         libc = ctypes.CDLL(None)
         mallopt, trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # Windows wants a name
         return
     map_max, trim_threshold, map_threshold, arena_max = -4, -1, -3, -8
     mallopt(map_max, 65536)

@@ -4,22 +4,22 @@ The operating system keeps one copy of a mapped file for all of them. The file i
 process, or a second run, finds it instead of gathering again, and a changed cache never finds an old one.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
+import filelock
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from cache import fingerprint as fp
 from cache.container import StrPath
+from cache.disk import reserve
 from cache.format import Array
 from cache.reader import FeatureCache
 from cache.writer import write_errors
@@ -53,17 +53,20 @@ def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> tup
     folder = Path(folder)
     offsets = store.offsets(ids)
     shape = (int(offsets[-1]), store.dim + len(store.vad_names))
-    path = folder / f"emi-{os.geteuid()}-{_content(store, ids)}.npy"
+    path = folder / f"emi-{_user()}-{_content(store, ids)}.npy"
     frames = _mapped(path, shape, store.header.dtype)
     if frames is None:
         with write_errors(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, MODE)
-        with _locked(lock):
+            lock = filelock.FileLock(path.with_suffix(".lock"), mode=MODE)  # which follows no link
+            lock.acquire()
+        try:
             frames = _mapped(path, shape, store.header.dtype)  # another may have been first
             if frames is None:
                 _fill(store, ids, path, shape)
                 frames = np.load(path, mmap_mode="r")
+        finally:
+            lock.release()
     return frames, offsets
 
 
@@ -77,7 +80,7 @@ def _fill(store: FeatureCache, ids: Sequence[str], path: Path, shape: tuple[int,
             out = np.lib.format.open_memmap(partial, "w+", store.header.dtype, shape)
             size = partial.stat().st_size
             with partial.open("r+b") as file:  # a map on a disk that gets full kills the process
-                os.posix_fallocate(file.fileno(), 0, size + CRC_BYTES)
+                reserve(file.fileno(), size + CRC_BYTES)
         store.load(ids, out=out)
         out.flush()
         with write_errors(str(path.parent)):
@@ -94,7 +97,7 @@ def _mapped(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array |
     """Map a file that was filled whole by this user and is still as it was; None where there is none."""
     try:
         status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_size <= CRC_BYTES:
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != _user() or status.st_size <= CRC_BYTES:
             return None
         with path.open("rb") as file:
             if _crc32c(file, status.st_size - CRC_BYTES) != file.read():
@@ -122,10 +125,6 @@ def _content(store: FeatureCache, ids: Sequence[str]) -> str:
     return content.hexdigest()[:32]
 
 
-@contextlib.contextmanager
-def _locked(descriptor: int) -> Iterator[None]:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _user() -> int:
+    """The number of the user whose files may be read; 0, as of every file, on a system without such numbers."""
+    return os.geteuid() if hasattr(os, "geteuid") else 0

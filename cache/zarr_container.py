@@ -10,13 +10,11 @@ their files are removed afterwards.
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shutil
-import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -25,12 +23,16 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 
+from cache import disk
 from cache.container import NewSegment, Rows, check_protocol
 from cache.errors import CacheError, CacheFormatError, CacheLockedError
 from cache.format import ARRAYS, INDEX_ARRAYS, Array
 from cache.index import SegmentIndex
 from cache.sources import SOURCES
 from cache.zarr_rows import RowLayout, read_rows, row_layout, shard_problems
+
+if TYPE_CHECKING:
+    from cache.locks import FolderLock
 
 GROUPS = ("segments", "index")
 CHUNK_BYTES = 1 << 20
@@ -54,8 +56,7 @@ class ZarrContainer:
         self._local = None if self.remote else Path(path)
         self._layouts: dict[tuple[str, str], RowLayout | None] = {}
         self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}
-        self._locked: int | None = None
-        self._unlock = lambda: None
+        self._lock: FolderLock | None = None
 
     def read_attributes(self) -> dict[str, Any] | None:
         """Root attributes, or None where there is no Zarr group."""
@@ -103,20 +104,19 @@ class ZarrContainer:
 
     def lock(self, *, alone: bool = False) -> None:
         """Share the folder with other writers, or have it alone; a URL cannot be locked, nor can some file systems."""
-        if self._local is None or (self._locked is not None and not alone):
+        from cache.locks import FolderLock, HeldError  # takes 50 ms, and readers lock nothing
+
+        if self._local is None or (self._lock is not None and not alone):
             return
-        if self._locked is None:
-            self._locked = os.open(self._local, os.O_RDONLY)
-            self._unlock = weakref.finalize(self, _unlock, self._locked, os.getpid())  # also where no one closes this
+        self._release()
+        self._lock = FolderLock(self._local)
         try:
-            fcntl.flock(self._locked, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock.take(alone=alone)
+        except HeldError as error:
             raise CacheLockedError(
-                f"{self.path} is being {'written' if alone else 'compacted or repaired'} by another process; wait for "
-                "it, then run this again"
+                f"{self.path} is being {'written' if alone else 'compacted or repaired'} by another process{error}; "
+                "wait for it, then run this again"
             ) from None
-        except OSError:  # no locks here
-            return
 
     def segment_names(self, known: Collection[str] = ()) -> list[str]:
         """Committed segments: the members of `segments` that have group metadata."""
@@ -194,7 +194,7 @@ class ZarrContainer:
         zarr.create_group(f"{self.path}/{prefix}", attributes=dict(segment.attributes), zarr_format=3)
         if self._local is not None:
             _fsync_tree(self._local / prefix, files=("zarr.json",))
-            _fsync(self._local / "segments")
+            disk.sync(self._local / "segments")
 
     def rewrite(self, replacements: Sequence[tuple[Collection[str], NewSegment | None]]) -> None:
         """Commit what is new, then remove what it replaces, and what crashes left."""
@@ -241,9 +241,10 @@ class ZarrContainer:
         return problems
 
     def stored(self) -> tuple[int, int]:
-        """All files below the folder, or objects below the prefix."""
+        """All files below the folder but its locks, or objects below the prefix."""
         if self._local is not None:
-            sizes = [file.stat().st_size for file in self._local.rglob("*") if file.is_file()]
+            files = (file for file in self._local.rglob("*") if file.suffix != ".lock" and file.is_file())
+            sizes = [file.stat().st_size for file in files]
             return len(sizes), sum(sizes)
         store = self._group().store
 
@@ -264,8 +265,12 @@ class ZarrContainer:
         """Forget open arrays, and let go of the lock."""
         self._arrays.clear()
         self._layouts.clear()
-        self._unlock()
-        self._locked = None
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
 
     def _group(self) -> zarr.Group:
         return zarr.open_group(self.path, mode="r", zarr_format=3)
@@ -308,14 +313,6 @@ class ZarrContainer:
         sync(remove())
 
 
-def _unlock(descriptor: int, owner: int) -> None:
-    """Let go of a lock, which a child that was forked meanwhile holds too; the child itself only closes its copy."""
-    if os.getpid() == owner:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
 async def _members(store: Any, folder: str) -> list[str]:
     """What lies in a folder now: fsspec remembers listings, and other processes write."""
     if hasattr(store, "fs"):
@@ -325,7 +322,7 @@ async def _members(store: Any, folder: str) -> list[str]:
 
 def _left_by_create(folder: Path) -> bool:
     """Whether all that lies here is what an interrupted `create` leaves: it puts the root's metadata last."""
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix != ".partial")
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix not in (".partial", ".lock"))
     return all(name.parts[0] in ("segments", "index", "extras") and _is_created(name) for name in names)
 
 
@@ -367,18 +364,10 @@ def _fsync_tree(folder: Path, files: tuple[str, ...] | None = None) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
             if files is None or name in files:
-                _fsync(Path(parent) / name)
-        _fsync(Path(parent))
+                disk.sync(Path(parent) / name)
+        disk.sync(Path(parent))
         if files is not None:
             break
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _neighbours(starts: Sequence[int], outs: Sequence[Array]) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from cache.disk import open_binary, read_at
 from cache.file_rows import copy_from_file
 from cache.format import Array
 
@@ -92,7 +93,7 @@ def read_rows(layout: RowLayout, starts: Sequence[int], outs: Sequence[Array]) -
             of_shard.setdefault(shard, []).append((first, count, view[: count * layout.row_bytes]))
             view, start = view[count * layout.row_bytes :], start + count
     for shard, pieces in of_shard.items():
-        descriptor = os.open(layout.shard(shard), os.O_RDONLY)
+        descriptor = open_binary(layout.shard(shard))
         try:
             copy_from_file(descriptor, _places(_chunk_offsets(descriptor, layout, shard), layout, pieces))
         finally:
@@ -124,7 +125,7 @@ def _chunk_offsets(descriptor: int, layout: RowLayout, shard: int) -> Sequence[i
     """Where each chunk of a shard begins in its file: the list at the file's end, read once."""
     if shard not in layout.chunk_offsets:
         size = 16 * (layout.shard_rows // layout.chunk_rows)
-        table = os.pread(descriptor, size, os.fstat(descriptor).st_size - size - 4)
+        table = read_at(descriptor, size, os.fstat(descriptor).st_size - size - 4)
         layout.chunk_offsets[shard] = [offset for offset, _ in struct.iter_unpack("<QQ", table)]
     return layout.chunk_offsets[shard]
 

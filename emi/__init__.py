@@ -12,7 +12,10 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from cache.account import name_the_user
+from emi.neighbours import check_neighbours
+
+check_neighbours()
+from cache.account import name_the_user  # noqa: E402 - its name is one that may be hidden
 
 if TYPE_CHECKING:
     from cache.errors import EmiError

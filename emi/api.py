@@ -231,6 +231,7 @@ def finetune(
     out: StrPath,
     *,
     backbone: str,
+    revision: str | None = None,
     config: StrPath | None = None,
     test: StrPath | None = None,
     init_head: StrPath | None = None,
@@ -254,6 +255,7 @@ def finetune(
         valid: label CSV by which the best epoch is chosen; with folds, more clips to cut, or None.
         out: run folder; once finished, `extract(…, backbone=out)` and `load(out)` take it.
         backbone: name, Hugging Face id or folder.
+        revision: branch, tag or commit of an id; the main branch by default.
         config: TOML file of settings.
         test: CSV of a third split to predict; its targets may be missing.
         init_head: run folder of a head that was trained on this backbone's cached features, to start from.
@@ -283,6 +285,7 @@ def finetune(
         resolved,
         own,
         backbone=backbone,
+        revision=revision,
         test=test,
         init_head=init_head,
         audio=audio,

@@ -14,7 +14,7 @@ from cache.format import Clip, Header
 from cache.paths import takes_paths
 from extract.backbones import Identity, identify
 from extract.clips import extract_clips
-from extract.errors import MediaListError
+from extract.errors import BackboneError, MediaListError
 from extract.failures import Failure, Note
 from extract.fill import load_extractor
 from extract.plan import windows
@@ -78,13 +78,14 @@ class Model:
             )
         self._settings = ExtractSettings(
             backbone=backbone or _backbone_of(trained),
+            revision=None if backbone else trained.features.get("revision"),
             max_seconds=made_with["max_seconds"],
             precision=made_with["precision"],
             dtype=made_with["dtype"],
             device=device,
             track=made_with.get("track"),
         )
-        identity = identify(self._settings.backbone)
+        identity = _identify(self._settings)
         self._header = self._header_for(identity, made_with)
         self._header.must_match(extracted, str(trained.folder))
         self._options = options if options.track else replace(options, track=self._settings.track)
@@ -165,6 +166,16 @@ class Model:
         """An extracted clip with the numbers that a cache would hold, derived where that cache was."""
         stored, transform = self._header.stored(clip), self.trained.transform
         return stored if transform is None else self.trained.header.stored(transform.apply(stored))
+
+
+def _identify(settings: ExtractSettings) -> Identity:
+    """The backbone at the commit it had, or, where that is not to be had, as it is now; its hash is compared anyway."""
+    try:
+        return identify(settings.backbone, settings.revision)
+    except BackboneError:
+        if settings.revision is None:
+            raise
+        return identify(settings.backbone)
 
 
 def _backbone_of(trained: TrainedHead) -> str:

@@ -5,13 +5,12 @@ Each frame that PyAV decodes takes and lets go of the lock; two threads that dec
 
 import contextlib
 import signal
-import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
-from extract.child import how_it_ended, start_child
+from extract.child import how_it_ended, parent_connection, start_child
 from extract.errors import MediaError
 from extract.media import Recording, read
 from extract.settings import DEFAULT, DecodeOptions
@@ -92,7 +91,7 @@ class Decoder:
 def main() -> None:
     """The child's side: read files until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to end
-    connection = Connection(int(sys.argv[1]))
+    connection = parent_connection()
     with contextlib.suppress(EOFError, ConnectionError):
         connection.send("ready")
         while True:

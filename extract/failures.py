@@ -1,12 +1,12 @@
 """`failures.csv` beside a cache: one row per clip that could not be read; `truncated.csv`: those used in part."""
 
-import contextlib
 import csv
-import fcntl
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from cache.locks import Lock
 
 COLUMNS = ("id", "path", "reason", "cache")
 TRUNCATED = "truncated.csv"
@@ -68,7 +68,7 @@ def write_failures(
     attempted = set(tried)
     if not failures and not path.exists():
         return None
-    with _locked(path.parent):
+    with Lock(path.parent):  # jobs that end together would drop each other's rows
         return _replace(path, name, failures, attempted)
 
 
@@ -85,18 +85,6 @@ def _replace(path: Path, name: str, failures: Sequence[Failure], attempted: set[
         writer.writerows(sorted(rows, key=lambda row: (row["cache"], row["id"])))
     temporary.replace(path)
     return path
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time, where the file system has locks: jobs that end together would drop each other's rows."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -9,13 +9,12 @@ import multiprocessing.connection
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from extract.child import how_it_ended, start_child
+from extract.child import how_it_ended, parent_connection, start_child
 from extract.errors import ExtractProcessError
 from extract.failures import Failure, Note
 from extract.settings import ExtractSettings
@@ -138,9 +137,9 @@ def _run_all(
         open_ends = {worker.connection: worker for worker in workers}
         while open_ends:
             for ready in multiprocessing.connection.wait(list(open_ends)):
-                assert isinstance(ready, Connection)
-                if not open_ends[ready].take(on_result):
-                    del open_ends[ready]
+                connection = cast(Connection, ready)
+                if not open_ends[connection].take(on_result):
+                    del open_ends[connection]
             stats.become_sum_of([before, *(worker.stats for worker in workers)])
     finally:
         for worker in workers:
@@ -165,7 +164,7 @@ def _gpu(number: int) -> Mapping[str, str]:
 def main() -> None:
     """What each process does: take a part of the cores, and fill its share."""
     signal.signal(signal.SIGTERM, _interrupt)
-    parent = Connection(int(sys.argv[1]))
+    parent = parent_connection()
     try:
         share, settings, cache, number, count = parent.recv()
         if hasattr(os, "sched_setaffinity"):

@@ -9,12 +9,12 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache.container import open_container
 from cache.format import Header
+from cache.version import version
 from extract.backbones import Identity
 from extract.errors import ExtractProcessError
 from extract.settings import ExtractSettings
@@ -106,9 +106,9 @@ class WindowFiller:
         return here
 
     def _check(self, job: Job, here: str) -> None:
-        if version("emi") != job.header.provenance["emi"]:
+        if version() != job.header.provenance["emi"]:
             raise ExtractProcessError(
-                f"{here} has emi {version('emi')}, and this run was planned by {job.header.provenance['emi']}; install "
+                f"{here} has emi {version()}, and this run was planned by {job.header.provenance['emi']}; install "
                 "the same on every machine of the cluster"
             )
         if job.media is not None and not job.media.exists():  # or all it is lent would be failures

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from cache.format import Header
 from cache.ids import stored_form
 from cache.licences import LICENCE
 from cache.reader import FeatureCache, open_cache
+from cache.version import version
 from cache.writer import CacheWriter
 from extract.backbones import Identity, identify
 from extract.errors import ExtractSettingsError
@@ -128,7 +129,7 @@ def plan(media: str | os.PathLike[str], cache: str | os.PathLike[str], settings:
     container = open_container(cache)
     _refuse_to_share(cache, settings)
     sources = find_media(media, settings.media_root)
-    identity = identify(settings.backbone)
+    identity = identify(settings.backbone, settings.revision)
     index, count = settings.shard_numbers()
     share = windows(sources, settings.max_seconds)[index::count]
     stored, done, changed = None, frozenset[str](), list[str]()
@@ -246,7 +247,9 @@ def _refuse_to_share(cache: str | os.PathLike[str], settings: ExtractSettings) -
     if (settings.processes > 1 or settings.engine == "ray") and (reason := _one_process_only(cache)):
         raise ExtractSettingsError(f"{wanted}: {reason}; use a cache NAME.zarr in a folder or an object store")
     if settings.engine == "ray" and importlib.util.find_spec("ray") is None:
-        raise ExtractSettingsError("--engine ray needs Ray, which is not installed here: pip install 'emi[ray]'")
+        raise ExtractSettingsError(
+            "--engine ray needs Ray, which is not installed here: pip install 'emi-mimicry[ray]'"
+        )
 
 
 def make_header(identity: Identity, settings: ExtractSettings, precision: str) -> Header:
@@ -269,7 +272,9 @@ def make_header(identity: Identity, settings: ExtractSettings, precision: str) -
         provenance={
             "source": identity.source,
             LICENCE: identity.licence.to_dict(),
+            **({"revision": identity.revision} if identity.revision else {}),
             "python": platform.python_version(),
-            **{name: version(name) for name in ("emi", "torch", "torchaudio", "transformers", "av", "silero-vad")},
+            "emi": version(),
+            **{name: metadata.version(name) for name in ("torch", "torchaudio", "transformers", "av", "silero-vad")},
         },
     )

@@ -57,6 +57,7 @@ class ExtractSettings:
 
     Attributes:
         backbone: name, Hugging Face id or local folder.
+        revision: branch, tag or commit where the backbone is a Hugging Face id; the main branch by default.
         max_seconds: only this much of each clip is used (12 in the paper).
         precision: arithmetic of the backbone; "auto" is that of a cache that exists, else bf16 where the device
             multiplies it in hardware, else fp32.
@@ -76,6 +77,7 @@ class ExtractSettings:
     """
 
     backbone: str = "silero"
+    revision: str | None = None
     max_seconds: float = 12.0
     precision: str = "auto"
     device: str = "auto"

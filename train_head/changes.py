@@ -27,7 +27,8 @@ OPTIONS = frozenset(
 """Settings that have an option of their own on the command line; others are given by --set."""
 NOT_COMPARED = frozenset(
     (
-        "data.caches data.media data.train data.valid data.test features.source backbone.source backbone.name "
+        "data.caches data.media data.train data.valid data.test features.source features.revision backbone.source "
+        "backbone.revision backbone.name "
         "finetune.batch_seconds finetune.checkpointing finetune.fsdp finetune.processes "
         "finetune.remember finetune.save_minutes"
     ).split()

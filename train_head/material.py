@@ -126,6 +126,7 @@ class CachedFeatures:
             "vad_names": list(header.vad_names),
             "hop_seconds": header.hop_seconds,
             "source": header.provenance.get("source", ""),
+            **({"revision": header.provenance["revision"]} if "revision" in header.provenance else {}),
             "fingerprint": dict(header.fingerprint),
         }
         transform = stored_transform(self.stores)

@@ -212,4 +212,4 @@ def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> WeightedHe
 
 def _made(features: dict[str, Any]) -> dict[str, Any]:
     """What decides the numbers: not the place where the backbone was."""
-    return {key: value for key, value in features.items() if key != "source"}
+    return {key: value for key, value in features.items() if key not in ("source", "revision")}

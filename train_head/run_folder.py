@@ -23,7 +23,6 @@ folds.csv               of folds: which clip was in which
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -39,6 +38,8 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
+from cache.disk import sync
+from cache.locks import HeldError, Lock
 from train_head.changes import Changes
 from train_head.errors import RunFolderError
 
@@ -192,7 +193,7 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Held while a run is trained into a prepared folder; the kernel drops it when the process dies.
+    """Held while a run is trained into a prepared folder; the system drops it when the process dies.
 
     Args:
         folder: of the run.
@@ -201,12 +202,17 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         RunFolderError: another process holds it.
     """
-    with (folder / CONFIG).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            raise RunFolderError(f"another process trains into {folder}; wait for it, or choose a new --out") from error
+    lock = Lock(folder / CONFIG)
+    try:
+        lock.take(wait=wait)
+    except HeldError as held:
+        raise RunFolderError(
+            f"another process trains into {folder}{held}; wait for it, or choose a new --out"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def load_best(folder: Path) -> dict[str, torch.Tensor]:
@@ -249,6 +255,5 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def replace_durably(temporary: Path, path: Path) -> None:
     """Flush, rename: after a crash there is the old file or the new one."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(temporary)
     temporary.replace(path)

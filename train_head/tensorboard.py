@@ -27,7 +27,8 @@ class BoardDependencyError(EmiError, ImportError):
 
     def __init__(self) -> None:
         super().__init__(
-            "scalars for TensorBoard need the package 'tensorboard'; install it with: pip install 'emi[tensorboard]'"
+            "scalars for TensorBoard need the package 'tensorboard'; install it with: "
+            "pip install 'emi-mimicry[tensorboard]'"
         )
 
 

@@ -1,8 +1,10 @@
 """The `emi` command. Each command lives in its own file and imports what is heavy only when it runs."""
 
+import _thread
 import contextlib
 import signal
 import sys
+import threading
 import traceback
 from typing import Annotated, Any
 
@@ -39,7 +41,6 @@ app = typer.Typer(
     help="Emotional mimicry intensity from audio: extract features once, train heads in seconds, predict.",
     epilog="Start with: emi demo-data demo && emi extract demo/audio --cache demo.zarr",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -79,9 +80,9 @@ for command in (*app.registered_commands, *cache_app.registered_commands):
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from cache.version import version
 
-        typer.echo(f"emi {version('emi')}")
+        typer.echo(f"emi {version()}")
         raise typer.Exit
 
 
@@ -101,7 +102,6 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGALRM, _interrupt)
     sys.unraisablehook = _interrupt_again
     try:
         code = _exit_code(arguments)
@@ -146,11 +146,21 @@ def _sentence(error: Exception) -> str | None:
 def _interrupt_again(unraisable: Any) -> None:
     """Raise Ctrl-C again, a little later, where Python drops it: in a destructor, which may run during an import."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        timer = threading.Timer(0.05, _interrupt_main_thread)
+        timer.daemon = True
+        timer.start()
     else:
         sys.__unraisablehook__(unraisable)
 
 
+def _interrupt_main_thread() -> None:
+    """Send SIGTERM to the main thread, which wakes it; Ctrl-C's signal may be ignored, as in a shell's background."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    else:
+        _thread.interrupt_main(signal.SIGTERM)
+
+
 def _interrupt(*_: object) -> None:
-    """Let SIGTERM and SIGALRM unwind like Ctrl-C, so that finished work is committed."""
+    """Let SIGTERM unwind like Ctrl-C, so that finished work is committed."""
     raise KeyboardInterrupt

@@ -28,6 +28,7 @@ def extract(
     ],
     cache: Annotated[str, typer.Option(help="Feature cache to fill: NAME.zarr or NAME.h5.")],
     backbone: Annotated[str, typer.Option(help="silero, a Hugging Face id, or a local checkpoint folder.")] = "silero",
+    revision: options.Revision = None,
     max_seconds: Annotated[float, typer.Option(help="Use this much of each clip.")] = 12.0,
     precision: Annotated[str, typer.Option(help="auto (bf16 where the hardware has it), fp32, bf16 or fp16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -76,6 +77,7 @@ def extract(
 
     settings = ExtractSettings(
         backbone=backbone,
+        revision=revision,
         max_seconds=max_seconds,
         precision=precision,
         device=device,

@@ -19,6 +19,7 @@ def finetune(
     train: options.Train,
     out: Annotated[Path, typer.Option(help="Run folder; once finished, a backbone for emi extract as well.")],
     backbone: options.Backbone,
+    revision: options.Revision = None,
     valid: options.BestEpochValid = None,
     test: options.Test = None,
     init_head: Annotated[
@@ -148,6 +149,7 @@ def finetune(
             settings,
             own,
             backbone=backbone,
+            revision=revision,
             test=test,
             init_head=init_head,
             audio=audio,

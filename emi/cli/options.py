@@ -8,6 +8,7 @@ import typer
 Media = Annotated[str, typer.Option(help="Folder of the media, a CSV with a Filename column, or a text list.")]
 MediaRoot = Annotated[Path | None, typer.Option(help="Where the paths of a CSV or list start.")]
 Backbone = Annotated[str, typer.Option(help="silero, a Hugging Face id, or a local folder.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id [default: main].")]
 Caches = Annotated[list[str], typer.Option(help="Feature cache; repeat it for clips spread over several.")]
 
 Track = Annotated[

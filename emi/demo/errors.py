@@ -13,7 +13,9 @@ class DemoDependencyError(EmiError, ImportError):
     """
 
     def __init__(self, package: str) -> None:
-        super().__init__(f"making demo data needs the package {package!r}; install it with: pip install 'emi[demo]'")
+        super().__init__(
+            f"making demo data needs the package {package!r}; install it with: pip install 'emi-mimicry[demo]'"
+        )
 
 
 class DemoSettingsError(EmiError, ValueError):

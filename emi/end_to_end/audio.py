@@ -7,7 +7,6 @@ waveform that extraction sees.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import filelock
 import google_crc32c
 import numpy as np
 import torch
@@ -130,8 +130,7 @@ def decode_audio(
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    with (place / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with filelock.FileLock(place / LOCK):
         found = open_audio(place, sources, max_seconds, dtype, options)
         if found is None or found.failures:
             _decode_locked(place, sources, max_seconds, dtype, options, on_progress)

@@ -103,7 +103,9 @@ def add_adapters(backbone: Trainable, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise TrainSettingsError("--lora needs peft, which is not installed here: pip install 'emi[lora]'") from None
+        raise TrainSettingsError(
+            "--lora needs peft, which is not installed here: pip install 'emi-mimicry[lora]'"
+        ) from None
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), module)
 
 

@@ -9,11 +9,12 @@ from multiprocessing.connection import Connection
 
 from cache.errors import EmiError
 from emi.end_to_end.helpers import LOST, Work, group, is_lost
+from extract.child import parent_connection
 
 
 def main() -> None:
     """Do the work that comes in by the pipe, and say what went wrong."""
-    pipe = Connection(int(sys.argv[1]))
+    pipe = parent_connection()
     try:
         rank, count, device, threads, folder, work = pipe.recv()
         pipe.send(None)

@@ -6,7 +6,6 @@ what it was with one process, and the others end with it, however it ends.
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,12 +16,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from threadpoolctl import threadpool_limits
 
 from cache.errors import EmiError
+from cache.machine import KILLED
 from emi.end_to_end.processes import PATIENCE
 from extract.child import how_it_ended, start_child
+from extract.private import without_accelerate_state
 from train_head.errors import TrainSettingsError
 
 Work = Callable[[], object]
@@ -148,7 +148,7 @@ class _Helper:
         with contextlib.suppress(EOFError, ConnectionError):
             if self._pipe.poll():
                 return f"{name}: {self._pipe.recv()}"
-        if code == -signal.SIGKILL:
+        if code == KILLED:
             return (
                 f"{name} {how_it_ended(code)}, which is what the kernel does where memory runs out; the same command "
                 "goes on from what was saved: give fewer --processes, --checkpointing or a lower --batch-seconds"
@@ -178,9 +178,7 @@ def group(rank: int, count: int, device: str, threads: int, folder: str) -> Iter
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment({name: str(value) for name, value in variables.items()} | _loopback()))
         stack.callback(setattr, sys, "excepthook", sys.excepthook)  # the group puts its number before every line
-        stack.callback(PartialState._shared_state.update, dict(PartialState._shared_state))
-        stack.callback(PartialState._reset_state)
-        PartialState._reset_state()
+        stack.enter_context(without_accelerate_state())
         if device == "cuda":
             stack.callback(torch.cuda.set_device, torch.cuda.current_device())
             torch.cuda.set_device(rank)

@@ -103,6 +103,8 @@ class DecodedMedia:
         """See `Material`."""
         made = dict(self.fingerprint)
         backbone = {"source": self.identity.source, "name": made.pop("backbone"), "fingerprint": made}
+        if self.identity.revision is not None:
+            backbone["revision"] = self.identity.revision
         if self.init_head is not None:
             backbone["head_sha256"] = _sha256(self.init_head)
         place = str(Path(self.root).absolute())

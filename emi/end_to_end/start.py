@@ -44,6 +44,7 @@ def finetune(
     own: FinetuneSettings | None = None,
     *,
     backbone: str,
+    revision: str | None = None,
     test: StrPath | None = None,
     init_head: StrPath | None = None,
     audio: StrPath | None = None,
@@ -72,6 +73,7 @@ def finetune(
         settings: of the head and the optimizer.
         own: of the backbone.
         backbone: name, Hugging Face id or folder.
+        revision: branch, tag or commit of an id; the main branch by default.
         test: CSV of a third split to predict; its targets may be missing.
         init_head: run folder of a head that was trained on this backbone's cached features, to start from.
         audio: folder of the decoded audio, which runs may share; OUT-audio beside the run folder by default.
@@ -97,7 +99,7 @@ def finetune(
     check_protocol(valid is not None, seeds, folds, train_on_all, only_fold)
     out = Path(out).absolute()
     settings, own = settings or TrainSettings(), own or FinetuneSettings()
-    identity = identify(backbone)
+    identity = identify(backbone, revision)
     if on_note and identity.note:
         on_note(identity.note)
     settings = on_this_machine(settings, identity)

@@ -5,6 +5,7 @@ folder and goes to the `transformers` family. Packages add families through the 
 """
 
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from extract.backbones.protocol import Backbone, Family, Features, Identity
@@ -61,10 +62,21 @@ def load_trainable(
     return cast(TrainableFamily, family).load_trainable(identity, device, precision, regularisation)
 
 
-def identify(name: str) -> Identity:
+def identify(name: str, revision: str | None = None) -> Identity:
     """Describe a backbone without loading it.
+
+    Args:
+        name: of a family, a Hugging Face id, also as `ID@REVISION`, or a local folder.
+        revision: branch, tag or commit of an id; the hub's main branch by default.
 
     Raises:
         BackboneError: unknown, not to be found here, or of an architecture that is not supported.
     """
-    return family_of(name).identify(name)
+    if revision is None:
+        return family_of(name).identify(name)
+    if family_of(name) is not TRANSFORMERS or Path(name).expanduser().is_dir() or "@" in name:
+        raise BackboneError(
+            f"--revision {revision} chooses a branch, tag or commit of a Hugging Face id, and the backbone is "
+            f"{name!r}; leave it out"
+        )
+    return TRANSFORMERS.identify(f"{name}@{revision}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.paths import at_home
-from extract.backbones.licence import CARD
+from extract.backbones.hub import from_hub
 from extract.backbones.weight_names import Layout, layout_of, names_in
 from extract.errors import BackboneError
 
@@ -29,11 +29,12 @@ CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's local folder and what its small files say."""
+    """A checkpoint's local folder, what its small files say, and its commit where it came from the hub."""
 
     folder: Path
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any]
+    commit: str | None = None
 
     def weight_files(self) -> list[Path]:
         """The files that hold the weights, in a fixed order."""
@@ -112,19 +113,25 @@ _NOT_NUMBERS = ("transformers_version", "_name_or_path", "name_or_path", "torch_
 """Keys of a configuration that change no number here: weights are always loaded as float32."""
 
 
-def find_checkpoint(name: str) -> Checkpoint:
+def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """Open a local folder, or an id from the hub's local cache, or download it.
+
+    Args:
+        name: folder, or Hugging Face id, also as `ID@REVISION`.
+        revision: branch, tag or commit of the id; the hub's main branch by default.
 
     Raises:
         BackboneError: it is not to be had, or no checkpoint of a speech model.
     """
     folder = Path(at_home(name))
+    commit = None
     if not name or not folder.is_dir():  # an empty name would be the working folder
-        folder = _from_hub(name)
+        folder = from_hub(name, revision)
+        commit = folder.name
     config = folder / "config.json"
     if not config.is_file():
         raise BackboneError(f"{folder} is no checkpoint folder: it has no config.json")
-    return Checkpoint(folder, _json(config), _preprocessor(folder))
+    return Checkpoint(folder, _json(config), _preprocessor(folder), commit)
 
 
 def _preprocessor(folder: Path) -> Mapping[str, Any]:
@@ -136,61 +143,6 @@ def _preprocessor(folder: Path) -> Mapping[str, Any]:
             nested: dict[str, Any] = content[part]
             return nested
     return _json(alone) if alone.is_file() else {}
-
-
-def _from_hub(name: str) -> Path:
-    """Prefer what is already on the disk, so that working offline costs no time-outs."""
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-
-    for local in (True, False):
-        try:
-            if not local:  # one plain request: without a network the download itself retries for 23 s
-                huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, "config.json"), timeout=10)
-            config = Path(huggingface_hub.hf_hub_download(name, "config.json", local_files_only=local))
-            for optional in CONFIGS[1:]:
-                _fetch(name, optional, local)
-            with contextlib.suppress(Exception):  # without its model card only its licence is unknown
-                _fetch(name, CARD, local)
-            weights = next((path for wanted in WEIGHTS if (path := _fetch(name, wanted, local))), None)
-            if weights is None and local:
-                continue
-            if weights is None:
-                raise BackboneError(f"{name} on the hub holds none of {', '.join(WEIGHTS)}; choose another checkpoint")
-            if weights.suffix == ".json":
-                for shard in sorted(set(_json(weights)["weight_map"].values())):
-                    huggingface_hub.hf_hub_download(name, shard, local_files_only=local)
-            return config.parent
-        except BackboneError:
-            raise
-        except HFValidationError:
-            break
-        except Exception as error:  # the hub's client raises many kinds, down to the HTTP library's
-            reason = error
-            if not local:
-                raise BackboneError(
-                    f"backbone {name!r} is neither a folder nor in the local Hugging Face cache, and the hub did not "
-                    f"give it ({type(reason).__name__}); give a local folder that holds its config.json and weights "
-                    "with --backbone FOLDER, or use --backbone silero, which needs no download"
-                ) from error
-    raise BackboneError(
-        f"backbone {name!r} is no folder, no Hugging Face id and no known name; give a local folder with "
-        "--backbone FOLDER, an id such as facebook/wav2vec2-large-robust, or --backbone silero"
-    )
-
-
-def _fetch(name: str, file: str, local: bool) -> Path | None:
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(name, file, local_files_only=local))
-    except LocalEntryNotFoundError:
-        if local:
-            return None
-        raise
-    except EntryNotFoundError:
-        return None
 
 
 @contextlib.contextmanager

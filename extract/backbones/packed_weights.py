@@ -5,19 +5,19 @@ that costs a third of the time in bfloat16. In float32 torch asks MKL instead, w
 processors and holds itself back on AMD's, where oneDNN is asked here.
 
 Packing the weight once is what torch's own compiler does when it freezes a model; the same private operators are used
-here. Where a build of torch lacks them, and on CUDA, which has no such layout, the public functions compute the same.
+here (`extract.private`). Where they do not work, and on CUDA, which has no such layout, the public functions compute
+the same.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_ROWS_HINT = 512
-"""Rows for which oneDNN chooses the layout; other counts run as fast (measured from 50 to 2,400)."""
+from extract import private
 
 
 class PackedLinear:
@@ -32,18 +32,16 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self._weight = weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
-        self._packed = can_pack(self._weight) and not (dtype == torch.float32 and mkl_is_at_home())
+        self._packed = can_pack(self._weight, private.LINEAR) and not (dtype == torch.float32 and mkl_is_at_home())
         if self._packed:
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), _ROWS_HINT)
+            self._weight = private.pack_linear(self._weight)
         self._dtype = dtype
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Apply to rows that may overlap in memory (`Tensor.as_strided`)."""
         rows = rows.to(self._dtype)
-        if not self._packed:
-            return functional.linear(rows, self._weight, self._bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
-        return out
+        run = private.packed_linear if self._packed else functional.linear
+        return run(rows, self._weight, self._bias)
 
 
 class PackedConv1d:
@@ -61,12 +59,10 @@ class PackedConv1d:
             dtype = torch.float32
         self._weight = weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
-        self._geometry = ([0, weight.shape[2] // 2], [1, 1], [1, 1], groups)  # padding, stride, dilation, groups
-        self._packed = can_pack(self._weight)
+        self._geometry: private.Geometry = ([0, weight.shape[2] // 2], [1, 1], [1, 1], groups)
+        self._packed = can_pack(self._weight, private.CONVOLUTION)
         if self._packed:
-            image = self._weight.unsqueeze(2).to(memory_format=torch.channels_last)
-            shape = [1, len(weight), 1, _ROWS_HINT]
-            self._weight = torch.ops.mkldnn._reorder_convolution_weight(image, *self._geometry, shape)
+            self._weight = private.pack_convolution(self._weight, self._geometry)
         self._dtype = dtype
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -74,9 +70,7 @@ class PackedConv1d:
         rows = rows.to(self._dtype)
         time = len(rows)
         if self._packed:
-            image = rows.view(1, 1, *rows.shape).permute(0, 3, 1, 2)  # (1, channels, 1, time), channels last in memory
-            run: Callable[..., Tensor] = torch.ops.mkldnn._convolution_pointwise
-            return run(image, self._weight, self._bias, *self._geometry, "none", [], "")[0, :, 0, :time].t()
+            return private.packed_convolution(rows, self._weight, self._bias, self._geometry)[:time]
         (_, padding), _, _, groups = self._geometry
         signal = rows.t().unsqueeze(0)
         return functional.conv1d(signal, self._weight, self._bias, padding=padding, groups=groups)[0, :, :time].t()
@@ -98,13 +92,6 @@ def mkl_is_at_home() -> bool:
     return torch.backends.mkl.is_available() and info.exists() and "GenuineIntel" in info.read_text()
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether this build of torch can lay a weight of this device and dtype out for oneDNN."""
-    operators = ("_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise")
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if not all(hasattr(torch.ops.mkldnn, name) for name in operators):
-        return False
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+def can_pack(weight: Tensor, dtypes: Collection[torch.dtype] = private.LINEAR & private.CONVOLUTION) -> bool:
+    """Whether this build of torch can lay a weight of this device and dtype out for oneDNN, given what works here."""
+    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight.dtype in dtypes

@@ -22,6 +22,7 @@ class Identity:
         hop_seconds: time from one frame to the next.
         vad_names: names of the regression head's outputs in their order, or empty.
         precisions: the arithmetics it can compute in, of "fp32", "bf16" and "fp16".
+        revision: commit of the hub's repository that `source` names, or None for what did not come from there.
         small: whether a call costs more than a second of audio, so that batches should be large.
         note: a sentence that a user should read, or empty.
         licence: of the weights, where it is known.
@@ -33,6 +34,7 @@ class Identity:
     hop_seconds: float
     vad_names: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    revision: str | None = None
     small: bool = False
     note: str = ""
     licence: Licence = UNKNOWN

@@ -31,10 +31,12 @@ class TransformersFamily:
         config = checkpoint.config
         _check_supported(checkpoint)
         layout = checkpoint.layout()
+        source = name if checkpoint.commit is None else name.partition("@")[0]
         return Identity(
-            source=name,
+            source=source,
+            revision=checkpoint.commit,
             fingerprint={
-                "backbone": _display_name(name),
+                "backbone": _display_name(source),
                 "weights_sha256": checkpoint.weights_sha256(),
                 "config_sha256": checkpoint.config_sha256(),
                 "layer": "last",
@@ -44,14 +46,14 @@ class TransformersFamily:
             dim=config.get("hidden_size", 768),
             hop_seconds=math.prod(config.get("conv_stride", _DEFAULT_STRIDES)) / 16_000,
             vad_names=() if layout.head is None else VAD,
-            licence=licence_of_weights(name, checkpoint.folder),
+            licence=licence_of_weights(source, checkpoint.folder),
         )
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> "SpeechTransformer":
         """Build the model; every weight of the encoder must be in the file."""
         from extract.backbones.speech_transformers import load_speech_transformer
 
-        checkpoint = find_checkpoint(identity.source)
+        checkpoint = find_checkpoint(identity.source, identity.revision)
         return load_speech_transformer(
             checkpoint,
             device,
@@ -66,7 +68,7 @@ class TransformersFamily:
         """See `extract.backbones.trainable.TrainableFamily`."""
         from extract.backbones.trainable_transformer import load_trainable_transformer
 
-        checkpoint = find_checkpoint(identity.source)
+        checkpoint = find_checkpoint(identity.source, identity.revision)
         return load_trainable_transformer(
             checkpoint,
             device,

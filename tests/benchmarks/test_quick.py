@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("onnx", "lhotse", "datasets", "pyarrow")
-"""Packages of `emi[bench]` that a row may lack."""
+"""Packages of `emi-mimicry[bench]` that a row may lack."""
 
 
 @pytest.mark.slow

@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_nothing_and_is_said(filled, kind, out, monkeypatch):
 def test_a_missing_package_is_named_with_what_installs_it(filled, out, monkeypatch, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
     with open_cache(filled) as store:
-        with pytest.raises(ExportDependencyError, match=rf"{package}.*pip install 'emi\[arrow\]'"):
+        with pytest.raises(ExportDependencyError, match=rf"{package}.*pip install 'emi-mimicry\[arrow\]'"):
             export(store, out, kind)
         assert not out.exists()
         assert export(store, out, "npz").written

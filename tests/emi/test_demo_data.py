@@ -213,7 +213,7 @@ def test_a_missing_speech_package_is_reported_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(DemoDependencyError, match=r"pip install 'emi\[demo\]'") as caught:
+    with pytest.raises(DemoDependencyError, match=r"pip install 'emi-mimicry\[demo\]'") as caught:
         make_demo(tmp_path / "demo", clips=4)
     assert isinstance(caught.value, ImportError)
     assert list(tmp_path.iterdir()) == []

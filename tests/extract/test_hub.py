@@ -6,16 +6,22 @@ A small server stands in for the hub, so that nothing here needs a network or ca
 import hashlib
 import http.server
 import json
+import shutil
 import threading
+from urllib.parse import urlsplit
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
 
-from extract.backbones import identify
+import emi
+from extract.backbones import TRANSFORMERS, identify
 from extract.errors import BackboneError
+from extract.run import make_header
+from extract.settings import ExtractSettings
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMMIT, OLDER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 NAME = "some-org/tiny"
 
 
@@ -23,21 +29,47 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """Serves the files of one repository as huggingface.co does, as far as its client looks."""
 
     folder = None
+    older = None
     asked = None
 
     def do_HEAD(self):
-        parts = self.path.strip("/").split("/")
-        self.asked.append(f"{self.command} {parts[-1]}")
-        if "/".join(parts[:2]) != NAME:
+        parts = urlsplit(self.path).path.strip("/").split("/")
+        listing = parts[:2] == ["api", "models"]
+        parts = parts[2:] if listing else parts
+        repository, kind, revision, names = "/".join(parts[:2]), *parts[2:4], parts[4:]
+        self.asked.append(f"{self.command} {'/'.join(names) or kind}")
+        if repository != NAME:
             return self.answer(404, {"X-Error-Code": "RepoNotFound"})
-        path = self.folder / parts[-1]
+        if revision not in ("main", COMMIT, "v1", OLDER):
+            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        commit, folder = (OLDER, self.older) if revision in ("v1", OLDER) else (COMMIT, self.folder)
+        if listing:
+            return self.answer(200, {"Content-Type": "application/json"}, self.listing(kind, commit, folder))
+        path = folder.joinpath(*names)
         if not path.is_file():
-            return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         content = path.read_bytes()
         etag = hashlib.sha1(content).hexdigest()
-        return self.answer(200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, content)
+        return self.answer(200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, content)
 
     do_GET = do_HEAD  # noqa: N815
+
+    def listing(self, kind, commit, folder):
+        files = [(path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file()]
+        if kind == "revision":
+            return json.dumps(
+                {"id": NAME, "sha": commit, "siblings": [{"rfilename": name} for name, _ in files]}
+            ).encode()
+        entries = [
+            {
+                "type": "file",
+                "path": name,
+                "size": path.stat().st_size,
+                "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
+            }
+            for name, path in files
+        ]
+        return json.dumps(entries).encode()
 
     def answer(self, status, headers, content=b""):
         self.send_response(status)
@@ -77,8 +109,9 @@ def point_to(monkeypatch):
 @pytest.fixture
 def hub(tmp_path, cache, point_to):
     """The stand-in: put files into its `folder`, see what was `asked`."""
-    (tmp_path / "hub").mkdir()
-    handler = type("Handler", (Hub,), {"folder": tmp_path / "hub", "asked": []})
+    for name in ("hub", "older"):
+        (tmp_path / name).mkdir()
+    handler = type("Handler", (Hub,), {"folder": tmp_path / "hub", "older": tmp_path / "older", "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -124,6 +157,81 @@ def test_an_interrupted_download_is_completed(hub, tiny, load):
     assert NAME in refused(NAME)
     part.write_bytes(content)
     load(NAME)
+
+
+def test_only_what_is_used_is_downloaded(hub, tiny, load):
+    tiny.model("wav2vec2").save_pretrained(hub.folder)
+    tiny.save_preprocessor(hub.folder)
+    for name in ("pytorch_model.bin", "optimizer.pt", "onnx/model.safetensors", "sample.wav", "README.md"):
+        (hub.folder / name).parent.mkdir(exist_ok=True)
+        (hub.folder / name).write_bytes(b"x")
+    load(NAME)
+    got = {line.removeprefix("GET ") for line in hub.asked if line.startswith("GET ")} - {"revision", "tree"}
+    assert got == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+def test_pickled_weights_are_downloaded_where_there_are_no_others(hub, tiny, load):
+    tiny.save_audeering(hub.folder)
+    load(NAME)
+    assert "GET pytorch_model.bin" in hub.asked
+
+
+def test_a_revision_is_what_is_downloaded_and_recorded(hub, tiny, load, point_to, tmp_path):
+    tiny.save_audeering(hub.folder)
+    tiny.save_audeering(hub.older)
+    weights = hub.older / "pytorch_model.bin"
+    tensors = torch.load(weights)
+    tensors["classifier.dense.bias"] += 1
+    torch.save(tensors, weights)
+    main, older = identify(NAME), identify(NAME, "v1")
+    assert (main.revision, older.revision) == (COMMIT, OLDER)
+    assert main.fingerprint["weights_sha256"] != older.fingerprint["weights_sha256"]
+    point_to("http://127.0.0.1:9")
+    assert identify(NAME) == main
+    assert identify(f"{NAME}@v1") == identify(NAME, OLDER) == older
+    header = make_header(older, ExtractSettings(), "fp32")
+    assert (header.provenance["source"], header.provenance["revision"]) == (NAME, OLDER)
+    assert header.fingerprint["backbone"] == NAME
+    bias = TRANSFORMERS.load(older, torch.device("cpu"), "fp32").head.dense.bias
+    torch.testing.assert_close(bias, tensors["classifier.dense.bias"])
+
+
+def test_a_cache_made_without_a_revision_is_filled_with_the_same_weights_by_name(hub, tiny, labelled, tmp_path):
+    tiny.save_audeering(hub.folder)
+    shutil.copytree(hub.folder, hub.older, dirs_exist_ok=True)
+    few, media = [tmp_path / name for name in ("few", "media")], sorted((labelled / "audio").glob("*.wav"))[:2]
+    for folder, files in zip(few, (media[:1], media), strict=True):
+        folder.mkdir()
+        for file in files:
+            shutil.copy(file, folder)
+    emi.extract(few[0], tmp_path / "a.zarr", backbone=NAME, max_seconds=0.5)
+    assert emi.extract(few[1], tmp_path / "a.zarr", backbone=NAME, revision="v1", max_seconds=0.5).written == 1
+
+
+def test_a_processor_that_was_not_downloaded_before_is_asked_for(hub, tiny, cache, point_to):
+    """transformers fetches what it needs for weights alone; without the processor's file clips are normalised."""
+    tiny.save_audeering(hub.folder)
+    tiny.save_preprocessor(hub.folder, do_normalize=False)
+    wanted = identify(NAME)
+    for file in cache.rglob("preprocessor_config.json"):
+        file.unlink()
+    address = constants.ENDPOINT
+    point_to("http://127.0.0.1:9")
+    assert identify(NAME).fingerprint["normalisation"] != wanted.fingerprint["normalisation"]
+    point_to(address)
+    assert identify(NAME) == wanted
+
+
+def test_a_revision_that_the_hub_does_not_have_is_named(hub, tiny):
+    tiny.save_audeering(hub.folder)
+    with pytest.raises(BackboneError, match=r"no revision 'v9' on the hub; --revision takes"):
+        identify(NAME, "v9")
+
+
+@pytest.mark.parametrize("name", ["silero", "FOLDER", f"{NAME}@main"])
+def test_a_revision_of_anything_but_an_id_is_refused(name, tmp_path):
+    with pytest.raises(BackboneError, match="--revision v1 chooses a branch, tag or commit"):
+        identify(str(tmp_path) if name == "FOLDER" else name, "v1")
 
 
 def test_a_repository_without_weights_is_named(hub, tiny):

@@ -196,7 +196,7 @@ def test_a_missing_package_is_an_error_that_names_the_extra():
     command = [sys.executable, "-c", code, "-", "cache", "info", "s3://bucket/f.zarr"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2, result.stderr
-    assert "pip install 'emi[cloud]'" in result.stderr
+    assert "pip install 'emi-mimicry[cloud]'" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

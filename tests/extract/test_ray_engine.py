@@ -271,5 +271,5 @@ def test_an_address_needs_the_engine():
 
 def test_without_ray_the_error_says_what_to_install(tmp_path, clips, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ExtractSettingsError, match=r"pip install 'emi\[ray\]'"):
+    with pytest.raises(ExtractSettingsError, match=r"pip install 'emi-mimicry\[ray\]'"):
         emi.extract(clips, tmp_path / "f.zarr", engine="ray")

@@ -33,6 +33,13 @@ def test_zeros_beside_the_weights_change_neither_states_nor_gradients(lstm):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_without_the_function_that_torch_does_not_document_the_layer_itself_runs(lstm, monkeypatch):
+    frames = inputs(lstm)
+    wide = recurrent._widened(lstm, frames)
+    monkeypatch.delattr(torch, "lstm")
+    torch.testing.assert_close(recurrent._widened(lstm, frames), wide, atol=1e-6, rtol=0)
+
+
 def test_it_runs_in_bfloat16_where_the_processor_multiplies_it_and_in_float32_elsewhere(lstm):
     frames = inputs(lstm)
     wanted = lstm(frames)[0]

@@ -100,5 +100,5 @@ def test_a_board_without_an_epoch_leaves_nothing(tmp_path):
 
 def test_without_the_package_one_sentence_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(BoardDependencyError, match=r"pip install 'emi\[tensorboard\]'$"):
+    with pytest.raises(BoardDependencyError, match=r"pip install 'emi-mimicry\[tensorboard\]'$"):
         Board(tmp_path)

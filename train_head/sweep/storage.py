@@ -6,7 +6,6 @@ PostgreSQL every worker says every few seconds that its trials live. One that fa
 of its trial waits for whoever asks next.
 """
 
-import fcntl
 import os
 import time
 import warnings
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import filelock
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
@@ -22,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from cache.locks import HeldError, Lock
 from train_head.errors import RunFolderError, TrainSettingsError
 
 JOURNAL, LOCK = "study.journal", "sweep.lock"
@@ -48,15 +49,15 @@ class JournalStudy:
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        (folder / LOCK).touch()
+        self._lock = Lock(folder / LOCK)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
+            self._lock.take()
+        except HeldError as held:
             raise RunFolderError(
-                f"another sweep runs in {folder}; wait for it, or give --storage postgresql://… to work together"
-            ) from error
-        path, lock = folder / JOURNAL, cast(Any, _FileLock(folder / f"{JOURNAL}.lock"))
+                f"another sweep runs in {folder}{held}; wait for it, or give --storage postgresql://… to work together"
+            ) from None
+        path, lock = folder / JOURNAL, cast(Any, _JournalLock(folder / f"{JOURNAL}.lock"))
         _drop_torn_line(path)
         try:
             storage = JournalStorage(JournalFileBackend(str(path), lock))
@@ -83,7 +84,7 @@ class JournalStudy:
 
     def close(self) -> None:
         """Let go of the folder."""
-        os.close(self._lock)
+        self._lock.release()
 
 
 class SharedStudy:
@@ -119,7 +120,7 @@ class SharedStudy:
                 self.study = _study(self._storage, name)
         except ModuleNotFoundError as error:
             raise TrainSettingsError(
-                "--storage postgresql:// needs a driver; install it with `pip install 'emi[postgres]'`"
+                "--storage postgresql:// needs a driver; install it with `pip install 'emi-mimicry[postgres]'`"
             ) from error
         except sa.exc.SQLAlchemyError as error:
             raise TrainSettingsError(
@@ -163,21 +164,20 @@ class SharedStudy:
             engine.dispose()
 
 
-class _FileLock:
-    """Of the journal; the kernel drops it when its process dies, where Optuna's own is waited for."""
+class _JournalLock:
+    """Of the journal; the system drops it when its process dies, where Optuna's own is waited for."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._file = path, -1
+        self._lock = filelock.FileLock(path)
 
     def acquire(self) -> bool:
         """Wait for it."""
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._lock.acquire()
         return True
 
     def release(self) -> None:
         """Let it go."""
-        os.close(self._file)
+        self._lock.release()
 
 
 def retry(study: Study, trial: FrozenTrial) -> None:

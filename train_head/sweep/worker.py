@@ -15,6 +15,7 @@ from optuna import Trial
 
 from cache.container import StrPath
 from cache.errors import EmiError
+from cache.machine import KILLED
 from train_head.label_format import LabelFormat
 from train_head.settings import TrainSettings
 
@@ -143,7 +144,7 @@ class Worker:
         self.process.join()
         code = self.process.exitcode or 0
         if code < 0:
-            hint = ", which is what the kernel does where memory runs out" if code == -signal.SIGKILL else ""
+            hint = ", which is what the kernel does where memory runs out" if code == KILLED else ""
             return f"its process was killed by {signal.Signals(-code).name}{hint}"
         return f"its process ended with exit code {code}"
 

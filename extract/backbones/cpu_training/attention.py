@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from cache.machine import bfloat16_unit
 from extract.backbones.cpu_training.dropout import Draw, masked
 from extract.backbones.cpu_training.products import product
+from extract.private import softmax_backward
 
 ATTENTION = "emi_attention"
 BLOCK_SCORES = 3 << 19
@@ -99,7 +100,7 @@ class _Attention(torch.autograd.Function):
             product(attended.mT, grad, out=of_value[here])
             of_weights = product(grad, value[here].mT, out=attended)  # in its memory
             masked(of_weights, kept[here], out=of_weights)
-            of_scores = torch._softmax_backward_data(of_weights, weights[here], -1, weights.dtype)
+            of_scores = softmax_backward(of_weights, weights[here])
             product(of_scores, key[here], out=of_query[here])
             product(of_scores.mT, query[here], out=of_key[here])
         return of_query.mul_(ctx.scale), of_key.mul_(ctx.scale), of_value, None, None, None

@@ -1,0 +1,139 @@
+"""What emi uses of torch and accelerate that is not public, in one place, each with the public way beside it.
+
+What torch's compiler calls when it freezes a model may change with any version. So each operator is tried when this is
+imported, on a few numbers whose result is known; one that is missing, or gives other values, is not used.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Geometry = tuple[list[int], list[int], list[int], int]
+"""Of a convolution over an image of one row: padding, stride, dilation, groups."""
+ROWS_HINT = 512
+"""Rows for which oneDNN chooses the layout; other counts run as fast (measured from 50 to 2,400)."""
+_ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """Lay a (out, in) weight out for oneDNN's matrix units, for `packed_linear` only."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
+    return packed
+
+
+def packed_linear(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """(rows, in) → (rows, out); the public way is `functional.linear` with the weight as it was."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return out
+
+
+def pack_convolution(weight: Tensor, geometry: Geometry) -> Tensor:
+    """Lay a (channels, channels per group, kernel) weight out for oneDNN, for `packed_convolution` only."""
+    image = weight.unsqueeze(2).to(memory_format=torch.channels_last)
+    shape = [1, len(weight), 1, ROWS_HINT]
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(image, *geometry, shape)
+    return packed
+
+
+def packed_convolution(rows: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """(time, channels) → (time, channels), with one more frame where the kernel is even.
+
+    The public way is `functional.conv1d` with the weight as it was.
+    """
+    image = rows.view(1, 1, *rows.shape).permute(0, 3, 1, 2)  # (1, channels, 1, time), channels last in memory
+    run: Callable[..., Tensor] = torch.ops.mkldnn._convolution_pointwise
+    return run(image, packed, bias, *geometry, "none", [], "")[0, :, 0].t()
+
+
+def softmax_backward(grad: Tensor, probabilities: Tensor) -> Tensor:
+    """The gradient of softmax's input over the last axis, given that of its result; both of one dtype."""
+    if SOFTMAX_BACKWARD:
+        return torch._softmax_backward_data(grad, probabilities, -1, probabilities.dtype)
+    return _public_softmax_backward(grad, probabilities)
+
+
+@contextlib.contextmanager
+def without_accelerate_state() -> Iterator[None]:
+    """Let accelerate find out anew which process of a group this is, and put back what it had found before.
+
+    There is no public way; where the private one is gone, what it found before stays, which is nothing on the command
+    line.
+    """
+    from accelerate import PartialState
+
+    if not all(hasattr(PartialState, name) for name in ("_shared_state", "_reset_state")):
+        yield
+        return
+    before = dict(PartialState._shared_state)
+    PartialState._reset_state()
+    try:
+        yield
+    finally:
+        PartialState._reset_state()
+        PartialState._shared_state.update(before)
+
+
+def _public_softmax_backward(grad: Tensor, probabilities: Tensor) -> Tensor:
+    exact = torch.promote_types(probabilities.dtype, torch.float32)
+    of_weights, weights = grad.to(exact), probabilities.to(exact)
+    return (weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True))).to(probabilities.dtype)
+
+
+def _works(ours: Callable[[], Tensor], public: Callable[[], Tensor], dtype: torch.dtype) -> bool:
+    """Whether a private way exists here and gives what the public one does."""
+    try:
+        with torch.no_grad():
+            out, expected = ours().float(), public().float()
+        return out.shape == expected.shape and bool((out - expected).norm() <= _ROUNDING[dtype] * expected.norm())
+    except Exception:  # a missing operator, another signature, a processor without such instructions
+        return False
+
+
+def _numbers(*shape: int) -> Tensor:
+    """Without a look at torch's generator, whose numbers belong to the user."""
+    return torch.arange(torch.Size(shape).numel()).mul(37).remainder(17).sub(8).div(8).view(shape)
+
+
+def _dtypes(works: Callable[[torch.dtype], bool]) -> frozenset[torch.dtype]:
+    with contextlib.suppress(Exception):  # gone: the trial below says it
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return frozenset({torch.float32} if works(torch.float32) else ())
+    return frozenset(dtype for dtype in (torch.float32, torch.bfloat16) if works(dtype))
+
+
+def _linear_works(dtype: torch.dtype) -> bool:
+    rows, weight = _numbers(5, 32).to(dtype), _numbers(48, 32).to(dtype)
+    return _works(
+        lambda: packed_linear(rows, pack_linear(weight), None),
+        lambda: functional.linear(rows.float(), weight.float()),
+        dtype,
+    )
+
+
+def _convolution_works(dtype: torch.dtype) -> bool:
+    rows, weight = _numbers(9, 32).to(dtype), _numbers(32, 16, 4).to(dtype)
+    geometry: Geometry = ([0, 2], [1, 1], [1, 1], 2)
+    return _works(
+        lambda: packed_convolution(rows, pack_convolution(weight, geometry), None, geometry),
+        lambda: functional.conv1d(rows.float().t(), weight.float(), padding=2, groups=2).t(),
+        dtype,
+    )
+
+
+def _softmax_works() -> bool:
+    grad, probabilities = _numbers(3, 16), torch.softmax(_numbers(3, 16), dim=-1)
+    return _works(
+        lambda: torch._softmax_backward_data(grad, probabilities, -1, probabilities.dtype),
+        lambda: _public_softmax_backward(grad, probabilities),
+        torch.float32,
+    )
+
+
+LINEAR = _dtypes(_linear_works)
+"""Dtypes in which `packed_linear` can be used here."""
+CONVOLUTION = _dtypes(_convolution_works)
+"""The same for `packed_convolution`."""
+SOFTMAX_BACKWARD = _softmax_works()
