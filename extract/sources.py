@@ -3,16 +3,16 @@
 A clip's id is its path under the media root, without suffix, `/`-separated, in Unicode's form NFC.
 """
 
-import csv
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.errors import ClipNameError
+from cache.errors import ClipNameError, TableError
 from cache.ids import MEDIA_SUFFIXES, clip_id, find_ids, refuse_repeated, stored_form, tidy, without_suffix
 from cache.paths import at_home, is_utf8, readable
+from cache.tables import FILENAME, read_table
 from extract.errors import MediaListError
 
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
@@ -110,19 +110,20 @@ def _id_of(path: Path, root: Path) -> str:
 
 def _from_csv(place: Path, root: Path) -> Iterator[Source]:
     """Rows with or without suffix; see `cache.ids.match_ids`."""
-    with place.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        column = next((n for n in rows.fieldnames or () if n.strip().lower() == "filename"), None)
-        if column is None:
-            raise MediaListError(f"{place} has no Filename column; its header is {rows.fieldnames}")
-        names = [(rows.line_num, (row[column] or "").strip()) for row in rows]
-    empty = next((line for line, name in names if not name), None)
-    if empty is not None:
-        raise MediaListError(f"{place}, line {empty}: the Filename is empty")
-    sources = _named([name for _, name in names], root, place)
+    try:
+        table = read_table(place)
+    except TableError as error:
+        raise MediaListError(str(error)) from error
+    if FILENAME not in table.header:
+        raise MediaListError(f"{place} has no Filename column; its header is {', '.join(table.header)}")
+    column = table.header.index(FILENAME)
+    names = [cells[column] if column < len(cells) else "" for cells in table.rows]
+    if "" in names:
+        raise MediaListError(f"{table.where(names.index(''))}: the Filename is empty")
+    sources = _named(names, root, place)
     if names and not any(found for _, found in sources):
         raise MediaListError(
-            f"none of the {len(names)} clips of {place} (first: {names[0][1]}) was found under {root}; name their "
+            f"none of the {len(names)} clips of {place} (first: {names[0]}) was found under {root}; name their "
             "folder with --media-root"
         )
     yield from (source for source, _ in sources)

@@ -10,7 +10,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from train_head import run_folder
+from train_head.label_format import UNIT, Range
 from train_head.labels import Labels, read_labels
 from train_head.metrics import Column, pearson
 from train_head.tables import OVER_TARGETS, cell
@@ -59,7 +59,7 @@ GREY, POINTS, ZEROS = "#6E6E6E", "#0072B2", "#B84A00"
 VECTORS = 1000
 """Clips up to which an SVG holds each point; with more it holds an image of them, which is smaller."""
 MANY_ZEROS = 0.05
-"""Share of labels that are 0 from which their predictions are drawn as a distribution too."""
+"""Share of labels that are the least from which their predictions are drawn as a distribution too."""
 
 
 def draw_run(folder: Path, history: Sequence[Mapping[str, Any]], labels: Mapping[str, Labels]) -> None:
@@ -74,9 +74,8 @@ def draw_run(folder: Path, history: Sequence[Mapping[str, Any]], labels: Mapping
     for name, split in labels.items():
         predictions = folder / f"predictions_{name}.csv"
         if split.names and predictions.is_file():
-            predicted = read_labels(predictions, check_range=False)
-            values = replace(split, values=predicted.values).unit_values
-            scatter(values, split.unit_values, split.names, folder / f"{SCATTER}{name}")
+            values = read_labels(predictions, check_range=False).values
+            scatter(values, split.values, split.names, folder / f"{SCATTER}{name}", split.range)
 
 
 def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]:
@@ -135,17 +134,20 @@ def _pearson_lines(axes: Axes, history: Sequence[Mapping[str, Any]], at: int) ->
     return [line for _, line, _ in entries], [f"{_number(value)}  {_short(name)}" for value, _, name in entries]
 
 
-def scatter(predicted: ArrayLike, target: ArrayLike, names: Sequence[str], path: Path) -> tuple[Path, ...]:
+def scatter(
+    predicted: ArrayLike, target: ArrayLike, names: Sequence[str], path: Path, span: Range = UNIT
+) -> tuple[Path, ...]:
     """Draw a panel per target: label against prediction of every clip, and the line on which they are equal.
 
-    Many labels are exactly 0, and their points cover each other: left of 0 stands the distribution of their
-    predictions.
+    Many labels are exactly the least one, and their points cover each other: left of it stands the distribution of
+    their predictions.
 
     Args:
         predicted: (clips, targets).
-        target: (clips, targets), in [0, 1]; NaN is a missing label, and no point.
+        target: (clips, targets); NaN is a missing label, and no point.
         names: (targets,).
         path: where, without suffix; `.svg` and `.png` are written, each in one atomic step.
+        span: ends of the labels' scale.
 
     Returns:
         The two files.
@@ -158,17 +160,17 @@ def scatter(predicted: ArrayLike, target: ArrayLike, names: Sequence[str], path:
         raise ValueError(f"predictions have shape {a.shape}, labels {b.shape}, expected both (clips, {len(names)})")
     columns = len(names) if len(names) <= 4 else 3 if len(names) in (5, 6, 9) else 4
     rows = math.ceil(len(names) / columns)
-    low, high = min(0.0, a.min(initial=0.0)), max(1.0, a.max(initial=1.0))
+    low, high, margin = min(span[0], a.min(initial=span[0])), max(span[1], a.max(initial=span[1])), _margin(span)
     with drawing():
         figure = Figure(figsize=(max(3.0, 2.25 * columns), 2.45 * rows + 0.2), dpi=150, layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for k, name in enumerate(names):
             value = pearson(a[:, k], b[:, k])
             panels[k].set_title(f"{_short(name)}\nr {'undefined' if value is None else _number(value)}", loc="left")
-            panels[k].set_ylim(low - 0.04, high + 0.04)
+            panels[k].set_ylim(low - margin, high + margin)
             panels[k].tick_params(labelleft=k % columns == 0, labelbottom=k + columns >= len(names), length=2)
             known = ~np.isnan(b[:, k])
-            _panel(panels[k], a[known, k], b[known, k], np.linspace(low, high, 41))
+            _panel(panels[k], a[known, k], b[known, k], np.linspace(low, high, 41), span)
         for axes in panels[len(names) :]:
             axes.set_visible(False)
         figure.supxlabel("label", fontsize=9)
@@ -176,22 +178,27 @@ def scatter(predicted: ArrayLike, target: ArrayLike, names: Sequence[str], path:
         return save(figure, path)
 
 
-def _panel(axes: Axes, predicted: Column, target: Column, edges: Column) -> None:
-    """The points of one target, and the histogram of predictions where it is 0."""
+def _margin(span: Range) -> float:
+    return 0.04 * (span[1] - span[0])
+
+
+def _panel(axes: Axes, predicted: Column, target: Column, edges: Column, span: Range) -> None:
+    """The points of one target, and the histogram of predictions where it is the least."""
+    (low, high), margin = span, _margin(span)
     alpha = float(np.clip(12 / math.sqrt(max(1, len(target))), 0.12, 0.7))
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 2)), zorder=3)
+    axes.plot(span, span, color=GREY, linewidth=1, linestyle=(0, (4, 2)), zorder=3)
     axes.scatter(target, predicted, s=9, color=POINTS, alpha=alpha, linewidths=0, rasterized=len(target) > VECTORS)
-    axes.set_xlim(-0.04, 1.04)
-    axes.set_xticks([0, 0.5, 1])
-    zeros = predicted[target == 0]
-    if len(zeros) < 2 or len(zeros) < MANY_ZEROS * len(target):
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_xticks([low, (low + high) / 2, high])
+    lowest = predicted[target == low]
+    if len(lowest) < 2 or len(lowest) < MANY_ZEROS * len(target):
         return
-    counts, _ = np.histogram(zeros, edges)
-    axes.stairs(
-        -0.04 - 0.2 * counts / counts.max(), edges, baseline=-0.04, orientation="horizontal", fill=True, color=ZEROS
-    )
-    axes.set_xlim(-0.26, 1.04)
-    share = f"{100 * len(zeros) / len(target):.0f} % are 0"
+    counts, _ = np.histogram(lowest, edges)
+    wall = low - margin
+    bars = wall - 5 * margin * counts / counts.max()
+    axes.stairs(bars, edges, baseline=wall, orientation="horizontal", fill=True, color=ZEROS)
+    axes.set_xlim(low - 6.5 * margin, high + margin)
+    share = f"{100 * len(lowest) / len(target):.0f} % are {low:g}"
     axes.text(0.02, 0.98, share, transform=axes.transAxes, va="top", fontsize=8, color=ZEROS)
 
 
