@@ -30,7 +30,6 @@ import platform
 import secrets
 import tomllib
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from safetensors.torch import load_file
 
 from cache.disk import sync
 from cache.locks import HeldError, Lock
+from cache.version import version
 from train_head.changes import Changes
 from train_head.errors import RunFolderError
 
@@ -121,7 +121,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """What a run is made with: the table [versions] of its config.toml, which is recorded and not compared."""
     return {
-        "emi": _emi_version(),
+        "emi": version(),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -136,13 +136,6 @@ def other_versions(folder: Path) -> str:
         return ""
     there, here = (" and ".join(f"{name} {of[name]}" for name in differing) for of in (began, now))
     return f"{folder} was begun with {there}, and continues with {here}: its figures may differ in their last digits"
-
-
-def _emi_version() -> str:
-    for name in ("emi-mimicry", "emi"):
-        with contextlib.suppress(PackageNotFoundError):
-            return version(name)
-    return "unknown"
 
 
 def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
