@@ -132,8 +132,13 @@ def _softmax_works() -> bool:
     )
 
 
+_threads = torch.get_num_threads()
+torch.set_num_threads(
+    1
+)  # else the import would start OpenMP's threads, which do not survive if the user's program forks
 LINEAR = _dtypes(_linear_works)
 """Dtypes in which `packed_linear` can be used here."""
 CONVOLUTION = _dtypes(_convolution_works)
 """The same for `packed_convolution`."""
 SOFTMAX_BACKWARD = _softmax_works()
+torch.set_num_threads(_threads)

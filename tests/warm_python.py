@@ -82,9 +82,14 @@ def _start() -> None:
 def serve(address: str) -> None:
     """Import what tests need, then fork for every connection until the parent process is gone."""
     parent = os.getppid()
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a pool of OpenMP's threads would not survive the fork
     for name in PRELOADED.split():
         with contextlib.suppress(ImportError):  # an extra that is not installed
             importlib.import_module(name)
+    torch.set_num_threads(threads)
     if threading.active_count() > 1:  # OpenBLAS's own threads survive a fork, Python's do not
         raise RuntimeError(f"a fork would lose the threads {threading.enumerate()}")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

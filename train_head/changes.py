@@ -274,7 +274,7 @@ def _given(key: str, value: object) -> str:
 
 
 def _quoted(value: object) -> str:
-    text = str(value)
+    text = ",".join(f"{part:g}" for part in value) if isinstance(value, list) else str(value)
     return f'"{text}"' if " " in text or "*" in text else text
 
 

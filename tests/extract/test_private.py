@@ -1,6 +1,8 @@
 """What is private of torch and accelerate: each thing taken away, or changed, and the public way gives the same."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -130,3 +132,18 @@ def test_accelerates_state_is_put_back_or_left_alone(monkeypatch, name):
             PartialState._shared_state["found"] = "within"
     if name != "_shared_state":
         assert PartialState._shared_state == {"found": "before"}
+
+
+def test_a_program_that_forks_after_the_import_computes_in_its_child():
+    code = """
+import os, signal
+import extract.private
+import torch
+if os.fork() == 0:
+    signal.alarm(20)
+    torch.randn(500, 500) @ torch.randn(500, 500)
+    torch.index_select(torch.randn(3000, 100), 0, torch.arange(2999))
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 0

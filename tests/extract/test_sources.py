@@ -145,8 +145,15 @@ def test_none_of_the_clips_of_a_csv_found_names_the_way_out(tmp_path, table):
 
 
 def test_a_csv_without_filename_shows_its_header(table):
-    assert "no Filename column; its header is ['Clip', 'Joy']" in refused(table("Clip,Joy\n1,0.5\n"))
+    assert "no Filename column; its header is Clip, Joy" in refused(table("Clip,Joy\n1,0.5\n"))
     assert "no Filename column" in refused(table(""))
+
+
+def test_a_csv_as_a_spreadsheet_saves_it_is_read(tmp_path, table):
+    touch(tmp_path, "00001.wav")
+    place = table("")
+    place.write_bytes("filename;Joy\n1;0,5\n".encode("utf-16"))
+    assert [source.id for source in find_media(place)] == ["00001"]
 
 
 def test_an_empty_filename_is_refused_with_its_line(tmp_path, table):

@@ -135,7 +135,7 @@ def test_a_finished_run_is_found_again_and_another_range_is_another_run(runs, la
     root, _, _ = runs
     files = {"train": root / "train.csv", "valid": root / "valid.csv", "out": root / "ranged"}
     assert emi.train_head(labelled_cache, **files, label_range="-1,1", **QUICK).resumed_at == 1
-    with pytest.raises(emi.EmiError, match="label_range"):
+    with pytest.raises(emi.EmiError, match=r"--label-range .*give --label-range -1,1"):
         emi.train_head(labelled_cache, **files, label_range="-1,2", **QUICK)
 
 
