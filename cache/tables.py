@@ -3,12 +3,12 @@
 import codecs
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.container import StrPath
 from cache.errors import TableError
 
 FILENAME = "Filename"
@@ -59,7 +59,7 @@ class Table:
                 raise TableError(f"{self.where(i)}: {len(cells)} cells, and the header has {len(self.header)}{hint}")
 
 
-def read_table(path: StrPath) -> Table:
+def read_table(path: str | os.PathLike[str]) -> Table:
     """Read a table; the delimiter is the one that makes `Filename` a cell of the header, else a comma.
 
     Args:

@@ -76,7 +76,9 @@ def load_encoder(checkpoint: Checkpoint, **config: Any) -> nn.Module:
 
     layout = checkpoint.layout()
     stored = checkpoint.tensors(layout.in_encoder)
-    tensors = _with_normed_position({name.removeprefix(layout.prefix): tensor for name, tensor in stored.items()})
+    tensors = {name.removeprefix(layout.prefix): tensor for name, tensor in stored.items()}
+    if not checkpoint.config.get("conv_pos_batch_norm"):
+        tensors = _with_normed_position(tensors)
     logging.disable_progress_bar()  # loading takes a second, and the extraction shows its own
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of what is missing; what matters is raised below

@@ -127,7 +127,7 @@ def test_wrong_options_are_told_in_one_sentence(folder, tmp_path):
     with pytest.raises(EmiError, match="cannot be read as UTF-8 text"):
         run("export", cache, tmp_path / "out", "--to", "npz", "--ids", tmp_path / "none.txt")
     (tmp_path / "ids.txt").write_text("00001\n77\n")
-    with pytest.raises(EmiError, match="no clip '00077'"):
+    with pytest.raises(EmiError, match="no clip '77'"):
         run("export", cache, tmp_path / "out", "--to", "npz", "--ids", tmp_path / "ids.txt")
     assert not (tmp_path / "out").exists()
 

@@ -38,6 +38,10 @@ hidden = 48
 """
 
 
+PYTHON = sys.executable
+"""Started for itself: its workers are looked for among its children."""
+
+
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch, warm_children: None) -> None:
     """Figures take longer than these runs."""
@@ -55,7 +59,7 @@ def start(root: Path, out: Path, space: str, *options: object) -> subprocess.Pop
     path = out.with_suffix(".toml")
     path.write_text(space)
     files = ("--cache", root / "features.zarr", "--train", root / "train.csv", "--valid", root / "valid.csv")
-    command = [sys.executable, "-m", "emi", "sweep", *files, "--space", path, "--out", out, "--top", "0", *options]
+    command = [PYTHON, "-m", "emi", "sweep", *files, "--space", path, "--out", out, "--top", "0", *options]
     return subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
