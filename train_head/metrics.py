@@ -258,7 +258,7 @@ def few_clips(names: Sequence[str], counts: Sequence[int], clips: int) -> str | 
     if fewest >= FEW_CLIPS:
         return None
     few = ", ".join(f"{name} {n}" for name, n in zip(names, counts, strict=True) if n < FEW_CLIPS)
-    what = f"only {clips} clips" if set(counts) == {clips} else f"few labelled clips ({few})"
+    what = f"only {clips} clip{'s' * (clips != 1)}" if set(counts) == {clips} else f"few labelled clips ({few})"
     says = (
         f"with {fewest}, correlations up to {CHANCE[fewest]:.2f} are chance at the 5 % level"
         if fewest in CHANCE

@@ -47,11 +47,8 @@ def test_every_path_of_every_command_may_start_with_it(home, name, joined):
     root = typer.main.get_command(emi.cli.app)
     parameters = functools.reduce(lambda group, part: group.commands[part], name.split(), root).params
     hints = typing.get_type_hints(COMMANDS[name].callback)
-    texts = {
-        key
-        for key, hint in hints.items()
-        if hint in (Path, Path | None, str, str | None) or "list[str]" in str(hint) or "list[pathlib.Path]" in str(hint)
-    }
+    text = (Path, Path | None, str, str | None, list[str], list[Path])
+    texts = {key for key, hint in hints.items() if hint in text or "list[str]" in str(hint)}
     arguments, expected = [], {}
     for parameter in parameters:
         if parameter.name not in texts - NOT_PATHS:
