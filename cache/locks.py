@@ -200,9 +200,23 @@ def _removed(path: Path) -> bool:
     except filelock.Timeout:
         return False
     except OSError:
-        return not path.exists()
+        return not path.exists() or _unheld(path)
     _remove(path, lock, os.getpid())
     return True
+
+
+def _unheld(path: Path) -> bool:
+    """Whether nobody holds a file that this user may only read: another user's, whose process died."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return filelock.has_fcntl and filelock.lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path, lock: filelock.BaseFileLock, owner: int) -> None:

@@ -111,6 +111,7 @@ def _owners(stores: Sequence[FeatureCache]) -> tuple[dict[str, FeatureCache], in
                 seconds[clip_id] = length
             elif seconds[clip_id] == length or math.isnan(seconds[clip_id]) or math.isnan(length):
                 repeated.add(clip_id)
+                seconds[clip_id] = length if math.isnan(seconds[clip_id]) else seconds[clip_id]
             else:
                 raise StaleCacheError(
                     f"clip {clip_id!r} is {seconds[clip_id]:.2f} s long in {owners[clip_id].path} and {length:.2f} s "

@@ -158,7 +158,7 @@ class Model:
                 values = self.trained.predict(self._as_trained_on(clip))
                 result = {FILENAME: clip.id, **dict(zip(self.names, values.tolist(), strict=True))}
             if on_progress:
-                heard = 0.0 if isinstance(clip, Failure) else min(clip.seconds, seconds)
+                heard = 0.0 if isinstance(clip, Failure) else min(seconds, clip.seconds)
                 on_progress(done, len(sources), heard)
             yield result
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from extract.errors import MediaError
 from extract.failures import Failure
 from extract.fill import load_extractor
 from extract.settings import ExtractSettings
 from extract.sources import Source
+from extract.tracks import choose_track
 
 if TYPE_CHECKING:
     from extract.run import ExtractPlan
@@ -87,7 +89,7 @@ def estimate(
     if not todo:
         return Estimate(clips=0, present=present)
     looked_at = _spread(todo, LOOKED_AT)
-    lengths = [header_seconds(source.path) for source in looked_at]
+    lengths = [header_seconds(source.path, settings.track) for source in looked_at]
     known = [(min(s, settings.max_seconds), source) for s, source in zip(lengths, looked_at, strict=True) if s]
     mean = float(np.mean([seconds for seconds, _ in known])) if known else None
     seconds = None if mean is None else mean * len(todo)
@@ -105,19 +107,17 @@ def estimate(
     )
 
 
-def header_seconds(path: Path) -> float | None:
-    """How long the audio of a file is by its header, without decoding any; None where it does not say."""
+def header_seconds(path: Path, track: int | None = None) -> float | None:
+    """How long an audio track of a file is by its header, without decoding any; None where it does not say."""
     import av
 
     try:
         with av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.audio:
-                return None
-            stream = container.streams.audio[0]
+            stream, _ = choose_track(container, track)
             if stream.duration and stream.time_base:
                 return float(stream.duration * stream.time_base)
             return container.duration / 1e6 if container.duration else None
-    except (av.error.FFmpegError, OSError, ValueError):
+    except (av.error.FFmpegError, OSError, ValueError, MediaError):
         return None
 
 
@@ -146,6 +146,7 @@ def _measure(
             batch_seconds=extractor.batch_seconds,
             parallel_batches=extractor.parallel_batches,
             workers=settings.workers,
+            options=settings.decoding,
         )
         return [r if isinstance(r, Failure) else len(r.frames) * plan.header.hop_seconds for r in results]
 

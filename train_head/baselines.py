@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cache.container import StrPath
-from cache.ids import clip_id
+from cache.ids import clip_id, match_ids
 from train_head import run_folder
 from train_head.errors import LabelError, RunFolderError
 from train_head.label_format import LabelFormat, recorded_format
@@ -90,10 +90,10 @@ def _means_of_folds(folder: Path, config: Mapping[str, Any], scored: Labels) -> 
     if missing:
         raise LabelError(f"{folder / FOLDS} lacks {len(missing)} clips")
     values, numbers = labels.values.astype(np.float64), np.array([fold[clip] for clip in labels.ids])
-    of = dict(zip(labels.ids, fold_means(values, numbers), strict=True))
+    of = dict(zip(labels.filenames, fold_means(values, numbers), strict=True))
     own = config["protocol"].get("number")  # of one fold; where all are together, other clips are predicted by all
     others = label_means(values if own is None else values[numbers != own])
-    return np.stack([of.get(clip, others) for clip in scored.ids])
+    return np.stack([others if name is None else of[name] for name in match_ids(scored.filenames, of)])
 
 
 def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any], names: Sequence[str]) -> Column:

@@ -239,7 +239,7 @@ def _backbone(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
     if one.get("head_sha256") != other.get("head_sha256"):
         given = ["a head" if side.get("head_sha256") else "none" for side in (one, other)]
         yield (changed("--init-head", *given) if given[0] != given[1] else "--init-head (its weights are others)"), ""
-    keys = ("max_seconds", "audio_dtype")
+    keys = ("max_seconds", "audio_dtype", "track", "allow_truncated")
     cut = [[config.get("finetune", {}).get(key) for key in keys] for config in (stored, wanted)]
     sounds = [config.get("data", {}).get("audio_sha256") for config in (stored, wanted)]
     if sounds[0] != sounds[1] and cut[0] == cut[1] and not _files_changed(stored, wanted):

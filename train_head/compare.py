@@ -10,7 +10,7 @@ from train_head.baselines import training_mean
 from train_head.errors import LabelError, TrainSettingsError
 from train_head.intervals import Difference, paired_bootstrap
 from train_head.label_format import UNIT, LabelFormat, label_format, recorded_format
-from train_head.labels import Labels, read_labels
+from train_head.labels import Labels, read_labels, read_split
 from train_head.metrics import METRICS, Baseline, evaluate
 from train_head.run_folder import file_sha256, read_config_file
 from train_head.scoring import align, match_rows
@@ -103,7 +103,7 @@ def compare(
     """
     if metric not in METRICS:
         raise TrainSettingsError(unknown("metric", metric, METRICS))
-    one, other = _side(a, split), _side(b, split)
+    one, other = _side(a, split, targets), _side(b, split, targets)
     _same_clips(one.predictions, other.predictions)
     place = Path(labels) if labels is not None else _recorded_labels(one, other, split)
     given = {
@@ -113,7 +113,8 @@ def compare(
         "rater": rater,
         "group_by": group_by,
     }
-    truth = read_labels(place, _format(one, other, {key: value for key, value in given.items() if value is not None}))
+    form = _format(one, other, {key: value for key, value in given.items() if value is not None})
+    truth = read_split(split if labels is None else "valid", place, form)
     if not truth.names:
         raise LabelError(f"{place} has no target columns beside Filename, so there is nothing to compare on")
     rows = match_rows(one.predictions, truth)
@@ -148,10 +149,10 @@ def compare(
     )
 
 
-def _side(place: StrPath, split: str) -> _Side:
-    path = Path(place)
+def _side(place: StrPath, split: str, targets: str | Sequence[str] | None) -> _Side:
+    path, form = Path(place), label_format(targets=targets)
     if not path.is_dir():
-        return _Side(path, read_labels(path, check_range=False))
+        return _Side(path, read_labels(path, form, check_range=False))
     config = read_config_file(path)
     predictions = path / f"predictions_{split}.csv"
     if not predictions.is_file():
@@ -165,7 +166,7 @@ def _side(place: StrPath, split: str) -> _Side:
     data = config.get("data", {})
     return _Side(
         path,
-        read_labels(predictions, check_range=False),
+        read_labels(predictions, form, check_range=False),
         Path(data[split]) if split in data else None,
         data.get(f"{split}_sha256"),
         recorded_format(config),

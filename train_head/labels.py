@@ -141,6 +141,22 @@ def read_labels(path: StrPath, form: LabelFormat | None = None, *, check_range: 
     )
 
 
+def read_split(split: str, path: StrPath, form: LabelFormat) -> Labels:
+    """Read the labels of a split; those of "test" may lack the raters and the groups.
+
+    Raises:
+        LabelError: as for `read_labels`.
+    """
+    if split != "test":
+        return read_labels(path, form)
+    if form.rater not in label_table(path).header:
+        form = replace(form, rater=None)
+    try:
+        return read_labels(path, form)
+    except NoGroupsError:
+        return read_labels(path, replace(form, group_by=None))
+
+
 def read_clips(path: StrPath, group_by: str | None = None, *, repeated: bool = False) -> Labels:
     """Read the Filename column alone, and the groups where asked for.
 

@@ -16,7 +16,16 @@ from train_head.data import Split, gather, gather_shared, open_caches, resolve_s
 from train_head.errors import LabelError, RunFolderError
 from train_head.groups import check_disjoint
 from train_head.label_format import LabelFormat
-from train_head.labels import FILENAME, Labels, NoGroupsError, label_table, read_clips, read_labels, write_predictions
+from train_head.labels import (
+    FILENAME,
+    Labels,
+    NoGroupsError,
+    label_table,
+    read_clips,
+    read_labels,
+    read_split,
+    write_predictions,
+)
 from train_head.material import CachedFeatures, Material, Training
 from train_head.metrics import Report, evaluate, label_means
 from train_head.raters import Agreement, agreement
@@ -283,22 +292,15 @@ def _read(name: str, path: StrPath, form: LabelFormat, train: Labels) -> Labels:
     """Read a split beside "train"."""
     header = label_table(path).header
     lacking = [target for target in train.names if target not in header]
-    if name == "test":
-        form = replace(form, rater=form.rater if form.rater in header else None)
-        if len(lacking) == len(train.names):
-            return _read_unlabelled(path, form)
+    if name == "test" and len(lacking) == len(train.names):
+        return _read_unlabelled(path, replace(form, rater=form.rater if form.rater in header else None))
     if lacking:
         others = ", ".join(name for name in header if name != FILENAME)
         raise LabelError(
             f"{path} has no column {lacking[0]!r} among {others or 'none'}; {train.path} has the targets "
             f"{', '.join(train.names)}, and both need the same"
         )
-    try:
-        found = read_labels(path, form)
-    except NoGroupsError:
-        if name != "test":
-            raise
-        found = read_labels(path, replace(form, group_by=None))
+    found = read_split(name, path, form)
     if np.isnan(found.values).all():
         if name == "test":
             return replace(found, names=(), values=found.values[:, :0], ratings=None)
@@ -344,8 +346,6 @@ def write_run_predictions(trainer: Training, splits: Mapping[str, Split], folder
                 trainer.load_best()
                 loaded = True
             values = trainer.predict(splits[name])
-            path.unlink(missing_ok=True)
-        if not path.is_file():
             write_predictions(path, splits[name].labels, train.names, values)
         if splits[name].labels.names:
             reports[name] = evaluate(values, splits[name].labels.values, train.names, label_means(train.values))

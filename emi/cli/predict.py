@@ -40,6 +40,7 @@ def predict(
 
     With --template only its clips are predicted. A --submission is written whole or not at all.
     """
+    from emi.cli.weights import tell_licence_of_run
     from emi.console import check_writable
     from emi.prediction import list_sources, load
     from extract.failures import Failure
@@ -53,6 +54,7 @@ def predict(
     if template is not None and not template.is_file():
         raise LabelError(f"there is no template at {template}")
     check_writable(csv_file, submission)
+    tell_licence_of_run(model)
     decoding = DecodeOptions(track=track, allow_truncated=allow_truncated)
     loaded = load(model, backbone=backbone, device=device, options=decoding)
     sources = list_sources(media, media_root)

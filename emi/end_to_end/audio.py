@@ -170,7 +170,9 @@ def _decode_locked(
                     clips[source.id] |= {"note": {"track": decoded.track, "cut_off": decoded.cut_off}}
                 arena.append(decoded.samples)
             if on_progress:
-                on_progress(done, len(sources), 0.0 if isinstance(decoded, Failure) else decoded.seconds)
+                on_progress(
+                    done, len(sources), 0.0 if isinstance(decoded, Failure) else min(max_seconds, decoded.seconds)
+                )
     os.replace(place / f"{name}.tmp", place / name)
     places = {source.id: source.path for source in sources}
     failed = {f.id: {"file": _identity(places[f.id]), "reason": f.reason} for f in failures}

@@ -42,7 +42,9 @@ class Export:
         backbone.save(folder)
         place = str(folder.resolve())  # a folder called "silero" is not the packaged backbone
         identity = identify(place)
-        settings = ExtractSettings(backbone=place, max_seconds=self._own.max_seconds, dtype="float32")
+        settings = ExtractSettings(
+            backbone=place, max_seconds=self._own.max_seconds, dtype="float32", track=self._own.decoding.track
+        )
         header = make_header(identity, settings, self._precision)
         features = {
             "dim": header.dim,

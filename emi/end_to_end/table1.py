@@ -3,23 +3,27 @@
 import csv
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cache.container import StrPath
+from cache.errors import StaleCacheError
+from cache.ids import match_ids
+from cache.reader import open_cache
 from emi.end_to_end.helpers import check_processes
 from emi.end_to_end.media import OnDecode
 from emi.end_to_end.settings import FinetuneSettings, resolve
 from emi.end_to_end.sharding import check_sharding
 from emi.end_to_end.start import check_backbone, finetune, on_this_machine
 from extract.backbones import identify
-from extract.run import extract
+from extract.run import extract, make_header
 from extract.settings import ExtractSettings
 from train_head import run_folder
 from train_head.errors import TrainSettingsError
 from train_head.label_format import LabelColumns
+from train_head.labels import Labels
 from train_head.protocols import Outcome, ProtocolResult, run_protocol
 from train_head.protocols.members import OnRun
 from train_head.protocols.pool import check_apart
@@ -232,7 +236,7 @@ def table1(
     if test is not None and not skip_missing:  # which clips are left is known later
         check_apart(labels["train"], labels["valid"])
     features = folder / FEATURES
-    _extract(media, features, backbone, *resolved[0], media_root, on_decode)
+    _extract(media, features, backbone, *resolved[0], media_root, on_decode, labels)
     outcomes = []
     for row, (own, tuned) in zip(ROWS, resolved, strict=True):
         if on_row:
@@ -288,6 +292,7 @@ def _extract(
     own: FinetuneSettings,
     media_root: StrPath | None,
     on_decode: OnDecode | None,
+    labels: Mapping[str, Labels],
 ) -> None:
     """In the precision and on the device of the rows that are not frozen."""
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -298,8 +303,24 @@ def _extract(
         precision=settings.precision,
         device=settings.device,
         media_root=root,
+        track=own.decoding.track,
+        allow_truncated=own.allow_truncated,
     )
-    extract(media, cache, how, on_progress=on_decode)
+    try:
+        extract(media, cache, how, on_progress=on_decode)
+    except StaleCacheError as error:
+        if not _whole_by_older_decoder(cache, how, labels):
+            raise StaleCacheError(f"{error}; for that, remove {cache}") from error
+
+
+def _whole_by_older_decoder(cache: Path, how: ExtractSettings, labels: Mapping[str, Labels]) -> bool:
+    """Whether a cache holds every labelled clip, and only its decoder was another: its rows stay as they are."""
+    with open_cache(cache) as store:
+        there = dict(store.header.fingerprint)
+        wanted = dict(make_header(identify(how.backbone), how, there["precision"]).fingerprint)
+        names = [name for part in labels.values() for name in part.filenames]
+        held = None not in match_ids(names, store.ids)
+    return held and {**there, "decoder": 0} == {**wanted, "decoder": 0}
 
 
 def _draw(done: Table1) -> None:

@@ -21,7 +21,7 @@ def licence_of_weights(name: str, folder: Path | None = None) -> Licence:
     by_run = _of_run(folder / RUN) if folder is not None else None
     if by_run is not None:
         return by_run
-    known = known_licence(str(place.resolve()) if folder is not None and place.is_dir() else name)
+    known = known_licence(str(place.resolve()) if folder is not None and place.is_dir() else name.partition("@")[0])
     if known is not None:
         return known
     return _of_card(folder / CARD) if folder is not None else UNKNOWN

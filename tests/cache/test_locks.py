@@ -187,3 +187,23 @@ def test_a_file_that_is_replaced_while_one_waits_for_it_is_locked_as_it_is_then(
     with pytest.raises(HeldError):
         locked(path)
     kept.release()
+
+
+def test_a_dead_lock_file_of_another_user_is_in_nobodys_way(tmp_path, monkeypatch):
+    """It cannot be opened for writing, nor removed; that nobody holds it can be seen all the same."""
+    folder = tmp_path / "f.zarr"
+    folder.mkdir()
+    (tmp_path / f".f.zarr.1-dead{ALONE}").touch()
+
+    def denied(lock, *args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", denied)
+    FolderLock(folder).take(alone=False)  # nor can this one keep a file of its own then
+    held = os.open(tmp_path / f".f.zarr.1-dead{ALONE}", os.O_RDWR)
+    try:
+        assert filelock.lock_descriptor(held, blocking=False)
+        with pytest.raises(HeldError):
+            FolderLock(folder).take(alone=False)
+    finally:
+        os.close(held)

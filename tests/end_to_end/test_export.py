@@ -143,3 +143,9 @@ def test_training_on_all_keeps_a_backbone_of_its_own(tune, labelled, tmp_path):
     expected = read_labels(tmp_path / "ft" / "all" / "predictions_test.csv", check_range=False)
     found = by_clip(emi.load(tmp_path / "ft" / "all").predict(labelled / "audio"))
     np.testing.assert_allclose([found[clip] for clip in expected.ids], expected.values, rtol=0, atol=1e-5)
+
+
+def test_a_run_on_another_track_hears_that_track_when_it_predicts(tune, tmp_path):
+    tune(tmp_path / "ft", "silero", epochs=1, track=1, freeze="backbone")
+    assert "track = 1" in (tmp_path / "ft" / "features.toml").read_text()
+    assert emi.load(tmp_path / "ft")._options.track == 1

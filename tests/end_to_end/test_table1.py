@@ -1,13 +1,17 @@
 """The paper's table: every row, resumed row by row."""
 
 import csv
+import shutil
+from dataclasses import replace
 
 import pytest
 
 import emi
 from emi.end_to_end import table1
-from emi.end_to_end.table1 import ROWS
+from emi.end_to_end.table1 import ROWS, _whole_by_older_decoder
+from extract.settings import ExtractSettings
 from train_head.errors import LabelError
+from train_head.train import read_split_labels
 
 SETTINGS = {"hidden": 8, "epochs": 1, "lr": 3e-3, "batch_size": 8, "seeds": 2, "device": "cpu", "backbone_lr": 1e-3}
 
@@ -61,3 +65,16 @@ def test_clips_of_both_splits_are_met_before_anything_is_extracted(labelled, che
     with pytest.raises(LabelError, match="twice; keep each in one"):
         emi.table1(labelled / "audio", train, train, out, backbone=str(checkpoint), test=train, **SETTINGS)
     assert not out.exists()
+
+
+def test_a_whole_cache_of_an_older_decoder_stays_and_one_that_lacks_clips_does_not(labelled, labelled_cache, tmp_path):
+    cache = tmp_path / "features.zarr"
+    shutil.copytree(labelled_cache, cache)
+    how = ExtractSettings(backbone="silero", dtype="float16")
+    labels = read_split_labels({name: labelled / f"{name}.csv" for name in ("train", "valid")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("extract.run.DECODER", 3)
+        assert _whole_by_older_decoder(cache, how, labels)
+        assert not _whole_by_older_decoder(cache, replace(how, max_seconds=5.0), labels)
+        more = replace(labels["valid"], filenames=("77", *labels["valid"].filenames[1:]))
+        assert not _whole_by_older_decoder(cache, how, labels | {"valid": more})

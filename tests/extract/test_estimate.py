@@ -100,4 +100,5 @@ def test_a_clusters_time_is_not_measured_here(media, tmp_path):
 
 def test_a_header_gives_seconds_or_nothing(media, tmp_path):
     assert header_seconds(media / "00003.wav") == pytest.approx(2.0)
+    assert header_seconds(media / "00003.wav", 2) is None  # it has one track
     assert header_seconds(tmp_path / "none.wav") is None

@@ -68,3 +68,9 @@ def test_it_is_said_before_anything_is_downloaded(labelled, tmp_path, monkeypatc
     result = CliRunner().invoke(app, command)
     assert isinstance(result.exception, BackboneError)
     assert f"{paper}: licence CC BY-NC-SA 4.0, commercial use: no" in result.stderr
+
+
+def test_a_revision_does_not_hide_the_licence_of_an_id():
+    name = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
+    assert licence_of_weights(f"{name}@main") == licence_of_weights(name)
+    assert licence_of_weights(name).commercial_use == "no"

@@ -173,14 +173,8 @@ def test_errors_stand_beside_those_of_constant_predictions(tmp_path, runs, label
 def test_missing_labels_are_left_out_per_target(tmp_path, monkeypatch, runs):
     gone = TRUTH.astype(np.float32)
     gone[::3, 1] = np.nan
-    real = compare_module.read_labels
-    monkeypatch.setattr(
-        compare_module,
-        "read_labels",
-        lambda path, *rest, **more: (
-            replace(real(path, *rest, **more), values=gone) if path.name == "labels.csv" else real(path, *rest, **more)
-        ),
-    )
+    real = compare_module.read_split
+    monkeypatch.setattr(compare_module, "read_split", lambda *given: replace(real(*given), values=gone))
     found = compare(*runs, resamples=100).difference
     known = ~np.isnan(gone[:, 1])
     a, b = (values.astype(np.float32)[known, 1] for values in (GOOD, BAD))
@@ -188,3 +182,10 @@ def test_missing_labels_are_left_out_per_target(tmp_path, monkeypatch, runs):
     assert found.difference[1] == pytest.approx(pearson(a, gone[known, 1]) - pearson(b, gone[known, 1]))
     header, joy, sad = found.table().splitlines()[:3]
     assert (header.split()[0], joy.split()[1], sad.split()[1]) == ("clips", "30", "20")
+
+
+def test_some_of_the_targets_are_compared_whatever_else_the_files_hold(runs, labels):
+    whole = compare(*runs)
+    some = compare(*runs, targets=NAMES[1])
+    assert some.difference.names == (NAMES[1],)
+    assert some.difference.a[0] == whole.difference.a[1]

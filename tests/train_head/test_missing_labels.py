@@ -8,8 +8,11 @@ import torch
 
 import emi
 from train_head.augment import AugmentSettings, augment
+from train_head.labels import read_labels
 from train_head.losses import LOSSES, build_objective
 from train_head.losses.weighting import build_weights
+from train_head.protocols.pool import pool, trainable
+from train_head.train import gather_inputs
 
 CLIPS, TARGETS = 14, 3
 EVERY_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))
@@ -178,3 +181,20 @@ def test_validation_labels_may_be_missing(partial, labelled, labelled_cache, tmp
     assert all(np.isfinite(value) for value in run.report.pearson)
     assert all(np.isfinite(run.report.mae))
     assert run.best_epoch >= 1
+
+
+def test_clips_without_a_label_are_predicted_in_folds_and_trained_on_nowhere(labelled, labelled_cache, tmp_path):
+    header, *train = (labelled / "train.csv").read_text().split()
+    _, *valid = (labelled / "valid.csv").read_text().split()
+    bare = [f"{row.split(',')[0]},," for row in (train[0], valid[0])]
+    (tmp_path / "train.csv").write_text("\n".join([header, bare[0], *train[1:]]))
+    (tmp_path / "valid.csv").write_text("\n".join([header, bare[1], *valid[1:]]))
+    (tmp_path / "test.csv").write_text("\n".join(["Filename", train[0].split(",")[0]]))
+    files = {name: tmp_path / f"{name}.csv" for name in ("train", "valid", "test")}
+    emi.train_head(labelled_cache, **files, out=tmp_path / "folds", folds=2, head="mean", epochs=1)
+    predicted = read_labels(tmp_path / "folds" / "predictions_folds.csv", check_range=False)
+    labels = read_labels(tmp_path / "folds" / "labels_folds.csv")
+    assert predicted.ids == labels.ids
+    assert len(labels) == 39
+    whole = pool(gather_inputs(labelled_cache, files))
+    assert (len(whole), len(trainable(whole))) == (39, 38)

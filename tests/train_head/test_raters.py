@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import emi
+from train_head.compare import compare
 from train_head.errors import LabelError
 from train_head.label_format import label_format
 from train_head.labels import Labels, read_labels
@@ -161,3 +162,18 @@ def test_folds_keep_the_ratings_and_their_labels_can_be_scored(rated, labelled_c
     assert "one rater" in (folder / "README.md").read_text()
     scored = score_files(folder / "predictions_folds.csv", folder / "labels_folds.csv", label_format(rater="Who"))
     assert scored == run.report
+
+
+def test_a_test_split_needs_no_raters_in_ensembles_and_comparisons(labelled, labelled_cache, tmp_path):
+    for name in ("train", "valid"):
+        header, *rows = (labelled / f"{name}.csv").read_text().split()
+        lines = [f"{header},who", *(f"{row},{who}" for row in rows for who in ("a", "b"))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    files = {"train": tmp_path / "train.csv", "valid": tmp_path / "valid.csv", "test": labelled / "valid.csv"}
+    for name, seed in (("one", 0), ("two", 1), ("three", 2)):
+        emi.train_head(labelled_cache, **files, out=tmp_path / name, rater="who", head="mean", epochs=1, seed=seed)
+    both = emi.ensemble([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+    assert set(both.scored) == {"valid", "test"}
+    assert set(emi.ensemble([tmp_path / "both", tmp_path / "three"], tmp_path / "all").scored) == {"valid", "test"}
+    assert compare(tmp_path / "one", tmp_path / "two", split="test").difference.clips == 12
+    assert compare(tmp_path / "both", tmp_path / "all").difference.clips == 12

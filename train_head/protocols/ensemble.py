@@ -15,12 +15,12 @@ from train_head import run_folder
 from train_head.baselines import LABELS_FOLDS, training_mean
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.label_format import recorded_format
-from train_head.labels import Labels, label_table, read_labels, write_predictions
+from train_head.labels import Labels, label_table, read_labels, read_split, write_predictions
 from train_head.metrics import evaluate
 from train_head.model import load_heads, members_of
 from train_head.protocols.members import SUMMARY, score, write_ensemble
 from train_head.protocols.result import Scored
-from train_head.scoring import align
+from train_head.scoring import align, match_rows
 from train_head.tables import OVER_TARGETS, cell, text_table
 
 SPLITS = {
@@ -198,7 +198,7 @@ def _values(runs: Sequence[_Run], split: str) -> tuple[Labels, list[Any]]:
     read = [read_labels(run.predictions(split), check_range=False) for run in runs]
     for one in read[1:]:
         for this, that in ((read[0], one), (one, read[0])):
-            missing = sorted(set(this.ids) - set(that.ids))
+            missing = [clip for clip, row in zip(this.ids, match_rows(this, that), strict=True) if row is None]
             if missing:
                 raise LabelError(
                     f"{that.path} lacks {len(missing)} of the {len(this)} clips of {this.path} (first: "
@@ -215,10 +215,10 @@ def _labels(runs: Sequence[_Run], split: str, given: StrPath | None) -> Labels |
     if not set(names) <= set(label_table(place).header):
         return None
     form = recorded_format(first.config)
-    group_by = next((run.data["group_by"] for run in runs if "group_by" in run.data), None)
-    truth = read_labels(place, replace(form, targets=names, group_by=None if split == "test" else group_by))
-    predicted = set(read_labels(first.predictions(split), check_range=False).ids)
-    kept = truth.take([i for i, clip in enumerate(truth.ids) if clip in predicted])
+    rater, group_by = (next((run.data[key] for run in runs if key in run.data), None) for key in ("rater", "group_by"))
+    truth = read_split(split, place, replace(form, targets=names, rater=rater, group_by=group_by))
+    predicted = read_labels(first.predictions(split), check_range=False)
+    kept = truth.take([i for i, row in enumerate(match_rows(truth, predicted)) if row is not None])
     if not len(kept):
         raise LabelError(f"{place} holds none of the clips that {first.place} predicted; give theirs with --labels CSV")
     return kept
@@ -243,13 +243,12 @@ def _recorded(runs: Sequence[_Run], split: str) -> Path:
 
 
 def _rows(predicted: Labels, truth: Labels) -> list[int]:
-    row = {clip: i for i, clip in enumerate(predicted.ids)}
-    return [row[clip] for clip in truth.ids]
+    return [row for row in match_rows(truth, predicted) if row is not None]
 
 
 def _config(runs: Sequence[_Run], names: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
     first = runs[0]
-    keys = ("valid", "valid_sha256", "test", "test_sha256", "targets", "group_by")
+    keys = ("valid", "valid_sha256", "test", "test_sha256", "targets", "rater", "group_by")
     return {
         **{key: first.config[key] for key in SAME if key in first.config},
         "data": {key: first.data[key] for key in keys if all(key in run.data for run in runs)},

@@ -10,7 +10,7 @@ from train_head.card import licence_line
 from train_head.label_format import range_text
 from train_head.metrics import Report
 from train_head.protocols.members import OnRun, prepare_protocol, write_ensemble, write_mean
-from train_head.protocols.pool import pool
+from train_head.protocols.pool import pool, trainable
 from train_head.protocols.result import ProtocolResult, Scored
 from train_head.settings import TrainSettings, with_seed
 from train_head.train import Inputs, TrainResult, check_groups, fit_run, train_run, write_run_predictions
@@ -77,7 +77,7 @@ def train_on_all(
         RunFolderError: the folder holds another run.
     """
     settings, folder = replace(settings.on_this_machine(), stop_after=epochs), Path(out)
-    splits = {"train": pool(inputs)} | {name: s for name, s in inputs.splits.items() if name == "test"}
+    splits = {"train": trainable(pool(inputs))} | {name: s for name, s in inputs.splits.items() if name == "test"}
     labels = {name: split.labels for name, split in splits.items()}
     own = replace(inputs, splits=splits, labels=labels, protocol={"kind": ALL})
     trainer, before = fit_run(own, folder, settings, None, on_epoch)

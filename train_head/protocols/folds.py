@@ -26,7 +26,7 @@ from train_head.protocols.members import (
     write_mean,
     write_summary,
 )
-from train_head.protocols.pool import pool, pooled_csv
+from train_head.protocols.pool import pool, pooled_csv, trainable
 from train_head.protocols.result import ProtocolResult
 from train_head.settings import TrainSettings
 from train_head.train import Inputs, TrainResult, finished_run, rater_agreement, train_run
@@ -196,7 +196,7 @@ def _fold(
     inputs: Inputs, everything: Split, labels: Path, rows: tuple[Rows, Rows], protocol: dict[str, str | int]
 ) -> Inputs:
     """The inputs of one fold; its clips are hashed, so that other folds are another run."""
-    splits = {"train": everything.take(rows[0]), "valid": everything.take(rows[1])}
+    splits = {"train": trainable(everything.take(rows[0])), "valid": everything.take(rows[1])}
     clips = "\n".join(splits["train"].labels.ids) + "\n\n" + "\n".join(splits["valid"].labels.ids)
     files: dict[str, StrPath] = {"train": labels, "valid": labels}
     if "test" in inputs.splits:

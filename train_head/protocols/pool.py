@@ -47,6 +47,12 @@ def pool(inputs: Inputs) -> Split:
     )
 
 
+def trainable(split: Split) -> Split:
+    """The clips that have a label, which are all of a training split; the others may only be predicted."""
+    rows = np.flatnonzero(~np.isnan(split.labels.values).all(axis=1)).tolist()
+    return split if len(rows) == len(split) else split.take(rows)
+
+
 def check_apart(one: Labels, other: Labels) -> None:
     """Refuse two label files that share clips.
 
@@ -76,7 +82,8 @@ def pooled_csv(inputs: Inputs) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(dict.fromkeys(columns))
-    held = {clip_id(name) for split in inputs.splits.values() for name in split.labels.filenames}
+    splits = [inputs.splits[name] for name in ("train", "valid") if name in inputs.splits]
+    held = {clip_id(name) for split in splits for name in split.labels.filenames}
     for table in tables:
         writer.writerows(_rows(table, list(dict.fromkeys(columns)), targets, held))
     return text.getvalue()
