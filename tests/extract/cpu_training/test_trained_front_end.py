@@ -1,6 +1,7 @@
 """Convolutions by rows, with gradients, against the library's own."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -65,17 +66,27 @@ def test_checkpointing_changes_no_gradient_and_keeps_nothing(extractors, media, 
 def test_bfloat16_is_as_near_as_the_librarys_autocast(extractors, media, monkeypatch, block):
     monkeypatch.setattr(module, "BLOCK_FRAMES", block)
     library, rows = extractors
-    batch = torch.stack([torch.from_numpy(media.speech(1.0, seed)) for seed in range(2)])
-    weights = torch.randn(library(batch).shape, generator=torch.Generator().manual_seed(0))
-    exact = learn(library, batch, weights)
-    with torch.autocast("cpu", torch.bfloat16):
-        frames, gradients = learn(rows, batch, weights)
-        assert frames.dtype == torch.bfloat16
-        theirs = learn(library, batch, weights)
-    assert (frames - exact[0]).abs().mean() <= 2 * (theirs[0] - exact[0]).abs().mean()
-    for name, gradient in exact[1].items():
-        error, their_error = (gradients[name] - gradient).norm(), (theirs[1][name] - gradient).norm()
-        assert error <= 2 * their_error + 1e-3 * gradient.norm(), name
+    ours, theirs = Counter(), Counter()
+    # One rounding error of 16 numbers is now twice another by chance; summed over six batches the two compare.
+    for seed in range(6):
+        batch = torch.stack([torch.from_numpy(media.speech(1.0, 2 * seed + i)) for i in range(2)])
+        weights = torch.randn(library(batch).shape, generator=torch.Generator().manual_seed(seed))
+        exact = learn(library, batch, weights)
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = learn(rows, batch, weights), learn(library, batch, weights)
+        assert found[0].dtype == torch.bfloat16
+        ours += errors(found, exact)
+        theirs += errors(expected, exact)
+    assert ours.keys() == theirs.keys() == {"frames", *dict(library.named_parameters())}
+    for name, error in theirs.items():
+        assert ours[name] <= 2**2 * error + 1e-6, name
+
+
+def errors(found, exact):
+    """Of frames and of each gradient, the squared relative error."""
+    (frames, gradients), (exact_frames, exact_gradients) = found, exact
+    pairs = {"frames": (frames, exact_frames)} | {n: (g, exact_gradients[n]) for n, g in gradients.items()}
+    return Counter({n: float((a.float() - b).square().sum() / b.square().sum()) for n, (a, b) in pairs.items()})
 
 
 def test_a_copy_runs_its_own_weights(extractors, media):
