@@ -95,9 +95,9 @@ test-slow: $(READY) ## the long soaks
 	$(BIN)/python -m pytest -m slow --timeout 3600 -o faulthandler_timeout=0
 
 # What computes: run again with the kernels that older processors get, since each rounds in its own way.
-NUMERIC := tests/train_head tests/end_to_end tests/cache/test_transform.py tests/cache/test_derive.py \
-  tests/emi/test_prediction.py tests/emi/test_derived_prediction.py tests/extract/cpu_training \
-  $(addprefix tests/extract/test_,silero.py speech_transformers.py checkpoints.py front_end.py packed_weights.py run.py)
+NUMERIC := tests/train_head tests/emi/finetuning tests/cache/derive tests/emi/test_prediction.py \
+  tests/emi/test_derived_prediction.py tests/extract/backbones/cpu_training tests/extract/test_run.py \
+  $(addprefix tests/extract/backbones/test_,silero.py speech_transformers.py checkpoints.py front_end.py packed_weights.py)
 NUMERIC_TEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(NUMERIC) --ignore tests/train_head/sweep
 
 test-kernels: $(READY) ## the numeric tests with the kernels of processors that have SSE4 or AVX2 only

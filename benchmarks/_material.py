@@ -67,7 +67,7 @@ def make_clips(folder: Path, count: int, mean: float, spread: float) -> Path:
 
 def repeat_clips(clips: Path, folder: Path, hours: float) -> Path:
     """Links to the clips under new ids, until they last so many hours by what a decoder reads of each."""
-    from extract.media import decode
+    from extract.audio.media import decode
 
     sources = find_media(clips)
     seconds = sum(decode(source.path).seconds for source in sources)

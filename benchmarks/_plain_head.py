@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from train_head.data import Split
+from train_head.data.splits import Split
 
 
 class Clips(Dataset[tuple[Tensor, Tensor]]):

@@ -68,7 +68,7 @@ def plan(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> list[di
         rows: of the growth table, in the order of size.
         options: hours, clip_seconds and prices.
     """
-    from cache.rewrite import SEGMENT_BYTES
+    from cache.maintenance.rewrite import SEGMENT_BYTES
     from cache.writer import SEGMENTS_PER_BLOCK
 
     clips = round(options.hours * 3600 / options.clip_seconds)
@@ -124,7 +124,7 @@ def take_samples(frames: int) -> dict[str, Sample]:
     import fsspec
 
     from cache import CacheWriter, Clip, Header
-    from cache.rewrite import compact
+    from cache.maintenance.rewrite import compact
     from cache.writer import SEGMENT_BYTES
 
     header = Header(fingerprint={"dtype": "float16"}, dim=DIM, vad_names=VAD)
@@ -157,7 +157,7 @@ def take_sample(write: Callable[[], object]) -> Sample:
     import zarr
 
     from cache import open_cache
-    from cache.container import open_container
+    from cache.containers.container import open_container
     from cache.index import pack, read_segment_index
 
     with counted_requests() as requests:

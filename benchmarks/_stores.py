@@ -51,7 +51,7 @@ class EmiZarrCompacted(EmiZarr):
 
     @classmethod
     def write(cls, folder: Path, clips: FeatureClips) -> None:
-        from cache.rewrite import compact
+        from cache.maintenance.rewrite import compact
 
         super().write(folder, clips)
         compact(folder / f"c{cls.suffix}")
@@ -74,5 +74,13 @@ STORES: dict[str, type[Store]] = {
     "Hugging Face datasets": HuggingFace,
     "one memory-mapped file": BareMemmap,
 }
-LIBRARIES = ("zarr", "h5py", "datasets", "lhotse", "cache.writer", "cache.zarr_container", "cache.hdf5_container")
+LIBRARIES = (
+    "zarr",
+    "h5py",
+    "datasets",
+    "lhotse",
+    "cache.writer",
+    "cache.containers.zarr_group",
+    "cache.containers.hdf5_file",
+)
 """What they import when they are used."""

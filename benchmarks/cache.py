@@ -163,7 +163,7 @@ def open_once(row: str, folder: Path) -> float:
 
 def read(row: str, case: Case, folder: Path, reference: Path, quick: bool) -> dict[str, Any]:
     """Random clips, and the training split in two orders; what is read is compared with what was written."""
-    from cache.file_rows import page_aligned
+    from cache.containers.file_rows import page_aligned
 
     store, clips = STORES[row](folder / "store"), FeatureClips(case)
     rng = np.random.default_rng(3)
@@ -211,7 +211,7 @@ def numpy_copies(
 
 def verify_rate(path: Path, passes: int) -> float:
     """GB/s of `emi cache verify`."""
-    from cache.verify import verify
+    from cache.maintenance.verify import verify
 
     rates = []
     for _ in range(passes):

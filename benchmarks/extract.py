@@ -30,12 +30,12 @@ from benchmarks._machine import cpu_name, peak_mb
 from benchmarks._material import make_checkpoint, make_clips, repeat_clips
 from benchmarks._peers import Work, flops_per_second, onnx_single, transformers_batched, transformers_single
 from cache import CacheWriter, Clip, Header
-from cache.machine import available_cores, bfloat16_unit
+from cache.system.machine import available_cores, bfloat16_unit
+from extract.audio.decoding import Decoders
+from extract.audio.media import decode
 from extract.backbones import identify
 from extract.backbones.packed_weights import PackedLinear
-from extract.backbones.transformers_family import TRANSFORMERS
-from extract.decoding import Decoders
-from extract.media import decode
+from extract.backbones.speech.family import TRANSFORMERS
 from extract.plan import plan_batches
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import find_media

@@ -32,7 +32,7 @@ import emi  # before torch: it sets how OpenMP's threads wait
 from benchmarks._machine import header_line
 from benchmarks._material import make_checkpoint, make_clips
 from benchmarks._timing import figure
-from cache.machine import bfloat16_unit
+from cache.system.machine import bfloat16_unit
 
 assert emi.__all__
 SECONDS = 12.0
@@ -135,8 +135,8 @@ def plain(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from torch import nn
     from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
-    from extract.media import decode
-    from train_head.labels import read_labels
+    from extract.audio.media import decode
+    from train_head.data.labels import read_labels
 
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
     labels = read_labels(folder / "labels.csv")
@@ -173,9 +173,9 @@ def plain(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def ours(folder: Path, options: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """(b): the trainer's own steps, on what `emi finetune` gives it."""
     from benchmarks import finetune  # a function of __main__ is another one in a helper
-    from emi.end_to_end.helpers import helpers
-    from emi.end_to_end.settings import resolve
-    from emi.end_to_end.start import on_this_machine
+    from emi.finetuning.helpers import helpers
+    from emi.finetuning.settings import resolve
+    from emi.finetuning.start import on_this_machine
     from extract.backbones import identify
 
     settings, own = resolve(
@@ -203,9 +203,9 @@ def take_steps(folder: Path, own_folder: Path, steps: int, settings: Any, own: A
     """What each process of emi's does."""
     import torch
 
-    from emi.end_to_end.media import DecodedMedia, gather_media
-    from emi.end_to_end.processes import Processes
-    from emi.end_to_end.start import spare_time_or_memory
+    from emi.finetuning.media import DecodedMedia, gather_media
+    from emi.finetuning.processes import Processes
+    from emi.finetuning.start import spare_time_or_memory
     from extract.backbones import identify
 
     if settings.device == "cpu":

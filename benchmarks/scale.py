@@ -124,9 +124,9 @@ def opening(path: Path, passes: int) -> dict[str, Any]:
 
 def open_and_measure(path: str) -> dict[str, float]:
     """Open a cache in this interpreter, libraries imported before; peak memory with and without."""
-    import cache.hdf5_container
+    import cache.containers.hdf5_file
+    import cache.containers.zarr_group
     import cache.reader
-    import cache.zarr_container
 
     libraries = peak_mb()
     started = time.perf_counter()

@@ -34,8 +34,8 @@ from benchmarks._machine import header_line
 from benchmarks._plain_head import Clips, PlainHead, collate
 from benchmarks._timing import figure
 from cache import CacheWriter, Clip, Header
+from train_head.runs.train import gather_inputs
 from train_head.sweep import Space, Status, SweepSettings, read_space, sweep
-from train_head.train import gather_inputs
 
 TARGETS = ("Admiration", "Amusement", "Determination", "Empathic Pain", "Excitement", "Joy")
 SPACE = """

@@ -34,10 +34,10 @@ from benchmarks._feature_clips import EMI
 from benchmarks._machine import header_line
 from benchmarks._plain_head import Clips, PlainHead, collate
 from benchmarks._timing import figure
-from train_head.data import Split
-from train_head.labels import Labels
-from train_head.settings import TrainSettings, resolve_settings
-from train_head.trainer import Trainer
+from train_head.data.labels import Labels
+from train_head.data.splits import Split
+from train_head.training.settings import TrainSettings, resolve_settings
+from train_head.training.trainer import Trainer
 
 TARGETS = 6
 EPOCH_CLIPS, VALID_CLIPS = 8072, 4588

@@ -14,11 +14,11 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.container import Container
-from cache.file_rows import page_aligned
+from cache.containers.container import Container
+from cache.containers.file_rows import page_aligned
 from cache.format import Array, Header
 from cache.index import SegmentIndex
-from cache.machine import available_cores
+from cache.system.machine import available_cores
 
 RUN_BYTES = 4 << 20
 """Of frames, read together at most: large enough to pay for a thread's turn, small enough for the processor's cache."""

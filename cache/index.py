@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import fingerprint as fp
-from cache.container import Container
+from cache.containers.container import Container
 from cache.format import Array, Header, index_crc32c, little_endian
 from cache.sources import REFRESHED
 

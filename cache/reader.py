@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.container import Container, StrPath, open_container
+from cache.containers.container import Container, StrPath, open_container
+from cache.containers.file_rows import page_aligned
 from cache.errors import CacheNotFoundError, DamagedCacheError, EmiError, UnknownClipError
-from cache.file_rows import page_aligned
 from cache.format import Array, Clip, Header, extras_crc32c
 from cache.gather import Run, mismatches, plan_runs, read_runs, read_stored
 from cache.index import load_index

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import fingerprint as fp
-from cache.container import StrPath
-from cache.disk import reserve
+from cache.containers.container import StrPath
 from cache.format import Array
 from cache.reader import FeatureCache
+from cache.system.disk import reserve
 from cache.writer import write_errors
 
 CRC_BYTES = 4

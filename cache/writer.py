@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.container import NewSegment, Rows, StrPath, open_container
+from cache.containers.container import NewSegment, Rows, StrPath, open_container
 from cache.errors import CacheError, CacheWriteError
 from cache.format import Array, Clip, Header, index_crc32c, segment_arrays
 from cache.index import pack, read_segment_index

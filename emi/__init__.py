@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from emi.neighbours import check_neighbours
 
 check_neighbours()
-from cache.account import name_the_user  # noqa: E402 - its name is one that may be hidden
+from cache.system.account import name_the_user  # noqa: E402 - its name is one that may be hidden
 
 if TYPE_CHECKING:
     from cache.errors import EmiError

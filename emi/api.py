@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from cache.container import StrPath
+from cache.containers.container import StrPath
 from cache.paths import takes_paths
 from extract import run as extract_run
 from extract.run import ExtractSummary
 from extract.settings import ExtractSettings
+from train_head.data.label_format import label_columns
 from train_head.errors import RunFolderError
-from train_head.label_format import label_columns
 from train_head.protocols import (
     PAPER_ROWS,
     Ablation,
@@ -24,11 +24,11 @@ from train_head.protocols import (
 )
 from train_head.protocols import ablate as run_ablation
 from train_head.protocols import ensemble as make_ensemble
-from train_head.settings import resolve_settings
-from train_head.train import TrainResult, gather_inputs
+from train_head.runs.train import TrainResult, gather_inputs
+from train_head.training.settings import resolve_settings
 
 if TYPE_CHECKING:
-    from emi.end_to_end.table1 import Table1
+    from emi.finetuning.table1 import Table1
     from train_head.sweep import Space, SweepResult
 
 
@@ -90,8 +90,8 @@ def train_head(
         only_fold: train this one of them, from 0, for jobs that share the folds; the last to finish joins them. Gives
             the `TrainResult` of the fold as long as others are missing.
         train_on_all: afterwards train on train and valid for the best epoch count, in out/all.
-        **settings: fields of `train_head.settings.TrainSettings` (lr, epochs, seed, label_range, …) or options of the
-            head (hidden).
+        **settings: fields of `train_head.training.settings.TrainSettings` (lr, epochs, seed, label_range, …) or
+            options of the head (hidden).
 
     Returns:
         A `TrainResult`, or with seeds or folds a `ProtocolResult`; both have folder, report, test_report and skipped.
@@ -267,14 +267,14 @@ def finetune(
         folds: as for `train_head`.
         only_fold: as for `train_head`.
         train_on_all: as for `train_head`.
-        **settings: fields of `emi.end_to_end.FinetuneSettings` (freeze, backbone_lr, lora, …), and settings of the
+        **settings: fields of `emi.finetuning.FinetuneSettings` (freeze, backbone_lr, lora, …), and settings of the
             head as for `train_head`.
 
     Raises:
-        EmiError: see `emi.end_to_end.finetune`.
+        EmiError: see `emi.finetuning.finetune`.
     """
-    from emi.end_to_end import finetune as run_finetune
-    from emi.end_to_end.start import resolve_with_head
+    from emi.finetuning import finetune as run_finetune
+    from emi.finetuning.start import resolve_with_head
 
     resolved, own = resolve_with_head(config, init_head, **settings)
     return run_finetune(
@@ -321,12 +321,12 @@ def table1(
         out: folder; gets one folder of seeds per row, table1.csv, table1.md and table1.svg.
         backbone: name, Hugging Face id or folder.
         targets, rater, group_by: as for `train_head`.
-        **settings: see `emi.end_to_end.table1.table1`.
+        **settings: see `emi.finetuning.table1.table1`.
 
     Raises:
-        EmiError: see `emi.end_to_end.finetune`.
+        EmiError: see `emi.finetuning.finetune`.
     """
-    from emi.end_to_end.table1 import table1 as run_table
+    from emi.finetuning.table1 import table1 as run_table
 
     columns = label_columns(targets, rater, group_by)
     return run_table(media, train, valid, out, backbone=backbone, columns=columns, **settings)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from cache.errors import EmiError
-from train_head.progress import clock_time, speed
+from train_head.reports.progress import clock_time, speed
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cache.container import StrPath
-from cache.derive import source_header
+from cache.containers.container import StrPath
+from cache.derive.derived import source_header
 from cache.errors import EmiError
 from cache.format import Clip, Header
 from cache.paths import takes_paths
@@ -21,10 +21,10 @@ from extract.plan import windows
 from extract.run import make_header
 from extract.settings import DECODER, DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source, find_media, is_list
+from train_head.data.labels import FILENAME
 from train_head.errors import RunFolderError
-from train_head.labels import FILENAME
-from train_head.model import TrainedHead, load_heads
-from train_head.run_folder import HERE
+from train_head.runs.load import TrainedHead, load_heads
+from train_head.runs.run_folder import HERE
 
 Record = dict[str, Any]
 """`Filename` (the clip's id) and one float per target."""
@@ -43,7 +43,7 @@ class Model:
     """A trained head with the backbone that its features came from.
 
     Args:
-        trained: from `train_head.model.load_head`.
+        trained: from `train_head.runs.load.load_head`.
         backbone: where the backbone is now, if not where it was when the features were made.
         device: "auto", "cpu" or "cuda".
         options: what of each file is decoded; by default whole files, and the track that the run was trained on.

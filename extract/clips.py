@@ -3,7 +3,7 @@
 Three stages overlap, each bounded by the next, so that memory does not grow with the number of clips:
 
 - decoding threads fill one window ahead of the one whose batches are being computed. From `PROCESSES_FROM` clips on
-  each of them has a process that decodes for it (`extract.decoding`);
+  each of them has a process that decodes for it (`extract.audio.decoding`);
 - backbone threads run batches (`extract.compute`). On a CPU each takes one core: a batch of its own per core needs no
   meeting of cores at every operation, and leaves what lies between operations in the core's cache. On CUDA two threads
   with a stream each let one batch travel while the other is computed;
@@ -18,12 +18,12 @@ from queue import SimpleQueue
 
 import torch
 
-from cache.machine import available_cores
+from cache.system.machine import available_cores
+from extract.audio.decoding import Decoders
+from extract.audio.media import Waveform
 from extract.backbones.protocol import Backbone
 from extract.compute import BatchComputer, ExtractedClip, Results, one_thread_per_operation
-from extract.decoding import Decoders
 from extract.failures import Failure
-from extract.media import Waveform
 from extract.plan import plan_batches
 from extract.settings import DecodeOptions
 from extract.sources import Source

@@ -10,9 +10,9 @@ import torch
 from cache.format import Clip
 from cache.paths import readable
 from cache.sources import Medium
+from extract.audio.media import Waveform
 from extract.backbones.protocol import Backbone
 from extract.failures import Failure, Note
-from extract.media import Waveform
 from extract.settings import SAMPLE_RATE
 from extract.sources import Source
 from extract.stats import PipelineStats

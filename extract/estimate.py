@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from extract.audio.tracks import choose_track
 from extract.errors import MediaError
 from extract.failures import Failure
 from extract.fill import load_extractor
 from extract.settings import ExtractSettings
 from extract.sources import Source
-from extract.tracks import choose_track
 
 if TYPE_CHECKING:
     from extract.run import ExtractPlan

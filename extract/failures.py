@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.locks import Lock
+from cache.system.locks import Lock
 
 COLUMNS = ("id", "path", "reason", "cache")
 TRUNCATED = "truncated.csv"

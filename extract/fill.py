@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from extract.compute import ExtractedClip
-    from extract.processes import OnResult
     from extract.run import ExtractPlan
+    from extract.workers.processes import OnResult
 
 Written = tuple[str, float, Failure | Note | None]
 """A clip's id and seconds, and its failure if it is one, or what should be known of its file if there is something."""

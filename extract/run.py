@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cache.container import open_container
+from cache.containers.container import open_container
 from cache.format import Header
 from cache.ids import stored_form
 from cache.licences import LICENCE
@@ -22,11 +22,11 @@ from extract.errors import ExtractSettingsError
 from extract.failures import Failure, Note, write_failures, write_truncated
 from extract.fill import fill
 from extract.plan import windows
-from extract.processes import run_processes
 from extract.settings import DECODER, RESAMPLER, SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
 from extract.stats import PipelineStats
 from extract.suffixes import left_out
+from extract.workers.processes import run_processes
 
 Progress = Callable[[int, int, float], None]
 """Called with clips handled so far, clips to handle, and seconds of audio of the clip just finished."""
@@ -209,7 +209,7 @@ def extract(
 
     try:
         if settings.engine == "ray":
-            from extract.ray_engine import run_ray
+            from extract.workers.ray_engine import run_ray
 
             summary.notes = run_ray(planned, settings, summary.cache, summary.stats, on_result)
         elif (processes := settings.resolved_processes()) > 1 and not _one_process_only(cache):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.machine import available_cores, bfloat16_unit
+from cache.system.machine import available_cores, bfloat16_unit
 from extract.errors import ExtractSettingsError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class ExtractSettings:
         workers: threads or processes that decode; 0 takes one per core.
         processes: processes that share the work, each with a GPU of its own; 0 takes one per GPU, or one on a CPU. With
             the engine "ray" at most so many actors; 0 takes one per GPU of the cluster, or one per CPU core.
-        engine: "local", or "ray" for the machines of a Ray cluster (`extract.ray_engine`).
+        engine: "local", or "ray" for the machines of a Ray cluster (`extract.workers.ray_engine`).
         address: of the cluster, as "auto" or HOST:PORT; None starts one on this machine for the run.
         track: see `DecodeOptions`.
         allow_truncated: see `DecodeOptions`; what is used so is listed in truncated.csv beside the cache.

@@ -16,12 +16,12 @@ from benchmarks.gpu_parts.harness import Setup, Tell
 from benchmarks.gpu_parts.machine import layer_shape, matrix_tflops, peak_gib, synchronise
 from benchmarks.gpu_parts.material import audeering, mp3s, repeated, speech_lengths, voices
 from cache import CacheWriter, Clip, Header
-from cache.machine import available_cores
+from cache.system.machine import available_cores
+from extract.audio.decoding import Decoders
+from extract.audio.media import Waveform, decode
 from extract.backbones import identify
 from extract.compute import BatchComputer
-from extract.decoding import Decoders
 from extract.fill import load_extractor
-from extract.media import Waveform, decode
 from extract.plan import plan_batches
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media

@@ -28,9 +28,9 @@ LEAST_SECONDS = 5.0
 PRELOAD = (
     "torchaudio",
     "transformers.models.wav2vec2.modeling_wav2vec2",
-    "emi.end_to_end.start",
+    "emi.finetuning.start",
     "extract.clips",
-    "train_head.train",
+    "train_head.runs.train",
 )
 
 

@@ -14,10 +14,10 @@ from benchmarks._feature_clips import EMI
 from benchmarks.gpu_parts.harness import Setup, Tell
 from benchmarks.gpu_parts.machine import peak_gib
 from benchmarks.gpu_parts.material import TARGETS, random_targets
-from train_head.data import Split
-from train_head.labels import Labels
-from train_head.settings import resolve_settings
-from train_head.trainer import Trainer
+from train_head.data.labels import Labels
+from train_head.data.splits import Split
+from train_head.training.settings import resolve_settings
+from train_head.training.trainer import Trainer
 
 EPOCHS, TRAIN, VALID = 30, 8072, 4588
 NOISE_ROWS = 65_536

@@ -135,7 +135,7 @@ def run_extraction(setup: Setup, inputs: Path, out: Path, kill_at: int) -> None:
 def run_training(setup: Setup, inputs: Path, out: Path, kill_at: int) -> None:
     """`emi.train_head` with dropout and a moving average, on silero's features."""
     import emi
-    from train_head.trainer import Trainer
+    from train_head.training.trainer import Trainer
 
     cache = out.with_suffix(".zarr")
     emi.extract(inputs / "clips", cache, device="cpu", processes=1)
@@ -160,7 +160,7 @@ def run_training(setup: Setup, inputs: Path, out: Path, kill_at: int) -> None:
 def run_finetuning(setup: Setup, inputs: Path, out: Path, kill_at: int) -> None:
     """`emi.finetune` with dropout, in pieces that are computed twice."""
     import emi
-    from emi.end_to_end.trainer import FinetuneTrainer
+    from emi.finetuning.trainer import FinetuneTrainer
 
     without_pictures()
     _die_in(FinetuneTrainer, "_step", kill_at)
@@ -184,7 +184,7 @@ def run_finetuning(setup: Setup, inputs: Path, out: Path, kill_at: int) -> None:
 
 def without_pictures() -> None:
     """Draw nothing at the end of a run in this process: that takes longer than a small run, and no GPU."""
-    from train_head import figures
+    from train_head.reports import figures
 
     figures.draw_run = lambda *_: None  # type: ignore[assignment]
 
@@ -216,7 +216,7 @@ def read_run(out: Path) -> Arrays:
     """Weights, predictions and losses of a run."""
     from safetensors.numpy import load_file
 
-    from train_head.labels import read_labels
+    from train_head.data.labels import read_labels
 
     found = {
         f"{path.name} {name}": array

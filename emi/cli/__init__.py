@@ -14,13 +14,6 @@ from cache.errors import EmiError
 from cache.paths import takes_paths
 from emi.cli import (
     ablate,
-    cache_compact,
-    cache_derive,
-    cache_export,
-    cache_import,
-    cache_info,
-    cache_transfer,
-    cache_verify,
     compare,
     demo_data,
     ensemble,
@@ -33,6 +26,13 @@ from emi.cli import (
     table1,
     train_head,
 )
+from emi.cli.cache import compact as cache_compact
+from emi.cli.cache import derive as cache_derive
+from emi.cli.cache import export as cache_export
+from emi.cli.cache import import_ as cache_import
+from emi.cli.cache import info as cache_info
+from emi.cli.cache import transfer as cache_transfer
+from emi.cli.cache import verify as cache_verify
 
 INTERRUPTED = 130
 

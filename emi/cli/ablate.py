@@ -40,10 +40,10 @@ def ablate(
     Run it again to go on where it stopped; with more --seeds it adds the missing ones.
     """
     from emi.console import check_writable
-    from train_head.label_format import label_columns
+    from train_head.data.label_format import label_columns
     from train_head.protocols import PAPER_ROWS, read_rows, rows_settings
     from train_head.protocols import ablate as run_ablation
-    from train_head.train import gather_inputs
+    from train_head.runs.train import gather_inputs
 
     check_writable(csv_file)
     chosen = PAPER_ROWS if rows is None else read_rows(rows)

@@ -47,7 +47,7 @@ def compare(
     With groups, or few clips, p is of a sign-flip test over them: the table says which.
     """
     from emi.console import check_writable
-    from train_head.compare import compare as compare_runs
+    from train_head.evaluation.compare import compare as compare_runs
 
     check_writable(json_file)
     found = compare_runs(

@@ -9,7 +9,7 @@ import typer
 from emi.cli import options
 
 if TYPE_CHECKING:
-    from train_head.label_format import LabelFormat
+    from train_head.data.label_format import LabelFormat
 
 EXAMPLE = "Example: emi evaluate runs/paper/predictions_valid.csv valid_split.csv --bins --json scores.json"
 
@@ -41,8 +41,8 @@ def evaluate(
     With --submission every problem of the file is listed, and the exit code is 1 where there is one.
     """
     from emi.console import check_writable
-    from train_head.label_format import label_format
-    from train_head.submission import has_values
+    from train_head.data.label_format import label_format
+    from train_head.evaluation.submission import has_values
 
     check_writable(json_file)
     form = label_format(
@@ -58,7 +58,7 @@ def evaluate(
 
 
 def _check(predictions: Path, labels: Path, form: "LabelFormat", json_file: Path | None) -> None:
-    from train_head.submission import check_submission
+    from train_head.evaluation.submission import check_submission
 
     problems = check_submission(predictions, labels, form)
     if json_file is not None:
@@ -73,11 +73,11 @@ def _check(predictions: Path, labels: Path, form: "LabelFormat", json_file: Path
 def _score(
     predictions: Path, labels: Path, form: "LabelFormat", intervals: bool, bins: bool, train: Path | None
 ) -> dict[str, Any]:
-    from train_head.baselines import training_mean
-    from train_head.intervals import bootstrap
-    from train_head.metrics import evaluate as measure
-    from train_head.scoring import bin_edges, errors_by_bin, read_pair
-    from train_head.train import rater_agreement
+    from train_head.evaluation.baselines import training_mean
+    from train_head.evaluation.intervals import bootstrap
+    from train_head.evaluation.metrics import evaluate as measure
+    from train_head.evaluation.scoring import bin_edges, errors_by_bin, read_pair
+    from train_head.runs.train import rater_agreement
 
     pair = read_pair(predictions, labels, form)
     truth = pair.labels

@@ -96,11 +96,11 @@ def finetune(
     from emi.cli.telling import Telling, say_labels
     from emi.cli.weights import tell_licence
     from emi.console import Progress
-    from emi.end_to_end import finetune as run_finetune
-    from emi.end_to_end.processes import first
-    from emi.end_to_end.start import resolve_with_head
-    from train_head.label_format import label_columns
-    from train_head.settings import read_assignments
+    from emi.finetuning import finetune as run_finetune
+    from emi.finetuning.processes import first
+    from emi.finetuning.start import resolve_with_head
+    from train_head.data.label_format import label_columns
+    from train_head.training.settings import read_assignments
 
     typed = {
         "freeze": freeze,

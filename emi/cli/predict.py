@@ -45,9 +45,9 @@ def predict(
     from emi.prediction import list_sources, load
     from extract.failures import Failure
     from extract.settings import DecodeOptions
+    from train_head.data.labels import FILENAME
     from train_head.errors import LabelError
-    from train_head.labels import FILENAME
-    from train_head.submission import template_clips
+    from train_head.evaluation.submission import template_clips
 
     if template is not None and submission is None:
         raise LabelError("--template is for --submission FILE; leave it out, or name that file")
@@ -98,8 +98,8 @@ def _predict_all(
 
 
 def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[str]") -> None:
-    from train_head.labels import FILENAME
-    from train_head.submission import put
+    from train_head.data.labels import FILENAME
+    from train_head.evaluation.submission import put
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -115,8 +115,8 @@ def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[
 def _write_submission(path: Path, records: "Sequence[Record]", model: "Model | Models", template: Path | None) -> None:
     import numpy as np
 
-    from train_head.labels import FILENAME
-    from train_head.submission import write_submission
+    from train_head.data.labels import FILENAME
+    from train_head.evaluation.submission import write_submission
 
     names, bounds = model.names, model.label_range
     values = np.array([[record[name] for name in names] for record in records]).reshape(len(records), len(names))

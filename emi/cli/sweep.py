@@ -10,8 +10,8 @@ from emi.cli import options
 from emi.cli.telling import RunLines, say_labels
 
 if TYPE_CHECKING:
-    from train_head.settings import TrainSettings
     from train_head.sweep import Status
+    from train_head.training.settings import TrainSettings
 
 EXAMPLE = (
     "Example: emi sweep --cache features.zarr --train train_split.csv --valid valid_split.csv "
@@ -65,10 +65,10 @@ def sweep(
     the best few always see all.
     """
     from emi.console import Stages, TrialLines
-    from train_head.label_format import label_columns
-    from train_head.settings import read_assignments
+    from train_head.data.label_format import label_columns
     from train_head.sweep import SweepSettings, read_space
     from train_head.sweep import sweep as run
+    from train_head.training.settings import read_assignments
 
     found = read_space(
         space, config, **({"label_scale": label_scale, "label_range": label_range} | read_assignments(more or ()))

@@ -50,10 +50,10 @@ def table1(
     """
     from emi.cli.weights import tell_licence
     from emi.console import Progress
-    from emi.end_to_end.settings import resolve
-    from emi.end_to_end.table1 import table1 as run_table
-    from train_head.label_format import label_columns
-    from train_head.settings import read_assignments
+    from emi.finetuning.settings import resolve
+    from emi.finetuning.table1 import table1 as run_table
+    from train_head.data.label_format import label_columns
+    from train_head.training.settings import read_assignments
 
     lines, columns = RunLines(), label_columns(targets, rater, group_by)
     typed = {

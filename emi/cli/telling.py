@@ -8,11 +8,11 @@ import typer
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from train_head.label_format import LabelFormat
-    from train_head.progress import EpochLines
+    from train_head.data.label_format import LabelFormat
     from train_head.protocols import Outcome
-    from train_head.settings import TrainSettings
-    from train_head.trainer import Record
+    from train_head.reports.progress import EpochLines
+    from train_head.training.settings import TrainSettings
+    from train_head.training.trainer import Record
 
 
 def say_labels(train: Path, form: "LabelFormat") -> None:
@@ -25,7 +25,7 @@ def say_labels(train: Path, form: "LabelFormat") -> None:
     Raises:
         LabelError: the file is wrong.
     """
-    from train_head.train import read_split_labels
+    from train_head.runs.train import read_split_labels
 
     labels = read_split_labels({"train": train}, form)["train"]
     typer.echo(f"targets: {', '.join(labels.names)}; ignored: {', '.join(labels.ignored) or 'none'}")
@@ -37,14 +37,14 @@ def say_labels(train: Path, form: "LabelFormat") -> None:
 
 
 class RunLines:
-    """A heading per run, and one line per epoch; given to a training as `on_epoch` (`train_head.course.Reporter`)."""
+    """A heading per run, and one line per epoch; given to a training as `on_epoch` (see `Reporter`)."""
 
     def __init__(self) -> None:
         self._line: EpochLines | None = None
 
     def count(self, settings: "TrainSettings") -> None:
         """Begin a run without a heading."""
-        from train_head.progress import EpochLines
+        from train_head.reports.progress import EpochLines
 
         self._line = EpochLines(settings.stop_after or settings.epochs, typer.echo)
 
@@ -82,7 +82,7 @@ class Telling:
     def __init__(
         self, out: Path, settings: "TrainSettings", *, several: bool, first_in_out: bool, tensorboard: bool
     ) -> None:
-        from train_head.tensorboard import Board
+        from train_head.reports.tensorboard import Board
 
         self._out, self._first_in_out, self._begun = out, first_in_out, 0
         self._board = Board(out) if tensorboard else None

@@ -72,9 +72,9 @@ def train_head(
 ) -> None:
     """Train a head with the paper's settings, or yours. Run it again to go on where it stopped."""
     from emi.cli.telling import Telling, say_labels
-    from train_head.label_format import label_columns
+    from train_head.data.label_format import label_columns
     from train_head.protocols import run_protocol
-    from train_head.settings import read_assignments, resolve_settings
+    from train_head.training.settings import read_assignments, resolve_settings
 
     typed = {
         "head": head,

@@ -23,7 +23,7 @@ def tell_licence_of_run(folder: Path) -> None:
         RunFolderError: the folder is no run.
     """
     from cache.licences import licence_of_run
-    from train_head.run_folder import read_config_file
+    from train_head.runs.run_folder import read_config_file
 
     _tell(str(folder), licence_of_run(read_config_file(folder)))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from extract.backbones.protocol import Backbone, Family, Features, Identity
-from extract.backbones.silero_family import SILERO, is_silero_folder
+from extract.backbones.silero.family import SILERO, is_silero_folder
+from extract.backbones.speech.family import TRANSFORMERS
 from extract.backbones.trainable import Divisible, Regularisation, Stage, Trainable, TrainableFamily
-from extract.backbones.transformers_family import TRANSFORMERS
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:

@@ -11,12 +11,13 @@ from numpy.lib.stride_tricks import as_strided
 from typer.testing import CliRunner
 
 from cache import CacheFormatError, CacheWriteError, CacheWriter, Clip, EmiError, open_cache
-from cache.export_manifest import read_manifest
-from cache.exporting import ExportError, export
-from cache.feature_files import MAX_BYTES, FeatureFileError, read_frames
-from cache.importing import import_features
+from cache.exchange.export_manifest import read_manifest
+from cache.exchange.exporting import ExportError, export
+from cache.exchange.feature_files import MAX_BYTES, FeatureFileError, read_frames
+from cache.exchange.importing import import_features
 from cache.shared import shared_load
-from emi.cli import cache_compact, cache_derive
+from emi.cli.cache import compact as cache_compact
+from emi.cli.cache import derive as cache_derive
 
 VAD = np.full((2, 3), 0.5, np.float32)
 FRAMES = np.full((2, 4), 0.25, np.float32)
@@ -219,7 +220,7 @@ def test_a_sparse_file_of_many_gigabytes_is_not_read(tmp_path, suffix, monkeypat
         header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 20, 1 << 10)}
         np.lib.format.write_array_header_1_0(opened, header)
         opened.truncate(opened.tell() + (4 << 30))
-    monkeypatch.setattr("cache.feature_files.READERS", {suffix: lambda _: pytest.fail("was read")})
+    monkeypatch.setattr("cache.exchange.feature_files.READERS", {suffix: lambda _: pytest.fail("was read")})
     with pytest.raises(FeatureFileError, match=f"one clip takes at most {MAX_BYTES}"):
         read_frames(file)
 

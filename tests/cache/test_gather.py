@@ -13,10 +13,11 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import DamagedCacheError, UnknownClipError, open_cache, zarr_container
-from cache.verify import verify
-from cache.zarr_container import ZarrContainer
-from cache.zarr_rows import read_rows, row_layout, shard_problems
+from cache import DamagedCacheError, UnknownClipError, open_cache
+from cache.containers import zarr_group as zarr_container
+from cache.containers.zarr_group import ZarrContainer
+from cache.containers.zarr_rows import read_rows, row_layout, shard_problems
+from cache.maintenance.verify import verify
 
 CLIPS = [f"{i:02d}" for i in range(24)]
 ORDERS = {

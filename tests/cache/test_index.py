@@ -10,12 +10,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cache.hdf5_container
+import cache.containers.hdf5_file
 from cache import CacheWriter, DamagedCacheError, open_cache
+from cache.containers.zarr_group import ZarrContainer
 from cache.index import SegmentIndex, names_in, pack, unpack
-from cache.rewrite import compact, repair
-from cache.verify import verify
-from cache.zarr_container import ZarrContainer
+from cache.maintenance.rewrite import compact, repair
+from cache.maintenance.verify import verify
 
 only_zarr = pytest.mark.parametrize("three_segments", [".zarr"], indirect=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
@@ -98,7 +98,7 @@ def commit_and_die(fork, exit_code, make_header, make_clip):
 def segments_read(path, monkeypatch):
     """How often the index that a segment carries was read through zarr or h5py."""
     read = []
-    owner, name = (ZarrContainer, "read_segment") if path.suffix == ".zarr" else (cache.hdf5_container, "_parse")
+    owner, name = (ZarrContainer, "read_segment") if path.suffix == ".zarr" else (cache.containers.hdf5_file, "_parse")
     real = getattr(owner, name)
 
     def counted(*arguments):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cache import CacheWriter, Clip, Header, open_cache
-from cache.rewrite import repair
+from cache.maintenance.rewrite import repair
 
 PAGE = Path(__file__).parents[2] / "docs" / "read-without-emi.md"
 VAD = ("arousal", "dominance", "valence")

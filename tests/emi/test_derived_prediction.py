@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 import emi
 from cache import CacheWriter, Clip, Header, StaleCacheError, open_cache
-from cache.derive import derive
-from emi.cli import cache_derive
+from cache.derive.derived import derive
+from emi.cli.cache import derive as cache_derive
 from emi.console import Progress
-from train_head.data import open_caches
-from train_head.derived import TRANSFORM, stored_transform
+from train_head.data.labels import read_labels
+from train_head.data.splits import open_caches
 from train_head.errors import RunFolderError
-from train_head.labels import read_labels
+from train_head.runs.transform import TRANSFORM, stored_transform
 
 RECIPES = {
     "all": {"pool": 3, "pca": 24, "standardise": True},

@@ -11,8 +11,8 @@ from cache import StaleCacheError
 from emi.cli import app
 from emi.prediction import UnreadableMediaError
 from extract.errors import MediaListError
+from train_head.data.labels import read_labels
 from train_head.errors import RunFolderError
-from train_head.labels import read_labels
 
 
 @pytest.fixture(scope="module")

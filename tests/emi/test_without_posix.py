@@ -29,10 +29,10 @@ for package in packages:
 import numpy as np
 from cache import CacheLockedError, CacheWriter, open_cache
 from cache.format import Clip, Header
-from cache.rewrite import compact
+from cache.maintenance.rewrite import compact
 from extract.failures import Failure, write_failures
 from train_head.errors import RunFolderError
-from train_head.run_folder import locked, prepare_folder
+from train_head.runs.run_folder import locked, prepare_folder
 from train_head.sweep.storage import JournalStudy
 
 def refused(error, call):

@@ -8,11 +8,11 @@ import pytest
 
 import emi
 from cache import open_cache
-from cache.derive import derive
-from cache.rewrite import compact, repair
+from cache.derive.derived import derive
+from cache.maintenance.rewrite import compact, repair
+from cache.maintenance.transfer import transfer
+from cache.maintenance.verify import verify
 from cache.sources import Medium, content_digest, medium_of
-from cache.transfer import transfer
-from cache.verify import verify
 from cache.writer import CacheWriter
 from extract import run
 from extract.settings import ExtractSettings

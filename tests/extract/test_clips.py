@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import extract.decoding
+import extract.audio.decoding
+from extract.audio.media import Waveform
 from extract.backbones import Features
 from extract.clips import extract_clips
 from extract.errors import MediaError
 from extract.failures import Failure
-from extract.media import Waveform
 from extract.plan import plan_batches, windows
 from extract.sources import Source
 from extract.stats import PipelineStats
@@ -83,7 +83,7 @@ def pipeline(monkeypatch):
         defaults = {"device": torch.device("cpu"), "max_seconds": 12.0, "batch_seconds": 1e-9, "workers": 2}
         return extract_clips(planned, backbone, **defaults | options), backbone, decoded
 
-    monkeypatch.setattr(extract.decoding, "decode", decode)
+    monkeypatch.setattr(extract.audio.decoding, "decode", decode)
     return start
 
 

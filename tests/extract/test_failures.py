@@ -13,7 +13,7 @@ import extract.failures
 import extract.plan
 from cache import open_cache
 from extract.backbones import BACKBONES, Features, Identity
-from extract.backbones.silero import SileroBackbone
+from extract.backbones.silero.encoder import SileroBackbone
 from extract.failures import COLUMNS, Failure, failures_path, write_failures
 
 BAD = {

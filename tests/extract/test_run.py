@@ -11,9 +11,9 @@ import emi
 import extract.plan
 from cache import CacheFormatError, StaleCacheError, open_cache
 from extract import run
-from extract.backbones.silero_family import SileroFamily
+from extract.audio.media import decode
+from extract.backbones.silero.family import SileroFamily
 from extract.errors import BackboneError, ExtractSettingsError, MediaListError
-from extract.media import decode
 from extract.settings import ExtractSettings
 
 

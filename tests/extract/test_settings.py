@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import extract.settings
-from cache.machine import available_cores, bfloat16_unit
+from cache.system.machine import available_cores, bfloat16_unit
 from extract.errors import ExtractSettingsError
 from extract.settings import ExtractSettings
 

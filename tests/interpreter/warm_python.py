@@ -35,10 +35,11 @@ from typing import Any, NoReturn
 
 from warm_client import ADDRESS, MESSAGE_BYTES, is_open
 
-PRELOADED = """emi.api emi.cli emi.prediction emi.end_to_end.trainer emi.end_to_end.export emi.end_to_end.table1
-    train_head.sweep train_head.figures train_head.protocols extract.run extract.media
-    extract.backbones.speech_transformers extract.backbones.silero extract.backbones.trainable_transformer cache.derive
-    cache.exporting cache.importing transformers.models.wav2vec2.modeling_wav2vec2
+PRELOADED = """emi.api emi.cli emi.prediction emi.finetuning.trainer emi.finetuning.export emi.finetuning.table1
+    train_head.sweep train_head.reports.figures train_head.protocols extract.run extract.audio.media
+    extract.backbones.speech.encoder extract.backbones.silero.encoder extract.backbones.speech.trainable_transformer
+    cache.derive.derived cache.exchange.exporting cache.exchange.importing
+    transformers.models.wav2vec2.modeling_wav2vec2
     transformers.models.hubert.modeling_hubert transformers.models.wavlm.modeling_wavlm torchaudio scipy.signal
     scipy.stats matplotlib.figure matplotlib.backends.backend_svg optuna peft accelerate zarr h5py av rich.progress
     rich.live"""

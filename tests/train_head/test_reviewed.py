@@ -9,10 +9,10 @@ import pytest
 
 import emi
 from cache import CacheWriter, open_cache
+from train_head.data.label_format import label_format
+from train_head.data.labels import read_labels
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
-from train_head.label_format import label_format
-from train_head.labels import read_labels
-from train_head.settings import resolve_settings
+from train_head.training.settings import resolve_settings
 
 QUICK = {"head": "mean", "epochs": 2}
 
@@ -20,7 +20,7 @@ QUICK = {"head": "mean", "epochs": 2}
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take longer than these runs."""
-    monkeypatch.setattr("train_head.figures.draw_run", lambda *_: None)
+    monkeypatch.setattr("train_head.reports.figures.draw_run", lambda *_: None)
 
 
 def train(root: Path, out: Path, **settings):
@@ -55,7 +55,7 @@ def test_a_run_does_not_go_on_with_clips_that_the_cache_has_got_since(labelled, 
 
 
 def test_folds_of_a_part_of_the_clips_can_be_scored_with_the_labels_beside_them(labelled, labelled_cache, tmp_path):
-    from train_head.scoring import score_files
+    from train_head.evaluation.scoring import score_files
 
     text = (labelled / "train.csv").read_text() + "gone,0.5,0.5\n"
     (tmp_path / "train.csv").write_text(text)

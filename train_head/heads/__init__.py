@@ -1,7 +1,7 @@
 """Heads by name: modules that map (batch, frames, dim) features and their lengths to (batch, targets).
 
 Padded frames and neighbours in a batch never change a clip's result. To add a head, write a file like `mean.py` and
-add its line here; `tests/train_head/test_every_head.py` then holds it to what every head promises.
+add its line here; `tests/train_head/heads/test_every_head.py` then holds it to what every head promises.
 """
 
 from dataclasses import fields

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cache.machine import bfloat16_unit
+from cache.system.machine import bfloat16_unit
 from train_head.heads import large_lstm
 
 _MULTIPLE = 16

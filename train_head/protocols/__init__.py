@@ -1,7 +1,7 @@
 """Protocols of several runs on features that are loaded once: seeds, folds, training on all clips, ablations.
 
     from train_head.protocols import train_seeds
-    from train_head.train import gather_inputs
+    from train_head.runs.train import gather_inputs
 
     inputs = gather_inputs("features.zarr", {"train": "train_split.csv", "valid": "valid_split.csv"})
     print(train_seeds(inputs, "runs/five", TrainSettings(), 5).table())

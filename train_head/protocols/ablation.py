@@ -9,19 +9,19 @@ from typing import Any
 
 import tomli_w
 
-from cache.container import StrPath
-from train_head import run_folder
+from cache.containers.container import StrPath
+from train_head.data.labels import read_labels
 from train_head.errors import RunFolderError
-from train_head.intervals import Difference, paired_bootstrap
-from train_head.labels import read_labels
+from train_head.evaluation.intervals import Difference, paired_bootstrap
 from train_head.protocols.members import OnRun, several_groups
 from train_head.protocols.result import ProtocolResult
 from train_head.protocols.rows import Row, check_names
 from train_head.protocols.seeds import train_seeds
-from train_head.settings import TrainSettings
-from train_head.tables import OVER_TARGETS, cell, markdown_table, text_table
-from train_head.train import Inputs
-from train_head.trainer import OnEpoch
+from train_head.reports.tables import OVER_TARGETS, cell, markdown_table, text_table
+from train_head.runs import run_folder
+from train_head.runs.train import Inputs
+from train_head.training.settings import TrainSettings
+from train_head.training.trainer import OnEpoch
 
 ROWS, TABLE_CSV, TABLE_MD = "ablation.toml", "ablation.csv", "ablation.md"
 

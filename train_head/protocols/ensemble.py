@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from cache.container import StrPath
+from cache.containers.container import StrPath
 from cache.licences import LICENCE, Licence, all_of, licence_of_run
-from train_head import run_folder
-from train_head.baselines import LABELS_FOLDS, training_mean
+from train_head.data.label_format import recorded_format
+from train_head.data.labels import Labels, label_table, read_labels, read_split, write_predictions
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
-from train_head.label_format import recorded_format
-from train_head.labels import Labels, label_table, read_labels, read_split, write_predictions
-from train_head.metrics import evaluate
-from train_head.model import load_heads, members_of
+from train_head.evaluation.baselines import LABELS_FOLDS, training_mean
+from train_head.evaluation.metrics import evaluate
+from train_head.evaluation.scoring import align, match_rows
 from train_head.protocols.members import SUMMARY, score, write_ensemble
 from train_head.protocols.result import Scored
-from train_head.scoring import align, match_rows
-from train_head.tables import OVER_TARGETS, cell, text_table
+from train_head.reports.tables import OVER_TARGETS, cell, text_table
+from train_head.runs import run_folder
+from train_head.runs.load import load_heads, members_of
 
 SPLITS = {
     "valid": "validation",

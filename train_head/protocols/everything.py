@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.container import StrPath
-from train_head import run_folder
-from train_head.card import licence_line
-from train_head.label_format import range_text
-from train_head.metrics import Report
+from cache.containers.container import StrPath
+from train_head.data.label_format import range_text
+from train_head.evaluation.metrics import Report
 from train_head.protocols.members import OnRun, prepare_protocol, write_ensemble, write_mean
 from train_head.protocols.pool import pool, trainable
 from train_head.protocols.result import ProtocolResult, Scored
-from train_head.settings import TrainSettings, with_seed
-from train_head.train import Inputs, TrainResult, check_groups, fit_run, train_run, write_run_predictions
-from train_head.trainer import OnEpoch
+from train_head.reports.card import licence_line
+from train_head.runs import run_folder
+from train_head.runs.train import Inputs, TrainResult, check_groups, fit_run, train_run, write_run_predictions
+from train_head.training.settings import TrainSettings, with_seed
+from train_head.training.trainer import OnEpoch
 
 ALL = "all"
 

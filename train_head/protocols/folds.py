@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.container import StrPath
-from train_head import run_folder
-from train_head.baselines import FOLDS, LABELS_FOLDS, fold_means
-from train_head.data import Split
+from cache.containers.container import StrPath
+from train_head.data.groups import Rows, speaker_folds
+from train_head.data.labels import FILENAME, write_predictions
+from train_head.data.splits import Split
 from train_head.errors import LabelError
-from train_head.groups import Rows, speaker_folds
-from train_head.labels import FILENAME, write_predictions
+from train_head.evaluation.baselines import FOLDS, LABELS_FOLDS, fold_means
 from train_head.protocols.members import (
     OnRun,
     listed_members,
@@ -28,9 +27,10 @@ from train_head.protocols.members import (
 )
 from train_head.protocols.pool import pool, pooled_csv, trainable
 from train_head.protocols.result import ProtocolResult
-from train_head.settings import TrainSettings
-from train_head.train import Inputs, TrainResult, finished_run, rater_agreement, train_run
-from train_head.trainer import OnEpoch
+from train_head.runs import run_folder
+from train_head.runs.train import Inputs, TrainResult, finished_run, rater_agreement, train_run
+from train_head.training.settings import TrainSettings
+from train_head.training.trainer import OnEpoch
 
 PREDICTIONS = "predictions_folds.csv"
 
@@ -61,7 +61,7 @@ def train_folds(
 ) -> ProtocolResult:
     """Train one run per fold into out/fold-0, out/fold-1, …; called again it goes on.
 
-    With groups no two folds share one (`train_head.groups.speaker_folds`); without, the clips are shuffled by the seed.
+    With groups no two folds share one (`groups.speaker_folds`); without, the clips are shuffled by the seed.
     With `stop_after` every run keeps its last epoch, and its fold chooses nothing.
 
     Args:

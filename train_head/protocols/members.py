@@ -10,15 +10,15 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
-from train_head import run_folder
-from train_head.card import licence_line
+from train_head.data.labels import Labels, read_labels, write_predictions
 from train_head.errors import RunFolderError
-from train_head.intervals import bootstrap
-from train_head.labels import Labels, read_labels, write_predictions
-from train_head.metrics import Column, Report, evaluate, label_means
+from train_head.evaluation.intervals import bootstrap
+from train_head.evaluation.metrics import Column, Report, evaluate, label_means
 from train_head.protocols.result import ProtocolResult, Scored
-from train_head.settings import TrainSettings
-from train_head.train import Inputs, run_config
+from train_head.reports.card import licence_line
+from train_head.runs import run_folder
+from train_head.runs.train import Inputs, run_config
+from train_head.training.settings import TrainSettings
 
 OnRun = Callable[[str, TrainSettings], None]
 """Called before each run with the name of its folder and its settings."""

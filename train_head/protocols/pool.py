@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from cache.exchange.tables import Table
 from cache.ids import clip_id
-from cache.tables import Table
-from train_head.data import Split
+from train_head.data.label_columns import is_number
+from train_head.data.labels import FILENAME, Labels, label_table
+from train_head.data.splits import Split
 from train_head.errors import LabelError
-from train_head.label_columns import is_number
-from train_head.labels import FILENAME, Labels, label_table
-from train_head.train import Inputs
+from train_head.runs.train import Inputs
 
 
 def pool(inputs: Inputs) -> Split:

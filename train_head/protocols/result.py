@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from train_head.intervals import Intervals
-from train_head.metrics import Report, few_clips
-from train_head.raters import Agreement
-from train_head.tables import OVER_TARGETS, cell, text_table
+from train_head.data.raters import Agreement
+from train_head.evaluation.intervals import Intervals
+from train_head.evaluation.metrics import Report, few_clips
+from train_head.reports.tables import OVER_TARGETS, cell, text_table
 
 
 @dataclass(frozen=True, kw_only=True)

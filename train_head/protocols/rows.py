@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.container import StrPath
+from cache.containers.container import StrPath
 from train_head.errors import TrainSettingsError
-from train_head.settings import TrainSettings, option_owners, resolve_settings
 from train_head.suggest import unknown
+from train_head.training.settings import TrainSettings, option_owners, resolve_settings
 
 SHARED = ("seed", "label_scale", "label_range")
 """Settings that all rows have in common: the labels are read once, and every row takes the same seeds."""

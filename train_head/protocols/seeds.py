@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from cache.container import StrPath
+from cache.containers.container import StrPath
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.protocols.members import (
     OnRun,
@@ -14,9 +14,9 @@ from train_head.protocols.members import (
     write_summary,
 )
 from train_head.protocols.result import ProtocolResult
-from train_head.settings import TrainSettings, with_seed
-from train_head.train import Inputs, check_groups, rater_agreement, train_run
-from train_head.trainer import OnEpoch
+from train_head.runs.train import Inputs, check_groups, rater_agreement, train_run
+from train_head.training.settings import TrainSettings, with_seed
+from train_head.training.trainer import OnEpoch
 
 CHOSEN = (
     "Each run's best epoch was chosen on the validation clips, so the validation figures are optimistic for new ones."

@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cache.container import StrPath
+from cache.containers.container import StrPath
+from train_head.data.label_format import LabelColumns
 from train_head.errors import TrainSettingsError
-from train_head.label_format import LabelColumns
 from train_head.protocols.everything import AllResult, train_everything, train_seeds_on_all
 from train_head.protocols.folds import train_folds, train_one_fold
 from train_head.protocols.members import OnRun
 from train_head.protocols.pool import pool
 from train_head.protocols.result import ProtocolResult
 from train_head.protocols.seeds import train_seeds
-from train_head.settings import TrainSettings
-from train_head.train import Inputs, TrainResult, check_groups, gather_inputs, train_run
-from train_head.trainer import OnEpoch
+from train_head.runs.train import Inputs, TrainResult, check_groups, gather_inputs, train_run
+from train_head.training.settings import TrainSettings
+from train_head.training.trainer import OnEpoch
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from train_head.changes import changed, option
+from train_head.runs.changes import changed, option
 
 _KINDS = ("drawn", "fixed", "base", "config")
 

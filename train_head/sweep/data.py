@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.container import StrPath
-from cache.derive import OnProgress, derive
-from train_head.data import Split
-from train_head.labels import Labels
+from cache.containers.container import StrPath
+from cache.derive.derived import OnProgress, derive
+from train_head.data.labels import Labels
+from train_head.data.splits import Split
+from train_head.runs.train import gather_inputs
 from train_head.sweep.worker import TrialData
-from train_head.train import gather_inputs
 
 CHEAP, SHARED = "cheap.zarr", "shared"
 """In the run folder: the derived cache, and the memory map of the trials' splits, which is removed at the end."""
@@ -35,7 +35,7 @@ def cheap_cache(
         pool: this many consecutive frames become their mean.
         pca: principal components to project on; None keeps all features.
         skip_missing: fit without training clips that the cache does not hold.
-        on_progress: see `cache.derive.derive`.
+        on_progress: see `cache.derive.derived.derive`.
 
     Raises:
         DeriveError: the recipe cannot be followed.

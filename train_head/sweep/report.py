@@ -13,11 +13,11 @@ from optuna import Study
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from train_head import run_folder
-from train_head.figures import COLOURS, GREY, drawing, svg
+from train_head.reports.figures import COLOURS, GREY, drawing, svg
+from train_head.reports.tables import OVER_TARGETS, cell
+from train_head.runs import run_folder
 from train_head.sweep.result import SweepResult, pearson, short, state_name
 from train_head.sweep.storage import OUTCOME, counted
-from train_head.tables import OVER_TARGETS, cell
 
 REPORT = "report.html"
 FEWEST = 20

@@ -11,11 +11,11 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
-from train_head import run_folder
 from train_head.protocols import ProtocolResult
+from train_head.reports.tables import OVER_TARGETS, cell, text_table
+from train_head.runs import run_folder
 from train_head.sweep.storage import OUTCOME, counted
 from train_head.sweep.trials import Status
-from train_head.tables import OVER_TARGETS, cell, text_table
 
 TRIALS_CSV = "trials.csv"
 FEWEST_RANKED = 5

@@ -33,11 +33,11 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from cache.container import StrPath
+from cache.containers.container import StrPath
 from train_head.errors import TrainSettingsError
 from train_head.heads import HEADS
-from train_head.settings import TABLES, TrainSettings, option_owners, read_config, resolve_settings
 from train_head.suggest import unknown
+from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, resolve_settings
 
 HEAD = "head"
 SHARED = ("seed", "label_scale", "label_range", "device", "precision")

@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from cache.locks import HeldError, Lock
+from cache.system.locks import HeldError, Lock
 from train_head.errors import RunFolderError, TrainSettingsError
 
 JOURNAL, LOCK = "study.journal", "sweep.lock"

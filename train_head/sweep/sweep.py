@@ -14,17 +14,17 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from cache import fingerprint as fp
-from cache.container import StrPath
-from cache.derive import OnProgress
-from cache.machine import available_cores
+from cache.containers.container import StrPath
+from cache.derive.derived import OnProgress
 from cache.reader import open_cache
-from train_head import run_folder
-from train_head.data import resolve_splits
+from cache.system.machine import available_cores
+from train_head.data.label_format import LabelColumns
+from train_head.data.labels import Labels
+from train_head.data.splits import resolve_splits
 from train_head.errors import RunFolderError, TrainSettingsError
-from train_head.label_format import LabelColumns
-from train_head.labels import Labels
 from train_head.protocols import OnRun, train_seeds
-from train_head.settings import TrainSettings
+from train_head.runs import run_folder
+from train_head.runs.train import Inputs, check_groups, gather_inputs, read_split_labels
 from train_head.sweep.changes import sweep_changes
 from train_head.sweep.data import SHARED, cheap_cache, open_splits
 from train_head.sweep.pruning import build_pruner
@@ -34,8 +34,8 @@ from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
 from train_head.sweep.trials import OnStatus, Status, Trials, build_sampler
 from train_head.sweep.worker import TrialData, leave_to_the_parent
-from train_head.train import Inputs, check_groups, gather_inputs, read_split_labels
-from train_head.trainer import OnEpoch
+from train_head.training.settings import TrainSettings
+from train_head.training.trainer import OnEpoch
 
 SWEEP, BEST_TOML, BEST = "sweep.json", "best.toml", "best"
 OWN = ("sampler", "pruner", "seed", "pool", "pca", "clips")
@@ -109,7 +109,7 @@ def sweep(
         settings: how.
         skip_missing: leave out labelled clips that the cache does not hold.
         columns: which columns of the label files mean what; with groups, training and validation may share none.
-        on_derive: called while the trials' smaller features are made, where they see such; see `cache.derive.derive`.
+        on_derive: called while the trials' smaller features are made, where they see such; see `cache.derive`.
         on_status: called after each trial, and every half second.
         on_run: called before each run of the best trials.
         on_epoch: called with each of their epochs' records.

@@ -19,14 +19,14 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from cache.machine import available_cores
+from cache.system.machine import available_cores
 from train_head.errors import TrainSettingsError
-from train_head.settings import TrainSettings
 from train_head.suggest import unknown
 from train_head.sweep.pruning import build_pruner
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, retry
 from train_head.sweep.worker import Epoch, Finished, Ready, Running, TrialData, Worker
+from train_head.training.settings import TrainSettings
 
 STARTUP = 10
 """Trials that TPE draws at random before it learns from them."""

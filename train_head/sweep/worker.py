@@ -13,11 +13,11 @@ from typing import Any
 
 from optuna import Trial
 
-from cache.container import StrPath
+from cache.containers.container import StrPath
 from cache.errors import EmiError
-from cache.machine import KILLED
-from train_head.label_format import LabelFormat
-from train_head.settings import TrainSettings
+from cache.system.machine import KILLED
+from train_head.data.label_format import LabelFormat
+from train_head.training.settings import TrainSettings
 
 NO_MAIN_GUARD = 87
 """Exit code of a worker that was to run a sweep itself, because it imported a script that calls one."""
@@ -179,7 +179,7 @@ class _PrunedError(Exception):
 
 
 def _trial(settings: TrainSettings, splits: Mapping[str, Any], pipe: Connection) -> Finished:
-    from train_head.trainer import Trainer
+    from train_head.training.trainer import Trainer
 
     trainer = None
 

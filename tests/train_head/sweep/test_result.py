@@ -9,8 +9,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 from scipy.stats import spearmanr
 
-from train_head.intervals import bootstrap
-from train_head.metrics import evaluate
+from train_head.evaluation.intervals import bootstrap
+from train_head.evaluation.metrics import evaluate
 from train_head.protocols.result import ProtocolResult, Scored
 from train_head.sweep.report import importances
 from train_head.sweep.result import Retrained, SweepResult

@@ -16,9 +16,9 @@ import pytest
 
 import emi
 from cache import CacheWriter, Clip, Header
+from train_head.data.labels import read_labels
 from train_head.errors import RunFolderError, TrainSettingsError
-from train_head.labels import read_labels
-from train_head.model import load_head
+from train_head.runs.load import load_head
 
 SPACE = """
 head = ["mean", "lstm"]
@@ -45,7 +45,7 @@ PYTHON = sys.executable
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch, warm_children: None) -> None:
     """Figures take longer than these runs."""
-    monkeypatch.setattr("train_head.figures.draw_run", lambda *_: None)
+    monkeypatch.setattr("train_head.reports.figures.draw_run", lambda *_: None)
 
 
 def sweep(root: Path, out: Path, space: str = SPACE, **settings):
@@ -103,7 +103,7 @@ def whole(labelled: Path, labelled_cache: Path, tmp_path_factory: pytest.TempPat
     """A sweep that nobody interrupted, its best three trained again."""
     out = tmp_path_factory.mktemp("whole") / "sweep"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train_head.figures.draw_run", lambda *_: None)
+        patch.setattr("train_head.reports.figures.draw_run", lambda *_: None)
         return sweep(labelled, out, trials=12, jobs=1, top=3, seeds=2)
 
 

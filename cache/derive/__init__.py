@@ -1,0 +1,1 @@
+"""Caches made of others: frames pooled, features projected, and the recipe that says how."""

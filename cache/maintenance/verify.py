@@ -1,0 +1,186 @@
+"""Read every stored byte of a cache and name what is damaged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cache import fingerprint as fp
+from cache.containers.container import Container, StrPath, open_container
+from cache.errors import CacheNotFoundError
+from cache.format import Header, extras_crc32c
+from cache.gather import plan_runs, read_runs
+from cache.index import LoadedIndex, SegmentIndex, load_index, read_segment_index
+from cache.sources import read_sources
+
+Progress = Callable[[int, int, float], None]
+"""Called with clips handled so far, clips in all, and the seconds of audio of those handled since the last call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamagedClip:
+    """A clip with something wrong.
+
+    Attributes:
+        id: of the clip.
+        segment: that holds it.
+        reason: what is wrong.
+        lost: whether its numbers are gone; else only what lies around them is damaged.
+    """
+
+    id: str
+    segment: str
+    reason: str
+    lost: bool = True
+
+
+@dataclass(kw_only=True)
+class Verification:
+    """What reading a whole cache found.
+
+    Attributes:
+        path: of the cache.
+        clips: that were read, those in damaged segments included.
+        segments: that were read.
+        bytes: of features that were read.
+        damaged: every clip with something wrong.
+        unreadable: segments whose index is gone, so that their clips' names may not be known, and why.
+        structure: what is wrong with bytes that belong to no clip.
+        leftovers: (number, bytes) of segments that a crash left unfinished; no damage.
+    """
+
+    path: str
+    clips: int = 0
+    segments: int = 0
+    bytes: int = 0
+    damaged: list[DamagedClip] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    structure: list[str] = field(default_factory=list)
+    leftovers: tuple[int, int] = (0, 0)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not (self.damaged or self.unreadable or self.structure)
+
+
+def verify(path: StrPath, on_progress: Progress | None = None) -> Verification:
+    """Check every segment's index and every clip's bytes against their checksums, many at once.
+
+    Args:
+        path: `NAME.zarr` or `NAME.h5`.
+        on_progress: called as the work goes on.
+
+    Raises:
+        CacheNotFoundError: nothing is there.
+        CacheFormatError: not a feature cache, or its header is damaged.
+    """
+    container = open_container(path)
+    try:
+        header, found = open_damaged(container)
+        report = Verification(path=container.path, structure=container.problems(), leftovers=container.leftovers())
+        report.structure += problems_of_extras(container)
+        if found.damaged_blocks:
+            report.structure.append(f"{found.damaged_blocks} blocks of the index do not match their checksum")
+        for name, reason in found.broken.items():
+            ids = _unchecked_ids(container, name)
+            report.unreadable[name] = reason
+            report.damaged += [DamagedClip(id=i, segment=name, reason=f"its index: {reason}") for i in ids]
+        total = sum(len(segment.ids) for segment in found.segments)
+        covered = {segment.name for segment in found.segments} - set(found.uncovered)
+        for segment in found.segments:
+            before = report.clips
+
+            def read(clips: int, seconds: float, before: int = before) -> None:
+                if on_progress:
+                    on_progress(before + clips, total, seconds)
+
+            _verify_segment(container, header, segment, report, read, in_block=segment.name in covered)
+        return report
+    finally:
+        container.close()
+
+
+def open_damaged(container: Container) -> tuple[Header, LoadedIndex]:
+    """The header and index of a cache of which parts may be damaged.
+
+    Raises:
+        CacheNotFoundError, CacheFormatError: there is none, or its header cannot be read.
+    """
+    attributes = container.read_attributes()
+    if attributes is None:
+        raise CacheNotFoundError(
+            f"there is no feature cache at {container.path}; make one with `emi extract MEDIA --cache {container.path}`"
+        )
+    header = Header.from_attributes(attributes, container.path)
+    return header, load_index(container, header)
+
+
+def _verify_segment(
+    container: Container,
+    header: Header,
+    segment: SegmentIndex,
+    report: Verification,
+    on_read: Callable[[int, float], None],
+    *,
+    in_block: bool,
+) -> None:
+    clips = len(segment.ids)
+    report.segments += 1
+    report.clips += clips
+    report.bytes += int(segment.offsets[-1]) * header.dim * header.dtype.itemsize
+    row_bytes = header.dim * header.dtype.itemsize
+    clip_numbers = np.arange(clips)
+    runs = plan_runs([segment], np.zeros(clips, np.int64), clip_numbers, clip_numbers, row_bytes)
+    lost: dict[int, str] = {}
+    done = 0
+    for run, wrong in read_runs(container, header, runs):
+        lost |= wrong
+        done += len(run.clips)
+        on_read(done, float(segment.seconds[list(run.clips)].sum()))
+    report.damaged += [
+        DamagedClip(id=segment.ids[number], segment=segment.name, reason=why) for number, why in lost.items()
+    ]
+    if len(lost) == clips:
+        return
+    reason = _problem_around(container, header, segment, in_block=in_block)
+    if reason:
+        report.damaged += [
+            DamagedClip(id=clip_id, segment=segment.name, reason=reason, lost=False)
+            for number, clip_id in enumerate(segment.ids)
+            if number not in lost
+        ]
+
+
+def _problem_around(container: Container, header: Header, segment: SegmentIndex, *, in_block: bool) -> str | None:
+    """What is wrong with the stored bytes of a segment beside its rows."""
+    try:
+        if in_block:
+            own = read_segment_index(container, segment.name, fp.digest(header.fingerprint))
+            if dict(own.attributes) != dict(segment.attributes):
+                return "its segment's attributes are not those it was written with"
+        read_sources(container, segment)
+        problems = container.problems(segment)
+    except Exception as error:  # a container may raise anything over damaged bytes
+        return f"its segment's index: {error}"
+    return problems[0] if problems else None
+
+
+def problems_of_extras(container: Container) -> list[str]:
+    """What is wrong with the extra arrays of a cache."""
+    attributes = container.read_attributes() or {}
+    if "extras_crc32c" not in attributes:
+        return []
+    try:
+        intact = extras_crc32c(container.read_extras()) == attributes["extras_crc32c"]
+    except Exception as error:  # a container may raise anything over damaged bytes
+        return [f"the extras cannot be read: {error!r}"]
+    return [] if intact else ["the extras do not match their checksum"]
+
+
+def _unchecked_ids(container: Container, name: str) -> list[str]:
+    """The ids of a segment whose index does not match its checksum, as far as they can be read."""
+    try:
+        return [str(clip_id) for clip_id in container.read_segment(name)[1]["ids"].tolist()]
+    except Exception:  # a container may raise anything over damaged bytes
+        return []

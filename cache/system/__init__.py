@@ -1,0 +1,1 @@
+"""What the machine gives: cores, memory, disks, locks, child processes."""

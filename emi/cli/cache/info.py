@@ -1,0 +1,64 @@
+"""`emi cache info`: what a cache holds and what it was made with."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLE = "Example: emi cache info features.zarr"
+
+
+def info(
+    path: Annotated[str, typer.Argument(help="NAME.zarr or NAME.h5.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a cache holds: clips, hours, size, and the settings and weights it was made with."""
+    from cache.containers.container import open_container
+    from cache.licences import UNKNOWN, licence_of
+    from cache.reader import open_cache
+
+    with open_cache(path) as store:
+        frames = int(store.num_frames.sum())
+        files, size = open_container(path).stored()
+        facts: dict[str, Any] = {
+            "path": store.path,
+            "clips": len(store),
+            "frames": frames,
+            "hours": frames * store.hop_seconds / 3600,
+            "segments": len(store.segments),
+            "lost_segments": len(store.lost),
+            "files": files,
+            "bytes": size,
+            "compression": "none",
+            "dim": store.dim,
+            "vad_names": list(store.vad_names),
+            "hop_seconds": store.hop_seconds,
+            "fingerprint": store.fingerprint,
+            "provenance": dict(store.header.provenance),
+        }
+        licence = licence_of(store.header)
+    if licence != UNKNOWN:
+        facts["licence"] = licence.to_dict()
+    typer.echo(json.dumps(facts, indent=2) if as_json else _text(facts))
+
+
+def _text(facts: dict[str, Any]) -> str:
+    from cache.fingerprint import flattened
+    from cache.licences import Licence
+
+    vad = f" and {', '.join(facts['vad_names'])}" if facts["vad_names"] else ", no valence-arousal-dominance"
+    lines = [
+        facts["path"],
+        f"  {facts['clips']} clips, {facts['hours']:.2f} h ({facts['frames']} frames) in {facts['segments']} segments",
+        f"  {facts['bytes'] / 1e6:.1f} MB in {facts['files']} files, not compressed",
+        f"  {facts['dim']} features{vad} every {1000 * facts['hop_seconds']:g} ms",
+    ]
+    lines.append(f"  weights: {Licence.from_dict(facts.get('licence'))}")
+    if facts["lost_segments"]:
+        lines.append(f"  {facts['lost_segments']} segments are missing: emi cache verify {facts['path']}")
+    for title in ("fingerprint", "provenance"):
+        lines.append(f"  {title}")
+        fields = sorted(flattened(facts[title]).items())
+        width = max((len(key) for key, _ in fields), default=0)
+        lines += [f"    {key:<{width}}  {value}" for key, value in fields]
+    return "\n".join(lines)

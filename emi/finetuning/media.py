@@ -1,0 +1,251 @@
+"""Labelled media as what runs are made from: decoded once, the backbone loaded anew for every run."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache.containers.container import StrPath
+from cache.licences import LICENCE, Licence
+from emi.finetuning.audio import Audio, decode_audio, mended, open_audio
+from emi.finetuning.export import Export
+from emi.finetuning.model import EndToEnd
+from emi.finetuning.processes import Processes
+from emi.finetuning.settings import TABLE, FinetuneSettings
+from emi.finetuning.trainer import FinetuneTrainer
+from extract.backbones import Identity, Regularisation, load_trainable
+from extract.failures import Note
+from extract.run import make_header
+from extract.settings import SAMPLE_RATE, ExtractSettings
+from extract.sources import Source, find_media
+from train_head.data.label_format import LabelFormat
+from train_head.data.labels import Labels
+from train_head.data.splits import Split, resolve
+from train_head.errors import LabelError
+from train_head.runs.load import TrainedHead
+from train_head.runs.train import Inputs, read_split_labels
+from train_head.training.augment import AugmentSettings
+from train_head.training.predictor import Predictor
+from train_head.training.settings import TrainSettings
+
+OnDecode = Callable[[int, int, float], None]
+OnNotes = Callable[[Sequence[Note]], None]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedMedia:
+    """See `train_head.runs.material.Material`: the rows of its splits are samples.
+
+    Attributes:
+        root: where the media are.
+        identity: the backbone.
+        own: how it is trained.
+        precision: of the matrix products.
+        processes: who shares the work.
+        targets: columns of the labels.
+        init_head: a trained head to start from.
+        audio_sha256: of the decoded clips, once they are.
+        place: where this process writes, where several share a training.
+        home: where the first one does.
+    """
+
+    root: StrPath
+    identity: Identity
+    own: FinetuneSettings
+    precision: str
+    processes: Processes
+    targets: tuple[str, ...]
+    init_head: TrainedHead | None = None
+    audio_sha256: str = ""
+    place: Path | None = None
+    home: Path | None = None
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """See `Material`: of the backbone before it was trained."""
+        own = self.own
+        settings = ExtractSettings(
+            backbone=self.identity.source, max_seconds=own.max_seconds, dtype="float32", track=own.track or None
+        )
+        return make_header(self.identity, settings, self.precision).fingerprint
+
+    @property
+    def row_seconds(self) -> float:
+        """See `Material`: a row is a sample."""
+        return 1 / SAMPLE_RATE
+
+    @property
+    def dim(self) -> int:
+        """See `Material`."""
+        return self.identity.dim + len(self.identity.vad_names)
+
+    @property
+    def note(self) -> str:
+        """See `Material`."""
+        learned = f"adapters of rank {self.own.lora} learned" if self.own.lora else f"frozen: {self.own.freeze}"
+        if self.own.freeze == "backbone" and not self.own.lora:
+            return "The backbone stayed as it was; the head was trained end to end on it."
+        return (
+            f"The backbone was fine-tuned with the head ({learned}; learning rate {self.own.backbone_lr:g}) and lies "
+            "in this folder: `emi extract MEDIA --cache CACHE --backbone THIS_FOLDER` gives its features."
+        )
+
+    @property
+    def licence(self) -> Licence:
+        """See `Material`: what the run inherits from its backbone."""
+        return self.identity.licence
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """See `Material`."""
+        made = dict(self.fingerprint)
+        backbone = {"source": self.identity.source, "name": made.pop("backbone"), "fingerprint": made}
+        if self.identity.revision is not None:
+            backbone["revision"] = self.identity.revision
+        if self.init_head is not None:
+            backbone["head_sha256"] = _sha256(self.init_head)
+        place = str(Path(self.root).absolute())
+        data = {"media": place, "audio_sha256": self.audio_sha256}
+        return {"data": data, TABLE: self.own.to_toml(), "backbone": backbone, LICENCE: self.licence.to_dict()}
+
+    def prepare(self, folder: Path) -> None:
+        """See `Material`: nothing."""
+
+    def trainer(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> FinetuneTrainer:
+        """See `Material`.
+
+        Raises:
+            TrainSettingsError: the backbone has no such layers.
+            BackboneError: it cannot be trained, or its files do not fit.
+        """
+        own = self.own
+
+        def build() -> EndToEnd:
+            torch.manual_seed(settings.seed)  # the first draws are the head's, as in the cached mode
+            predictor = Predictor(settings, self.dim, len(self.targets))
+            if self.init_head is not None:
+                predictor.load_state_dict(self.init_head.head.state_dict())
+            backbone = load_trainable(self.identity, self.processes.device, self.precision, regularisation(own))
+            return EndToEnd(backbone, predictor, DTYPES[self.precision], AugmentSettings(**settings.augment))
+
+        return FinetuneTrainer(
+            settings,
+            own,
+            build,
+            train,
+            valid,
+            self.processes,
+            folder,
+            folder if self.home is None or self.place is None else self.home / folder.relative_to(self.place),
+            Export(own, self.precision),
+            standardise=settings.standardise and self.init_head is None,
+        )
+
+
+def regularisation(own: FinetuneSettings) -> Regularisation:
+    """What of the settings a backbone is loaded with."""
+    return Regularisation(
+        dropout=None if own.backbone_dropout < 0 else own.backbone_dropout,
+        layerdrop=own.layerdrop,
+        spec_augment=own.spec_augment,
+        checkpointing=own.checkpointing,
+    )
+
+
+def gather_media(
+    material: DecodedMedia,
+    files: Mapping[str, StrPath],
+    audio: StrPath,
+    form: LabelFormat | None = None,
+    *,
+    media_root: StrPath | None = None,
+    skip_missing: bool = False,
+    on_decode: OnDecode | None = None,
+    on_notes: OnNotes | None = None,
+) -> Inputs:
+    """Read the labels, find the media, decode what is not decoded yet.
+
+    Args:
+        material: the backbone and the place of the media.
+        files: label CSVs by split.
+        audio: folder of the decoded audio; the first process writes it, and all read it. Machines that do not see
+            that folder decode for themselves.
+        form: how the label files are to be read; see `train_head.runs.train.read_split_labels`.
+        media_root: see `extract.sources.find_media`.
+        skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
+        on_decode: called after each decoded clip.
+        on_notes: called with what should be known of the media, if there is something.
+
+    Raises:
+        LabelError: a label file is wrong, or clips are missing or unreadable; says how many and names the first five.
+        MediaListError: there are no media.
+    """
+    form = form or LabelFormat()
+    labels = read_split_labels(files, form)
+    places = {source.id: source for source in find_media(material.root, media_root)}
+    labels = {name: resolve(part, places) for name, part in labels.items()}
+    wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
+    _refuse_missing(labels, places, material.root, skip_missing)
+    sources = [places[clip] for clip in wanted if clip in places]
+    processes, own = material.processes, material.own
+    how = (audio, sources, own.max_seconds, own.audio_dtype, own.decoding)
+    if processes.first:
+        there = open_audio(*how)
+        if there is None or mended(there.failures, own.max_seconds, own.decoding):
+            decode_audio(*how, on_progress=on_decode)
+    processes.wait()
+    found = open_audio(*how)
+    if found is None and processes.first_here and not processes.first:  # a machine without the first one's disk
+        decode_audio(*how)
+    processes.wait()
+    found = found or open_audio(*how)
+    if found is None:
+        raise LabelError(f"the decoded audio in {audio} is not of these media; name another folder with --audio")
+    if found.failures and (not skip_missing or len(found.failures) == len(sources)):
+        first = found.failures[0]
+        raise LabelError(
+            f"{len(found.failures)} of {len(sources)} clips cannot be read; the first, {first.path}, {first.reason}. "
+            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing "
+            "(or --allow-truncated, where they are only cut off)"
+        )
+    if on_notes and found.notes:
+        on_notes(found.notes)
+    splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
+    used = sorted({clip for split in splits.values() for clip in split.labels.ids})
+    material = replace(material, audio_sha256=found.sha256(used))
+    return Inputs(material=material, files=dict(files), labels=labels, splits=splits, form=form)
+
+
+def _split(labels: Labels, audio: Audio, skip_missing: bool) -> Split:
+    if skip_missing:
+        labels = labels.take([i for i, clip in enumerate(labels.ids) if clip in audio.starts])
+        if not len(labels):
+            raise LabelError(f"none of the clips of {labels.path} can be read")
+    starts = torch.tensor([audio.starts[clip] for clip in labels.ids])
+    lengths = torch.tensor([audio.lengths[clip] for clip in labels.ids])
+    return Split(labels, audio.samples, starts, lengths, torch.from_numpy(labels.unit_values))
+
+
+def _refuse_missing(
+    labels: Mapping[str, Labels], places: Mapping[str, Source], root: StrPath, skip_missing: bool
+) -> None:
+    for part in labels.values():
+        missing = [part.filenames[i] for i, clip in enumerate(part.ids) if clip not in places]
+        if not missing or (skip_missing and len(missing) < len(part)):
+            continue
+        hint = f"; the media are called like {next(iter(places))!r}" if len(missing) == len(part) else ""
+        raise LabelError(
+            f"{len(missing)} of the {len(part)} clips of {part.path} are not in {root} (first: "
+            f"{', '.join(missing[:5])}){hint or '; give their folder with --media, or --skip-missing'}"
+        )
+
+
+def _sha256(head: TrainedHead) -> str:
+    from train_head.runs.run_folder import BEST, file_sha256
+
+    with contextlib.suppress(OSError):
+        return file_sha256(head.folder / BEST)
+    return ""

@@ -1,0 +1,69 @@
+"""Backbone and head as one module: waveforms in, what the loss sees out."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from extract.backbones import Trainable
+from train_head.training.augment import AugmentSettings, augment
+from train_head.training.predictor import Predictor
+
+
+class EndToEnd(nn.Module):
+    """Waveforms → frames ⊕ frame-wise VAD → the head of the cached mode.
+
+    Args:
+        backbone: a torch module that gives `Features`.
+        predictor: standardisation and head, the same module that `train_head` trains.
+        dtype: of the head's matrix products; the backbone knows its own.
+        changes: how the frames are changed in training.
+    """
+
+    def __init__(
+        self, backbone: Trainable, predictor: Predictor, dtype: torch.dtype, changes: AugmentSettings | None = None
+    ) -> None:
+        super().__init__()
+        self.backbone = cast(Any, backbone)
+        self.predictor = predictor
+        self._dtype, self._changes = dtype, changes or AugmentSettings()
+
+    def frames(self, clips: Sequence[Tensor], samples: Sequence[int] = (), below: int = 0) -> tuple[Tensor, Tensor]:
+        """What the head sees.
+
+        Args:
+            clips: (samples,) float32 each, 16 kHz, not normalised; or what the backbone's lowest stages gave of them.
+            samples: where these are such outputs, the samples of each clip.
+            below: of how many stages.
+
+        Returns:
+            (batch, frames, dim) float32 zero-padded, time-major in memory as in the cached mode; (batch,) lengths.
+        """
+        features = self.backbone.above(clips, samples, below) if below else self.backbone(clips)
+        rows = features.frames if features.vad is None else torch.cat([features.frames, features.vad], dim=1)
+        lengths = torch.tensor(features.lengths, device=rows.device)
+        padded = nn.utils.rnn.pad_sequence(list(rows.float().split(list(features.lengths))))  # (frames, batch, dim)
+        return padded.transpose(0, 1), lengths
+
+    def forward(
+        self,
+        clips: Sequence[Tensor],
+        samples: Sequence[int] = (),
+        below: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """(batch, targets * columns per target) float32; in training with a generator the frames are augmented."""
+        frames, lengths = self.frames(clips, samples, below)
+        if generator is not None:
+            nothing = frames.new_zeros(len(lengths), 0)
+            frames, lengths, _ = augment(frames, lengths, nothing, self._changes, generator)
+        with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return self.predictor.outputs(frames, lengths)
+
+    def predict(self, clips: Sequence[Tensor], samples: Sequence[int] = (), below: int = 0) -> Tensor:
+        """(batch, targets) float32 intensities, not clipped to [0, 1]."""
+        frames, lengths = self.frames(clips, samples, below)
+        with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            values: Tensor = self.predictor(frames, lengths)
+        return values

@@ -1,0 +1,133 @@
+"""Weights, gradients and optimizer state split over the processes: torch's FSDP2 (Zhao et al. 2023), layer by layer.
+
+A model is sharded only while it trains. Before that every process has loaded the whole of it, and at the end it is
+built whole again; what lies on disk is always whole, so that a run may go on with other processes.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from emi.finetuning.model import EndToEnd
+from emi.finetuning.settings import FinetuneSettings
+from train_head.errors import TrainSettingsError
+
+T = TypeVar("T")
+Average = Callable[[Any, Any, Any], None]
+
+
+def check_sharding(own: FinetuneSettings, processes: int) -> None:
+    """Refuse to shard over a single process, which would need as much memory as before.
+
+    Raises:
+        TrainSettingsError: says how several are started.
+    """
+    if own.fsdp and processes == 1:
+        raise TrainSettingsError(
+            "--fsdp splits the weights over several processes, and this is one; give --processes 2, or start torchrun, "
+            "or give --no-fsdp, which changes results by rounding only"
+        )
+
+
+def shard(model: EndToEnd, whole: int, device: torch.device) -> None:
+    """Split a model's parameters over the processes, in place; an optimizer must be made after it.
+
+    A layer's weights are gathered while it is computed, forth and back. What no such stage holds is gathered for the
+    whole pass: the head, and the small parts around the layers.
+
+    Args:
+        model: whole, the same in every process, on its device.
+        whole: so many stages from the bottom stay as they are, since a process computes them for itself
+            (`ClipInputs`); they never learn.
+        device: what the processes exchange lies there.
+    """
+    stages = cast(Any, model.backbone).stages()
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for stage in stages[whole:]:
+        if stage.called_once:
+            for module in stage.modules:
+                fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    alone = {p for stage in stages[:whole] for module in stage.modules for p in module.parameters()}
+    # the root too is split again after each pass, so that `Depth.arrange` finds the parameters that the optimizer has
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=alone)
+    register_fsdp_forward_method(cast(nn.Module, model), "predict")
+
+
+def gathered(state: T, *, keep: bool) -> T:
+    """A state with whole tensors in memory in place of sharded ones; all processes must ask for it.
+
+    Args:
+        state: a tensor, or dicts and lists of them.
+        keep: whether this process wants them; the others get empty ones, and never hold more than one tensor.
+    """
+    found: Any = state
+    if isinstance(state, dict):
+        found = {key: gathered(value, keep=keep) for key, value in state.items()}
+    elif isinstance(state, list):
+        found = [gathered(value, keep=keep) for value in state]
+    elif isinstance(state, DTensor):
+        tensor = state.full_tensor().detach()
+        found = tensor.cpu() if keep else tensor.new_empty(0)
+    return cast(T, found)
+
+
+def outline(state: T) -> T:
+    """A state that takes no memory: tensors of the same shapes without values, but for single numbers."""
+    found: Any = state
+    if isinstance(state, dict):
+        found = {key: outline(value) for key, value in state.items()}
+    elif isinstance(state, list):
+        found = [outline(value) for value in state]
+    elif isinstance(state, Tensor) and state.ndim:
+        found = torch.empty_like(state, device="meta")
+    return cast(T, found)
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """What this process is to hold of a tensor that the first one has; all processes must ask for it.
+
+    Args:
+        whole: the tensor; its outline in the other processes.
+        like: held here; sharded, or whole in every process.
+    """
+    whole = torch.empty_like(whole, device=like.device) if whole.is_meta else whole.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(whole, like.device_mesh, like.placements)
+    if dist.is_initialized():
+        dist.broadcast(whole, src=0)
+    return whole
+
+
+def state_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state of an optimizer, split as its parameters are.
+
+    Args:
+        optimizer: with its parameters.
+        state: what `state_dict` gave of one with the same parameters; its outline in all processes but the first.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        i: {key: part_of(v, parameters[i]) if v.ndim else v for key, v in own.items()}  # or the count of steps
+        for i, own in state["state"].items()
+    }
+    return state | {"state": moments}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def moving_average(decay: float) -> Average:
+    """For `AveragedModel`: of what each process holds; torch's own refuses models that are sharded in part."""
+    average = get_ema_multi_avg_fn(decay)
+    return lambda averaged, current, number: average(
+        [local(tensor) for tensor in averaged], [local(tensor) for tensor in current], number
+    )

@@ -1,0 +1,347 @@
+"""The paper's Table 1 for audio, row by row, on any data: frozen, + global vector, + unfrozen, + dropout, train+val."""
+
+import csv
+import io
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cache.containers.container import StrPath
+from cache.errors import StaleCacheError
+from cache.ids import match_ids
+from cache.reader import open_cache
+from emi.finetuning.helpers import check_processes
+from emi.finetuning.media import OnDecode
+from emi.finetuning.settings import FinetuneSettings, resolve
+from emi.finetuning.sharding import check_sharding
+from emi.finetuning.start import check_backbone, finetune, on_this_machine
+from extract.backbones import identify
+from extract.run import extract, make_header
+from extract.settings import ExtractSettings
+from train_head.data.label_format import LabelColumns
+from train_head.data.labels import Labels
+from train_head.errors import TrainSettingsError
+from train_head.protocols import Outcome, ProtocolResult, run_protocol
+from train_head.protocols.members import OnRun
+from train_head.protocols.pool import check_apart
+from train_head.reports.tables import OVER_TARGETS
+from train_head.runs import run_folder
+from train_head.runs.train import check_groups, read_split_labels
+from train_head.training.settings import TrainSettings
+from train_head.training.trainer import OnEpoch
+
+FEATURES, AUDIO, CSV, MARKDOWN, PLOT = "features.zarr", "audio", "table1.csv", "table1.md", "table1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRow:
+    """One row of the paper's table.
+
+    Attributes:
+        name: as it is printed.
+        folder: of its runs.
+        overrides: settings of the head.
+        unfrozen: whether the backbone learns.
+        valid: the paper's mean validation Pearson on Hume-Vidmimic2.
+        test: its test figure, where it gives one.
+        test_on_all: the same, trained on training and validation clips.
+    """
+
+    name: str
+    folder: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    unfrozen: bool = False
+    valid: float
+    test: float | None = None
+    test_on_all: float | None = None
+
+
+ROWS = (
+    PaperRow(name="frozen, LSTM", folder="frozen", overrides={"global_vector": False, "dropout": 0.0}, valid=0.262),
+    PaperRow(
+        name="+ global vector", folder="global-vector", overrides={"global_vector": True, "dropout": 0.0}, valid=0.280
+    ),
+    PaperRow(
+        name="+ unfrozen",
+        folder="unfrozen",
+        overrides={"global_vector": True, "dropout": 0.0},
+        unfrozen=True,
+        valid=0.386,
+        test=0.461,
+        test_on_all=0.522,
+    ),
+    PaperRow(
+        name="+ dropout",
+        folder="dropout",
+        overrides={"global_vector": True, "dropout": 0.1},
+        unfrozen=True,
+        valid=0.389,
+        test=0.465,
+        test_on_all=0.554,
+    ),
+)
+"""arXiv 2403.11879, Table 1."""
+
+
+@dataclass(frozen=True)
+class Table1:
+    """The finished rows.
+
+    Attributes:
+        folder: holds the runs of each row, table1.csv, table1.md and the plot.
+        outcomes: of each row.
+    """
+
+    folder: Path
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether all was finished before."""
+        return all(outcome.nothing_to_do for outcome in self.outcomes)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict per row: the columns of table1.csv; None where there is no number."""
+        found = []
+        for row, outcome in zip(ROWS, self.outcomes, strict=True):
+            result = outcome.result
+            assert isinstance(result, ProtocolResult)
+            scored, everything = result.valid, outcome.everything
+            all_report = everything.test_report if everything is not None else None
+            found.append(
+                {
+                    "row": row.name,
+                    "seeds": len(result.members),
+                    "valid": scored.mean,
+                    "valid_std": scored.std,
+                    "ensemble": scored.report.mean_pearson,
+                    "low": scored.intervals.mean_low,
+                    "high": scored.intervals.mean_high,
+                    "test": result.test.report.mean_pearson if result.test is not None else None,
+                    "test_on_all": all_report.mean_pearson if all_report is not None else None,
+                    "paper_valid": row.valid,
+                    "paper_test": row.test,
+                    "paper_test_on_all": row.test_on_all,
+                }
+            )
+        return found
+
+    def csv(self) -> str:
+        """All digits; an empty cell is a number that there is not."""
+        records, text = self.records(), io.StringIO()
+        writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """The table, the paper's numbers beside it."""
+        lines = [
+            "| | validation, mean ± std over seeds | ensemble | 95 % interval | test | test, trained on all | "
+            "paper: validation | test | test, trained on all |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for record in self.records():
+            c = {key: "" if value is None else f"{value:.3f}" for key, value in record.items() if key != "row"}
+            spread = f" ± {c['valid_std']}" if c["valid_std"] else ""
+            ours = (f"{c['valid']}{spread}", c["ensemble"], f"{c['low']} to {c['high']}", c["test"], c["test_on_all"])
+            papers = (c["paper_valid"], c["paper_test"], c["paper_test_on_all"])
+            lines.append(f"| {' | '.join((record['row'], *ours, *papers))} |")
+        return "\n".join(["# Table 1", "", *lines, "", "\n\n".join(self._notes()), ""])
+
+    def table(self) -> str:
+        """Plain text, one line per row."""
+        width = max(len(row.name) for row in ROWS)
+        titles = ("valid", "± std", "ensemble", "low", "high", "test", "on all", "paper: valid", "test", "on all")
+        lines = ["  ".join((" " * width, *(f"{title:>5}" for title in titles)))]
+        for record in self.records():
+            shown = {key: "—" if value is None else f"{value:.3f}" for key, value in record.items() if key != "row"}
+            cells = [value for key, value in shown.items() if key != "seeds"]
+            columns = (f"{cell:>{max(5, len(title))}}" for cell, title in zip(cells, titles, strict=True))
+            lines.append("  ".join((f"{record['row']:<{width}}", *columns)))
+        return "\n".join([*lines, "", *self._notes()])
+
+    def _notes(self) -> list[str]:
+        result = self.outcomes[0].result
+        assert isinstance(result, ProtocolResult)
+        return [_NOTE, *result.valid.report.notes, *result.valid.intervals.warnings]
+
+
+_NOTE = (
+    f"Pearson, {OVER_TARGETS}; of validation, mean and standard deviation over the seeds. The paper's numbers "
+    "are on Hume-Vidmimic2; on other data only the steps between rows compare. The best epochs were chosen on the "
+    "validation clips. Ensemble and test: the seeds' predictions averaged."
+)
+
+
+def table1(
+    media: StrPath,
+    train: StrPath,
+    valid: StrPath,
+    out: StrPath,
+    *,
+    backbone: str,
+    test: StrPath | None = None,
+    seeds: int = 3,
+    config: StrPath | None = None,
+    media_root: StrPath | None = None,
+    skip_missing: bool = False,
+    columns: LabelColumns | None = None,
+    on_row: Callable[[str], None] | None = None,
+    on_decode: OnDecode | None = None,
+    on_run: OnRun | None = None,
+    on_epoch: OnEpoch | None = None,
+    **settings: Any,
+) -> Table1:
+    """Run every row; called again it goes on with the first that is not finished.
+
+    The frozen rows train on features that are extracted once, into OUT/features.zarr; the others end to end.
+
+    Args:
+        media: a folder, a CSV or a list, as for extraction.
+        train: label CSV of the training split.
+        valid: label CSV of the validation split.
+        out: folder; gets one folder of seeds per row, table1.csv, table1.md and table1.svg.
+        backbone: name, Hugging Face id or folder.
+        test: CSV of a third split with targets; with it the unfrozen rows are trained on train+val as well.
+        seeds: runs per row.
+        config: TOML file of settings that the rows have in common.
+        media_root: where the paths of a CSV or list start.
+        skip_missing: leave out labelled clips whose media are missing or unreadable.
+        columns: as for `train_head.protocols.run_protocol`.
+        on_row: called with the name of each row before it begins.
+        on_decode: called after each decoded or extracted clip.
+        on_run: called before each run.
+        on_epoch: called with each epoch's record.
+        **settings: of the heads and of the backbone, as for `emi.finetune`.
+
+    Raises:
+        EmiError: see `emi.finetuning.finetune`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainSettingsError("emi table1 runs in no torchrun; give --set processes=N, or train its rows one by one")
+    folder = Path(out)
+    resolved = [resolve(config, **(settings | row.overrides)) for row in ROWS]
+    if resolved[-1][1].freeze == "backbone":
+        raise TrainSettingsError("freeze backbone leaves nothing to the unfrozen rows; give none, cnn or layers:N")
+    identity, (settled, unfrozen) = identify(backbone), resolved[-1]
+    check_sharding(unfrozen, unfrozen.processes)
+    check_processes(unfrozen.processes, on_this_machine(settled, identity).device)
+    check_backbone(identity, settled, unfrozen)
+    files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
+    labels = read_split_labels(files, resolved[0][0].label_format(columns))
+    check_groups(labels)
+    if test is not None and not skip_missing:  # which clips are left is known later
+        check_apart(labels["train"], labels["valid"])
+    features = folder / FEATURES
+    _extract(media, features, backbone, *resolved[0], media_root, on_decode, labels)
+    outcomes = []
+    for row, (own, tuned) in zip(ROWS, resolved, strict=True):
+        if on_row:
+            on_row(row.name)
+        place = folder / row.folder
+        if row.unfrozen:
+            outcome = finetune(
+                media,
+                train,
+                valid,
+                place,
+                own,
+                tuned,
+                backbone=backbone,
+                test=test,
+                audio=folder / AUDIO,
+                media_root=media_root,
+                skip_missing=skip_missing,
+                columns=columns,
+                seeds=seeds,
+                train_on_all=test is not None,
+                on_decode=on_decode,
+                on_run=on_run,
+                on_epoch=on_epoch,
+            )
+        else:
+            outcome = run_protocol(
+                features,
+                train,
+                valid,
+                place,
+                own,
+                test=test,
+                skip_missing=skip_missing,
+                columns=columns,
+                seeds=seeds,
+                on_run=on_run,
+                on_epoch=on_epoch,
+            )
+        outcomes.append(outcome)
+    done = Table1(folder, tuple(outcomes))
+    run_folder.write_atomically(folder / CSV, done.csv().encode())
+    run_folder.write_atomically(folder / MARKDOWN, done.markdown().encode())
+    _draw(done)
+    return done
+
+
+def _extract(
+    media: StrPath,
+    cache: Path,
+    backbone: str,
+    settings: TrainSettings,
+    own: FinetuneSettings,
+    media_root: StrPath | None,
+    on_decode: OnDecode | None,
+    labels: Mapping[str, Labels],
+) -> None:
+    """In the precision and on the device of the rows that are not frozen."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    root = str(media_root) if media_root is not None else None
+    how = ExtractSettings(
+        backbone=backbone,
+        max_seconds=own.max_seconds,
+        precision=settings.precision,
+        device=settings.device,
+        media_root=root,
+        track=own.decoding.track,
+        allow_truncated=own.allow_truncated,
+    )
+    try:
+        extract(media, cache, how, on_progress=on_decode)
+    except StaleCacheError as error:
+        if not _whole_by_older_decoder(cache, how, labels):
+            raise StaleCacheError(f"{error}; for that, remove {cache}") from error
+
+
+def _whole_by_older_decoder(cache: Path, how: ExtractSettings, labels: Mapping[str, Labels]) -> bool:
+    """Whether a cache holds every labelled clip, and only its decoder was another: its rows stay as they are."""
+    with open_cache(cache) as store:
+        there = dict(store.header.fingerprint)
+        wanted = dict(make_header(identify(how.backbone), how, there["precision"]).fingerprint)
+        names = [name for part in labels.values() for name in part.filenames]
+        held = None not in match_ids(names, store.ids)
+    return held and {**there, "decoder": 0} == {**wanted, "decoder": 0}
+
+
+def _draw(done: Table1) -> None:
+    """Bars with intervals, and the paper's numbers as points."""
+    from matplotlib.figure import Figure
+
+    from train_head.reports.figures import drawing, save
+
+    records, at = done.records(), range(len(ROWS))
+    tops = [record["ensemble"] or 0.0 for record in records]
+    ends = [(r["low"], r["high"]) if r["low"] is not None else (top, top) for top, r in zip(tops, records, strict=True)]
+    reach = [[max(0.0, top - low) for top, (low, _) in zip(tops, ends, strict=True)]]
+    reach += [[max(0.0, high - top) for top, (_, high) in zip(tops, ends, strict=True)]]
+    with drawing():
+        figure = Figure(figsize=(7, 3.6), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        axes.bar(at, tops, width=0.6, color="0.6", label="ensemble of the seeds, 95 % interval")
+        axes.errorbar(at, tops, yerr=reach, fmt="none", ecolor="black", capsize=4)
+        axes.plot(at, [row.valid for row in ROWS], "D", color="black", label="the paper's, on Hume-Vidmimic2")
+        axes.set_xticks(list(at), [row.name for row in ROWS])
+        axes.set_title(f"validation Pearson, {OVER_TARGETS}", loc="left")
+        axes.set_ylim(min(0.0, *tops), 1.35 * max(*(high for _, high in ends), 0.39))
+        axes.legend(loc="upper left", fontsize=9)
+        save(figure, done.folder / PLOT)

@@ -1,0 +1,214 @@
+"""Tell a file that was cut off (an interrupted download or copy) from one that simply ends.
+
+The rule: a file is truncated when its sound ends before the length or the end that its own headers state, on the
+container's clock, or in the middle of a frame; placeholders of pipes and recorders state nothing, and a FLAC whose last
+frame is whole ends there.
+
+FFmpeg decodes what is left of a truncated file without an error, which would cache half a clip as if it were whole.
+Lengths are trusted only where a header states them; an estimate from the bit rate is not.
+"""
+
+import functools
+import os
+import re
+import struct
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import av.container
+
+TOLERANCE_SECONDS = 0.25
+"""Encoder delay and padding make decoded and stated lengths differ by up to a few frames (AAC, MP3: 0.1 s)."""
+EXACT_KINDS = ("aiff", "au", "caf", "flac", "tta", "w64", "wav")
+"""Formats whose headers state the very number of samples."""
+_STATING_KINDS = (*EXACT_KINDS, "ape", "ogg", "tak", "wv")
+_JOIN_BYTES = 1 << 20
+"""Behind the last packet, in which the start of another file is looked for."""
+
+
+class _Chunks(NamedTuple):
+    """How a format of chunks is laid out: bytes before the first, the head of each, the name of the one with sound."""
+
+    start: int
+    head: struct.Struct
+    name: bytes
+    head_counts: bool = False
+    align: int = 2
+
+
+_LAYOUTS = {
+    "wav": _Chunks(12, struct.Struct("<4sI"), b"data"),
+    "aiff": _Chunks(12, struct.Struct(">4sI"), b"SSND"),
+    "caf": _Chunks(8, struct.Struct(">4sq"), b"data", align=1),
+    "w64": _Chunks(40, struct.Struct("<16sq"), b"data", head_counts=True, align=8),
+}
+
+
+def stated_seconds(
+    container: av.container.InputContainer, stream: av.AudioStream, path: Path, zero: float
+) -> float | None:
+    """Return the time at which the audio track ends as the file's own headers state it, or None.
+
+    Args:
+        container: opened for reading.
+        stream: the track.
+        path: of the file.
+        zero: see `extract.audio.timeline.clock_zero`.
+
+    Returns:
+        Seconds from the start of the sound's own clock; None where the headers only allow an estimate, or hold a
+        placeholder.
+    """
+    kind = container.format.name
+    if kind == "mp3":
+        return _mp3_seconds(path, stream.rate)
+    if "matroska" in kind:
+        written = re.fullmatch(r"(\d+):(\d+):([\d.]+)\0*", stream.metadata.get("DURATION", ""))
+        if written:
+            hours, minutes, seconds = written.groups()
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - zero
+        alone = len(container.streams) == 1  # else the stated length may be that of the picture
+        return container.duration / 1e6 - zero if alone and container.duration else None
+    if kind == "aiff" and is_placeholder(sound_chunk(path, "aiff")[1]):
+        return None  # the number of samples is one too
+    known = kind in _STATING_KINDS or "mp4" in kind
+    if known and stream.duration and stream.time_base:
+        is_end = kind == "ogg" and stream.codec_context.name == "opus"  # FFmpeg: the last granule, not the length
+        return float((stream.duration + (0 if is_end else stream.start_time or 0)) * stream.time_base) - zero
+    return None
+
+
+def is_cut_off(path: Path, kind: str) -> bool:
+    """Whether a file ends before its own structure does (the lengths that FFmpeg states may follow the file size)."""
+    size = path.stat().st_size
+    if kind == "ogg":
+        return _ogg_last_page_end(path) > size
+    if kind not in _LAYOUTS:
+        return False
+    start, stated = sound_chunk(path, kind)
+    return not is_placeholder(stated) and start + stated > size
+
+
+def is_whole_flac_frame(frame: bytes) -> bool:
+    """Whether the last packet of a FLAC is a frame whose CRC-16 fits: a file cut off ends within one."""
+    crc = 0
+    table = _crc16_table()
+    for byte in frame:
+        crc = (crc << 8 & 0xFF00) ^ table[crc >> 8 ^ byte]
+    return len(frame) > 2 and crc == 0
+
+
+def second_file(path: Path, kind: str, end: int | None) -> int | None:
+    """Return where another file of the same kind begins behind the sound, in formats of which FFmpeg reads the first.
+
+    Args:
+        path: of the file.
+        kind: FFmpeg's name of the format.
+        end: byte position behind the last packet, or None.
+    """
+    if end is None or end + 64 > path.stat().st_size:
+        return None
+    with path.open("rb") as file:
+        head = file.read(16)
+        file.seek(end)
+        tail = file.read(_JOIN_BYTES)
+    pattern = {
+        "aiff": rb"FORM....AIF[FC]",
+        "asf": re.escape(head),
+        "au": re.escape(head[:8]),
+        "caf": re.escape(head[:8]),
+        "flv": rb"FLV\x01.\0\0\0\x09\0\0\0\0",
+        "mov,mp4,m4a,3gp,3g2,mj2": re.escape(head[:12]) if head[4:8] == b"ftyp" else None,
+        "tta": rb"TTA1\x01\0",
+        "w64": re.escape(head),
+        "wav": rb"R(?:IFF|F64)....WAVE",
+        "wv": rb"wvpk",
+    }.get(kind)
+    found = re.search(pattern, tail, re.DOTALL) if pattern else None
+    return end + found.start() if found else None
+
+
+def is_placeholder(size: int) -> bool:
+    """Whether a size in a header is what writers put that do not know it yet.
+
+    0, or the largest that the field holds or near it: 0x7FFFF000 and 0x7FFFFFFF (espeak-ng, SoX), 0x80000000 (arecord),
+    0xFFFFFFFF (FFmpeg), 0x7F000000 (SoX, AIFF), -1 (CAF, W64); less the header's size, in some.
+    """
+    near = 0x10000
+    return (
+        size <= 0
+        or 0x7F000000 <= size <= 0x7F000000 + near
+        or 0x80000000 - near <= size <= 0x80000000 + near
+        or 0xFFFFFFFF - near <= size <= 0xFFFFFFFF
+        or size >= 1 << 62
+    )
+
+
+def sound_chunk(path: Path, kind: str) -> tuple[int, int]:
+    """Offset of the chunk with the sound, and its size as the header states it; (0, 0) without one."""
+    layout, wide = _LAYOUTS[kind], 0
+    with path.open("rb") as file:
+        if kind == "wav" and file.read(4) not in (b"RIFF", b"RF64", b"BW64"):
+            return 0, 0  # big-endian
+        file.seek(layout.start)
+        while len(header := file.read(layout.head.size)) == layout.head.size:
+            name, size = layout.head.unpack(header)
+            size -= layout.head.size if layout.head_counts else 0
+            if name == b"ds64":
+                wide = _data_size_64(file)
+            if name[:4] == layout.name:
+                return file.tell(), wide if size == 0xFFFFFFFF and wide else size
+            if size < 0:
+                break
+            file.seek(size + -size % layout.align, os.SEEK_CUR)
+    return 0, 0
+
+
+def _data_size_64(file: BinaryIO) -> int:
+    """The size of the data chunk that a ds64 chunk states; the file stays where it is."""
+    body = file.read(16)
+    file.seek(-len(body), os.SEEK_CUR)
+    return int(struct.unpack("<8xQ", body)[0]) if len(body) == 16 else 0
+
+
+def _ogg_last_page_end(path: Path) -> int:
+    """Offset at which the last Ogg page ends according to its segment table; 0 where none is found."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 2 * 65307))  # a page has at most 65,307 bytes (RFC 3533)
+        tail, start = file.read(), max(0, size - 2 * 65307)
+    at = tail.rfind(b"OggS\0")
+    if at < 0 or len(tail) < at + 27:
+        return size + 1 if at >= 0 else 0
+    segments = tail[at + 27 : at + 27 + tail[at + 26]]
+    if len(segments) < tail[at + 26]:
+        return size + 1
+    return start + at + 27 + len(segments) + sum(segments)
+
+
+def _mp3_seconds(path: Path, rate: int) -> float | None:
+    """Length from the Xing/Info header that encoders put into the first MPEG frame, or None without one."""
+    with path.open("rb") as file:
+        head = file.read(10)
+        if head[:3] == b"ID3":
+            file.seek(10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
+        else:
+            file.seek(0)
+        frame = file.read(4096)
+    tag = max(frame[:256].find(b"Xing"), frame[:256].find(b"Info"))
+    if tag < 0 or len(frame) < tag + 12 or not frame[tag + 7] & 1:
+        return None
+    frames = int.from_bytes(frame[tag + 8 : tag + 12], "big")
+    return frames * (1152 if rate >= 32000 else 576) / rate  # MPEG-1 against MPEG-2 and 2.5
+
+
+@functools.cache
+def _crc16_table() -> list[int]:
+    """Of the polynomial 0x8005, bits from the top: FLAC's frame footer (RFC 9639, 9.3)."""
+    table = []
+    for byte in range(256):
+        crc = byte << 8
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x8005 if crc & 0x8000 else crc << 1) & 0xFFFF
+        table.append(crc)
+    return table

@@ -1,0 +1,1 @@
+"""Speech encoders of the transformers library: wav2vec 2.0, HuBERT, WavLM."""

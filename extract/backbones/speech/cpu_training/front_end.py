@@ -1,0 +1,130 @@
+"""The convolutions of wav2vec 2.0 and HuBERT on a CPU with gradients, as rows and without transposing (`front_end`).
+
+The library's, channels first, spend half of their time where memory is turned around for LayerNorm and back, and in
+GELU's gradient over it (measured: 13 s for 48 s of audio, forward and back, where these take 7).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from extract.backbones.speech.cpu_training.products import product
+from extract.backbones.speech.front_end import FrontEnd, Product, Spans, taps_of
+
+BLOCK_FRAMES = 512
+"""Frames per block: large enough for the gradient's matrix products."""
+CHECKPOINTED_FRAMES = 128
+"""The same where a block is computed again for its gradient, and what lies in it is part of the peak of a step."""
+
+
+def use_rows(encoder: Any, *, checkpointing: bool) -> None:
+    """Let an encoder of the transformers library convolve this way on a CPU, in place.
+
+    Elsewhere it convolves as it did; with checkpointing clip by clip, since what the first layer gives for a whole
+    batch is the peak of a step.
+
+    Args:
+        encoder: wav2vec 2.0, HuBERT or WavLM.
+        checkpointing: keep nothing between the waveform and the frames, and compute a block again when it is needed.
+    """
+    extractor = encoder.feature_extractor
+    extractor.__class__ = _by_rows(type(extractor), checkpointing)
+
+
+def _by_rows(kind: Any, checkpointing: bool) -> Any:
+    """The library's convolutions, by rows; a class, so that a copy of a model runs its own weights."""
+
+    class ByRows(kind):  # type: ignore[misc]
+        def forward(self, batch: Tensor) -> Tensor:
+            if batch.device.type != "cpu":
+                parts = batch.split(1) if checkpointing else (batch,)
+                return torch.cat([super(ByRows, self).forward(part) for part in parts])
+            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+            with torch.autocast("cpu", enabled=False):
+                rows, lengths = _TrainableFrontEnd(self, dtype, checkpointing)(list(batch.float()))
+            return rows.view(len(batch), lengths[0], -1).transpose(1, 2)
+
+    return ByRows
+
+
+class _TrainableFrontEnd(FrontEnd):
+    """Made anew for every batch, so that its weights are those of the last step."""
+
+    def __init__(self, extractor: Any, dtype: torch.dtype, checkpointing: bool) -> None:
+        super().__init__(extractor, dtype)
+        self._checkpointing = checkpointing and torch.is_grad_enabled()
+
+    @property
+    def _block_frames(self) -> int:
+        return CHECKPOINTED_FRAMES if self._checkpointing else BLOCK_FRAMES
+
+    def _product(self, conv: nn.Conv1d) -> Product:
+        return _Taps(conv, self._dtype)
+
+    def _run(self, x: Tensor, spans: Spans) -> Tensor:
+        if not self._checkpointing:
+            return super()._run(x, spans)
+        out: Tensor = checkpoint(super()._run, x, spans, use_reentrant=False, preserve_rng_state=False)
+        return out
+
+
+class _Taps:
+    def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
+        self.taps = taps_of(conv)
+        self._bias, self._stride, self._dtype = conv.bias, conv.stride[0], dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor = _Convolution.apply(x.to(self._dtype), self.taps, self._bias, self._stride)
+        return out
+
+
+class _Convolution(torch.autograd.Function):
+    """(rows, in), taps (out, kernel x in), bias (out,) or None → (rows // stride, out), by products that copy nothing.
+
+    The products are in the dtype of the rows; gradients of the float32 weights are, so that blocks add up in float32.
+
+    As many taps as the stride has rows read rows that do not overlap: a kernel of 3 with a stride of 2 is a product
+    over pairs of rows and one over every second row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+        taps = taps.to(x.dtype)
+        ctx.save_for_backward(x, taps)
+        ctx.stride, ctx.biased = stride, bias is not None
+        (first, columns), *others = _windows(x, taps, stride)
+        out = product(first, taps[:, columns].t())
+        for rows, columns in others:
+            out.add_(product(rows, taps[:, columns].t()))
+        return out if bias is None else out.add_(bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, taps = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        of_x = of_taps = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.zeros_like(x)
+            for rows, columns in _windows(of_x, taps, ctx.stride):
+                rows.add_(product(grad, taps[:, columns]))
+        if ctx.needs_input_grad[1]:
+            of_taps = torch.cat([product(grad.t(), rows) for rows, _ in _windows(x, taps, ctx.stride)], dim=1).float()
+        if ctx.biased and ctx.needs_input_grad[2]:
+            of_bias = grad.sum(dim=0, dtype=torch.float32)
+        return of_x, of_taps, of_bias, None
+
+
+def _windows(x: Tensor, taps: Tensor, stride: int) -> list[tuple[Tensor, slice]]:
+    """Views (count, taps x in) of rows, each with the columns of the taps that it meets."""
+    channels = x.shape[1]
+    width, step = taps.shape[1], stride * channels
+    count = (len(x) * channels - width) // step + 1
+    starts = range(0, width, step)
+    return [
+        (x.as_strided((count, min(step, width - a)), (step, 1), x.storage_offset() + a), slice(a, a + step))
+        for a in starts
+    ]

@@ -1,0 +1,118 @@
+"""Describe a wav2vec 2.0, HuBERT or WavLM checkpoint from its files, without importing torch."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cache.paths import at_home
+from extract.backbones.checkpoint import Checkpoint, find_checkpoint
+from extract.backbones.licence import licence_of_weights
+from extract.backbones.protocol import Identity
+from extract.backbones.trainable import Regularisation
+from extract.backbones.weight_names import VAD, Layout
+from extract.errors import BackboneError
+
+if TYPE_CHECKING:
+    import torch
+
+    from extract.backbones.speech.encoder import SpeechTransformer
+    from extract.backbones.speech.trainable_transformer import TrainableTransformer
+
+MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
+_DEFAULT_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+
+
+class TransformersFamily:
+    """See `Family`."""
+
+    def identify(self, name: str) -> Identity:
+        """Read the configuration and hash the weights."""
+        checkpoint = find_checkpoint(name)
+        config = checkpoint.config
+        _check_supported(checkpoint)
+        layout = checkpoint.layout()
+        source = name if checkpoint.commit is None else name.partition("@")[0]
+        return Identity(
+            source=source,
+            revision=checkpoint.commit,
+            fingerprint={
+                "backbone": _display_name(source),
+                "weights_sha256": checkpoint.weights_sha256(),
+                "config_sha256": checkpoint.config_sha256(),
+                "layer": "last",
+                "normalisation": "clip-mean-variance" if _normalises(checkpoint) else "none",
+            },
+            note=_left_out(checkpoint.folder, layout),
+            dim=config.get("hidden_size", 768),
+            hop_seconds=math.prod(config.get("conv_stride", _DEFAULT_STRIDES)) / 16_000,
+            vad_names=() if layout.head is None else VAD,
+            licence=licence_of_weights(source, checkpoint.folder),
+        )
+
+    def load(self, identity: Identity, device: "torch.device", precision: str) -> "SpeechTransformer":
+        """Build the model; every weight of the encoder must be in the file."""
+        from extract.backbones.speech.encoder import load_speech_transformer
+
+        checkpoint = find_checkpoint(identity.source, identity.revision)
+        return load_speech_transformer(
+            checkpoint,
+            device,
+            precision,
+            normalise=_normalises(checkpoint),
+            has_head=bool(identity.vad_names),
+        )
+
+    def load_trainable(
+        self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
+    ) -> "TrainableTransformer":
+        """See `extract.backbones.trainable.TrainableFamily`."""
+        from extract.backbones.speech.trainable_transformer import load_trainable_transformer
+
+        checkpoint = find_checkpoint(identity.source, identity.revision)
+        return load_trainable_transformer(
+            checkpoint,
+            device,
+            precision,
+            regularisation,
+            normalise=_normalises(checkpoint),
+            has_head=bool(identity.vad_names),
+        )
+
+
+TRANSFORMERS = TransformersFamily()
+
+
+def _display_name(name: str) -> str:
+    """A hub id as it is; a folder by its own name, so that moving it changes nothing."""
+    folder = Path(at_home(name))
+    return folder.resolve().name if folder.is_dir() else name
+
+
+def _check_supported(checkpoint: Checkpoint) -> None:
+    kind = checkpoint.config.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise BackboneError(
+            f"{checkpoint.folder} is a {kind!r} model, and emi runs {', '.join(MODEL_TYPES)}; choose one of those, or "
+            "--backbone silero"
+        )
+    if checkpoint.config.get("add_adapter"):
+        raise BackboneError(
+            f"{checkpoint.folder} has an adapter that shortens its output (add_adapter), and emi runs none; choose a "
+            "checkpoint without, or --backbone silero"
+        )
+    rate = checkpoint.preprocessor.get("sampling_rate", 16_000)
+    if rate != 16_000:
+        raise BackboneError(f"{checkpoint.folder} expects {rate} Hz audio, and emi decodes to 16000 Hz")
+
+
+def _normalises(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.preprocessor.get("do_normalize", True))
+
+
+def _left_out(folder: Path, layout: Layout) -> str:
+    if not layout.others:
+        return ""
+    return (
+        f"{folder.name} has weights beside its encoder that are left out: {', '.join(layout.others)} (a head is used "
+        "where its three outputs are called arousal, dominance and valence)"
+    )

@@ -1,0 +1,1 @@
+"""Extraction shared between processes and between machines."""

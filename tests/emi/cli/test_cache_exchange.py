@@ -1,0 +1,148 @@
+"""`emi cache import` and `emi cache export` as a user meets them."""
+
+import csv
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cache import EmiError, open_cache
+from emi.cli.cache import export as cache_export
+from emi.cli.cache import import_ as cache_import
+
+APP = typer.Typer(rich_markup_mode=None)
+APP.command("import", epilog=cache_import.EXAMPLE)(cache_import.import_)
+APP.command("export", epilog=cache_export.EXAMPLE)(cache_export.export)
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """What a command says on both streams; its error is raised."""
+    result = CliRunner().invoke(APP, list(map(str, arguments)))
+    if isinstance(result.exception, EmiError):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Features as they come with Hume-Vidmimic2."""
+    root = tmp_path / "wav2vec2"
+    root.mkdir()
+    for number in range(4):
+        frames = np.random.default_rng(number).normal(size=(50 * (number + 1), 8)).astype(np.float32)
+        (root / f"{number:05d}.pkl").write_bytes(pickle.dumps(frames))
+    (root / "Thumbs.db").write_bytes(b"thumbs")
+    return root
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_the_help_has_an_example(command):
+    text = " ".join(run(command, "--help").split())
+    assert f"Example: emi cache {command} " in text
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+def test_features_go_in_and_come_out(folder, tmp_path, suffix):
+    cache, out = tmp_path / f"f{suffix}", tmp_path / "f.parquet"
+    importing = ("import", folder, cache, "--hop-seconds", 0.02)
+    assert f"wrote 4 clips (0.2 min at 0.02 s a frame) to {cache}" in run(*importing)
+    assert f"nothing to do: all 4 clips are in {cache}, and unchanged" in run(*importing)
+    with open_cache(cache) as store:
+        assert store.fingerprint["backbone"] == "import:wav2vec2"
+        assert store["00003"].seconds == 4
+        frames = [store[clip_id].frames for clip_id in store]
+    exporting = ("export", cache, out, "--to", "parquet")
+    assert f"wrote 4 clips to {out}" in run(*exporting)
+    assert f"nothing to do: all 4 clips are in {out}" in run(*exporting)
+    rows = pq.read_table(out).to_pylist()
+    assert [np.array(row["frames"], np.float16).tobytes() for row in rows] == [f.tobytes() for f in frames]
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "datasets"])
+def test_the_clips_of_a_list_come_out(folder, tmp_path, kind):
+    cache, ids = tmp_path / "f.h5", tmp_path / "ids.txt"
+    run("import", folder, cache, "--hop-seconds", 0.02, "--name", "mine", "--dtype", "float32")
+    ids.write_bytes("\ufeff00002\r\n\r\n1\r\n".encode())
+    assert "wrote 2 clips" in run("export", cache, tmp_path / "out", "--to", kind, "--ids", ids)
+    with open_cache(cache) as store:
+        assert store.fingerprint == {"backbone": "import:mine", "hop_seconds": 0.02, "dtype": "float32"}
+        wanted = {"00001": store["00001"].frames, "00002": store["00002"].frames}
+    if kind == "npz":
+        assert {f.stem: np.load(f)["frames"].tobytes() for f in (tmp_path / "out").glob("*.npz")} == {
+            clip_id: frames.tobytes() for clip_id, frames in wanted.items()
+        }
+    elif kind == "npy":
+        assert (tmp_path / "out" / "ids.txt").read_text().split() == ["00002", "00001"]
+        frames = np.load(tmp_path / "out" / "frames.npy", mmap_mode="r")
+        assert frames.tobytes() == np.concatenate([wanted["00002"], wanted["00001"]]).tobytes()
+
+
+def test_files_that_cannot_be_imported_are_listed_and_the_exit_code_is_1(folder, tmp_path):
+    canary, cache = tmp_path / "canary", tmp_path / "f.zarr"
+    (folder / "evil.pkl").write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % os.fsencode(canary))
+    (folder / "00009.npy").write_bytes(b"")
+    arguments = ("import", folder, cache, "--hop-seconds", 0.02)
+    output = run(*arguments, code=1)
+    assert "wrote 4 clips" in output
+    assert f"2 files could not be imported (also in {tmp_path / 'failures.csv'})" in output
+    assert f"{folder / '00009.npy'}: is empty (0 bytes)" in output
+    assert f"{folder / 'evil.pkl'}: it asks for os.system" in output
+    with (tmp_path / "failures.csv").open(newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ["00009", "evil"]
+    assert "nothing to do" not in run(*arguments, code=1)
+    (folder / "evil.pkl").unlink()
+    (folder / "00009.npy").unlink()
+    (tmp_path / "failures.csv").unlink()
+    assert "nothing to do" in run(*arguments)
+    assert not canary.exists()
+
+
+def test_many_failures_are_counted(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(25):
+        (folder / f"{number}.npy").write_bytes(b"")
+    output = run("import", folder, tmp_path / "new" / "f.zarr", "--hop-seconds", 1, code=1)
+    assert "25 files could not be imported" in output
+    assert "… and 5 more" in output
+
+
+def test_wrong_options_are_told_in_one_sentence(folder, tmp_path):
+    cache = tmp_path / "f.zarr"
+    with pytest.raises(EmiError, match="--hop-seconds must be above zero"):
+        run("import", folder, cache, "--hop-seconds", 0)
+    with pytest.raises(EmiError, match="--dtype must be one of"):
+        run("import", folder, cache, "--hop-seconds", 1, "--dtype", "int8")
+    with pytest.raises(EmiError, match="there is no feature cache"):
+        run("export", cache, tmp_path / "out", "--to", "npz")
+    run("import", folder, cache, "--hop-seconds", 1)
+    with pytest.raises(EmiError, match="--to must be one of npz, npy, parquet, datasets"):
+        run("export", cache, tmp_path / "out", "--to", "csv")
+    with pytest.raises(EmiError, match="cannot be read as UTF-8 text"):
+        run("export", cache, tmp_path / "out", "--to", "npz", "--ids", tmp_path / "none.txt")
+    (tmp_path / "ids.txt").write_text("00001\n77\n")
+    with pytest.raises(EmiError, match="no clip '77'"):
+        run("export", cache, tmp_path / "out", "--to", "npz", "--ids", tmp_path / "ids.txt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_neither_command_needs_torch_nor_arrow_for_numpy(folder, tmp_path):
+    code = f"""
+import sys
+from cache.exchange.importing import import_features
+from cache.exchange.exporting import export
+from cache.reader import open_cache
+import_features({str(folder)!r}, {str(tmp_path / "f.h5")!r}, hop_seconds=0.02)
+with open_cache({str(tmp_path / "f.h5")!r}) as store:
+    export(store, {str(tmp_path / "out")!r}, "npz")
+print(sorted({{"torch", "pyarrow", "datasets", "pandas"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"

@@ -1,0 +1,219 @@
+"""Who is lent what, and what follows when an actor is lost; the actors are made up, so that any of it can happen."""
+
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import extract.workers.ray_lending
+from extract.errors import ExtractProcessError
+from extract.failures import Failure
+from extract.sources import Source
+from extract.stats import PipelineStats
+from extract.workers.ray_actor import Report, Window
+from extract.workers.ray_lending import Lender
+
+
+class LostError(Exception):
+    """Ray's word for an actor that died."""
+
+
+class RaisedError(LostError):
+    """Ray's word for what an actor raised."""
+
+    def __init__(self, cause):
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Ref:
+    """A promise that is kept at once: a value, an error, or (`never`) nothing."""
+
+    def __init__(self, value=None, never=False):
+        self.value, self.never = value, never
+
+
+class Stream(Ref):
+    """Reports, of which the last may be an error."""
+
+    def __init__(self, reports):
+        super().__init__()
+        self._reports = reports
+
+    def __next__(self):
+        try:
+            return Ref(next(self._reports))
+        except LostError as error:
+            return Ref(error)
+
+
+class Ray:
+    """As much of the package as a lender uses."""
+
+    exceptions = SimpleNamespace(RayError=LostError, RayTaskError=RaisedError)
+
+    def __init__(self):
+        self.killed = []
+        self.kill = self.killed.append
+
+    def wait(self, refs, num_returns=1, **_):
+        ready = [ref for ref in refs if not ref.never][:num_returns]
+        return ready, [ref for ref in refs if ref not in ready]
+
+    def get(self, ref):
+        if isinstance(ref.value, Exception):
+            raise ref.value
+        return ref.value
+
+
+def method(run):
+    """What a handle has where the actor has a method."""
+    return SimpleNamespace(remote=run, options=lambda **_: SimpleNamespace(remote=run))
+
+
+@pytest.fixture
+def committed(monkeypatch):
+    """Ids of the clips that the cache holds."""
+    ids = []
+
+    def open_cache(_):
+        return contextlib.nullcontext(SimpleNamespace(ids=list(ids), seconds=np.ones(len(ids))))
+
+    monkeypatch.setattr(extract.workers.ray_lending, "open_cache", open_cache)
+    return ids
+
+
+@pytest.fixture
+def lend(committed):
+    """Lend windows of two clips to actors whose `fill` is given; returns what was lent, its results and the notes."""
+
+    def run(count, fill, actors=2, load=lambda: "here", placed=True):
+        seen = SimpleNamespace(lent=[], results=[])
+
+        def filled(windows):
+            seen.lent.append([window.number for window in windows])
+            return Stream(fill(windows))
+
+        def actor():
+            return SimpleNamespace(
+                ping=method(lambda: Ref(never=not placed)),
+                load=method(lambda _: Ref(load(), never=not placed)),
+                fill=method(filled),
+                stop=method(Ref),
+            )
+
+        job, ray = SimpleNamespace(cache="f.zarr"), Ray()
+        lender = Lender(ray, actor, job, PipelineStats(), lambda *result: seen.results.append(result))
+        windows = [Window(i, [Source(f"{i}{c}", Path(f"{i}{c}.wav")) for c in "ab"], frozenset()) for i in range(count)]
+        with contextlib.closing(lender):
+            lender.lend_all(windows, actors)
+        assert len(ray.killed) == actors + len(lender.notes)
+        seen.ids, seen.notes = [id for id, _, _ in seen.results], lender.notes
+        return seen
+
+    return run
+
+
+def report(window):
+    results = [(source.id, 1.0, None) for source in window.sources if source.id not in window.done]
+    return Report(window.number, results, PipelineStats(decode=1.0))
+
+
+def everything(windows):
+    for window in windows:
+        yield report(window)
+
+
+def test_several_windows_are_lent_together_at_first_and_single_ones_in_the_end(lend):
+    seen = lend(24, everything)
+    assert [len(windows) for windows in seen.lent] == [4, 4, 4, 3, 2, 1, 1, 1, 1, 1, 1, 1]
+    assert sorted(number for windows in seen.lent for number in windows) == list(range(24))
+    assert sorted(seen.ids) == sorted(f"{i}{c}" for i in range(24) for c in "ab")
+
+
+def test_what_a_lost_actor_was_lent_goes_to_others_window_by_window(lend, committed):
+    lost = []
+
+    def fill(windows):
+        if not lost:
+            lost.append([window.number for window in windows])
+            yield report(windows[0])
+            committed.append("1a")
+            raise LostError("The actor is dead because its worker process has died. See the log.")
+        yield from everything(windows)
+
+    seen = lend(20, fill)
+    assert lost == [[0, 1, 2, 3]]
+    assert all(len(windows) == 1 for windows in seen.lent[1:] if windows[0] in (1, 2, 3))
+    assert len(seen.ids) == len(set(seen.ids)) == 40  # of these 1a was found in the cache
+    assert seen.notes == ["the actor on here was lost: its worker process has died; what it left was given to another"]
+
+
+def test_a_window_that_was_committed_and_not_reported_is_not_lent_again(lend, committed):
+    def fill(windows):
+        if not committed:
+            committed.extend(source.id for source in windows[0].sources)
+            raise LostError("lost")
+        yield from everything(windows)
+
+    seen = lend(2, fill, actors=1)
+    assert seen.lent == [[0], [1]]
+    assert sorted(seen.ids) == ["0a", "0b", "1a", "1b"]
+
+
+def test_a_window_is_given_up_after_three_attempts_and_the_others_are_done(lend):
+    lent = []
+
+    def fill(windows):
+        for window in windows:
+            lent.append(window.number)
+            if window.number == 2:
+                raise LostError("its node is running low on memory")
+            yield report(window)
+
+    with pytest.raises(ExtractProcessError, match=r"given the clips '2a' to '2b' was lost \(.*ran out of memory"):
+        lend(20, fill)
+    assert lent.count(2) == 3
+    assert set(lent) == set(range(20))
+
+
+def test_actors_that_are_lost_before_they_can_work_are_replaced_until_three_were(lend):
+    starts = []
+
+    def load():
+        starts.append(1)
+        return LostError("The actor is dead because its node has died. More.")
+
+    with pytest.raises(ExtractProcessError, match=r"no actor could be started .*its node has died"):
+        lend(4, everything, load=load)
+    assert len(starts) == 4
+
+
+def test_what_an_actor_raises_is_raised_at_once(lend):
+    def fill(windows):
+        raise RaisedError(ValueError("broken"))
+        yield
+
+    with pytest.raises(ValueError, match=r"^broken$"):
+        lend(4, fill)
+
+
+def test_a_cluster_that_never_has_room_is_an_error(lend, monkeypatch):
+    monkeypatch.setattr(extract.workers.ray_lending, "PLACED_WITHIN", 0.0)
+    with pytest.raises(ExtractProcessError, match="had no room for an actor"):
+        lend(4, everything, placed=False)
+
+
+def test_a_machine_that_cannot_import_emi_ends_the_run(lend):
+    error = LostError("The actor with name X failed to import on the worker.\nImportError: No module named 'x'")
+    with pytest.raises(ExtractProcessError, match=r"cannot import emi \(ImportError: No module named 'x'\)"):
+        lend(4, everything, load=lambda: error)
+
+
+def test_a_failure_keeps_the_path_that_the_caller_gave(lend):
+    def fill(_):
+        yield Report(0, [("0a", 0.0, Failure("0a", "/elsewhere/0a.wav", "is empty"))], PipelineStats())
+
+    assert lend(1, fill, actors=1).results == [("0a", 0.0, Failure("0a", "0a.wav", "is empty"))]

@@ -1,0 +1,1 @@
+"""Labels, and the splits made of labels and cached features."""

@@ -1,0 +1,75 @@
+"""Groups of clips that belong together, speakers above all: what they are, that splits share none, folds by them."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from cache.containers.container import StrPath
+from train_head.data.labels import match_groups, read_clips
+from train_head.errors import LabelError
+
+Rows = list[int]
+
+
+def groups_of(clips: StrPath | Sequence[str], by: str) -> tuple[str, ...]:
+    """Name the group of each clip.
+
+    Args:
+        clips: a label CSV, whose values are not looked at, or Filenames.
+        by: a column of that CSV, or a regular expression that finds the group in Filename.
+
+    Returns:
+        One group per clip, in file order.
+
+    Raises:
+        LabelError: the file is wrong, or no group is found in some Filenames; names the first five.
+    """
+    if not isinstance(clips, str | os.PathLike):
+        return match_groups(clips, by, "these clips")
+    groups = read_clips(clips, by).groups
+    assert groups is not None
+    return groups
+
+
+def check_disjoint(train_groups: Sequence[str], valid_groups: Sequence[str]) -> None:
+    """Refuse splits with common groups: a head that knows a speaker already is judged too well.
+
+    Raises:
+        LabelError: says how many groups are in both, and names the first five.
+    """
+    both = sorted(set(train_groups) & set(valid_groups))
+    if both:
+        raise LabelError(
+            f"{len(both)} of the {len(set(valid_groups))} validation groups are in the training split too "
+            f"(first: {', '.join(both[:5])}); keep each group in one split"
+        )
+
+
+def speaker_folds(groups: Sequence[str], folds: int, seed: int) -> list[tuple[Rows, Rows]]:
+    """Cut clips into folds that share no group, of as equal numbers of clips as whole groups allow.
+
+    The largest group goes first, each to the smallest fold so far (scikit-learn's `GroupKFold`). The seed decides in
+    which order groups of one size go; where all sizes differ, every seed gives the same folds.
+
+    Args:
+        groups: the group of each clip.
+        folds: how many; 2 or more.
+        seed: of the order of equally large groups.
+
+    Returns:
+        Per fold the rows to train on and the rows to validate on, both ascending.
+
+    Raises:
+        LabelError: fewer than 2 folds, or more folds than groups.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    names, codes = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    if folds < 2:
+        raise LabelError(f"cross-validation needs at least 2 folds, got {folds}")
+    if folds > len(names):
+        raise LabelError(f"{folds} folds need as many groups, and there are {len(names)}: {', '.join(names[:5])}")
+    shuffled = np.random.default_rng(seed).permutation(len(names))[codes]
+    split = GroupKFold(n_splits=folds).split(np.zeros((len(codes), 1)), groups=shuffled)
+    return [(train.tolist(), valid.tolist()) for train, valid in split]

@@ -1,0 +1,384 @@
+"""Read label and prediction CSVs: a Filename column, one column per target, and perhaps some that mean other things."""
+
+import contextlib
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.containers.container import StrPath
+from cache.errors import TableError
+from cache.exchange.tables import FILENAME, Table, read_table
+from cache.ids import clip_id
+from train_head.data.label_columns import (
+    Columns,
+    choose_columns,
+    first_text,
+    is_missing,
+    is_number,
+    read_numbers,
+    where,
+)
+from train_head.data.label_format import UNIT, LabelColumns, LabelFormat, Range, range_hint
+from train_head.data.raters import Ratings
+from train_head.errors import LabelError
+
+__all__ = [
+    "FILENAME",
+    "Labels",
+    "NoGroupsError",
+    "label_table",
+    "match_groups",
+    "open_csv",
+    "read_clips",
+    "read_labels",
+    "write_predictions",
+]
+
+_RATERS_NAME = re.compile(r"rater|annotator|judge|coder|worker|labell?er|observer|participant", re.IGNORECASE)
+
+
+class NoGroupsError(LabelError):
+    """The groups that were asked for are in no column and in no Filename."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """One split.
+
+    Attributes:
+        path: the CSV.
+        filenames: the Filename column as written, in file order.
+        ids: the clip ids they stand for, as far as they say; `train_head.data.splits.resolve` finds those of a cache.
+        names: the targets, in column order or in the order in which they were named.
+        values: (clips, targets) float32 in `range`, NaN where a label is missing; (clips, 0) where the file has no
+            targets.
+        groups: what each clip belongs to, a speaker for example; None where no groups were asked for.
+        ignored: columns of the file that mean nothing here.
+        range: the ends of the labels' scale.
+        unlabelled: clips that were left out because none of their labels is there.
+        ratings: the labels of single raters, whose mean `values` is; None where no raters were asked for.
+    """
+
+    path: str
+    filenames: tuple[str, ...]
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    values: NDArray[np.float32]
+    groups: tuple[str, ...] | None = None
+    ignored: tuple[str, ...] = ()
+    range: Range = UNIT
+    unlabelled: int = 0
+    ratings: Ratings | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> "Labels":
+        """The split restricted to some of its rows."""
+        return replace(
+            self,
+            filenames=tuple(self.filenames[i] for i in rows),
+            ids=tuple(self.ids[i] for i in rows),
+            values=self.values[list(rows)],
+            groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
+            ratings=None if self.ratings is None else self.ratings.take(rows),
+        )
+
+    def labelled(self) -> "Labels":
+        """The split without the clips that have no label at all."""
+        rows = np.flatnonzero(~np.isnan(self.values).all(axis=1)).tolist()
+        if len(rows) == len(self):
+            return self
+        return replace(self.take(rows), unlabelled=self.unlabelled + len(self) - len(rows))
+
+    @property
+    def unit_values(self) -> NDArray[np.float32]:
+        """(clips, targets) float32 with the range mapped to [0, 1]: what is trained on."""
+        if self.range == UNIT:
+            return self.values
+        low, high = self.range
+        return ((self.values.astype(np.float64) - low) / (high - low)).astype(np.float32)
+
+
+def read_labels(path: StrPath, form: LabelFormat | None = None, *, check_range: bool = True) -> Labels:
+    """Read a CSV of targets.
+
+    Args:
+        path: CSV with a header; see `cache.exchange.tables.read_table`. Filename may be any column.
+        form: which columns mean what, and the scale of the numbers.
+        check_range: False for predictions, which may lie outside the range of the labels, but not be missing.
+
+    Raises:
+        LabelError: no such file, no Filename, a duplicate or empty clip, a value that is not a number or out of range,
+            or an empty group, with its line; no column of numbers; or no group in a Filename.
+    """
+    form = form or LabelFormat()
+    table = label_table(path)
+    columns = choose_columns(table, form)
+    filenames, rows = _clips(table, columns)
+    if len(filenames) < len(rows) and form.rater is None:
+        raise _duplicate(table, columns, rows)
+    if not columns.targets and (error := first_text(table, columns)) is not None:
+        raise error
+    numbers = read_numbers(table, columns.targets)
+    if check_range:
+        _check_range(table, columns, numbers, form)
+    else:
+        _check_present(table, columns, numbers)
+    numbers /= form.scale
+    ratings = None
+    if form.rater is not None:
+        ratings = _ratings(table, columns, rows, numbers)
+        numbers = ratings.mean(len(filenames))
+    return Labels(
+        path=table.path,
+        filenames=filenames,
+        ids=tuple(map(clip_id, filenames)),
+        names=tuple(table.header[i] for i in columns.targets),
+        values=numbers.astype(np.float32),
+        groups=_groups(table, columns, filenames, rows, form),
+        ignored=columns.ignored,
+        range=form.range,
+        ratings=ratings,
+    )
+
+
+def read_split(split: str, path: StrPath, form: LabelFormat) -> Labels:
+    """Read the labels of a split; those of "test" may lack the raters and the groups.
+
+    Raises:
+        LabelError: as for `read_labels`.
+    """
+    if split != "test":
+        return read_labels(path, form)
+    if form.rater not in label_table(path).header:
+        form = replace(form, rater=None)
+    try:
+        return read_labels(path, form)
+    except NoGroupsError:
+        return read_labels(path, replace(form, group_by=None))
+
+
+def read_clips(path: StrPath, group_by: str | None = None, *, repeated: bool = False) -> Labels:
+    """Read the Filename column alone, and the groups where asked for.
+
+    Args:
+        path: as for `read_labels`.
+        group_by: as of `LabelColumns`.
+        repeated: whether a clip may have several rows, one for each rater.
+
+    Raises:
+        LabelError: as for `read_labels`, but for the values.
+    """
+    table, form = label_table(path), LabelColumns(group_by=group_by)
+    if FILENAME not in table.header:
+        choose_columns(table, form)
+    group = table.header.index(group_by) if group_by in table.header else None
+    columns = Columns((), (), table.header.index(FILENAME), group, None)
+    filenames, rows = _clips(table, columns)
+    if len(filenames) < len(rows) and not repeated:
+        raise _duplicate(table, columns, rows)
+    return Labels(
+        path=table.path,
+        filenames=filenames,
+        ids=tuple(map(clip_id, filenames)),
+        names=(),
+        values=np.empty((len(filenames), 0), np.float32),
+        groups=_groups(table, columns, filenames, rows, form),
+    )
+
+
+def label_table(path: StrPath) -> Table:
+    """Read a table with at least one row, each with the header's number of cells.
+
+    Raises:
+        LabelError: no such file, no CSV, no rows, or one of another length.
+    """
+    place = Path(path)
+    if not place.is_file():
+        raise LabelError(f"there is no label file at {place}")
+    try:
+        table = read_table(place)
+        table.check_cells()
+    except TableError as error:
+        raise LabelError(str(error)) from error
+    if FILENAME in table.header and not table.rows:
+        raise LabelError(f"{place} has a header and no rows")
+    return table
+
+
+@contextlib.contextmanager
+def open_csv(path: Path) -> Iterator[Any]:
+    """A `csv.reader` of a file in UTF-8, with a byte-order mark or not.
+
+    Raises:
+        LabelError: another encoding, or no CSV, found while reading; says where.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        try:
+            yield rows
+        except UnicodeDecodeError as error:
+            raise LabelError(f"{path} is not in UTF-8 ({error.reason}); save it as CSV in UTF-8") from error
+        except csv.Error as error:
+            raise LabelError(f"{path}, line {rows.line_num}: no CSV ({error}); does a quote never end?") from error
+
+
+def match_groups(filenames: Sequence[str], pattern: str, where: str = "the label file") -> tuple[str, ...]:
+    r"""Find each clip's group in its Filename.
+
+    Args:
+        filenames: as written in a label file.
+        pattern: regular expression, searched anywhere in the name; its one group is the clip's group, or the whole
+            match where it has none: `Actor_(\d+)`.
+        where: the file, for the error.
+
+    Raises:
+        LabelError: the pattern is no regular expression, has several groups, or fails on a name; names the first five.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise LabelError(f"{pattern!r} is neither a column of {where} nor a regular expression: {error}") from error
+    if compiled.groups > 1:
+        raise LabelError(f"the regular expression {pattern!r} has {compiled.groups} groups, expected one or none")
+    matches = [compiled.search(name) for name in filenames]
+    found = [match[compiled.groups] if match else None for match in matches]
+    failed = [name for name, group in zip(filenames, found, strict=True) if not group]
+    if failed:
+        raise NoGroupsError(
+            f"{pattern!r} is no column of {where}, and as a regular expression finds no group in {len(failed)} of its "
+            f"{len(filenames)} Filenames (first: {', '.join(failed[:5])})"
+        )
+    return tuple(group for group in found if group)
+
+
+def write_predictions(path: Path, labels: Labels, names: Sequence[str], values: NDArray[np.floating]) -> None:
+    """Write predictions with the header and row order of the labels; nine digits keep float32 exact."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([FILENAME, *names])
+        for name, row in zip(labels.filenames, values, strict=True):
+            writer.writerow([name, *(f"{value:.9g}" for value in row)])
+    temporary.replace(path)
+
+
+def _clips(table: Table, columns: Columns) -> tuple[tuple[str, ...], list[int]]:
+    """The clips in the order in which they first come, and for every row the number of its clip."""
+    filenames: list[str] = []
+    rows: list[int] = []
+    known: dict[str, int] = {}
+    padded: dict[str, str] = {}  # 1 and 00001 are one clip; 1 and 01 may be two files
+    for i, cells in enumerate(table.rows):
+        name = cells[columns.filename]
+        if not name:
+            raise LabelError(f"{table.where(i)}: the Filename is empty")
+        same = next((other for other in (name, clip_id(name), padded.get(name)) if other in known), None)
+        if same is None:
+            same = name
+            known[name], padded[clip_id(name)] = len(filenames), name
+            filenames.append(name)
+        rows.append(known[same])
+    return tuple(filenames), rows
+
+
+def _duplicate(table: Table, columns: Columns, rows: Sequence[int]) -> LabelError:
+    """The error for a clip with several rows; names a column that may be the raters'."""
+    first: dict[int, int] = {}
+    i = next(i for i, clip in enumerate(rows) if first.setdefault(clip, i) != i)
+    rater = _looks_like_raters(table, columns, rows)
+    hint = f"; if these are several raters, give --rater {rater!r}" if rater else ""
+    name, line = table.rows[i][columns.filename], table.lines[first[rows[i]]]
+    return LabelError(f"{table.where(i)}: clip {name!r} stands in line {line} already{hint}")
+
+
+def _looks_like_raters(table: Table, columns: Columns, rows: Sequence[int]) -> str | None:
+    """A column that tells the rows of every clip apart, and whose values come again with other clips."""
+    found: list[tuple[int, int]] = []
+    for k, name in enumerate(table.header):
+        cells = [row[k] for row in table.rows]
+        pairs = set(zip(rows, cells, strict=True))
+        if k == columns.filename or not name or len(pairs) < len(cells) or len(set(cells)) == len(cells):
+            continue
+        numbers = [cell for cell in cells if is_number(cell)]
+        whole = all(cell.isdecimal() for cell in cells) and 2 * len(set(cells)) <= len(cells)
+        if _RATERS_NAME.search(name):
+            found.append((0, k))
+        elif not numbers or whole:
+            found.append((1 if not numbers else 2, k))
+    return table.header[min(found)[1]] if found else None
+
+
+def _ratings(table: Table, columns: Columns, rows: Sequence[int], numbers: NDArray[np.float64]) -> Ratings:
+    assert columns.rater is not None
+    names = [cells[columns.rater] for cells in table.rows]
+    seen: dict[tuple[int, str], int] = {}
+    for i, (clip, name) in enumerate(zip(rows, names, strict=True)):
+        if is_missing(name):
+            raise LabelError(f"{where(table, i, columns.rater)}: the rater is empty")
+        if (clip, name) in seen:
+            raise LabelError(
+                f"{table.where(i)}: rater {name!r} rated clip {table.rows[i][columns.filename]!r} in line "
+                f"{table.lines[seen[clip, name]]} already"
+            )
+        seen[clip, name] = i
+    raters = tuple(dict.fromkeys(names))
+    number = {name: i for i, name in enumerate(raters)}
+    return Ratings(raters, np.array([number[name] for name in names]), np.array(rows), numbers)
+
+
+def _groups(
+    table: Table, columns: Columns, filenames: tuple[str, ...], rows: Sequence[int], form: LabelColumns
+) -> tuple[str, ...] | None:
+    if form.group_by is None:
+        return None
+    if columns.group is None:
+        return match_groups(filenames, form.group_by, table.path)
+    groups: list[str] = []
+    for i, (clip, cells) in enumerate(zip(rows, table.rows, strict=True)):
+        group = cells[columns.group]
+        if not group:
+            raise LabelError(f"{where(table, i, columns.group)}: the group is empty")
+        if clip == len(groups):
+            groups.append(group)
+        elif groups[clip] != group:
+            raise LabelError(
+                f"{where(table, i, columns.group)}: clip {filenames[clip]!r} is of group {group!r} here, and of "
+                f"{groups[clip]!r} before; a clip belongs to one group"
+            )
+    return tuple(groups)
+
+
+def _check_range(table: Table, columns: Columns, numbers: NDArray[np.float64], form: LabelFormat) -> None:
+    low, high = form.range if form.range != UNIT else (0.0, form.scale)
+    outside = np.argwhere((numbers < low) | (numbers > high))
+    if not len(outside):
+        return
+    row, k = outside[0]
+    name, cell = table.header[columns.targets[k]], table.rows[row][columns.targets[k]]
+    least, most = np.nanmin(numbers[:, k]), np.nanmax(numbers[:, k])
+    advice = ["mend it, or the scale that was given"]
+    if form.scale == 1.0 and form.range == UNIT:
+        advice = [f"give {range_hint(least, most)}"]
+    if not form.targets:
+        others_fit = len(np.unique(outside[:, 1])) < len(columns.targets)
+        advice.insert(0 if others_fit else 1, "name the columns that are labels with --targets")
+    raise LabelError(
+        f"{where(table, row, columns.targets[k])}: {cell} is outside {low:g} to {high:g}; {', or '.join(advice)} "
+        f"({name} goes from {least:g} to {most:g})"
+    )
+
+
+def _check_present(table: Table, columns: Columns, numbers: NDArray[np.float64]) -> None:
+    missing = np.argwhere(np.isnan(numbers))
+    if len(missing):
+        row, k = missing[0]
+        cell = table.rows[row][columns.targets[k]]
+        raise LabelError(f"{where(table, row, columns.targets[k])}: {cell!r} is no prediction; write a number")

@@ -1,0 +1,206 @@
+"""Several raters per clip: their mean as the label, how reliable it is, and how well one rater agrees with the others.
+
+A model that predicts the mean of the raters is compared with the reliability of that mean, and with a single rater
+judged in the same way (against the mean of the others): the ceiling that agreement between people sets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train_head.evaluation.metrics import Report, concordance, pearson
+
+Optional = float | None
+Column = NDArray[np.float64]
+FEWEST_CLIPS = 3
+"""Clips that a rater must share with others to be correlated with them: from two, every correlation is 1 or -1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ratings:
+    """The labels of single raters, one row each.
+
+    Attributes:
+        raters: their names.
+        rater: (ratings,) int64, which of them.
+        clip: (ratings,) int64, the row of the clip in its split.
+        values: (ratings, targets) float64, NaN where a label is missing.
+    """
+
+    raters: tuple[str, ...]
+    rater: NDArray[np.int64]
+    clip: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    def mean(self, clips: int) -> Column:
+        """(clips, targets) float64 mean over a clip's raters, NaN where none gave a label."""
+        present = ~np.isnan(self.values)
+        total, count = (np.zeros((clips, self.values.shape[1])) for _ in range(2))
+        np.add.at(total, self.clip, np.where(present, self.values, 0.0))
+        np.add.at(count, self.clip, present)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    def take(self, rows: Sequence[int]) -> "Ratings":
+        """Those of some clips, which are numbered anew."""
+        if not len(rows):
+            return Ratings(self.raters, self.rater[:0], self.clip[:0], self.values[:0])
+        place = np.full(max(int(self.clip.max(initial=0)), max(rows)) + 1, -1)
+        place[list(rows)] = np.arange(len(rows))
+        kept = place[self.clip] >= 0
+        return Ratings(self.raters, self.rater[kept], place[self.clip[kept]], self.values[kept])
+
+    def joined(self, other: "Ratings", clips: int) -> "Ratings":
+        """These and those of a split that is put behind this one of `clips` clips."""
+        raters = tuple(dict.fromkeys((*self.raters, *other.raters)))
+        number = np.array([raters.index(name) for name in other.raters], dtype=np.int64)
+        return Ratings(
+            raters,
+            np.concatenate([self.rater, number[other.rater]]),
+            np.concatenate([self.clip, other.clip + clips]),
+            np.concatenate([self.values, other.values]),
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well raters agree; None where it is undefined.
+
+    Attributes:
+        names: the targets.
+        raters: how many people rated.
+        clips: clips with a label of at least one of them.
+        per_clip: mean number of ratings of such a clip.
+        reliability: per target, that of the mean of a clip's raters: ICC(1,k).
+        pearson: per target, one rater against the mean of the others of each clip, mean over the raters.
+        concordance: the same by CCC.
+    """
+
+    names: tuple[str, ...]
+    raters: int
+    clips: int
+    per_clip: float
+    reliability: tuple[Optional, ...]
+    pearson: tuple[Optional, ...]
+    concordance: tuple[Optional, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, with None for what is undefined."""
+        return {
+            "raters": self.raters,
+            "clips": self.clips,
+            "per_clip": self.per_clip,
+            "reliability": dict(zip(self.names, self.reliability, strict=True)),
+            "ceiling_pearson": dict(zip(self.names, self.pearson, strict=True)),
+            "ceiling_concordance": dict(zip(self.names, self.concordance, strict=True)),
+        }
+
+    def table(self, report: Report) -> str:
+        """Plain-text table: the raters, and beside them a model of the same targets."""
+        width = max(14, *map(len, self.names))
+        lines = [
+            f"{self.raters} raters, {self.per_clip:.1f} per clip, {self.clips} clips",
+            f"{'':<{width}}  reliability    one rater          model",
+            f"{'':<{width}}     ICC(1,k)  Pearson     CCC  Pearson     CCC",
+        ]
+        for name, *values in self._rows(report):
+            reliability, *others = map(_cell, values)
+            lines.append(f"{name:<{width}}      {reliability}  {'  '.join(others)}")
+        return "\n".join([*lines, NOTE])
+
+    def markdown(self, report: Report) -> str:
+        """The same as a Markdown table."""
+        lines = [
+            "| target | reliability, ICC(1,k) | one rater: Pearson | CCC | model: Pearson | CCC |",
+            "|---|---|---|---|---|---|",
+        ]
+        for name, *values in self._rows(report):
+            lines.append(f"| {name.replace('|', chr(92) + '|')} | {' | '.join(_cell(v).strip() for v in values)} |")
+        head = f"{self.raters} raters, {self.per_clip:.1f} per clip, {self.clips} clips."
+        return "\n".join([head, "", *lines, "", NOTE])
+
+    def _rows(self, report: Report) -> list[tuple[Any, ...]]:
+        model = dict(zip(report.names, zip(report.pearson, report.concordance, strict=True), strict=True))
+        people = zip(self.names, self.reliability, self.pearson, self.concordance, strict=True)
+        return [(name, *values, *model[name]) for name, *values in people]
+
+
+NOTE = (
+    "One rater: each against the mean of a clip's other raters, mean over the raters. The model is compared with the "
+    "mean of all, which is less noisy, and may do better than one rater."
+)
+
+
+def agreement(ratings: Ratings, names: Sequence[str]) -> Agreement:
+    """How reliable the mean of the raters is, and how well one agrees with the others, per target."""
+    present = ~np.isnan(ratings.values).all(axis=1)
+    clips = len(set(ratings.clip[present].tolist()))
+    found = [_of_target(ratings, k) for k in range(len(names))]
+    return Agreement(
+        names=tuple(names),
+        raters=len(set(ratings.rater[present].tolist())),
+        clips=clips,
+        per_clip=int(present.sum()) / max(1, clips),
+        reliability=tuple(reliability for reliability, _, _ in found),
+        pearson=tuple(r for _, r, _ in found),
+        concordance=tuple(c for _, _, c in found),
+    )
+
+
+def icc1k(values: Column, clip: NDArray[np.int64]) -> Optional:
+    """Reliability of the mean of a clip's ratings by a one-way random effects model: ICC(1,k).
+
+    `(MSB - MSW) / MSB` of Shrout and Fleiss, Psychological Bulletin 1979, which does not ask who rated what. Where
+    clips have unequal numbers of ratings the variances are estimated with Donner's n0 (International Statistical
+    Review 1986), and k is the harmonic mean of the numbers.
+
+    Args:
+        values: (ratings,) of one target, none missing.
+        clip: (ratings,) which clip each is of.
+
+    Returns:
+        At most 1, below 0 where raters of one clip differ more than clips do; None for fewer than two clips, without
+        a clip that was rated twice, or where all ratings are alike.
+    """
+    _, rows, counts = np.unique(clip, return_inverse=True, return_counts=True)
+    clips, total = len(counts), len(values)
+    if clips < 2 or total == clips or np.ptp(values) == 0:
+        return None
+    means = np.bincount(rows, values) / counts
+    between = float(counts @ (means - values.mean()) ** 2) / (clips - 1)
+    within = float(np.square(values - means[rows]).sum()) / (total - clips)
+    n0 = (total - float(counts @ counts) / total) / (clips - 1)
+    spread = (between - within) / n0  # variance of what the clips themselves differ by
+    k = clips / float((1.0 / counts).sum())
+    common = spread + within / k
+    return spread / common if common > 0 else None
+
+
+def _of_target(ratings: Ratings, target: int) -> tuple[Optional, Optional, Optional]:
+    """Reliability, and Pearson and CCC of one rater against the others."""
+    kept = ~np.isnan(ratings.values[:, target])
+    values, clip, rater = ratings.values[kept, target], ratings.clip[kept], ratings.rater[kept]
+    if not len(values):
+        return None, None, None
+    total, count = np.bincount(clip, values), np.bincount(clip)
+    shared = count[clip] > 1
+    values_shared, clip_shared, rater_shared = values[shared], clip[shared], rater[shared]
+    others = (total[clip_shared] - values_shared) / (count[clip_shared] - 1)
+    correlations, concordances = [], []
+    order = np.argsort(rater_shared, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(rater_shared[order])) + 1):
+        if len(rows) >= FEWEST_CLIPS:
+            correlations.append(pearson(values_shared[rows], others[rows]))
+            concordances.append(concordance(values_shared[rows], others[rows]))
+    return icc1k(values, clip), _mean(correlations), _mean(concordances)
+
+
+def _mean(values: Sequence[Optional]) -> Optional:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def _cell(value: Optional) -> str:
+    return "  undef" if value is None else f"{value:7.3f}"

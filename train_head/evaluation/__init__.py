@@ -1,0 +1,1 @@
+"""Score predictions: metrics, intervals, comparisons, submission files."""

@@ -1,0 +1,115 @@
+"""The mean of the training labels, a baseline for a prediction file: from a label CSV, or the run around the file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cache.containers.container import StrPath
+from cache.ids import clip_id, match_ids
+from train_head.data.label_format import LabelFormat, recorded_format
+from train_head.data.labels import Labels, label_table, open_csv, read_labels
+from train_head.errors import LabelError, RunFolderError
+from train_head.evaluation.metrics import Column, label_means
+from train_head.runs import run_folder
+
+FOLDS, LABELS_FOLDS = "folds.csv", "labels_folds.csv"
+"""Of cross-validation: which clip is in which fold, and the labels of all."""
+
+
+def training_mean(
+    predictions: StrPath,
+    scored: Labels,
+    train: StrPath | None = None,
+    form: LabelFormat | None = None,
+) -> tuple[Column | None, str]:
+    """The mean of the training labels, for `train_head.evaluation.metrics.evaluate`.
+
+    Args:
+        predictions: a prediction file; where it lies in a run folder, that says what the run was trained on.
+        scored: the labels of the clips that are scored.
+        train: CSV of training labels, instead of those that a run records.
+        form: how `train` is to be read.
+
+    Returns:
+        (targets,), or of folds (clips, targets), where each clip's mean is that of the other folds; None where it is
+        not known. And a sentence why, where the file lies in a run folder.
+
+    Raises:
+        LabelError: `train` is wrong, or lacks a target.
+    """
+    if train is not None:
+        return label_means(_read(train, form or LabelFormat(), scored.names)), ""
+    folder = Path(predictions).parent
+    try:
+        config = run_folder.read_config_file(folder)
+    except RunFolderError:  # no run, or a file of that name that is somebody else's
+        return None, ""
+    if not isinstance(config.get("data"), dict) or "targets" not in config["data"]:
+        return None, ""
+    try:
+        return _mean_of_run(folder, config, scored), ""
+    except (ValueError, OSError) as error:  # of labels or of folds.csv
+        return None, f"the mean of the training labels is not known: {error}; give them with --train CSV"
+
+
+def fold_means(values: ArrayLike, fold: ArrayLike) -> Column:
+    """(clips, targets) mean of the labels in the other folds.
+
+    Args:
+        values: (clips, targets).
+        fold: (clips,) number of each clip's fold.
+    """
+    labels, number = np.asarray(values, np.float64), np.asarray(fold)
+    means: Column = np.empty(labels.shape)
+    for each in np.unique(number):
+        means[number == each] = label_means(labels[number != each])
+    return means
+
+
+def _mean_of_run(folder: Path, config: Mapping[str, Any], scored: Labels) -> Column:
+    kind, data = config.get("protocol", {}).get("kind"), config.get("data", {})
+    if kind in ("fold", "folds"):
+        return _means_of_folds(folder if kind == "folds" else folder.parent, config, scored)
+    splits = ("train", "valid") if kind == "all" else ("train",)
+    return label_means(np.concatenate([_recorded(data, split, config, scored.names) for split in splits]))
+
+
+def _means_of_folds(folder: Path, config: Mapping[str, Any], scored: Labels) -> Column:
+    path, form = folder / LABELS_FOLDS, recorded_format(config)
+    labels = read_labels(
+        path, replace(form, targets=scored.names, rater=form.rater if form.rater in label_table(path).header else None)
+    )
+    with open_csv(folder / FOLDS) as rows:
+        next(rows)  # Filename,fold
+        fold = {clip_id(name): int(number) for name, number in rows}
+    missing = [name for name, clip in zip(labels.filenames, labels.ids, strict=True) if clip not in fold]
+    if missing:
+        raise LabelError(f"{folder / FOLDS} lacks {len(missing)} clips")
+    values, numbers = labels.values.astype(np.float64), np.array([fold[clip] for clip in labels.ids])
+    of = dict(zip(labels.filenames, fold_means(values, numbers), strict=True))
+    own = config["protocol"].get("number")  # of one fold; where all are together, other clips are predicted by all
+    others = label_means(values if own is None else values[numbers != own])
+    return np.stack([others if name is None else of[name] for name in match_ids(scored.filenames, of)])
+
+
+def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any], names: Sequence[str]) -> Column:
+    """The labels of a run's split, where the file is still what the run read, and the run took all of it."""
+    if split not in data:
+        raise LabelError("the run does not record them")
+    path = Path(data[split])
+    if not path.is_file() or run_folder.file_sha256(path) != data.get(f"{split}_sha256"):
+        raise LabelError(f"{path} is gone or has changed since the run was made")
+    if f"{split}_clips_sha256" in data:
+        raise LabelError(f"the run left out clips of {path}")
+    return _read(path, recorded_format(config), names)
+
+
+def _read(path: StrPath, form: LabelFormat, names: Sequence[str]) -> Column:
+    """(clips, targets) labels of the targets named."""
+    form = replace(form, targets=tuple(names), group_by=None)  # groups do not matter here
+    values: Column = read_labels(path, form).values.astype(np.float64)
+    return values

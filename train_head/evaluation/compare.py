@@ -1,0 +1,232 @@
+"""Two runs on the same clips: which is better, and could that be chance."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.containers.container import StrPath
+from train_head.data.label_format import UNIT, LabelFormat, label_format, recorded_format
+from train_head.data.labels import Labels, read_labels, read_split
+from train_head.errors import LabelError, TrainSettingsError
+from train_head.evaluation.baselines import training_mean
+from train_head.evaluation.intervals import Difference, paired_bootstrap
+from train_head.evaluation.metrics import METRICS, Baseline, evaluate
+from train_head.evaluation.scoring import align, match_rows
+from train_head.reports.tables import OVER_TARGETS, cell
+from train_head.runs.run_folder import file_sha256, read_config_file
+from train_head.suggest import unknown
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two predictions of the same clips.
+
+    Attributes:
+        a, b: the prediction files.
+        labels: the label file.
+        labelled: how many clips it has; more than were compared where the runs left some out.
+        notes: what a reader should know: that a run was made with other labels.
+        difference: the numbers.
+        baselines: of "mae", what constant predictions would score, which is to be beaten; empty for other metrics.
+    """
+
+    a: str
+    b: str
+    labels: str
+    labelled: int
+    notes: tuple[str, ...]
+    difference: Difference
+    baselines: tuple[Baseline, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, with None for what is undefined."""
+        files = {"a": self.a, "b": self.b, "labels": self.labels, "labelled": self.labelled, "notes": list(self.notes)}
+        constant = {line.name: line.mean_mae for line in self.baselines}
+        return files | {"difference": self.difference.to_dict(), "baselines": constant}
+
+    def table(self) -> str:
+        """Plain text: the files, one line per target, the mean, and what was drawn."""
+        clips = self.difference.clips
+        share = "" if clips == self.labelled else f" ({clips} of its {self.labelled} clips were predicted)"
+        files = f"A: {self.a}\nB: {self.b}\nlabels: {self.labels}{share}\n{METRICS[self.difference.metric]}:"
+        constant = [f"{line.name}: MAE {cell(line.mean_mae)} ({OVER_TARGETS})" for line in self.baselines]
+        return "\n".join([files, self.difference.table(), *constant, *self.notes])
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Predictions, and what a run folder records of the labels that belong to them."""
+
+    place: Path
+    predictions: Labels
+    labels: Path | None = None
+    sha256: str | None = None
+    form: LabelFormat | None = None
+
+
+def compare(
+    a: StrPath,
+    b: StrPath,
+    *,
+    split: str = "valid",
+    labels: StrPath | None = None,
+    label_scale: float | None = None,
+    label_range: str | Sequence[float] | None = None,
+    targets: str | Sequence[str] | None = None,
+    rater: str | None = None,
+    group_by: str | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    metric: str = "pearson",
+) -> Comparison:
+    """Compare two runs, or the prediction CSVs of any tools, clip by clip.
+
+    Args:
+        a: run folder or prediction CSV.
+        b: run folder or prediction CSV.
+        split: which predictions of a run folder: "valid" or "test".
+        labels: label CSV; by default the one that the runs record, if it is unchanged.
+        label_scale, label_range, targets, rater: how the labels are read, as of `LabelFormat`; by default as the runs
+            record it.
+        group_by: column of the labels, or regular expression on Filename; whole groups are resampled. By default what
+            the runs record.
+        resamples: how many.
+        seed: of the draws.
+        metric: "pearson", "ccc" or "mae", of which lower is better.
+
+    Raises:
+        TrainSettingsError: the metric is unknown.
+        LabelError: predictions are missing; the clips or targets of the two differ; or the labels are unknown, gone,
+            changed, or not the same for both.
+        RunFolderError: a folder is no run.
+    """
+    if metric not in METRICS:
+        raise TrainSettingsError(unknown("metric", metric, METRICS))
+    one, other = _side(a, split, targets), _side(b, split, targets)
+    _same_clips(one.predictions, other.predictions)
+    place = Path(labels) if labels is not None else _recorded_labels(one, other, split)
+    given = {
+        "label_scale": label_scale,
+        "label_range": label_range,
+        "targets": targets,
+        "rater": rater,
+        "group_by": group_by,
+    }
+    form = _format(one, other, {key: value for key, value in given.items() if value is not None})
+    truth = read_split(split if labels is None else "valid", place, form)
+    if not truth.names:
+        raise LabelError(f"{place} has no target columns beside Filename, so there is nothing to compare on")
+    rows = match_rows(one.predictions, truth)
+    unlabelled = [clip for clip, row in zip(one.predictions.ids, rows, strict=True) if row is None]
+    if unlabelled:
+        raise LabelError(f"{len(unlabelled)} predicted clips are not in {place} (first: {', '.join(unlabelled[:5])})")
+    common = truth.take(sorted(row for row in rows if row is not None))
+    values = align(one.predictions, common)
+    difference = paired_bootstrap(
+        values,
+        align(other.predictions, common),
+        common.values,
+        common.names,
+        groups=common.groups,
+        resamples=resamples,
+        seed=seed,
+        metric=metric,
+    )
+    baselines: tuple[Baseline, ...] = ()
+    if metric == "mae":
+        means = (training_mean(side.predictions.path, common)[0] for side in (one, other))
+        known = next((mean for mean in means if mean is not None), None)
+        baselines = evaluate(values, common.values, common.names, known).baselines
+    return Comparison(
+        a=one.predictions.path,
+        b=other.predictions.path,
+        labels=str(place),
+        labelled=len(truth),
+        notes=_notes((one, other), place),
+        difference=difference,
+        baselines=baselines,
+    )
+
+
+def _side(place: StrPath, split: str, targets: str | Sequence[str] | None) -> _Side:
+    path, form = Path(place), label_format(targets=targets)
+    if not path.is_dir():
+        return _Side(path, read_labels(path, form, check_range=False))
+    config = read_config_file(path)
+    predictions = path / f"predictions_{split}.csv"
+    if not predictions.is_file():
+        kind = config.get("protocol", {}).get("kind")
+        hint = "train it with --test CSV" if split == "test" else "the same `emi train-head` finishes it"
+        if split == "valid" and kind == "folds":
+            hint = "of folds, compare the files predictions_folds.csv, with --labels labels_folds.csv"
+        elif split == "valid" and "valid" not in config.get("data", {}):
+            hint = "it was trained on all clips, without any to validate on"
+        raise LabelError(f"{path} has no {predictions.name}; {hint}")
+    data = config.get("data", {})
+    return _Side(
+        path,
+        read_labels(predictions, form, check_range=False),
+        Path(data[split]) if split in data else None,
+        data.get(f"{split}_sha256"),
+        recorded_format(config),
+    )
+
+
+def _format(one: _Side, other: _Side, given: Mapping[str, Any]) -> LabelFormat:
+    """How the labels are read: as asked for, else as the first run that records it read them."""
+    recorded = [side.form for side in (one, other) if side.form is not None]
+    if len({form.range for form in recorded}) > 1:
+        ranges = " and ".join(f"{form.range[0]:g} to {form.range[1]:g}" for form in recorded)
+        raise LabelError(
+            f"{one.place} and {other.place} predict on different scales, {ranges}; compare runs of one --label-range"
+        )
+    known: dict[str, Any] = {
+        "targets": next((form.targets for form in recorded if form.targets), None),
+        "rater": next((form.rater for form in recorded if form.rater), None),
+        "group_by": next((form.group_by for form in recorded if form.group_by), None),
+        "label_scale": next((form.scale for form in recorded if form.scale != 1.0), None),
+        "label_range": next((form.range for form in recorded if form.range != UNIT), None),
+    }
+    if "label_scale" in given or "label_range" in given:
+        known |= {"label_scale": None, "label_range": None}
+    return label_format(**(known | dict(given)))
+
+
+def _recorded_labels(one: _Side, other: _Side, split: str) -> Path:
+    """The label file of two runs: the same bytes as when they were made."""
+    recorded = [(side.labels, side.sha256) for side in (one, other) if side.labels is not None]
+    if not recorded:
+        raise LabelError(f"neither {one.place} nor {other.place} records its labels; give them with --labels CSV")
+    if len({sha256 for _, sha256 in recorded}) > 1:
+        raise LabelError(
+            f"{one.place} and {other.place} were made with different {split} labels ({one.labels} and {other.labels}); "
+            "give those to compare on with --labels CSV"
+        )
+    for path, sha256 in recorded:
+        if path.is_file() and file_sha256(path) == sha256:
+            return path
+    changed = [path for path, _ in recorded if path.is_file()]
+    if changed:
+        raise LabelError(
+            f"{changed[0]} has changed since {one.place} was made; to compare on it all the same, give it with --labels"
+        )
+    raise LabelError(f"the labels of {one.place} are no longer at {recorded[0][0]}; give them with --labels CSV")
+
+
+def _same_clips(one: Labels, other: Labels) -> None:
+    for this, that in ((one, other), (other, one)):
+        missing = [clip for clip, row in zip(this.ids, match_rows(this, that), strict=True) if row is None]
+        if missing:
+            raise LabelError(
+                f"{that.path} lacks {len(missing)} of the {len(this)} clips of {this.path} (first: "
+                f"{', '.join(missing[:5])}); only predictions of the same clips can be compared"
+            )
+
+
+def _notes(sides: Sequence[_Side], labels: Path) -> tuple[str, ...]:
+    sha256 = file_sha256(labels)
+    others = [side for side in sides if side.sha256 not in (None, sha256)]
+    return tuple(
+        f"{labels} is not what {side.place} was made with: {side.labels} had other contents" for side in others
+    )

@@ -1,0 +1,284 @@
+"""Metrics of many resamples at once, as matrix products.
+
+Pearson, CCC and the mean absolute error all follow from sums over clips. What each unit, a clip or a whole group, adds
+to the sums is computed once. A bootstrap resample is then a row of counts, an exchange of two runs' predictions a row
+of zeros and ones, and the sums of all of them are one matrix product.
+
+A label that is NaN is missing and adds nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from train_head.errors import LabelError
+from train_head.evaluation.metrics import FEWEST_CLIPS, METRICS, concordance, pearson
+from train_head.suggest import unknown
+
+Values = NDArray[np.float64]
+NUMBERS_AT_ONCE = 1_000_000
+"""Counts or signs in memory at a time: 8 MB."""
+FLAT = 1e-8
+"""Variance, of values scaled to at most 1, below which a metric is computed again from the clips themselves."""
+EXACT_UNITS = 14
+"""Units up to which all exchanges are tried: 8,192, as the other half only turns the sign of the difference."""
+
+
+def draws(units: int, resamples: int, seed: int) -> Iterator[Values]:
+    """Yield how often each of `units` is drawn in each resample, as (some resamples, units) until all are drawn."""
+    rng = np.random.default_rng(seed)
+    step = max(1, NUMBERS_AT_ONCE // units)
+    for first in range(0, resamples, step):
+        size = min(step, resamples - first)
+        drawn = rng.integers(units, size=(size, units)) + np.arange(size)[:, None] * units
+        yield np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units).astype(np.float64)
+
+
+def exchanges(units: int, number: int, seed: int) -> Iterator[Values]:
+    """Yield which units are exchanged, 0 or 1, as (some exchanges, units); the first row exchanges none.
+
+    Up to `EXACT_UNITS` units every exchange comes once, but for those that are another with all units turned round.
+    With more units `number` of them are drawn.
+    """
+    if units <= EXACT_UNITS:
+        bits = (np.arange(2 ** (units - 1))[:, None] >> np.arange(units - 1)) & 1
+        yield np.hstack([np.zeros((len(bits), 1)), bits])
+        return
+    yield np.zeros((1, units))
+    rng = np.random.default_rng(seed)
+    step = max(1, NUMBERS_AT_ONCE // units)
+    for first in range(0, number, step):
+        yield rng.integers(2, size=(min(step, number - first), units)).astype(np.float64)
+
+
+def units_of(clips: int, groups: Sequence[str] | None) -> tuple[NDArray[np.intp], int]:
+    """What is resampled: the number of each clip's unit, (clips,), and how many units there are.
+
+    Args:
+        clips: how many.
+        groups: (clips,) names of groups that are drawn as wholes; None draws single clips.
+
+    Raises:
+        ValueError: not one group per clip.
+        LabelError: all clips are of one group.
+    """
+    if groups is None:
+        return np.arange(clips), clips
+    if len(groups) != clips:
+        raise ValueError(f"{len(groups)} groups for {clips} clips")
+    names, units = np.unique(np.array(groups, dtype=str), return_inverse=True)
+    if len(names) < 2:
+        raise LabelError(f"all {clips} clips are of one group, {groups[0]!r}, and an interval needs several groups")
+    return units, len(names)
+
+
+def resampled(
+    predicted: Sequence[ArrayLike],
+    target: ArrayLike,
+    groups: Sequence[str] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    metric: str = "pearson",
+) -> Values:
+    """A metric of several predictions in the same bootstrap resamples.
+
+    Args:
+        predicted: each (clips, targets).
+        target: (clips, targets); NaN is a missing label.
+        groups: as for `units_of`.
+        resamples: how many.
+        seed: of the draws.
+        metric: "pearson", "ccc" or "mae".
+
+    Returns:
+        (resamples, predictions, targets), NaN where the metric is undefined in a resample.
+
+    Raises:
+        ValueError: no resamples, or not one group per clip.
+        LabelError: all clips are of one group.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be above 0, got {resamples}")
+    p, t = np.stack([np.asarray(p, np.float64) for p in predicted]), np.asarray(target, np.float64)
+    units, count = units_of(len(t), groups)
+    sums = Sums.of(p, t, units, count, metric)
+    parts: list[Values] = []
+    for counts in draws(count, resamples, seed):
+        values, doubtful = sums.values(counts @ sums.per_unit)
+        for i, j, k in np.argwhere(doubtful):
+            rows = np.repeat(np.arange(len(t)), counts[i, units].astype(np.intp))
+            values[i, j, k] = _exact(metric, p[j, rows, k], t[rows, k])
+        parts.append(values)
+    return np.concatenate(parts)
+
+
+def exchanged(
+    a: ArrayLike,
+    b: ArrayLike,
+    target: ArrayLike,
+    groups: Sequence[str] | None = None,
+    number: int = 2000,
+    seed: int = 0,
+    metric: str = "pearson",
+) -> Values:
+    """The difference of a metric between two predictions after exchanging them within some of the units.
+
+    Pearson does not depend on the level and scale of predictions. So that mixing two runs does not either, each is
+    first brought to mean 0 and spread 1 per target, over the labelled clips.
+
+    Args:
+        a: (clips, targets).
+        b: (clips, targets).
+        target: (clips, targets); NaN is a missing label.
+        groups: as for `units_of`.
+        number: how many exchanges to draw where there are more than `EXACT_UNITS` units.
+        seed: of the draws.
+        metric: "pearson", "ccc" or "mae".
+
+    Returns:
+        (exchanges, targets) of the first minus the second, NaN where the metric is undefined for one of them. In the
+        first row nothing is exchanged.
+
+    Raises:
+        ValueError, LabelError: as `units_of`.
+    """
+    p, t = np.stack([np.asarray(a, np.float64), np.asarray(b, np.float64)]), np.asarray(target, np.float64)
+    if metric == "pearson":
+        p = _standardised(p, ~np.isnan(t))
+    units, count = units_of(len(t), groups)
+    sums = Sums.of(p, t, units, count, metric, alike=True)
+    total, turned = sums.per_unit.sum(0), sums.exchanged() - sums.per_unit
+    parts: list[Values] = []
+    for chosen in exchanges(count, number, seed):
+        values, doubtful = sums.values(total + chosen @ turned)
+        for i, j, k in np.argwhere(doubtful):
+            column = np.where(chosen[i, units] == 1, p[1 - j, :, k], p[j, :, k])
+            values[i, j, k] = _exact(metric, column, t[:, k])
+        parts.append(values[:, 0] - values[:, 1])
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sums:
+    """What each unit adds to the sums that a metric needs.
+
+    Attributes:
+        metric: "pearson", "ccc" or "mae".
+        per_unit: (units, columns): labelled clips, in one column where no label is missing and else in one per target;
+            then blocks of one column per target. Of "mae" they are the absolute errors of each prediction. Of the
+            others they are t, t², and of each prediction p, of each p² and of each pt, all scaled.
+        weights: columns of labelled clips.
+        many: how many predictions.
+        undefined: (predictions, targets), whether a column is constant or has too few labels to begin with.
+        centre, peak: (predictions + 1, targets) of the predictions, and last of the labels: a scaled value is the value
+            less its centre, over its peak.
+    """
+
+    metric: str
+    per_unit: Values
+    weights: int
+    many: int
+    undefined: NDArray[np.bool_]
+    centre: Values
+    peak: Values
+
+    @classmethod
+    def of(
+        cls, p: Values, t: Values, units: NDArray[np.intp], count: int, metric: str, *, alike: bool = False
+    ) -> "Sums":
+        """Sum up (predictions, clips, targets) and (clips, targets), scaled; with `alike` all predictions alike."""
+        known = ~np.isnan(t)
+        weights = np.ones((len(t), 1)) if known.all() else known.astype(np.float64)
+        if metric not in METRICS:
+            raise ValueError(unknown("metric", metric, METRICS))
+        centre, peak = _scale(np.concatenate([p, t[None]]), known, alike)
+        if metric == "mae":
+            errors = np.where(known, np.abs(p - t), 0.0)
+            columns, undefined = [weights, *errors], np.zeros((len(p), t.shape[1]), bool)
+        else:
+            *ps, ts = np.where(known, (np.concatenate([p, t[None]]) - centre[:, None]) / peak[:, None], 0.0)
+            squares, products = [x * x for x in ps], [x * ts for x in ps]
+            columns = [weights, ts, ts * ts, *ps, *squares, *products]
+            undefined = _constant(p, known) | _constant(t[None], known) | (known.sum(0) < FEWEST_CLIPS)
+        rows = np.hstack(columns)
+        per_unit = np.zeros((count, rows.shape[1]))
+        np.add.at(per_unit, units, rows)
+        return cls(
+            metric=metric,
+            per_unit=per_unit,
+            weights=weights.shape[1],
+            many=len(p),
+            undefined=undefined,
+            centre=centre,
+            peak=peak,
+        )
+
+    def exchanged(self) -> Values:
+        """The sums with the predictions in reverse order."""
+        targets = self.undefined.shape[1]
+        first = self.weights + (0 if self.metric == "mae" else 2 * targets)
+        blocks = self.per_unit[:, first:].reshape(len(self.per_unit), -1, self.many, targets)[:, :, ::-1]
+        return np.hstack([self.per_unit[:, :first], blocks.reshape(len(self.per_unit), -1)])
+
+    def values(self, totals: Values) -> tuple[Values, NDArray[np.bool_]]:
+        """The metric of (resamples, columns) sums.
+
+        Returns:
+            (resamples, predictions, targets), NaN where it is undefined; and of the same shape whether a column is so
+            nearly constant that the clips themselves have to be looked at.
+        """
+        targets = self.undefined.shape[1]
+        n = totals[:, None, : self.weights]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            means = totals[:, self.weights :].reshape(len(totals), -1, targets) / n
+        if self.metric == "mae":
+            return means, np.zeros(means.shape, bool)
+        t1, t2 = means[:, :1], means[:, 1:2]
+        p1, p2, pt = np.split(means[:, 2:], 3, axis=1)
+        spread_t, spread_p, shared = t2 - t1 * t1, p2 - p1 * p1, pt - p1 * t1
+        flat = (spread_t < FLAT) | (spread_p < FLAT)
+        if self.metric == "pearson":
+            found = np.clip(shared / np.sqrt(np.where(flat, 1.0, spread_t * spread_p)), -1.0, 1.0)
+        else:
+            unit = np.maximum(self.peak[:-1], self.peak[-1])
+            a, b = self.peak[:-1] / unit, self.peak[-1] / unit
+            apart = p1 * a - t1 * b + (self.centre[:-1] - self.centre[-1]) / unit
+            found = 2 * shared * a * b / np.where(flat, 1.0, spread_p * a * a + spread_t * b * b + apart * apart)
+        undefined = np.broadcast_to(self.undefined | (n < FEWEST_CLIPS), found.shape)
+        found[undefined] = np.nan
+        return found, flat & ~undefined
+
+
+def _exact(metric: str, predicted: Values, target: Values) -> float:
+    value = {"pearson": pearson, "ccc": concordance}[metric](predicted, target)
+    return np.nan if value is None else value
+
+
+def _scale(values: Values, known: NDArray[np.bool_], alike: bool) -> tuple[Values, Values]:
+    """Mean over the labelled clips and largest distance from it, of each (clips, targets), the labels last.
+
+    Scaled by them, squares neither cancel nor underflow. With `alike` all but the last have both in common.
+    """
+    centre = np.where(known, values, 0.0).sum(1) / np.maximum(known.sum(0), 1)
+    if alike:
+        centre[:-1] = centre[:-1].mean(0)
+    peak = np.where(known, np.abs(values - centre[:, None]), 0.0).max(1, initial=0.0)
+    if alike:
+        peak[:-1] = peak[:-1].max(0)
+    return centre, np.where(peak > 0, peak, 1.0)
+
+
+def _constant(values: Values, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(…, targets) whether all labelled clips have one value."""
+    high = np.where(known, values, -np.inf).max(1, initial=-np.inf)
+    low = np.where(known, values, np.inf).min(1, initial=np.inf)
+    return high <= low
+
+
+def _standardised(p: Values, known: NDArray[np.bool_]) -> Values:
+    centre, peak = _scale(np.concatenate([p, p[:1]]), known, alike=False)
+    scaled = np.where(known, (p - centre[:-1, None]) / peak[:-1, None], 0.0)
+    spread = np.sqrt((scaled * scaled).sum(1) / np.maximum(known.sum(0), 1))
+    return scaled / np.where(spread > 0, spread, 1.0)[:, None]

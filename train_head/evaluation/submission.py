@@ -1,0 +1,285 @@
+"""The file that a challenge takes: written so that it fits, and checked before it is sent.
+
+That of Hume-Vidmimic2 looks like its labels: their header, one row per clip with an integer Filename without padding,
+in ascending order, and intensities from 0 to 1.
+"""
+
+import csv
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cache.containers.container import StrPath
+from cache.ids import clip_id, find_ids
+from train_head.data.label_columns import choose_columns, is_missing
+from train_head.data.label_format import UNIT, LabelFormat, Range
+from train_head.data.labels import FILENAME, label_table, open_csv
+from train_head.errors import LabelError
+from train_head.runs.run_folder import write_atomically
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A CSV as it is written: cells are not stripped, empty rows are left out."""
+
+    path: str
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+    @property
+    def filenames(self) -> list[str]:
+        """The Filename cells of the rows that are long enough to have one."""
+        column = self.header.index(FILENAME)
+        return [cells[column] for cells in self.rows if len(cells) > column]
+
+
+def check_submission(predictions: StrPath, labels_or_template: StrPath, form: LabelFormat | None = None) -> list[str]:
+    """List everything for which a challenge's server would turn a prediction file down, or score it wrongly.
+
+    Args:
+        predictions: the CSV to be sent.
+        labels_or_template: CSV with the header and the Filenames that are expected; its values are not looked at, and
+            a file of Filenames alone leaves the names of the targets open.
+        form: how that file is to be read; columns that are no targets belong to no submission.
+
+    Returns:
+        One sentence per problem, each with a count and the first five; empty where there is none.
+
+    Raises:
+        LabelError: a file is missing, or the second has no Filename column or no rows.
+    """
+    form = form or LabelFormat()
+    wanted, given = _read_reference(labels_or_template, form), _read_sheet(predictions)
+    expected = wanted.header
+    problems: list[str] = []
+    if given.header != expected and (len(expected) > 1 or given.header[:1] != [FILENAME]):
+        problems.append(f"the header is {','.join(given.header)!r}, expected {','.join(expected)!r}")
+    if FILENAME not in given.header:
+        return problems
+    ragged = [line for line, cells in zip(given.lines, given.rows, strict=True) if len(cells) != len(given.header)]
+    problems += _problem(ragged, f"rows do not have the header's {len(given.header)} cells", "line ")
+    return problems + _clip_problems(given.filenames, wanted.filenames) + _value_problems(given, form.range)
+
+
+def write_submission(
+    path: StrPath,
+    ids: Sequence[str],
+    names: Sequence[str],
+    values: ArrayLike,
+    template: StrPath | None = None,
+    bounds: Range = UNIT,
+) -> int:
+    """Write the file that a challenge takes.
+
+    Args:
+        path: where.
+        ids: clip ids; where all are integers they are written without padding and sorted as numbers, otherwise as text.
+        names: (targets,), the header after Filename.
+        values: (clips, targets) intensities, clipped to the bounds and written with nine digits, which keep float32
+            exact.
+        template: CSV whose Filenames, row order and, where it has targets, column order are taken instead.
+        bounds: the range of the labels.
+
+    Returns:
+        How many values lay outside the bounds.
+
+    Raises:
+        LabelError: a value is not finite, a clip stands twice, or clips or targets differ from the template's; says how
+            many and names the first five.
+        ValueError: the shapes differ.
+    """
+    array = np.asarray(values, np.float64)
+    if array.shape != (len(ids), len(names)):
+        raise ValueError(f"values have shape {array.shape}, expected ({len(ids)}, {len(names)})")
+    broken = [f"{ids[i]} {names[k]}" for i, k in np.argwhere(~np.isfinite(array))]
+    _refuse(_problem(broken, "predictions are not finite"), path)
+    _refuse(_problem(_repeated(list(ids if template else map(clip_id, ids))), "clips were predicted twice"), path)
+    columns, rows = list(range(len(names))), _ordered(ids)
+    if template is not None:
+        columns, rows = _as_template(_read_reference(template), ids, names)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([FILENAME, *(names[k] for k in columns)])
+    for filename, i in rows:
+        writer.writerow([filename, *(f"{value:.9g}" for value in np.clip(array[i, columns], *bounds))])
+    put(Path(path), text.getvalue())
+    return int(((array < bounds[0]) | (array > bounds[1])).sum())
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file that a user named, whole or not at all; a device or a pipe is written into."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_atomically(path.resolve(), text.encode())
+
+
+def template_clips(template: StrPath, names: Sequence[str], ids: Sequence[str]) -> list[int]:
+    """Which clips a template asks for, checked before any is predicted.
+
+    Args:
+        template: as for `write_submission`.
+        names: the targets that will be predicted.
+        ids: the clips that there are.
+
+    Returns:
+        Their numbers among `ids`, ascending.
+
+    Raises:
+        LabelError: the template has other targets, a clip twice, or one that there is not; names the first five.
+    """
+    sheet = _read_reference(template)
+    _template_columns(sheet, names)
+    wanted = _template_rows(sheet, ids)
+    missing = [name for name, clip in wanted if clip is None]
+    _refuse(_problem(missing, f"of its {len(wanted)} clips are not among the media"), sheet.path)
+    asked = {clip for _, clip in wanted}
+    return [i for i, clip in enumerate(ids) if clip in asked]
+
+
+def has_values(labels_or_template: StrPath, form: LabelFormat | None = None) -> bool:
+    """Whether a CSV has a value for some target, so that there is something to score against.
+
+    Args:
+        labels_or_template: CSV with Filename.
+        form: how it is to be read.
+
+    Raises:
+        LabelError: the file is wrong.
+    """
+    sheet = _read_reference(labels_or_template, form or LabelFormat())
+    column = sheet.header.index(FILENAME)
+    return any(not is_missing(cell) for cells in sheet.rows for i, cell in enumerate(cells) if i != column)
+
+
+def _read_sheet(path: StrPath) -> _Sheet:
+    place = Path(path)
+    if not place.is_file():
+        raise LabelError(f"there is no file at {place}")
+    with open_csv(place) as reader:
+        header: list[str] = next(reader, [])
+        numbered = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    return _Sheet(str(place), header, [cells for _, cells in numbered], [line for line, _ in numbered])
+
+
+def _read_reference(path: StrPath, form: LabelFormat | None = None) -> _Sheet:
+    """The columns of a label file or template that a submission has: Filename and the targets, as they stand there."""
+    table = label_table(path)
+    columns = choose_columns(table, form or LabelFormat())
+    kept = sorted({columns.filename, *columns.targets})
+    return _Sheet(
+        table.path,
+        [table.header[i] for i in kept],
+        [[cells[i] for i in kept] for cells in table.rows],
+        table.lines,
+    )
+
+
+def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
+    names = [name.strip() for name in given]
+    found = find_ids(names, dict.fromkeys(wanted))
+    known = [(name, clip) for name, clip in zip(given, found, strict=True) if clip is not None]
+    present = {clip for _, clip in known}
+    problems = [
+        *_problem([name for name in dict.fromkeys(wanted) if name not in present], "clips are missing"),
+        *_problem([n for n, clip in zip(given, found, strict=True) if clip is None], "clips are not asked for"),
+        *_problem(_repeated([clip_id(c or n) for n, c in zip(names, found, strict=True)]), "clips stand twice or more"),
+        *_problem([f"{a!r} for {b!r}" for a, b in known if a != b], "Filenames are written otherwise"),
+    ]
+    expected = [name for name in dict.fromkeys(wanted) if name in present]
+    order = list(dict.fromkeys(clip for _, clip in known))
+    ascending = sorted(expected, key=int) if all(map(_is_integer, expected)) else expected
+    if order not in (expected, ascending):
+        nearer = ascending if order[0] == ascending[0] else expected
+        moved = [f"{a} where {b} belongs" for a, b in zip(order, nearer, strict=True) if a != b]
+        problems += _problem(moved, "rows are out of order")
+    return problems
+
+
+def _value_problems(sheet: _Sheet, bounds: Range) -> list[str]:
+    column = sheet.header.index(FILENAME)
+    strange: list[str] = []
+    infinite: list[str] = []
+    outside: list[str] = []
+    for cells in sheet.rows:
+        clip = cells[column] if len(cells) > column else "?"
+        for i, (name, cell) in enumerate(zip(sheet.header, cells, strict=False)):
+            if i == column:
+                continue
+            try:
+                value = float(cell)
+            except ValueError:
+                strange.append(f"{clip} {name}: {cell!r}")
+                continue
+            if not math.isfinite(value):
+                infinite.append(f"{clip} {name}: {cell}")
+            elif not bounds[0] <= value <= bounds[1]:
+                outside.append(f"{clip} {name}: {cell}")
+    return [
+        *_problem(strange, "values are no numbers"),
+        *_problem(infinite, "values are not finite"),
+        *_problem(outside, f"values are outside {bounds[0]:g} to {bounds[1]:g}"),
+    ]
+
+
+def _as_template(sheet: _Sheet, ids: Sequence[str], names: Sequence[str]) -> tuple[list[int], list[tuple[str, int]]]:
+    """Columns in the template's order; its Filenames with the rows of the predictions."""
+    columns, wanted = _template_columns(sheet, names), _template_rows(sheet, ids)
+    row = {clip: i for i, clip in enumerate(ids)}
+    asked = {clip for _, clip in wanted}
+    problems = [
+        *_problem([name for name, clip in wanted if clip is None], "clips were not predicted"),
+        *_problem([clip for clip in ids if clip not in asked], "predicted clips are not in it"),
+    ]
+    _refuse(problems, sheet.path)
+    return columns, [(name, row[clip]) for name, clip in wanted if clip is not None]
+
+
+def _template_columns(sheet: _Sheet, names: Sequence[str]) -> list[int]:
+    """The targets in the template's order, as numbers of those that the run predicts."""
+    targets = [name for name in sheet.header if name != FILENAME] or list(names)
+    if sorted(targets) != sorted(names):
+        raise LabelError(f"{sheet.path} has the targets {', '.join(targets)}, and the run predicts {', '.join(names)}")
+    return [list(names).index(name) for name in targets]
+
+
+def _template_rows(sheet: _Sheet, ids: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Its Filenames as they are written, each with the clip that it stands for, or None."""
+    wanted = list(zip(sheet.filenames, find_ids(sheet.filenames, ids), strict=True))
+    _refuse(_problem(_repeated([clip or name for name, clip in wanted]), "clips stand twice"), sheet.path)
+    return wanted
+
+
+def _ordered(ids: Sequence[str]) -> list[tuple[str, int]]:
+    if all(map(_is_integer, ids)):
+        return sorted(((str(int(clip)), i) for i, clip in enumerate(ids)), key=lambda pair: int(pair[0]))
+    return sorted((clip, i) for i, clip in enumerate(ids))
+
+
+def _is_integer(clip: str) -> bool:
+    return re.fullmatch(r"\d+", clip, re.ASCII) is not None
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, times in Counter(names).items() if times > 1]
+
+
+def _problem(found: Sequence[object], what: str, unit: str = "") -> list[str]:
+    """No sentence, or one with the count and the first."""
+    first = ", ".join(f"{unit}{item}" for item in found[:SHOWN])
+    return [f"{len(found)} {what} (first: {first})"] if found else []
+
+
+def _refuse(problems: Sequence[str], where: StrPath) -> None:
+    if problems:
+        raise LabelError(f"{where}: {'; '.join(problems)}")

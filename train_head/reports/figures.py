@@ -1,0 +1,247 @@
+"""Pictures of a run: how its epochs went, and predictions against labels, each as SVG and as PNG.
+
+Drawn through matplotlib's objects on canvases of their own: no window, no pyplot, none of the caller's styles. Equal
+numbers give equal bytes.
+"""
+
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from train_head.data.label_format import UNIT, Range
+from train_head.data.labels import Labels, read_labels
+from train_head.evaluation.metrics import Column, pearson
+from train_head.reports.tables import OVER_TARGETS, cell
+from train_head.runs import run_folder
+
+_LOG = logging.getLogger("matplotlib")
+_LEVEL = _LOG.level
+_LOG.setLevel(logging.ERROR)  # the first import on a machine says that it builds a font cache
+from matplotlib import style  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+_LOG.setLevel(_LEVEL)
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F4F24", "#6A3D9A")
+"""Six of the colours of Okabe and Ito (2008), told apart with any colour vision, then a brown and a violet."""
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))
+"""Of the first eight targets, the second eight, and so on."""
+STYLE: Mapping[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E5E5E5",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "text.parse_math": False,
+    "svg.hashsalt": "emi",
+}
+SUFFIXES = (".svg", ".png")
+CURVES, SCATTER = "curves", "scatter_"
+GREY, POINTS, ZEROS = "#6E6E6E", "#0072B2", "#B84A00"
+VECTORS = 1000
+"""Clips up to which an SVG holds each point; with more it holds an image of them, which is smaller."""
+MANY_ZEROS = 0.05
+"""Share of labels that are the least from which their predictions are drawn as a distribution too."""
+
+
+def draw_run(folder: Path, history: Sequence[Mapping[str, Any]], labels: Mapping[str, Labels]) -> None:
+    """Draw the pictures of a finished run into its folder: curves, and a scatter of each split with targets.
+
+    Args:
+        folder: run folder, with `predictions_<split>.csv` of every split that is to be drawn.
+        history: one record per epoch.
+        labels: by split; the rows that were predicted.
+    """
+    curves(history, folder / CURVES)
+    for name, split in labels.items():
+        predictions = folder / f"predictions_{name}.csv"
+        if split.names and predictions.is_file():
+            values = read_labels(predictions, check_range=False).values
+            scatter(values, split.values, split.names, folder / f"{SCATTER}{name}", split.range)
+
+
+def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]:
+    """Draw training loss and validation Pearson by epoch: the mean thick, each target thin, the best epoch marked.
+
+    Args:
+        history: one record per epoch, as in metrics.jsonl; a Pearson may be None, and is then a gap.
+        path: where, without suffix; `.svg` and `.png` are written, each in one atomic step.
+
+    Returns:
+        The two files.
+    """
+    epochs = [record["epoch"] for record in history]
+    at = max(range(len(history)), key=lambda i: (history[i]["best"], history[i]["epoch"]))
+    with drawing():
+        figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
+        losses = [record["train_loss"] for record in history]
+        left.plot(epochs, losses, color="black", linewidth=1.8)
+        left.plot(epochs[at], losses[at], "o", color="black")
+        if min(losses) > 0 and max(losses) > 30 * min(losses):
+            left.set_yscale("log")
+        left.set_title("training loss", loc="left")
+        handles, texts = _pearson_lines(right, history, at)
+        for axes in (left, right):
+            axes.set_xlabel("epoch")
+            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.axvline(epochs[at], color=GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+        if handles:
+            figure.legend(handles, texts, loc="outside right center", title=f"best epoch: {epochs[at]}", fontsize=9)
+        return save(figure, path)
+
+
+def _pearson_lines(axes: Axes, history: Sequence[Mapping[str, Any]], at: int) -> tuple[list[Line2D], list[str]]:
+    """Draw them; the handles and texts of a legend with the values at the best epoch, the best target first."""
+    epochs = [record["epoch"] for record in history]
+    names = list(history[-1]["valid_pearson"])
+    axes.set_title("validation Pearson", loc="left")
+    mean = _gaps([record["valid_mean_pearson"] for record in history])
+    if np.isnan(mean).all():
+        axes.text(0.5, 0.5, "undefined" if names else "not watched", transform=axes.transAxes, ha="center")
+        return [], []
+    entries: list[tuple[float, Line2D, str]] = []
+    for k, name in enumerate(names):
+        column = _gaps([record["valid_pearson"].get(name) for record in history])
+        colour, dashes = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
+        (line,) = axes.plot(epochs, column, color=colour, linestyle=dashes, linewidth=1.2, marker=".", markersize=2.5)
+        axes.plot(epochs[at], column[at], "o", color=colour, markersize=3)
+        entries.append((column[at], line, name))
+    entries.sort(key=lambda entry: -np.nan_to_num(entry[0], nan=-2.0))
+    if len(names) > 1:
+        (line,) = axes.plot(epochs, mean, color="black", linewidth=2.4)
+        axes.plot(epochs[at], mean[at], "o", color="black")
+        entries.insert(0, (mean[at], line, OVER_TARGETS))
+    return [line for _, line, _ in entries], [f"{_number(value)}  {_short(name)}" for value, _, name in entries]
+
+
+def scatter(
+    predicted: ArrayLike, target: ArrayLike, names: Sequence[str], path: Path, span: Range = UNIT
+) -> tuple[Path, ...]:
+    """Draw a panel per target: label against prediction of every clip, and the line on which they are equal.
+
+    Many labels are exactly the least one, and their points cover each other: left of it stands the distribution of
+    their predictions.
+
+    Args:
+        predicted: (clips, targets).
+        target: (clips, targets); NaN is a missing label, and no point.
+        names: (targets,).
+        path: where, without suffix; `.svg` and `.png` are written, each in one atomic step.
+        span: ends of the labels' scale.
+
+    Returns:
+        The two files.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    a, b = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
+    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != len(names):
+        raise ValueError(f"predictions have shape {a.shape}, labels {b.shape}, expected both (clips, {len(names)})")
+    columns = len(names) if len(names) <= 4 else 3 if len(names) in (5, 6, 9) else 4
+    rows = math.ceil(len(names) / columns)
+    low, high, margin = min(span[0], a.min(initial=span[0])), max(span[1], a.max(initial=span[1])), _margin(span)
+    with drawing():
+        figure = Figure(figsize=(max(3.0, 2.25 * columns), 2.45 * rows + 0.2), dpi=150, layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for k, name in enumerate(names):
+            value = pearson(a[:, k], b[:, k])
+            panels[k].set_title(f"{_short(name)}\nr {'undefined' if value is None else _number(value)}", loc="left")
+            panels[k].set_ylim(low - margin, high + margin)
+            panels[k].tick_params(labelleft=k % columns == 0, labelbottom=k + columns >= len(names), length=2)
+            known = ~np.isnan(b[:, k])
+            _panel(panels[k], a[known, k], b[known, k], np.linspace(low, high, 41), span)
+        for axes in panels[len(names) :]:
+            axes.set_visible(False)
+        figure.supxlabel("label", fontsize=9)
+        figure.supylabel("prediction", fontsize=9)
+        return save(figure, path)
+
+
+def _margin(span: Range) -> float:
+    return 0.04 * (span[1] - span[0])
+
+
+def _panel(axes: Axes, predicted: Column, target: Column, edges: Column, span: Range) -> None:
+    """The points of one target, and the histogram of predictions where it is the least."""
+    (low, high), margin = span, _margin(span)
+    alpha = float(np.clip(12 / math.sqrt(max(1, len(target))), 0.12, 0.7))
+    axes.plot(span, span, color=GREY, linewidth=1, linestyle=(0, (4, 2)), zorder=3)
+    axes.scatter(target, predicted, s=9, color=POINTS, alpha=alpha, linewidths=0, rasterized=len(target) > VECTORS)
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_xticks([low, (low + high) / 2, high])
+    lowest = predicted[target == low]
+    if len(lowest) < 2 or len(lowest) < MANY_ZEROS * len(target):
+        return
+    counts, _ = np.histogram(lowest, edges)
+    wall = low - margin
+    bars = wall - 5 * margin * counts / counts.max()
+    axes.stairs(bars, edges, baseline=wall, orientation="horizontal", fill=True, color=ZEROS)
+    axes.set_xlim(low - 6.5 * margin, high + margin)
+    share = f"{100 * len(lowest) / len(target):.0f} % are {low:g}"
+    axes.text(0.02, 0.98, share, transform=axes.transAxes, va="top", fontsize=8, color=ZEROS)
+
+
+def save(figure: Figure, path: Path) -> tuple[Path, ...]:
+    """Write `path` with `.svg` and with `.png`, each in one atomic step, and return the two."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # what it found stays, and is not looked for again in each format
+    pixels = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(pixels, metadata={"Software": None})
+    written = tuple(path.with_name(path.name + suffix) for suffix in SUFFIXES)
+    for file, content in zip(written, (_vector(figure), pixels.getvalue()), strict=True):
+        run_folder.write_atomically(file, content)
+    return written
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an element that stands in a page."""
+    text = _vector(figure).decode()
+    return text[text.index("<svg") :]
+
+
+def _vector(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})  # leaves the figure at 72 dpi
+    return buffer.getvalue()
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Matplotlib's own style and ours, whatever the caller has set; both are as before afterwards."""
+    with style.context(["default", dict(STYLE)]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _gaps(values: Sequence[float | None]) -> Column:
+    return np.array([math.nan if value is None else value for value in values])
+
+
+def _number(value: float | None) -> str:
+    return cell(None if value is None or math.isnan(value) else value).replace("-", "−")
+
+
+def _short(name: str, most: int = 24) -> str:
+    """The name, or its two ends."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"

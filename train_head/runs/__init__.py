@@ -1,0 +1,1 @@
+"""The folder of a run: make one, resume one, load one."""

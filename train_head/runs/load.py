@@ -1,0 +1,215 @@
+"""A trained head loaded from its run folder, or the mean of several."""
+
+import json
+import math
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cache.containers.container import StrPath
+from cache.derive.transform import Transform
+from cache.format import Clip, Header
+from train_head.data.label_format import UNIT, Range
+from train_head.errors import RunFolderError
+from train_head.runs import run_folder
+from train_head.runs.transform import load_transform
+from train_head.training.predictor import Predictor
+from train_head.training.settings import resolve_settings
+
+
+class Ensemble(nn.Module):
+    """The mean of several predictors' intensities.
+
+    Args:
+        members: predictors of the same targets from the same features.
+        weights: what each counts in the mean; all alike by default.
+    """
+
+    def __init__(self, members: Sequence["Predictor | Ensemble"], weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self._weights = None if weights is None or len(set(weights)) == 1 else [w / sum(weights) for w in weights]
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, dim) and (batch,) → (batch, targets) float32."""
+        return self._mean([member(frames, lengths) for member in self.members])
+
+    def _mean(self, values: list[Tensor]) -> Tensor:
+        if self._weights is None:
+            return torch.stack(values).mean(0)
+        return torch.stack([w * value for w, value in zip(self._weights, values, strict=True)]).sum(0)
+
+    @property
+    def has_timeline(self) -> bool:
+        """Whether every member gives a value per frame."""
+        return all(member.has_timeline for member in self.members)
+
+    def per_frame(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, targets) mean of the members' intensities per frame, where all have them."""
+        return self._mean([member.per_frame(frames, lengths) for member in self.members])  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """A head and what it was trained on.
+
+    Attributes:
+        folder: the run folder.
+        head: standardisation and head in evaluation mode, or the mean of several such.
+        names: the targets.
+        features: the run's `[features]` table: dim, vad_names, hop_seconds, source, fingerprint.
+        label_range: ends of the labels' scale, on which it predicts.
+        transform: what its features were derived with from extracted ones; None where they are extracted ones.
+    """
+
+    folder: Path
+    head: Predictor | Ensemble
+    names: tuple[str, ...]
+    features: dict[str, Any]
+    label_range: Range = UNIT
+    transform: Transform | None = None
+
+    @property
+    def header(self) -> Header:
+        """Of the cache it was trained on."""
+        return Header(
+            fingerprint=self.features["fingerprint"],
+            dim=self.features["dim"],
+            vad_names=tuple(self.features["vad_names"]),
+            hop_seconds=self.features["hop_seconds"],
+        )
+
+    def predict(self, clip: Clip) -> NDArray[np.float32]:
+        """(targets,) float32 for one clip in the cache's dtypes (`Header.stored`)."""
+        frames = torch.from_numpy(clip.joined()).float().unsqueeze(0)
+        with torch.inference_mode():
+            out: NDArray[np.float32] = self.head(frames, torch.tensor([frames.shape[1]]))[0].numpy()
+        return out
+
+
+@dataclass(frozen=True)
+class WeightedHead:
+    """A head, and what it counts in the mean of several."""
+
+    trained: TrainedHead
+    weight: float = 1.0
+
+
+def load_head(folder: StrPath) -> TrainedHead:
+    """Load the best epoch of a run; of a folder with an ensemble.toml, the mean of the runs that it lists.
+
+    Raises:
+        RunFolderError: no run folder, or none of its epochs is finished; or members of different targets or features.
+    """
+    heads = load_heads(folder)
+    if len(heads) > 1:
+        raise _unlike(Path(folder), heads[0].trained, heads[1].trained, "features")
+    return heads[0].trained
+
+
+def load_heads(folder: StrPath) -> list[WeightedHead]:
+    """The heads that predict together, one for all members with the same features; their weights sum to 1.
+
+    A member that was fine-tuned has a backbone of its own, and so features of its own.
+
+    Raises:
+        RunFolderError: see `load_head`; features may differ.
+    """
+    place = Path(folder)
+    members = members_of(place)
+    loaded = [(_load_run(member), weight) for member, weight in members]
+    first = loaded[0][0]
+    groups: dict[str, list[tuple[TrainedHead, float]]] = {}
+    for head, weight in loaded:
+        if head.names != first.names:
+            raise _unlike(place, first, head, "targets")
+        if head.label_range != first.label_range:
+            raise _unlike(place, first, head, "label ranges")
+        own = head.folder if (head.folder / run_folder.FEATURES).is_file() else ""
+        groups.setdefault(f"{own} {json.dumps(_made(head.features), sort_keys=True)}", []).append((head, weight))
+    return [_together(place, group) for group in groups.values()]
+
+
+def _unlike(place: Path, one: TrainedHead, other: TrainedHead, what: str) -> RunFolderError:
+    names = [os.path.relpath(head.folder, place) for head in (one, other)]
+    return RunFolderError(
+        f"{place / run_folder.ENSEMBLE} lists {names[0]} and {names[1]}, whose {what} differ; train them on the same"
+    )
+
+
+def members_of(folder: Path, within: tuple[Path, ...] = ()) -> list[tuple[Path, float]]:
+    """The single runs in a folder, each with its weight, which sum to 1: itself, or those of its ensemble.toml.
+
+    Raises:
+        RunFolderError: the list is damaged, a member is gone, or the folder lists itself.
+    """
+    if not (folder / run_folder.ENSEMBLE).is_file():
+        return [(folder, 1.0)]
+    if folder.resolve() in within:
+        raise RunFolderError(f"{folder / run_folder.ENSEMBLE} lists itself; name the runs in it")
+    names, weights = _listed(folder)
+    found: list[tuple[Path, float]] = []
+    for name, weight in zip(names, weights, strict=True):
+        place = folder / name
+        if not place.is_dir():
+            raise RunFolderError(
+                f"{folder / run_folder.ENSEMBLE} lists {name}, and there is no run at {os.path.abspath(place)}; put it "
+                "back, or make the ensemble again from where its runs are now (`emi ensemble`)"
+            )
+        inner = members_of(place, (*within, folder.resolve()))
+        found += [(member, own * weight / sum(weights)) for member, own in inner]
+    return found
+
+
+def _listed(place: Path) -> tuple[list[str], list[float]]:
+    path = place / run_folder.ENSEMBLE
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{path} is not valid TOML: {error}") from error
+    listed = content.get("members")
+    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+        raise RunFolderError(f'{path} must list the folders of its runs: members = ["seed-0", "seed-1"]')
+    weights = content.get("weights", [1.0] * len(listed))
+    numbers = isinstance(weights, list) and all(isinstance(w, int | float) and 0 < w < math.inf for w in weights)
+    if not numbers or len(weights) != len(listed):
+        raise RunFolderError(f"{path} must give each of its {len(listed)} runs a weight above 0, or none of them")
+    return listed, weights
+
+
+def _load_run(place: Path) -> TrainedHead:
+    config = run_folder.read_config_file(place)
+    features = run_folder.read_features(place, config)
+    weights = place / run_folder.BEST
+    if not weights.is_file():
+        raise RunFolderError(f"{place} has no {run_folder.BEST} yet; run `emi train-head` on it to the end")
+    settings = resolve_settings(place / run_folder.CONFIG)
+    names = tuple(config["data"]["targets"])
+    dim = features["dim"] + len(features["vad_names"])
+    head = Predictor(settings, dim, len(names))
+    head.load_state_dict(run_folder.load_best(place))
+    return TrainedHead(place, head.eval(), names, features, settings.label_range, load_transform(place, features))
+
+
+def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> WeightedHead:
+    """Heads with the same features as one."""
+    (first, _), weights = group[0], [weight for _, weight in group]
+    if len(group) == 1:
+        return WeightedHead(first, weights[0])
+    head = Ensemble([member.head for member, _ in group], weights).eval()
+    return WeightedHead(
+        TrainedHead(place, head, first.names, first.features, first.label_range, first.transform), sum(weights)
+    )
+
+
+def _made(features: dict[str, Any]) -> dict[str, Any]:
+    """What decides the numbers: not the place where the backbone was."""
+    return {key: value for key, value in features.items() if key not in ("source", "revision")}

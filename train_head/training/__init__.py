@@ -1,0 +1,1 @@
+"""Train one head: settings, model inputs, the loop."""

@@ -1,0 +1,252 @@
+"""Settings of a training run: defaults from the paper, a TOML file, then what the caller says."""
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from cache.containers.container import StrPath
+from cache.system.machine import bfloat16_unit
+from train_head.data.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
+from train_head.errors import LabelError, TrainSettingsError
+from train_head.heads import HEADS, head_options
+from train_head.losses import canonical, canonical_weighting, compares_clips
+from train_head.suggest import unknown
+from train_head.training.augment import AugmentSettings
+
+RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versions", "licence")
+"""Tables of a run's config.toml that record what it was made from, or are read elsewhere (`emi.finetuning`)."""
+TABLES = ("augment",)
+"""Tables of settings, beside those that hold a head's options."""
+PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a head is trained; the defaults are the paper's (arXiv 2403.11879, section 4).
+
+    Attributes:
+        head: a name in `HEADS`.
+        head_options: options of that head; in TOML the table of its name (`[lstm]`).
+        standardise: bring every feature to mean 0 and spread 1 over the training frames; saved with the head.
+        loss: a name in `LOSSES`, or a sum such as "0.7*ccc + 0.3*mse".
+        weighting: how much each label counts in the loss: "none", "lds" or "dense" (rare intensities more).
+        augment: options of `train_head.training.augment`; in TOML the table `[augment]`.
+        lr: peak learning rate of AdamW.
+        weight_decay: AdamW's.
+        batch_size: clips per step.
+        epochs: passes over the training clips.
+        stop_after: stop after so many epochs; the learning rate is that of `epochs`. 0 trains them all.
+        warmup_epochs: epochs over which the learning rate rises; from there a cosine takes it to 0, step by step.
+        clip_value: gradients are clipped to this absolute value.
+        patience: stop after so many epochs without a better validation Pearson; 0 never stops.
+        ema: decay per step of a moving average of the weights, which is what is evaluated and saved; 0 is off.
+        seed: of the weights, the order of the clips, dropout and augmentation.
+        label_scale: labels are divided by it, and predictions lie between 0 and 1.
+        label_range: ends of the labels' scale; they are mapped to 0 and 1 inside, and predictions are mapped back.
+        precision: of matrix products: "fp32", "bf16", or "auto": bf16 where the processor multiplies it in hardware;
+            "fp16" is for fine-tuning on a GPU without bf16.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    head: str = "lstm"
+    head_options: Mapping[str, Any] = field(default_factory=dict)
+    standardise: bool = False
+    loss: str = "mse"
+    weighting: str = "none"
+    augment: Mapping[str, Any] = field(default_factory=dict)
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    batch_size: int = 32
+    epochs: int = 30
+    stop_after: int = 0
+    warmup_epochs: float = 1.0
+    clip_value: float = 100.0
+    patience: int = 0
+    ema: float = 0.0
+    seed: int = 0
+    label_scale: float = 1.0
+    label_range: Range = UNIT
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", canonical(self.loss))
+        object.__setattr__(self, "weighting", canonical_weighting(self.weighting))
+        object.__setattr__(self, "augment", asdict(_augment_settings(self.augment)))
+        try:
+            object.__setattr__(self, "label_range", parse_range(self.label_range))
+        except LabelError as error:
+            raise TrainSettingsError(f"label_range: {error}") from error
+        if self.label_scale != 1.0 and self.label_range != UNIT:
+            raise TrainSettingsError(BOTH)
+        for name, low in (("lr", 0.0), ("label_scale", 0.0), ("clip_value", 0.0), ("batch_size", 0), ("epochs", 0)):
+            if not getattr(self, name) > low:
+                raise TrainSettingsError(f"{name} must be above {low:g}, got {getattr(self, name)}")
+        for name in ("lr", "label_scale", "clip_value", "weight_decay", "warmup_epochs"):
+            if not math.isfinite(getattr(self, name)):
+                raise TrainSettingsError(f"{name} must be finite, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_epochs", "patience", "stop_after", "seed"):
+            if getattr(self, name) < 0:
+                raise TrainSettingsError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise TrainSettingsError(f"seed must be below 2^32, got {self.seed}")
+        if self.batch_size == 1 and (names := compares_clips(self.loss)):
+            raise TrainSettingsError(
+                f"the loss {names[0]} compares the clips of a batch, and is constant for one; give batch_size 2 or more"
+            )
+        if self.stop_after > self.epochs:
+            raise TrainSettingsError(f"stop_after must not be above epochs ({self.epochs}), got {self.stop_after}")
+        if not 0 <= self.ema < 1:
+            raise TrainSettingsError(f"ema must lie in [0, 1), got {self.ema}")
+        for name, known in (("precision", PRECISIONS), ("device", DEVICES)):
+            if getattr(self, name) not in known:
+                raise TrainSettingsError(unknown(name, getattr(self, name), known))
+        resolved = asdict(head_options(self.head, dict(self.head_options)))
+        object.__setattr__(self, "head_options", resolved)
+
+    def on_this_machine(self) -> "TrainSettings":
+        """The same with device and precision settled, as a run records them.
+
+        Raises:
+            TrainSettingsError: there is no CUDA device, and one is asked for.
+        """
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise TrainSettingsError("--device cuda: torch finds no CUDA device here; leave it out for the CPU")
+        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)  # torch emulates it on older GPUs
+        else:
+            fast = bfloat16_unit() is not None
+        precision = self.precision if self.precision != "auto" else "bf16" if fast else "fp32"
+        return replace(self, device=device, precision=precision)
+
+    def label_format(self, columns: LabelColumns | None = None) -> LabelFormat:
+        """How label files are read: their columns, on the scale of these settings."""
+        known = columns or LabelColumns()
+        return LabelFormat(
+            targets=known.targets,
+            rater=known.rater,
+            group_by=known.group_by,
+            scale=self.label_scale,
+            range=self.label_range,
+        )
+
+    def to_toml(self) -> dict[str, Any]:
+        """All settings, resolved, as the tables of a TOML file; label_range only where it is not that of [0, 1]."""
+        tables = ("head_options", "label_range", *TABLES)
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tables}
+        if self.label_range != UNIT:
+            plain["label_range"] = list(self.label_range)
+        return plain | {name: dict(getattr(self, name)) for name in TABLES} | {self.head: dict(self.head_options)}
+
+
+def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSettings:
+    """Defaults, then a TOML file, then keyword arguments that are not None.
+
+    A keyword that is an option of augmentation (`mixup=0.2`) goes there, and any other one that is no setting to the
+    head (`hidden=256`).
+
+    Raises:
+        TrainSettingsError: an unknown key (with the nearest known one), a wrong type or a value out of range.
+    """
+    values = read_config(config) if config is not None else {}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    head = given.get("head", values.get("head", TrainSettings.head))
+    _check_type("head", head)
+    options = dict(values.get(head, {})) if head in HEADS else {}
+    augment = dict(_table("augment", values.get("augment", {})))
+    names = {f.name for f in fields(TrainSettings)} - {"head_options", "augment"}
+    for key, value in given.items():
+        if key == "augment":
+            augment |= _table(key, value)
+        else:
+            (values if key in names else augment if key in _AUGMENT else options)[key] = value
+    values["augment"] = augment
+    settings = {key: value for key, value in values.items() if key not in HEADS}
+    for key, value in settings.items():
+        _check_type(key, value)
+    return TrainSettings(**settings, head_options=options)
+
+
+def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Settings from KEY=VALUE, each value as in TOML; what is no TOML is a string.
+
+    Raises:
+        TrainSettingsError: there is no =.
+    """
+    values = {}
+    for text in assignments:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not (key and equals):
+            raise TrainSettingsError(f"--set {text!r}: expected KEY=VALUE, such as --set mixup=0.2")
+        try:
+            values[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = value
+    return values
+
+
+def option_owners(key: str) -> list[str]:
+    """The heads that have an option; none for a setting of the training."""
+    if key in {f.name for f in fields(TrainSettings)}:
+        return []
+    kinds: dict[str, Any] = {name: head.Options for name, head in HEADS.items()}  # type: ignore[attr-defined]
+    return [name for name, kind in kinds.items() if key in {f.name for f in fields(kind)}]
+
+
+def with_seed(settings: TrainSettings, seed: int) -> TrainSettings:
+    """The same settings with another seed."""
+    return replace(settings, seed=seed)
+
+
+def read_config(path: StrPath) -> dict[str, Any]:
+    """Read a settings file, or a run's config.toml, whose record tables are left out.
+
+    Raises:
+        TrainSettingsError: no such file, not TOML, or an unknown key.
+    """
+    place = Path(path)
+    if not place.is_file():
+        raise TrainSettingsError(f"there is no settings file at {place}")
+    try:
+        values = tomllib.loads(place.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrainSettingsError(f"{place} is not valid TOML: {error}") from error
+    known = {f.name for f in fields(TrainSettings)} - {"head_options"} | HEADS.keys()
+    for key in values:
+        if key not in known and key not in RECORD_TABLES:
+            raise TrainSettingsError(f"{place}: {unknown('setting', key, known)}")
+    for name in HEADS.keys() & values.keys():
+        head_options(name, dict(_table(name, values[name])))
+    _augment_settings(values.get("augment", {}))
+    return {key: value for key, value in values.items() if key not in RECORD_TABLES}
+
+
+def _table(key: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TrainSettingsError(f"{key} must be a table of options, got {value!r}")
+    return value
+
+
+_AUGMENT = frozenset(f.name for f in fields(AugmentSettings))
+
+
+def _augment_settings(options: Mapping[str, Any]) -> AugmentSettings:
+    for key in _table("augment", options):
+        if key not in _AUGMENT:
+            raise TrainSettingsError(unknown("option of augment", key, _AUGMENT))
+    return AugmentSettings(**options)
+
+
+def _check_type(key: str, value: object) -> None:
+    if key in ("augment", "label_range"):  # checked where they are read
+        return
+    expected = type(getattr(TrainSettings, key))
+    fits = isinstance(value, int | float) if expected is float else isinstance(value, expected)
+    if not fits or isinstance(value, bool) != (expected is bool):
+        raise TrainSettingsError(f"setting {key} must be a {expected.__name__}, got {value!r}")

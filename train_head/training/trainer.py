@@ -1,0 +1,192 @@
+"""The training loop: exact resume, best epoch by validation Pearson, and no step on a number that is not finite."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cache.system.machine import keep_freed_memory
+from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
+from train_head.errors import DivergedError
+from train_head.evaluation.metrics import Report, evaluate
+from train_head.losses import build_objective
+from train_head.runs import run_folder
+from train_head.training.augment import AugmentSettings, augment
+from train_head.training.course import Course, OnEpoch, Record, epoch_seed, learning_rate
+from train_head.training.predictor import Predictor
+from train_head.training.settings import TrainSettings
+
+__all__ = ["OnEpoch", "Record", "Trainer", "learning_rate", "predict"]
+
+
+class Trainer(Course):
+    """Trains one head into one run folder; `fit` goes on from where `restore` found it.
+
+    Every epoch draws its order, its dropout and its augmentation from the seed and its own number, so a run that was
+    killed and started again takes the same steps as one that was not.
+
+    Args:
+        settings: how to train; precision and device resolved.
+        train: training split.
+        valid: split by which the best epoch is chosen; None keeps the last epoch.
+        folder: prepared run folder; None keeps nothing on disk.
+    """
+
+    def __init__(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path | None) -> None:
+        super().__init__(settings, folder)
+        self.device = torch.device(settings.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self._placed = Placer(self.device)
+        self.train = self._placed(train)
+        self.valid = self._placed(valid) if valid is not None else None
+        torch.manual_seed(settings.seed)
+        predictor = Predictor(settings, train.dim, train.targets.shape[1])
+        predictor.fit_inputs(train.clips())
+        self.predictor = predictor.to(self.device)
+        self.averaged: AveragedModel | None = None
+        if settings.ema:
+            self.averaged = AveragedModel(self.predictor, self.device, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        self.objective = build_objective(settings.loss, settings.weighting, train.targets).to(self.device)
+        self.augment = AugmentSettings(**settings.augment)
+        self.optimizer = torch.optim.AdamW(
+            self.predictor.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
+        self._workspace = Workspace()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The module whose weights count: the trained one, or its moving average."""
+        return self.predictor if self.averaged is None else self.averaged.module
+
+    def restore(self) -> None:
+        """Take up the state that the folder holds, if any."""
+        state = run_folder.load_state(self.folder) if self.folder is not None else None
+        if self.folder is not None and state is not None:
+            self.predictor.load_state_dict(state["predictor"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.averaged is not None:
+                self.averaged.load_state_dict(state["averaged"])
+            self.history = state["history"]
+            run_folder.write_history(self.folder, self.history)
+
+    def load_best(self) -> None:
+        """Take the weights that the run kept."""
+        assert self.folder is not None
+        self.evaluated.load_state_dict(run_folder.load_best(self.folder))
+
+    def known(self, predictions: Path) -> None:
+        """Nothing: heads predict a split faster than they would read it."""
+
+    def predict(self, split: Split) -> NDArray[np.float32]:
+        """(clips, targets) float32 intensities by the weights that count, in the order of the split."""
+        return predict(self.evaluated, self._placed(split), self._workspace)
+
+    def evaluate(self, split: Split) -> Report:
+        """Metrics of the current weights on a split, in float32: the precision in which the run will predict."""
+        return evaluate(self.predict(split), split.labels.values, split.labels.names)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    def _state(self) -> dict[str, Any]:
+        state = {
+            "predictor": self.predictor.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
+        return state if self.averaged is None else state | {"averaged": self.averaged.state_dict()}
+
+    def run_epoch(self, number: int, batches: int | None = None) -> Record:
+        """Train one epoch, counted from 1, and validate; nothing is saved.
+
+        Args:
+            number: of the epoch.
+            batches: stop after so many, which is for measuring.
+        """
+        started = time.perf_counter()
+        seed = epoch_seed(self.settings.seed, number)
+        torch.manual_seed(seed)
+        self._order = torch.Generator().manual_seed(seed)
+        self._noise = torch.Generator(self.device).manual_seed(seed)
+        order = shuffled_batches(self.train.lengths, self.settings.batch_size, self._order)
+        self.predictor.train()
+        total = 0.0
+        for step, rows in enumerate(order[:batches]):
+            lr = learning_rate(self.settings, (number - 1) * len(order) + step, len(order))
+            total += self._step(rows, lr, number) * len(rows)
+            self.stepped(number, "training", step + 1, len(order))
+        trained = time.perf_counter() - started
+        clips = [row for rows in order[:batches] for row in rows]
+        record: Record = {"epoch": number, "train_loss": total / len(clips), "lr": lr}
+        record |= self.judged(self.evaluate(self.valid) if self.valid is not None else None)
+        return record | {
+            "seconds": round(time.perf_counter() - started, 3),
+            "frames_per_second": round(int(self.train.lengths[clips].sum()) / trained),
+        }
+
+    def _step(self, rows: list[int], lr: float, epoch: int) -> float:
+        frames, lengths, targets = self.train.batch(rows, self._workspace)
+        frames, lengths, targets = augment(frames, lengths, targets, self.augment, self._noise)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            outputs = self.predictor.outputs(frames, lengths)
+        loss: Tensor = self.objective(outputs, targets)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss became {value}", epoch, rows)
+        loss.backward()
+        gradients = [p.grad for p in self.predictor.parameters() if p.grad is not None]
+        if not torch.isfinite(nn.utils.get_total_norm(gradients)):
+            raise self._diverged("a gradient is not finite", epoch, rows)
+        nn.utils.clip_grad_value_(self.predictor.parameters(), self.settings.clip_value)
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.predictor)
+        return value
+
+    def _diverged(self, what: str, epoch: int, rows: list[int]) -> DivergedError:
+        advice = (
+            f"lower --lr (now {self.settings.lr:g}), and if these clips come up again, look at their features with "
+            "`emi cache verify`"
+        )
+        return self.diverged(what, epoch, [self.train.labels.filenames[i] for i in rows], advice)
+
+    def save(self, folder: Path | None, *, best: bool) -> None:
+        """See `Course`."""
+        if folder is None:
+            return
+        if best:
+            temporary = folder / f"{run_folder.BEST}.tmp"
+            save_file({name: t.contiguous().cpu() for name, t in self.evaluated.state_dict().items()}, temporary)
+            run_folder.replace_durably(temporary, folder / run_folder.BEST)
+        run_folder.save_state(folder, self._state())
+        run_folder.write_history(folder, self.history)
+
+
+def predict(
+    predictor: nn.Module, split: Split, workspace: Workspace | None = None, batch_size: int = 64
+) -> NDArray[np.float32]:
+    """(clips, targets) float32 intensities of a predictor, in the order of the split."""
+    predictor.eval()
+    workspace = workspace or Workspace()
+    found: list[Tensor] = []
+    rows: list[int] = []
+    with torch.no_grad():  # not inference_mode: training writes into the same workspace
+        for batch in sorted_batches(split.lengths, batch_size):
+            frames, lengths, _ = split.batch(batch, workspace)
+            found.append(predictor(frames, lengths))
+            rows += batch
+    values = torch.cat(found).cpu().numpy()
+    out = np.empty_like(values)
+    out[rows] = values
+    return out
