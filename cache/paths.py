@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from cache.errors import NoHomeError
 
+StrPath = str | os.PathLike[str]
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")

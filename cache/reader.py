@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.containers.container import Container, StrPath, open_container
+from cache.containers.container import Container, open_container
 from cache.containers.file_rows import page_aligned
 from cache.errors import CacheNotFoundError, DamagedCacheError, EmiError, UnknownClipError
 from cache.format import Array, Clip, Header, extras_crc32c
 from cache.gather import Run, mismatches, plan_runs, read_runs, read_stored
 from cache.index import load_index
-from cache.paths import at_home
+from cache.paths import StrPath, at_home
 from cache.sources import Medium, from_row, has_sources, read_sources
 
 

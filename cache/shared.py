@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import fingerprint as fp
-from cache.containers.container import StrPath
 from cache.format import Array
+from cache.paths import StrPath
 from cache.reader import FeatureCache
 from cache.system.disk import reserve
 from cache.writer import write_errors

@@ -10,10 +10,11 @@ from types import TracebackType
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.containers.container import NewSegment, Rows, StrPath, open_container
+from cache.containers.container import NewSegment, Rows, open_container
 from cache.errors import CacheError, CacheWriteError
 from cache.format import Array, Clip, Header, index_crc32c, segment_arrays
 from cache.index import pack, read_segment_index
+from cache.paths import StrPath
 from cache.reader import FeatureCache
 from cache.sources import REFRESHED, SOURCES, SOURCES_CRC32C, Medium, sources_crc32c, to_rows
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from cache.containers.container import StrPath
-from cache.paths import takes_paths
+from cache.paths import StrPath, takes_paths
 from extract import run as extract_run
 from extract.run import ExtractSummary
 from extract.settings import ExtractSettings

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cache.containers.container import StrPath
 from cache.derive.derived import source_header
 from cache.errors import EmiError
 from cache.format import Clip, Header
-from cache.paths import takes_paths
+from cache.paths import StrPath, takes_paths
 from extract.backbones import Identity, identify
 from extract.clips import extract_clips
 from extract.errors import BackboneError, MediaListError

@@ -10,6 +10,7 @@ import torch
 from cache.format import Clip
 from cache.paths import readable
 from cache.sources import Medium
+from cache.system.memory import is_out_of_memory
 from extract.audio.media import Waveform
 from extract.backbones.protocol import Backbone
 from extract.failures import Failure, Note
@@ -160,9 +161,3 @@ def _converted(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     converted = frames.half()
     exponents = converted.view(torch.int16) & 0x7C00
     return converted if int(exponents.max()) < 0x7C00 else frames
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether it says that memory could not be had."""
-    signs = ("allocate memory", "out of memory", "ALLOC_FAILED")  # torch's on a CPU, CUDA's, and its libraries'
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in signs)

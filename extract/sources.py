@@ -12,12 +12,10 @@ from pathlib import Path
 from cache.errors import ClipNameError, TableError
 from cache.exchange.tables import FILENAME, read_table
 from cache.ids import MEDIA_SUFFIXES, clip_id, find_ids, refuse_repeated, stored_form, tidy, without_suffix
-from cache.paths import at_home, is_utf8, readable
+from cache.paths import StrPath, at_home, is_utf8, readable
 from extract.errors import MediaListError
 
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
-
-StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True, order=True)

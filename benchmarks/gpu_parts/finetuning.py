@@ -12,11 +12,11 @@ from benchmarks._peers import flops_per_second
 from benchmarks.gpu_parts.harness import Setup, Tell
 from benchmarks.gpu_parts.machine import layer_shape, matrix_tflops, peak_gib, synchronise
 from benchmarks.gpu_parts.material import TARGETS, audeering, labels, random_targets, voices
+from cache.system.memory import is_out_of_memory
 from emi.finetuning.media import DecodedMedia, gather_media
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import resolve
 from extract.backbones import identify
-from extract.compute import is_out_of_memory
 
 CLIPS, SECONDS, STEPS = 32, 12.0, 4
 WAYS: dict[str, dict[str, Any]] = {

@@ -10,12 +10,10 @@ from urllib.request import url2pathname
 
 from cache.errors import CacheError, CacheFormatError
 from cache.format import Array
-from cache.paths import at_home
+from cache.paths import StrPath, at_home
 
 if TYPE_CHECKING:
     from cache.index import SegmentIndex
-
-StrPath = str | os.PathLike[str]
 
 
 class Rows(Protocol):

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.containers.container import StrPath
 from cache.derive.transform import Transform, training_set
 from cache.errors import CacheNotFoundError, DeriveError
 from cache.format import Clip, Header
 from cache.ids import match_ids
 from cache.maintenance.transfer import refuse_other_media
+from cache.paths import StrPath
 from cache.reader import FeatureCache, open_cache
 from cache.writer import CacheWriter
 

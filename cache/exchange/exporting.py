@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.containers.container import StrPath
 from cache.errors import CacheError, CacheWriteError, EmiError
 from cache.exchange.export_manifest import manifest_of, must_fit
 from cache.format import Clip
-from cache.paths import at_home
+from cache.paths import StrPath, at_home
 from cache.reader import FeatureCache
 
 CHUNK_BYTES = 8 << 20

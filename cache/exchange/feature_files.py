@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.containers.container import StrPath
 from cache.errors import CacheError, EmiError
 from cache.exchange.export_manifest import read_manifest
 from cache.exchange.safe_pickle import load_array
 from cache.format import REAL
 from cache.ids import clip_id, stored_form
-from cache.paths import at_home, is_utf8, readable
+from cache.paths import StrPath, at_home, is_utf8, readable
 
 MAX_BYTES = 2 << 30
 """A clip that takes more is refused: 20 minutes at 50 Hz with 1024 float32 are 0.25 GB, a zip bomb is any size."""

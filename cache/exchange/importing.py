@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from cache.containers.container import StrPath
 from cache.errors import CacheFormatError, CacheNotFoundError, StaleCacheError
 from cache.exchange.feature_files import FeatureFile, FeatureFileError, find_features, read_frames
 from cache.exchange.safe_pickle import UnsafePickleError
 from cache.format import Clip, Header
-from cache.paths import at_home, readable
+from cache.paths import StrPath, at_home, readable
 from cache.reader import open_cache
 from cache.version import version
 from cache.writer import CacheWriter

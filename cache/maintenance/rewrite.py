@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.containers.container import Container, NewSegment, StrPath, open_container
+from cache.containers.container import Container, NewSegment, open_container
 from cache.errors import DamagedCacheError
 from cache.format import Array, Header
 from cache.index import LoadedIndex, SegmentIndex, pack, read_segment_index
 from cache.maintenance.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
+from cache.paths import StrPath
 from cache.sources import REFRESHED, SOURCES, has_sources, read_sources
 from cache.writer import new_segment, segment_name, write_errors
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cache.containers.container import StrPath
 from cache.errors import CacheFormatError, StaleCacheError
 from cache.format import Header
 from cache.maintenance.verify import Progress
+from cache.paths import StrPath
 from cache.reader import FeatureCache, open_cache
 from cache.writer import CacheWriter
 

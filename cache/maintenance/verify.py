@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.containers.container import Container, StrPath, open_container
+from cache.containers.container import Container, open_container
 from cache.errors import CacheNotFoundError
 from cache.format import Header, extras_crc32c
 from cache.gather import plan_runs, read_runs
 from cache.index import LoadedIndex, SegmentIndex, load_index, read_segment_index
+from cache.paths import StrPath
 from cache.sources import read_sources
 
 Progress = Callable[[int, int, float], None]

@@ -1,6 +1,5 @@
 """What the machine offers to this process."""
 
-import ctypes
 import functools
 import os
 from pathlib import Path
@@ -23,40 +22,3 @@ def bfloat16_unit() -> str | None:
         return None
     flags = next((line.split() for line in text.splitlines() if line.startswith(("flags", "Features"))), [])
     return next((unit for unit in ("amx_bf16", "avx512_bf16") if unit in flags), None)
-
-
-def keep_freed_memory() -> None:
-    """Let the allocator keep large blocks that are freed, for the next of their kind, instead of giving them back.
-
-    glibc maps every block above 32 MB anew, and the kernel clears each of its pages: on a CPU, a training step of a
-    head spent a tenth of its time on that, one of a large backbone a sixth (measured). It holds for the whole process.
-    Nothing happens where the C library is another one.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # Windows wants a name
-        return
-    map_max, trim_threshold, arena_max = -4, -1, -8
-    mallopt(map_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(arena_max, 1)
-
-
-def give_freed_memory_back() -> None:
-    """The opposite of `keep_freed_memory`, for work that has too little memory rather than time.
-
-    Blocks of 1 MB and more go back when they are freed. With glibc's own limit, 32 MB, they leave holes that stay: of a
-    model split over two processes, gathered layers of 12 MB made a process as large as the whole model did, and with
-    this one a third smaller (measured).
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        mallopt, trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError, TypeError):  # Windows wants a name
-        return
-    map_max, trim_threshold, map_threshold, arena_max = -4, -1, -3, -8
-    mallopt(map_max, 65536)
-    mallopt(map_threshold, 1 << 20)
-    mallopt(trim_threshold, 2 << 20)
-    mallopt(arena_max, 8 * available_cores())
-    trim(0)

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.containers.container import StrPath
-from cache.paths import readable
+from cache.paths import StrPath, readable
+from cache.system.atomic_file import write_atomically
 from cache.system.machine import available_cores
 from extract.audio.decoding import Decoders
 from extract.audio.media import decode
@@ -31,7 +31,6 @@ from extract.errors import MediaError
 from extract.failures import Failure, Note, write_failures, write_truncated
 from extract.settings import DECODER, DEFAULT, RESAMPLER, SAMPLE_RATE, DecodeOptions
 from extract.sources import Source
-from train_head.runs.run_folder import write_atomically
 
 SAMPLES, INDEX, LOCK = "emi-audio-{}.npy", "emi-audio.json", "emi-audio.lock"
 FULL_SCALE = 32768.0

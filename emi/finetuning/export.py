@@ -11,6 +11,7 @@ from pathlib import Path
 import tomli_w
 from safetensors.torch import save_file
 
+from cache.system.atomic_file import replace_durably, write_atomically
 from emi.finetuning.depth import merge_adapters
 from emi.finetuning.model import EndToEnd
 from emi.finetuning.settings import FinetuneSettings
@@ -53,10 +54,10 @@ class Export:
             "source": run_folder.HERE,
             "fingerprint": dict(header.fingerprint),
         }
-        run_folder.write_atomically(folder / run_folder.FEATURES, tomli_w.dumps(features).encode())
+        write_atomically(folder / run_folder.FEATURES, tomli_w.dumps(features).encode())
         temporary = folder / f"{run_folder.BEST}.tmp"
         save_file({n: t.contiguous().cpu() for n, t in model.predictor.state_dict().items()}, temporary)
-        run_folder.replace_durably(temporary, folder / run_folder.BEST)
+        replace_durably(temporary, folder / run_folder.BEST)
 
     def read(self, folder: Path, model: EndToEnd) -> None:
         """Put what `write` left into a model; adapters are part of the backbone then.

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cache.containers.container import StrPath
 from cache.licences import LICENCE, Licence
+from cache.paths import StrPath
 from emi.finetuning.audio import Audio, decode_audio, mended, open_audio
 from emi.finetuning.export import Export
 from emi.finetuning.model import EndToEnd

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cache.errors import EmiError
-from extract.compute import is_out_of_memory
+from cache.system.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from emi.finetuning.trainer import FinetuneTrainer

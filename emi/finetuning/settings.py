@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
 from extract.settings import DecodeOptions
 from train_head.errors import TrainSettingsError
 from train_head.suggest import unknown

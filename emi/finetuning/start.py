@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from cache.containers.container import StrPath
-from cache.system.machine import give_freed_memory_back, keep_freed_memory
+from cache.paths import StrPath
+from cache.system.memory import give_freed_memory_back, keep_freed_memory
 from emi.finetuning.depth import Depth
 from emi.finetuning.helpers import helpers
 from emi.finetuning.media import DecodedMedia, OnDecode, OnNotes, gather_media, regularisation

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.containers.container import StrPath
 from cache.errors import StaleCacheError
 from cache.ids import match_ids
+from cache.paths import StrPath
 from cache.reader import open_cache
+from cache.system.atomic_file import write_atomically
 from emi.finetuning.helpers import check_processes
 from emi.finetuning.media import OnDecode
 from emi.finetuning.settings import FinetuneSettings, resolve
@@ -27,7 +28,6 @@ from train_head.protocols import Outcome, ProtocolResult, run_protocol
 from train_head.protocols.members import OnRun
 from train_head.protocols.pool import check_apart
 from train_head.reports.tables import OVER_TARGETS
-from train_head.runs import run_folder
 from train_head.runs.train import check_groups, read_split_labels
 from train_head.training.settings import TrainSettings
 from train_head.training.trainer import OnEpoch
@@ -278,8 +278,8 @@ def table1(
             )
         outcomes.append(outcome)
     done = Table1(folder, tuple(outcomes))
-    run_folder.write_atomically(folder / CSV, done.csv().encode())
-    run_folder.write_atomically(folder / MARKDOWN, done.markdown().encode())
+    write_atomically(folder / CSV, done.csv().encode())
+    write_atomically(folder / MARKDOWN, done.markdown().encode())
     _draw(done)
     return done
 

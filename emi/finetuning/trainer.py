@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from cache.system.atomic_file import replace_durably
 from emi.finetuning.batches import Piece, cut
 from emi.finetuning.clips import ClipInputs
 from emi.finetuning.depth import Depth, adapters_merged, merge_adapters
@@ -228,7 +229,7 @@ class FinetuneTrainer(Course):
             if folder is not None:
                 temporary = folder / f"{BEST_SO_FAR}.tmp"
                 save_file(weights, temporary)
-                run_folder.replace_durably(temporary, folder / BEST_SO_FAR)
+                replace_durably(temporary, folder / BEST_SO_FAR)
             del weights  # of a sharded model a whole copy, and the state is one more
         self._save_state(folder, {"epoch": 0})
         if folder is not None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
 from train_head.data.labels import match_groups, read_clips
 from train_head.errors import LabelError
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.containers.container import StrPath
 from cache.errors import TableError
 from cache.exchange.tables import FILENAME, Table, read_table
 from cache.ids import clip_id
+from cache.paths import StrPath
 from train_head.data.label_columns import (
     Columns,
     choose_columns,

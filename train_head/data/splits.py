@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.containers.container import StrPath
 from cache.containers.file_rows import page_aligned
 from cache.errors import ClipNameError, StaleCacheError
 from cache.fingerprint import differences
 from cache.ids import match_ids
+from cache.paths import StrPath
 from cache.reader import FeatureCache, open_cache
 from cache.shared import shared_load
 from train_head.data.labels import Labels

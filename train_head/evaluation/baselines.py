@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cache.containers.container import StrPath
 from cache.ids import clip_id, match_ids
+from cache.paths import StrPath
 from train_head.data.label_format import LabelFormat, recorded_format
 from train_head.data.labels import Labels, label_table, open_csv, read_labels
 from train_head.errors import LabelError, RunFolderError

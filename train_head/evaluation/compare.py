@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
 from train_head.data.label_format import UNIT, LabelFormat, label_format, recorded_format
 from train_head.data.labels import Labels, read_labels, read_split
 from train_head.errors import LabelError, TrainSettingsError

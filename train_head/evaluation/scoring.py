@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cache.containers.container import StrPath
 from cache.errors import ClipNameError
 from cache.ids import match_ids
+from cache.paths import StrPath
 from train_head.data.label_format import LabelFormat, Range
 from train_head.data.labels import Labels, read_labels
 from train_head.errors import LabelError

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cache.containers.container import StrPath
 from cache.ids import clip_id, find_ids
+from cache.paths import StrPath
+from cache.system.atomic_file import write_atomically
 from train_head.data.label_columns import choose_columns, is_missing
 from train_head.data.label_format import UNIT, LabelFormat, Range
 from train_head.data.labels import FILENAME, label_table, open_csv
 from train_head.errors import LabelError
-from train_head.runs.run_folder import write_atomically
 
 SHOWN = 5
 

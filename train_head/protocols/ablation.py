@@ -9,7 +9,8 @@ from typing import Any
 
 import tomli_w
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
+from cache.system.atomic_file import write_atomically
 from train_head.data.labels import read_labels
 from train_head.errors import RunFolderError
 from train_head.evaluation.intervals import Difference, paired_bootstrap
@@ -18,7 +19,6 @@ from train_head.protocols.result import ProtocolResult
 from train_head.protocols.rows import Row, check_names
 from train_head.protocols.seeds import train_seeds
 from train_head.reports.tables import OVER_TARGETS, cell, markdown_table, text_table
-from train_head.runs import run_folder
 from train_head.runs.train import Inputs
 from train_head.training.settings import TrainSettings
 from train_head.training.trainer import OnEpoch
@@ -155,8 +155,8 @@ def ablate(
         results=tuple(results),
         differences=tuple(differences),
     )
-    run_folder.write_atomically(folder / TABLE_CSV, done.csv().encode())
-    run_folder.write_atomically(folder / TABLE_MD, done.markdown().encode())
+    write_atomically(folder / TABLE_CSV, done.csv().encode())
+    write_atomically(folder / TABLE_MD, done.markdown().encode())
     return done
 
 
@@ -166,7 +166,7 @@ def _prepare(folder: Path, rows: Sequence[tuple[str, TrainSettings]]) -> None:
         raise RunFolderError(f"{folder} exists and is no ablation (it has no {ROWS}); choose a new --out")
     folder.mkdir(parents=True, exist_ok=True)
     tables = [{"name": name, "folder": Row(name).folder} for name, _ in rows]
-    run_folder.write_atomically(folder / ROWS, tomli_w.dumps({"row": tables}).encode())
+    write_atomically(folder / ROWS, tomli_w.dumps({"row": tables}).encode())
 
 
 def _against(inputs: Inputs, before: Path, after: Path) -> Difference:

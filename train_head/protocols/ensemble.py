@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cache.containers.container import StrPath
 from cache.licences import LICENCE, Licence, all_of, licence_of_run
+from cache.paths import StrPath
+from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import recorded_format
 from train_head.data.labels import Labels, label_table, read_labels, read_split, write_predictions
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
@@ -140,10 +141,10 @@ def ensemble(
             reports = [evaluate(part[at], truth.values, truth.names, baseline) for part in predicted]
             scored[split] = score(mean[at], truth, reports, baseline)
     if "folds" in splits:
-        run_folder.write_atomically(folder / LABELS_FOLDS, (found[0].place / LABELS_FOLDS).read_bytes())
+        write_atomically(folder / LABELS_FOLDS, (found[0].place / LABELS_FOLDS).read_bytes())
     done = EnsembleResult(folder=folder, members=tuple(names), weights=shares, scored=scored)
-    run_folder.write_atomically(folder / SUMMARY, (json.dumps(done.to_dict(), indent=2) + "\n").encode())
-    run_folder.write_atomically(folder / run_folder.CARD, _card(done, found).encode())
+    write_atomically(folder / SUMMARY, (json.dumps(done.to_dict(), indent=2) + "\n").encode())
+    write_atomically(folder / run_folder.CARD, _card(done, found).encode())
     write_ensemble(folder, "ensemble", names, None if weights is None else shares)
     return replace(done, nothing_to_do=_contents(folder) == before)
 

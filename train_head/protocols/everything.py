@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
+from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
 from train_head.evaluation.metrics import Report
 from train_head.protocols.members import OnRun, prepare_protocol, write_ensemble, write_mean
@@ -83,7 +84,7 @@ def train_on_all(
     trainer, before = fit_run(own, folder, settings, None, on_epoch)
     report = write_run_predictions(trainer, splits, folder).get("test")
     card = _card(inputs, settings, report)
-    run_folder.write_atomically(folder / run_folder.CARD, card.encode())
+    write_atomically(folder / run_folder.CARD, card.encode())
     trained = len(trainer.history) - before
     return AllResult(folder=folder, epochs=(epochs,), test_report=report, epochs_trained=trained)
 
@@ -121,7 +122,7 @@ def train_seeds_on_all(
     if test is not None:
         scored = write_mean(folder, members, "test", test.labels, pool(inputs).labels)
     card = _ensemble_card(inputs, members, seeds.best_epochs, scored)
-    run_folder.write_atomically(folder / run_folder.CARD, card.encode())
+    write_atomically(folder / run_folder.CARD, card.encode())
     write_ensemble(folder, ALL, members)
     report = scored.report if scored else None
     return AllResult(folder=folder, epochs=seeds.best_epochs, test_report=report, epochs_trained=trained)

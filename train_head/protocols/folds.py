@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
+from cache.system.atomic_file import write_atomically
 from train_head.data.groups import Rows, speaker_folds
 from train_head.data.labels import FILENAME, write_predictions
 from train_head.data.splits import Split
@@ -161,7 +162,7 @@ def _begin(inputs: Inputs, out: StrPath, settings: TrainSettings, folds: int) ->
     labels = pooled_csv(inputs).encode()
     with run_folder.locked(folder, wait=True):
         if not (folder / LABELS_FOLDS).is_file() or (folder / LABELS_FOLDS).read_bytes() != labels:
-            run_folder.write_atomically(folder / LABELS_FOLDS, labels)
+            write_atomically(folder / LABELS_FOLDS, labels)
     return _Work(inputs=inputs, folder=folder, settings=settings, everything=everything, cut=cut)
 
 
@@ -240,7 +241,7 @@ def _write_folds(path: Path, filenames: Sequence[str], number: Sequence[int]) ->
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([[FILENAME, "fold"], *zip(filenames, number, strict=True)])
-    run_folder.write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode())
 
 
 def _notes(inputs: Inputs, settings: TrainSettings) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
+from cache.system.atomic_file import write_atomically
 from train_head.data.labels import Labels, read_labels, write_predictions
 from train_head.errors import RunFolderError
 from train_head.evaluation.intervals import bootstrap
@@ -49,7 +50,7 @@ def listed_members(folder: Path) -> tuple[str, ...]:
 def write_ensemble(folder: Path, kind: str, members: Sequence[str], weights: Sequence[float] | None = None) -> None:
     """List the runs whose predictions are averaged, by their places seen from the folder, with weights if not alike."""
     content = {"kind": kind, "members": list(members)} | ({} if weights is None else {"weights": list(weights)})
-    run_folder.write_atomically(folder / run_folder.ENSEMBLE, tomli_w.dumps(content).encode())
+    write_atomically(folder / run_folder.ENSEMBLE, tomli_w.dumps(content).encode())
 
 
 def member_predictions(folder: Path, members: Sequence[str], split: str) -> list[NDArray[np.float32]]:
@@ -113,8 +114,8 @@ def several_groups(labels: Labels) -> tuple[str, ...] | None:
 def write_summary(result: ProtocolResult, settings: TrainSettings, inputs: Inputs, title: str) -> None:
     """Write summary.json and README.md."""
     summary = json.dumps(result.to_dict(), indent=2) + "\n"
-    run_folder.write_atomically(result.folder / SUMMARY, summary.encode())
-    run_folder.write_atomically(result.folder / run_folder.CARD, _readme(result, settings, inputs, title).encode())
+    write_atomically(result.folder / SUMMARY, summary.encode())
+    write_atomically(result.folder / run_folder.CARD, _readme(result, settings, inputs, title).encode())
 
 
 def _readme(result: ProtocolResult, settings: TrainSettings, inputs: Inputs, title: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
 from train_head.errors import TrainSettingsError
 from train_head.suggest import unknown
 from train_head.training.settings import TrainSettings, option_owners, resolve_settings

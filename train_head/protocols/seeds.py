@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.protocols.members import (
     OnRun,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
 from train_head.data.label_format import LabelColumns
 from train_head.errors import TrainSettingsError
 from train_head.protocols.everything import AllResult, train_everything, train_seeds_on_all

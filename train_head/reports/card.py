@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cache.licences import Licence
+from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
 from train_head.data.labels import read_labels
 from train_head.errors import LabelError
@@ -47,7 +48,7 @@ def write_card(settings: TrainSettings, inputs: "Inputs", result: "TrainResult")
             except LabelError:  # a single group has no interval
                 continue
     card = model_card(settings, inputs, result, intervals)
-    run_folder.write_atomically(result.folder / run_folder.CARD, card.encode())
+    write_atomically(result.folder / run_folder.CARD, card.encode())
 
 
 def model_card(

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import UNIT, Range
 from train_head.data.labels import Labels, read_labels
 from train_head.evaluation.metrics import Column, pearson
 from train_head.reports.tables import OVER_TARGETS, cell
-from train_head.runs import run_folder
 
 _LOG = logging.getLogger("matplotlib")
 _LEVEL = _LOG.level
@@ -210,7 +210,7 @@ def save(figure: Figure, path: Path) -> tuple[Path, ...]:
     FigureCanvasAgg(figure).print_png(pixels, metadata={"Software": None})
     written = tuple(path.with_name(path.name + suffix) for suffix in SUFFIXES)
     for file, content in zip(written, (_vector(figure), pixels.getvalue()), strict=True):
-        run_folder.write_atomically(file, content)
+        write_atomically(file, content)
     return written
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from cache.containers.container import StrPath
 from cache.errors import EmiError
+from cache.paths import StrPath
 from train_head.runs import run_folder
 
 if TYPE_CHECKING:

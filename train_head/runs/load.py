@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cache.containers.container import StrPath
 from cache.derive.transform import Transform
 from cache.format import Clip, Header
+from cache.paths import StrPath
 from train_head.data.label_format import UNIT, Range
 from train_head.errors import RunFolderError
 from train_head.runs import run_folder

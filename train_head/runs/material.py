@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.containers.container import StrPath
 from cache.derive.derived import describe
 from cache.licences import LICENCE, Licence, licence_of
+from cache.paths import StrPath
 from cache.reader import FeatureCache
 from train_head.data.splits import Split
 from train_head.errors import TrainSettingsError

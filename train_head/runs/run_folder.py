@@ -37,7 +37,7 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
-from cache.system.disk import sync
+from cache.system.atomic_file import replacing, write_atomically
 from cache.system.locks import HeldError, Lock
 from cache.version import version
 from train_head.errors import RunFolderError
@@ -156,7 +156,7 @@ def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write last.pt in one atomic step."""
-    with _replacing(folder / LAST) as temporary, temporary.open("wb") as file:
+    with replacing(folder / LAST) as temporary, temporary.open("wb") as file:
         torch.save(dict(state), file)  # a path would hide that the disk is full behind an error of torch's own
 
 
@@ -223,30 +223,6 @@ def load_best(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, flush, rename."""
-    with _replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside the path, which takes its place once it is written; nothing of it stays where that fails."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        replace_durably(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def replace_durably(temporary: Path, path: Path) -> None:
-    """Flush, rename: after a crash there is the old file or the new one."""
-    sync(temporary)
-    temporary.replace(path)

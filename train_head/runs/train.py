@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
 from train_head.data.groups import check_disjoint
 from train_head.data.label_format import LabelFormat
 from train_head.data.labels import (

@@ -11,8 +11,8 @@ from cache.derive.derived import transform_of
 from cache.derive.transform import Transform
 from cache.errors import StaleCacheError
 from cache.reader import FeatureCache
+from cache.system.atomic_file import write_atomically
 from train_head.errors import RunFolderError
-from train_head.runs import run_folder
 
 TRANSFORM = "transform.safetensors"
 
@@ -39,7 +39,7 @@ def save_transform(folder: Path, stores: Sequence[FeatureCache]) -> None:
     """Put it beside the weights, where there is one."""
     content = stored_transform(stores)
     if content is not None and not (folder / TRANSFORM).is_file():
-        run_folder.write_atomically(folder / TRANSFORM, content)
+        write_atomically(folder / TRANSFORM, content)
 
 
 def load_transform(folder: Path, features: Mapping[str, Any]) -> Transform | None:

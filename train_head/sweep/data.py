@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.containers.container import StrPath
 from cache.derive.derived import OnProgress, derive
+from cache.paths import StrPath
 from train_head.data.labels import Labels
 from train_head.data.splits import Split
 from train_head.runs.train import gather_inputs

@@ -13,9 +13,9 @@ from optuna import Study
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from cache.system.atomic_file import write_atomically
 from train_head.reports.figures import COLOURS, GREY, drawing, svg
 from train_head.reports.tables import OVER_TARGETS, cell
-from train_head.runs import run_folder
 from train_head.sweep.result import SweepResult, pearson, short, state_name
 from train_head.sweep.storage import OUTCOME, counted
 
@@ -75,7 +75,7 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
-    run_folder.write_atomically(result.folder / REPORT, page.encode())
+    write_atomically(result.folder / REPORT, page.encode())
 
 
 def importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:

@@ -11,9 +11,9 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
+from cache.system.atomic_file import write_atomically
 from train_head.protocols import ProtocolResult
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
-from train_head.runs import run_folder
 from train_head.sweep.storage import OUTCOME, counted
 from train_head.sweep.trials import Status
 
@@ -140,7 +140,7 @@ def write_trials(study: Study, folder: Path) -> None:
         lost = {"state": "lost", "reason": record["reason"] or "its worker died; the trial was run again"}
         value = {"number": trial.number, "state": state_name(trial), "value": pearson(trial)}
         writer.writerow(value | record | (lost if trial.number not in held else {}) | trial.params)
-    run_folder.write_atomically(folder / TRIALS_CSV, text.getvalue().encode())
+    write_atomically(folder / TRIALS_CSV, text.getvalue().encode())
 
 
 def ended(trial: FrozenTrial) -> str:

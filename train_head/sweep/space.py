@@ -33,7 +33,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
 from train_head.errors import TrainSettingsError
 from train_head.heads import HEADS
 from train_head.suggest import unknown

@@ -14,9 +14,10 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from cache import fingerprint as fp
-from cache.containers.container import StrPath
 from cache.derive.derived import OnProgress
+from cache.paths import StrPath
 from cache.reader import open_cache
+from cache.system.atomic_file import write_atomically
 from cache.system.machine import available_cores
 from train_head.data.label_format import LabelColumns
 from train_head.data.labels import Labels
@@ -169,7 +170,7 @@ def sweep(
         )
         chosen = space.settings(retrained[0].values if retrained else result.best, seed=settings.seed)
         toml = tomli_w.dumps(chosen.to_toml())
-        run_folder.write_atomically(folder / BEST_TOML, toml.encode())
+        write_atomically(folder / BEST_TOML, toml.encode())
         write_report(result, store.study, {name: identity[name] for name in OWN}, toml)
     return result
 
@@ -278,7 +279,7 @@ def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFolderError(f"{folder} exists and is no sweep (it has no {SWEEP}); choose a new --out")
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
 def _reason(study: Study) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from optuna import Trial
 
-from cache.containers.container import StrPath
 from cache.errors import EmiError
+from cache.paths import StrPath
 from cache.system.machine import KILLED
 from train_head.data.label_format import LabelFormat
 from train_head.training.settings import TrainSettings

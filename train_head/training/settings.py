@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cache.containers.container import StrPath
+from cache.paths import StrPath
 from cache.system.machine import bfloat16_unit
 from train_head.data.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
 from train_head.errors import LabelError, TrainSettingsError

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cache.system.machine import keep_freed_memory
+from cache.system.atomic_file import replace_durably
+from cache.system.memory import keep_freed_memory
 from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
 from train_head.errors import DivergedError
 from train_head.evaluation.metrics import Report, evaluate
@@ -168,7 +169,7 @@ class Trainer(Course):
         if best:
             temporary = folder / f"{run_folder.BEST}.tmp"
             save_file({name: t.contiguous().cpu() for name, t in self.evaluated.state_dict().items()}, temporary)
-            run_folder.replace_durably(temporary, folder / run_folder.BEST)
+            replace_durably(temporary, folder / run_folder.BEST)
         run_folder.save_state(folder, self._state())
         run_folder.write_history(folder, self.history)
 

@@ -239,7 +239,7 @@ def test_predictions_that_cannot_be_written_leave_nothing_and_keep_what_was_ther
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train_head.runs.run_folder.replace_durably", full)
+    monkeypatch.setattr("cache.system.atomic_file.replace_durably", full)
     arguments = ["--model", trained[0], option, tmp_path / "out.csv"]
     result = CliRunner().invoke(app, list(map(str, ["predict", labelled / "audio" / "00003.wav", *arguments])))
     assert isinstance(result.exception, OSError)
