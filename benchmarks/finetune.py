@@ -173,7 +173,7 @@ def plain(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def ours(folder: Path, options: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """(b): the trainer's own steps, on what `emi finetune` gives it."""
     from benchmarks import finetune  # a function of __main__ is another one in a helper
-    from emi.finetuning.helpers import helpers
+    from emi.finetuning.local_processes import helpers
     from emi.finetuning.settings import resolve
     from emi.finetuning.start import on_this_machine
     from extract.backbones import identify

@@ -138,7 +138,7 @@ class _Folds:
 
     def train(self, number: int, reporter: Reporter) -> TrainResult:
         name, keep_last = self.members[number], self.settings.stop_after > 0
-        reporter.run_started(name, self.settings)
+        reporter.run_started(name, self.folder / name, self.settings)
         return train_run(self.part(number), self.folder / name, self.settings, keep_last=keep_last, reporter=reporter)
 
     def finished(self, number: int) -> TrainResult | None:

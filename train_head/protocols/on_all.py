@@ -55,9 +55,9 @@ def train_one_and_all(
         LabelError: a clip is in both splits.
         RunFolderError: a folder holds another run.
     """
-    reporter.run_started(Path(out).name, settings)
+    reporter.run_started(Path(out).name, Path(out), settings)
     result = train_run(inputs, out, settings, reporter=reporter)
-    reporter.run_started(ALL, replace(settings, stop_after=result.best_epoch))
+    reporter.run_started(ALL, Path(out) / ALL, replace(settings, stop_after=result.best_epoch))
     return result, train_on_all(inputs, Path(out) / ALL, settings, result.best_epoch, reporter)[0]
 
 
@@ -80,8 +80,9 @@ def train_seeds_on_all(
     trained, predictions = 0, []
     for i, (name, epochs) in enumerate(zip(seeds.members, seeds.best_epochs, strict=True)):
         of_run = with_seed(settings, settings.seed + i)
-        reporter.run_started(f"{name}/{ALL}", replace(of_run, stop_after=epochs))
-        result, predicted = train_on_all(inputs, seeds.folder / name / ALL, of_run, epochs, reporter)
+        place = seeds.folder / name / ALL
+        reporter.run_started(f"{name}/{ALL}", place, replace(of_run, stop_after=epochs))
+        result, predicted = train_on_all(inputs, place, of_run, epochs, reporter)
         trained += result.epochs_trained
         predictions.append(predicted)
     members = [f"../{name}/{ALL}" for name in seeds.members]

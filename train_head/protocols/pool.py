@@ -40,7 +40,7 @@ def pool(inputs: Inputs) -> Split:
     )
     return Split(
         labels,
-        train.frames,
+        train.rows,
         torch.cat([train.starts, valid.starts]),
         torch.cat([train.lengths, valid.lengths]),
         torch.cat([train.targets, valid.targets]),

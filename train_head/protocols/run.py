@@ -1,6 +1,7 @@
 """From inputs to a finished protocol: one run, several seeds, folds, or training on all clips."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cache.paths import StrPath
 from train_head.protocols.folds import train_folds, train_one_fold
@@ -73,6 +74,7 @@ def train(
         inputs.check_groups()
         if validation.on_all:
             return Outcome(*train_one_and_all(inputs, out, settings, reporter))
+        reporter.run_started("", Path(out), settings)
         return Outcome(train_run(inputs, out, settings, reporter=reporter))
     result = train_seeds(inputs, out, settings, validation.seeds, reporter)
     if not validation.on_all:

@@ -51,7 +51,7 @@ def train_seeds(
     results = []
     for i, name in enumerate(members):
         of_run = with_seed(settings, settings.seed + i)
-        reporter.run_started(f"{reported_under}{name}", of_run)
+        reporter.run_started(f"{reported_under}{name}", folder / name, of_run)
         part = replace(inputs, protocol={"kind": "seed", "number": i})
         results.append(train_run(part, folder / name, of_run, reporter=reporter))
     trained = sum(len(result.history) - result.resumed_at for result in results)

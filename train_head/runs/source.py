@@ -1,4 +1,4 @@
-"""Where the rows of splits come from: cached features, or in `emi.finetuning` decoded media; and what trains on them."""
+"""Where the rows of splits come from, and what trains on them: cached features, or decoded media (`emi.finetuning`)."""
 
 import hashlib
 import os

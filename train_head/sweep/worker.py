@@ -16,6 +16,7 @@ from optuna import Trial
 from cache.errors import EmiError
 from cache.paths import StrPath
 from cache.system.machine import KILLED
+from train_head.runs.inputs import LabelFiles
 from train_head.training.settings import TrainSettings
 
 NO_MAIN_GUARD = 87

@@ -26,8 +26,8 @@ Record = dict[str, Any]
 class Reporter:
     """Hears how training proceeds. Every method does nothing unless a subclass overrides it."""
 
-    def run_started(self, name: str, settings: TrainSettings) -> None:
-        """Hear that one of several runs begins, in the folder `name`."""
+    def run_started(self, name: str, folder: Path, settings: TrainSettings) -> None:
+        """Hear that a run begins in a folder; the name is empty where it is the only one."""
 
     def epoch_finished(self, record: Record) -> None:
         """Hear of a finished epoch."""
