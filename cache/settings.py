@@ -1,7 +1,7 @@
 """Fields of settings: default and help are typed once, beside the value; options, TOML keys and docs come from them."""
 
 import dataclasses
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -24,16 +24,12 @@ def setting(default: Any, text: str, **how: Any) -> Any:
 
 
 def option_names(kind: type["DataclassInstance"]) -> dict[str, str]:
-    """Return field names by the names under which users give them."""
-    return {field.metadata.get("option") or field.name: field.name for field in dataclasses.fields(kind)}
+    """Return field names by the names under which users give them, of the fields that have an option."""
+    names = {field.metadata.get("option", field.name): field.name for field in dataclasses.fields(kind)}
+    return {option: field for option, field in names.items() if option is not None}
 
 
 def take(kind: type[T], given: MutableMapping[str, Any]) -> T:
     """Make settings of the keywords that belong to them, which are removed from `given`; None is the default."""
     found = {field: given.pop(name) for name, field in option_names(kind).items() if name in given}
     return kind(**{field: value for field, value in found.items() if value is not None})
-
-
-def helps(kind: type["DataclassInstance"]) -> Mapping[str, str]:
-    """Return the help text of each field."""
-    return {field.name: field.metadata.get("help", "") for field in dataclasses.fields(kind)}

@@ -29,7 +29,7 @@ from train_head.training.settings import resolve_settings
 from train_head.validation import Validation
 
 if TYPE_CHECKING:
-    from emi.finetuning.table1 import Table1
+    from emi.finetuning.table1 import Table1, TableReporter
     from train_head.sweep import Space, SweepResult
 
 
@@ -265,6 +265,7 @@ def table1(
     config: StrPath | None = None,
     media_root: StrPath | None = None,
     skip_missing: bool = False,
+    reporter: "TableReporter | None" = None,
     **settings: Any,
 ) -> "Table1":
     """Run the paper's Table 1 for audio on any data, resumable row by row.
@@ -280,6 +281,7 @@ def table1(
         config: TOML file of settings that the rows have in common.
         media_root: where the paths of a CSV or list start.
         skip_missing: leave out labelled clips whose media are missing or unreadable.
+        reporter: hears of rows, media, runs and epochs.
         **settings: of the heads and of the backbone, as for `finetune`; targets, rater, group_by.
 
     Raises:
@@ -293,7 +295,7 @@ def table1(
     form = resolve(config, **settings)[0].label_format(columns, validation)
     label_files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
     data = FinetuneData(media=media, label_files=label_files, backbone=backbone, media_root=media_root)
-    return run_table(data, out, seeds=seeds, config=config, **settings)
+    return run_table(data, out, seeds=seeds, config=config, reporter=reporter, **settings)
 
 
 def _needed(out: StrPath | None) -> StrPath:
