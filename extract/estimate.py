@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,11 +14,9 @@ from extract.audio.tracks import choose_track
 from extract.errors import MediaError
 from extract.failures import Failure
 from extract.fill import load_extractor
+from extract.plan import ExtractPlan
 from extract.settings import ExtractSettings
 from extract.sources import Source
-
-if TYPE_CHECKING:
-    from extract.run import ExtractPlan
 
 LOOKED_AT = 400
 """Files whose headers are read, at most: on a network's disk one may take 10 ms."""
@@ -71,13 +68,11 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(
-    plan: "ExtractPlan", settings: ExtractSettings, clock: Callable[[], float] = time.perf_counter
-) -> Estimate:
+def estimate(plan: ExtractPlan, settings: ExtractSettings, clock: Callable[[], float] = time.perf_counter) -> Estimate:
     """Look at the clips that a plan has to do, and compute a few of them.
 
     Args:
-        plan: from `extract.run.plan`.
+        plan: from `extract.plan.plan`.
         settings: how it would be done.
         clock: gives seconds.
 
@@ -122,7 +117,7 @@ def header_seconds(path: Path, track: int | None = None) -> float | None:
 
 
 def _measure(
-    plan: "ExtractPlan",
+    plan: ExtractPlan,
     settings: ExtractSettings,
     sources: Sequence[Source],
     mean: float | None,
@@ -168,7 +163,7 @@ def _measure(
     )
 
 
-def _bytes_per_second(plan: "ExtractPlan") -> float:
+def _bytes_per_second(plan: ExtractPlan) -> float:
     header = plan.header
     row = header.dim * header.dtype.itemsize + (3 * 4 if header.vad_names else 0)
     return row / header.hop_seconds

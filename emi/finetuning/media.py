@@ -18,7 +18,7 @@ from emi.finetuning.settings import TABLE, FinetuneSettings
 from emi.finetuning.trainer import FinetuneTrainer
 from extract.backbones import Identity, Regularisation, load_trainable
 from extract.failures import Note
-from extract.run import make_header
+from extract.plan import make_header
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
 from train_head.data.label_format import LabelFormat

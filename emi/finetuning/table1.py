@@ -19,7 +19,8 @@ from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.sharding import check_sharding
 from emi.finetuning.start import check_backbone, finetune, on_this_machine
 from extract.backbones import identify
-from extract.run import extract, make_header
+from extract.plan import make_header
+from extract.run import extract
 from extract.settings import ExtractSettings
 from train_head.data.label_format import LabelColumns
 from train_head.data.labels import Labels

@@ -14,7 +14,7 @@ from cache.maintenance.transfer import transfer
 from cache.maintenance.verify import verify
 from cache.sources import Medium, content_digest, medium_of
 from cache.writer import CacheWriter
-from extract import run
+from extract.plan import plan
 from extract.settings import ExtractSettings
 
 
@@ -136,7 +136,7 @@ def test_processes_refresh_too(made, media, tmp_path, monkeypatch):
     shutil.copytree(made / "clips", tmp_path / "clips")
     shutil.copytree(made / "f.zarr", tmp_path / "f.zarr")
     replace(tmp_path / "clips", media)
-    planned = run.plan(tmp_path / "clips", tmp_path / "f.zarr", ExtractSettings(refresh=True))
+    planned = plan(tmp_path / "clips", tmp_path / "f.zarr", ExtractSettings(refresh=True))
     assert (planned.todo, planned.refresh) == (1, {"b"})
     assert [share.todo for share in (planned.share(0, 2), planned.share(1, 2))] == [1, 0]
 

@@ -9,7 +9,7 @@ import emi
 from cache.reader import open_cache
 from extract import estimate as module
 from extract.estimate import estimate, header_seconds
-from extract.run import plan
+from extract.plan import plan
 from extract.settings import ExtractSettings
 
 SECONDS = (0.5, 1.0, 1.5, 2.0, 15.0)

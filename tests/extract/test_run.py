@@ -113,9 +113,9 @@ def test_new_clips_are_added_to_what_is_there(made, clips, tmp_path, read_cache)
 
 def test_planning_writes_nothing_and_counts_what_is_missing(tmp_path, clips, made, no_loading):
     before = files(tmp_path)
-    plan = run.plan(clips, tmp_path / "new.zarr", ExtractSettings())
+    plan = extract.plan.plan(clips, tmp_path / "new.zarr", ExtractSettings())
     assert (len(plan.sources), plan.todo, plan.header.dim) == (10, 10, 384)
-    assert run.plan(clips, made, ExtractSettings()).todo == 0
+    assert extract.plan.plan(clips, made, ExtractSettings()).todo == 0
     assert files(tmp_path) == before
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from extract.backbones.checkpoint import CONFIGS, WEIGHTS
 from extract.backbones.protocol import Features
-from extract.backbones.silero.family import (
+from extract.backbones.silero.layout import (
     BINS,
     CHANNELS,
     CONTEXT,

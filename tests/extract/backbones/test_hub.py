@@ -18,7 +18,7 @@ from huggingface_hub import constants
 import emi
 from extract.backbones import TRANSFORMERS, identify
 from extract.errors import BackboneError
-from extract.run import make_header
+from extract.plan import make_header
 from extract.settings import ExtractSettings
 
 COMMIT, OLDER = "0123456789abcdef0123456789abcdef01234567", "f" * 40

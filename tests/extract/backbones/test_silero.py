@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from extract.backbones import BACKBONES, family_of, identify
-from extract.backbones.silero.family import DIM, weights_file
+from extract.backbones.silero.family import weights_file
+from extract.backbones.silero.layout import DIM
 from extract.errors import BackboneError
 
 WINDOW = 512

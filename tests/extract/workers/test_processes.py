@@ -126,7 +126,7 @@ def test_an_error_of_a_process_is_raised_by_the_parent(tmp_path, clips, tiny, sm
 
 
 def test_an_hdf5_file_takes_one_process(tmp_path, clips):
-    with pytest.raises(ExtractSettingsError, match="one process at a time writes an HDF5 file"):
+    with pytest.raises(ExtractSettingsError, match="an HDF5 file is written by one process at a time"):
         emi.extract(clips, tmp_path / "f.h5", processes=2)
     assert not (tmp_path / "f.h5").exists()
 

@@ -15,6 +15,7 @@ import extract.plan
 from cache import open_cache
 from extract import run
 from extract.errors import BackboneError, ExtractProcessError, ExtractSettingsError
+from extract.plan import plan
 from extract.settings import ExtractSettings
 from extract.workers import ray_engine
 from extract.workers.ray_actor import Job, WindowFiller
@@ -229,7 +230,7 @@ def test_without_an_address_a_cluster_is_started_and_ended(tmp_path, many, local
 
 def test_an_actor_on_a_machine_that_lacks_something_says_which(tmp_path, clips):
     emi.extract(clips, tmp_path / "f.zarr")
-    planned = run.plan(clips, tmp_path / "f.zarr", ExtractSettings())
+    planned = plan(clips, tmp_path / "f.zarr", ExtractSettings())
     job = Job(
         cache=str(tmp_path / "f.zarr"),
         media=clips / "00001.wav",
