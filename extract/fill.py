@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cache.errors import CacheFormatError
 from cache.writer import CacheWriter
@@ -38,28 +38,32 @@ class Extractor:
     batch_seconds: float
     parallel_batches: int
 
-    def fill(
-        self, windows: Sequence[Sequence[Source]], writer: CacheWriter, stats: PipelineStats, done: Collection[str]
-    ) -> Generator[ClipResult, None, None]:
-        """Write the clips that are not in `done`, window by window; yield each after the writer has it."""
-        import torch
-
+    def extract(
+        self, windows: Sequence[Sequence[Source]], **options: Any
+    ) -> "Generator[ExtractedClip | Failure, None, None]":
+        """Run `extract.clips.extract_clips` as the settings say."""
         from extract.clips import extract_clips
 
-        results = extract_clips(
+        return extract_clips(
             windows,
             self.backbone,
             device=self.device,
             max_seconds=self.settings.max_seconds,
             batch_seconds=self.batch_seconds,
             parallel_batches=self.parallel_batches,
-            dtype=torch.float16 if self.settings.dtype == "float16" else torch.float32,
-            done=done,
             workers=self.settings.workers,
             options=self.settings.decoding,
-            stats=stats,
+            **options,
         )
-        with contextlib.closing(results):
+
+    def fill(
+        self, windows: Sequence[Sequence[Source]], writer: CacheWriter, stats: PipelineStats, done: Collection[str]
+    ) -> Generator[ClipResult, None, None]:
+        """Write the clips that are not in `done`, window by window; yield each after the writer has it."""
+        import torch
+
+        dtype = torch.float16 if self.settings.dtype == "float16" else torch.float32
+        with contextlib.closing(self.extract(windows, dtype=dtype, done=done, stats=stats)) as results:
             for result in results:
                 remark = _store(result, writer)
                 yield result.id, 0.0 if isinstance(result, Failure) else result.seconds, remark

@@ -17,6 +17,7 @@ from emi.finetuning.processes import Processes
 from emi.finetuning.settings import TABLE, FinetuneSettings
 from emi.finetuning.trainer import FinetuneTrainer
 from extract.backbones import Identity, Regularisation, load_trainable
+from extract.backbones.precision import DTYPES
 from extract.failures import Note
 from extract.plan import make_header
 from extract.settings import SAMPLE_RATE, ExtractSettings
@@ -33,7 +34,6 @@ from train_head.training.settings import TrainSettings
 
 OnDecode = Callable[[int, int, float], None]
 OnNotes = Callable[[Sequence[Note]], None]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extract.backbones.checkpoint import CONFIGS, WEIGHTS
+from extract.backbones.checkpoint import CONFIGS
+from extract.backbones.hub import WEIGHTS
 from extract.backbones.protocol import Features
 from extract.backbones.silero.layout import (
     BINS,

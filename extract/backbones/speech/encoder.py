@@ -22,10 +22,9 @@ from torch.nn import functional
 from extract.backbones.checkpoint import Checkpoint
 from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
 from extract.backbones.packed_weights import wrong_below_float32
+from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features
 from extract.backbones.speech.packed_encoder import PackedEncoder, supports
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class SpeechTransformer(nn.Module):

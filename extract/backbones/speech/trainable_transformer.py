@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint
+from extract.backbones.checkpoint import CONFIGS, Checkpoint
 from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
+from extract.backbones.hub import WEIGHTS
+from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features
 from extract.backbones.speech.cpu_training import prepare_for_cpu
-from extract.backbones.speech.encoder import DTYPES, SpeechTransformer, settle_kernels
+from extract.backbones.speech.encoder import SpeechTransformer, settle_kernels
 from extract.backbones.trainable import Regularisation, Stage
 from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError

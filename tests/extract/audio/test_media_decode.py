@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchaudio
 
-import extract.audio.media
 from extract.audio.media import decode, resample
+from extract.audio.packets import Packets
 from extract.settings import SAMPLE_RATE
 
 LOSSLESS = [
@@ -144,12 +144,12 @@ def test_decoding_stops_at_the_cut(tmp_path, media, monkeypatch):
     media.write(tmp_path / "x.wav", media.tones(20.0), 16000)
     decoded = []
 
-    def counted(container, stream, frames=extract.audio.media._frames):
-        for frame in frames(container, stream):
+    def counted(packets, frames=Packets.frames):
+        for frame in frames(packets):
             decoded.append(frame.samples)
             yield frame
 
-    monkeypatch.setattr(extract.audio.media, "_frames", counted)
+    monkeypatch.setattr(Packets, "frames", counted)
     assert decode(tmp_path / "x.wav", 1.0).seconds == 20.0
     assert 16000 <= sum(decoded) <= 1.1 * 16000 + max(decoded)
 
