@@ -24,8 +24,7 @@ from cache.version import version
 from extract.backbones import Identity, identify
 from extract.errors import ExtractSettingsError
 from extract.settings import DECODER, RESAMPLER, SAMPLE_RATE, ExtractSettings
-from extract.sources import Source, find_media
-from extract.suffixes import left_out
+from extract.sources import Source, find_media, left_out
 
 WINDOW_CLIPS = 128
 WINDOW_SECONDS = 1536.0

@@ -119,6 +119,16 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     return Checkpoint(folder, _json(config), _preprocessor(folder), None if local else folder.name)
 
 
+def save_checkpoint(folder: Path, tensors: "Mapping[str, Tensor]", config: Mapping[str, Any]) -> None:
+    """Write config.json and model.safetensors; the weights appear last, and whole."""
+    from safetensors.torch import save_file
+
+    temporary = folder / f"{WEIGHTS[0]}.tmp"
+    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
+    (folder / CONFIGS[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(folder / WEIGHTS[0])
+
+
 def _preprocessor(folder: Path) -> Mapping[str, Any]:
     """Read the settings of the feature extractor as transformers 5 does: first from the processor's."""
     processor, alone = (folder / name for name in CONFIGS[:0:-1])

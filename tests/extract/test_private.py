@@ -57,7 +57,7 @@ def results():
 
 @pytest.fixture(autouse=True)
 def _as_on_amd(monkeypatch):
-    monkeypatch.setattr(packed_weights, "mkl_is_at_home", lambda: False)
+    monkeypatch.setattr(packed_weights, "mkl_is_faster", lambda: False)
 
 
 def usable():

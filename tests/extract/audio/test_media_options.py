@@ -20,8 +20,7 @@ from extract.audio.decoder import Decoder
 from extract.audio.media import decode
 from extract.errors import ExtractSettingsError, MediaError
 from extract.settings import DecodeOptions
-from extract.sources import find_media
-from extract.suffixes import in_words, left_out
+from extract.sources import find_media, in_words, left_out
 
 DEFAULT = av.stream.Disposition.default
 
