@@ -56,7 +56,7 @@ def test_a_grouped_convolution_equals_torchs_in_float32(time, kernel, per_group,
     assert wrong_below_float32(weight) == (per_group < 16)
 
 
-def test_what_onednn_cannot_take_runs_in_torch(monkeypatch):
+def test_without_onednn_torch_computes_the_same_product(monkeypatch):
     x, weight = torch.randn(5, 32), torch.randn(32, 32)
     expected = functional.linear(x, weight)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
