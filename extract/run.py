@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cache.paths import StrPath
 from cache.writer import CacheWriter
-from extract.failures import Failure, Note, write_failures, write_truncated
+from extract.failures import Failure, Note, OnResult, write_failures, write_truncated
 from extract.fill import fill
 from extract.plan import ExtractPlan, plan, single_process_reason
 from extract.settings import ExtractSettings
@@ -109,18 +109,8 @@ def extract(
         if on_progress:
             on_progress(len(tried), planned.todo, min(settings.max_seconds, seconds))  # in this order, for NaN
 
-    work = planned, settings, summary.cache, summary.stats, on_result
     try:
-        if settings.engine == "ray":
-            from extract.workers.ray_engine import run_ray
-
-            summary.notes = run_ray(*work)
-        elif (processes := settings.resolved_processes()) > 1 and not single_process_reason(cache):
-            with CacheWriter(cache, planned.header):
-                pass  # create the cache once, before several processes open it
-            summary.notes = run_processes(*work, processes)
-        else:
-            fill(*work)
+        summary.notes = _run(planned, settings, summary.cache, summary.stats, on_result)
     finally:
         summary.failures_file = write_failures(summary.cache, summary.failures, {*planned.present, *tried})
         used = tried - {failure.id for failure in summary.failures}
@@ -129,3 +119,20 @@ def extract(
     if planned.identity.note:
         summary.notes = [planned.identity.note, *summary.notes]
     return summary
+
+
+def _run(
+    plan: ExtractPlan, settings: ExtractSettings, cache: str, stats: PipelineStats, on_result: OnResult
+) -> list[str]:
+    """Extract with Ray, with several processes or in this one; return sentences for the user."""
+    work = plan, settings, cache, stats, on_result
+    if settings.engine == "ray":
+        from extract.workers.ray_engine import run_ray
+
+        return run_ray(*work)
+    if (processes := settings.resolved_processes()) > 1 and not single_process_reason(cache):
+        with CacheWriter(cache, plan.header):
+            pass  # create the cache once, before several processes open it
+        return run_processes(*work, processes)
+    fill(*work)
+    return []
