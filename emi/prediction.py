@@ -16,8 +16,7 @@ from extract.clips import extract_clips
 from extract.errors import BackboneError, MediaListError
 from extract.failures import Failure, Note
 from extract.fill import load_extractor
-from extract.plan import windows
-from extract.run import make_header
+from extract.plan import make_header, windows
 from extract.settings import DECODER, DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source, find_media, is_list
 from train_head.data.labels import FILENAME

@@ -21,24 +21,25 @@ from extract.stats import PipelineStats
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExtractedClip(Clip):
-    """A clip with what should be known of its file, and which file it is."""
+    """The features of a clip, its file, and what the user should know about that."""
 
     note: Note
     medium: Medium | None
 
 
+Batch = Sequence[tuple[Source, Waveform]]
 Results = list[ExtractedClip | Failure]
 
 
 class BatchComputer:
-    """Runs batches; one that does not fit into memory is halved, and so are all later ones of its size.
+    """Computes batches. One that does not fit into memory is halved, and so are all later ones of its size.
 
     Args:
-        backbone: runs on `device`.
+        backbone: on `device`.
         device: where the waveforms are sent.
-        dtype: to which frames are brought on the device.
-        stats: samples, padding and halving are noted here.
-        parallel: batches that may run at once.
+        dtype: of the frames when they leave the device.
+        stats: counts samples, padding and halving.
+        parallel: maximum number of batches computed at once.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class BatchComputer:
         self._backbone, self._device, self._dtype, self._stats = backbone, device, dtype, stats
         self._streams = threading.local()
         self._parallel, self._running = parallel, threading.Semaphore(parallel)
-        self._taking_all, self._counting = threading.Lock(), threading.Lock()
+        self._reserving, self._counting = threading.Lock(), threading.Lock()
 
-    def __call__(self, clips: Sequence[tuple[Source, Waveform]]) -> Results:
-        """Features of every clip in order, or a `Failure` for one that does not fit even alone."""
+    def __call__(self, clips: Batch) -> Results:
+        """Return the features of each clip in order, or a `Failure` for a clip that does not fit even alone."""
         halves = clips[: len(clips) // 2], clips[len(clips) // 2 :]
         limit = self._stats.halved_to
         if len(clips) == 1 or limit is None or _seconds(clips) <= limit:
@@ -67,8 +68,8 @@ class BatchComputer:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Without any other batch on the device."""
-        with self._taking_all:
+        """Wait until no other batch is on the device, and keep others off it."""
+        with self._reserving:
             for _ in range(self._parallel):
                 self._running.acquire()
         try:
@@ -76,7 +77,7 @@ class BatchComputer:
         finally:
             self._running.release(self._parallel)
 
-    def _run_if_it_fits(self, clips: Sequence[tuple[Source, Waveform]]) -> Results | None:
+    def _run_if_it_fits(self, clips: Batch) -> Results | None:
         try:
             return self._run(clips)
         except (RuntimeError, MemoryError) as error:
@@ -86,12 +87,13 @@ class BatchComputer:
             torch.cuda.empty_cache()
         return None
 
-    def _run(self, clips: Sequence[tuple[Source, Waveform]]) -> Results:
+    def _run(self, clips: Batch) -> Results:
         samples = [len(waveform.samples) for _, waveform in clips]
         with torch.inference_mode(), self._stream():
             features = self._backbone(self._waveforms(clips))
-            frames = _converted(features.frames, self._dtype).cpu().split(list(features.lengths))
-            vad = None if features.vad is None else features.vad.cpu().split(list(features.lengths))
+            lengths = list(features.lengths)
+            frames = _stored(features.frames, self._dtype).cpu().split(lengths)
+            vad = None if features.vad is None else features.vad.cpu().split(lengths)
             pooled = None if features.vad_pooled is None else features.vad_pooled.cpu()
         with self._counting:
             self._stats.samples += sum(samples)
@@ -110,7 +112,7 @@ class BatchComputer:
             for i, (source, waveform) in enumerate(clips)
         ]
 
-    def _waveforms(self, clips: Sequence[tuple[Source, Waveform]]) -> Sequence[torch.Tensor]:
+    def _waveforms(self, clips: Batch) -> Sequence[torch.Tensor]:
         waveforms = [torch.from_numpy(waveform.samples) for _, waveform in clips]
         if self._device.type != "cuda":
             return waveforms
@@ -118,28 +120,30 @@ class BatchComputer:
         return joined.split([len(w) for w in waveforms])
 
     def _stream(self) -> contextlib.AbstractContextManager[object]:
+        """Return this thread's CUDA stream as a context."""
         if self._device.type != "cuda":
             return contextlib.nullcontext()
-        if not hasattr(self._streams, "own"):
-            self._streams.own = torch.cuda.Stream(self._device)
-            self._streams.own.wait_stream(torch.cuda.default_stream(self._device))  # which laid the weights out
-        return torch.cuda.stream(self._streams.own)
+        if not hasattr(self._streams, "stream"):
+            self._streams.stream = torch.cuda.Stream(self._device)
+            self._streams.stream.wait_stream(torch.cuda.default_stream(self._device))  # which laid out the weights
+        return torch.cuda.stream(self._streams.stream)
 
     def _too_large(self, source: Source, waveform: Waveform) -> Failure:
         return Failure(
             source.id,
             str(source.path),
-            f"needs more memory for its {_seconds([(source, waveform)]):.1f} s than {self._device} has; end what else "
-            "uses the memory, or lower --max-seconds in a cache of its own",
+            f"needs more memory for its {_seconds([(source, waveform)]):.1f} s than {self._device} has; end other "
+            "programs that use the memory, or make another cache with a lower --max-seconds",
         )
 
 
 @contextlib.contextmanager
 def one_thread_per_operation(device: torch.device) -> Iterator[None]:
-    """For a while, on a CPU; the bytes of a matrix product depend on the threads that share it.
+    """Compute each operation on a CPU in one thread, for a while.
 
-    They also depend on the threads for which the weights were laid out when the backbone was loaded (measured in
-    float32 through oneDNN): under this, a machine with other cores, or a part of them, gives the same bytes.
+    The bytes of a matrix product depend on the number of threads that share it. They also depend on the number of
+    threads at the time when the weights were laid out, that is when the backbone was loaded (measured in float32
+    through oneDNN). With one thread, machines with any number of cores give the same bytes.
     """
     before = torch.get_num_threads()
     if device.type == "cpu":
@@ -150,14 +154,14 @@ def one_thread_per_operation(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _seconds(clips: Sequence[tuple[Source, Waveform]]) -> float:
+def _seconds(clips: Batch) -> float:
     return sum(len(waveform.samples) for _, waveform in clips) / SAMPLE_RATE
 
 
-def _converted(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """In the storage dtype, unless a value overflows: the cache then says which clip it was."""
+def _stored(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert to the storage dtype, unless a value overflows: the cache then names the clip."""
     if dtype != torch.float16:
         return frames.to(dtype)
-    converted = frames.half()
-    exponents = converted.view(torch.int16) & 0x7C00
-    return converted if int(exponents.max()) < 0x7C00 else frames
+    half = frames.half()
+    exponents = half.view(torch.int16) & 0x7C00
+    return half if int(exponents.max()) < 0x7C00 else frames

@@ -1,13 +1,12 @@
-"""What an extraction would take: hours of audio from the files' headers, bytes, and minutes from a measured batch.
+"""Estimate an extraction: hours of audio from the files' headers, bytes, and minutes from a measured batch.
 
-Nothing is written. Of many files a part is looked at, spread over all.
+Nothing is written. Of many files, a sample is read.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,33 +14,31 @@ from extract.audio.tracks import choose_track
 from extract.errors import MediaError
 from extract.failures import Failure
 from extract.fill import load_extractor
+from extract.plan import ExtractPlan
 from extract.settings import ExtractSettings
 from extract.sources import Source
 
-if TYPE_CHECKING:
-    from extract.run import ExtractPlan
-
 LOOKED_AT = 400
-"""Files whose headers are read, at most: on a network's disk one may take 10 ms."""
+"""Maximum number of files whose headers are read: on a network disk one may take 10 ms."""
 MEASURED = 64
-"""Clips that are computed, at most."""
+"""Maximum number of clips that are computed."""
 CLIP_BYTES = 100
-"""Of the index, for each clip: its id, length and checksum, twice."""
+"""Bytes of the index per clip: its id, length and checksum, stored twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What is to be done, and what it would take.
+    """What is to be done, and its cost.
 
     Attributes:
-        clips: to do.
-        present: in the cache already.
-        looked_at: clips whose headers were read; where fewer than there are, figures are of these.
-        silent: of these, clips that do not say how long they are, or cannot be opened.
-        seconds: of audio that would be used, after the cut; None is unknown.
-        bytes: that the cache would grow by; None is unknown.
-        minutes: on this machine; None is unknown.
-        measured: what that is concluded from, or why there is no figure.
+        clips: number of clips to extract.
+        present: number of clips that the cache holds.
+        looked_at: number of clips whose headers were read; below `clips`, the figures are extrapolated from these.
+        silent: number of these that state no length, or cannot be opened.
+        seconds: of audio after the cut, or None where it is unknown.
+        bytes: by which the cache would grow, or None.
+        minutes: on this machine, or None.
+        measured: what `minutes` is based on, or why it is unknown.
     """
 
     clips: int
@@ -54,32 +51,28 @@ class Estimate:
     measured: str = ""
 
     def text(self) -> str:
-        """One line each for the clips, the audio, the disk and the time."""
-        lines = [f"clips: {self.clips} to do, {self.present} present"]
+        """Return one line each for the clips, the audio, the disk and the time."""
+        count = f"clips: {self.clips} to do, {self.present} present"
         if not self.clips:
-            return lines[0]
-        about = "about " if self.silent or self.looked_at < self.clips else ""
-        seen = f" (from {self.looked_at} files' headers)" if self.looked_at < self.clips else ""
+            return count
+        sampled = self.looked_at < self.clips
+        about = "about " if self.silent or sampled else ""
+        seen = f" (from {self.looked_at} files' headers)" if sampled else ""
         if self.silent:
-            seen += f"; {self.silent} of {self.looked_at} files do not say how long they are, or cannot be opened"
-        hours = "unknown" if self.seconds is None else f"{about}{_two_digits(self.seconds / 3600)} h after the cut"
-        lines.append(f"audio: {hours}{seen}")
-        size = "unknown" if self.bytes is None else f"{about}{_gigabytes(self.bytes)}"
-        lines.append(f"disk: {size}")
+            seen += f"; {self.silent} of {self.looked_at} files state no length, or cannot be opened"
+        audio = "unknown" if self.seconds is None else f"{about}{_two_digits(self.seconds / 3600)} h after the cut"
+        disk = "unknown" if self.bytes is None else f"{about}{_two_digits(self.bytes / 1e9)} GB"
         minutes = "unknown" if self.minutes is None else f"about {_minutes(self.minutes)}"
-        lines.append(f"time: {minutes} ({self.measured})")
-        return "\n".join(lines)
+        return f"{count}\naudio: {audio}{seen}\ndisk: {disk}\ntime: {minutes} ({self.measured})"
 
 
-def estimate(
-    plan: "ExtractPlan", settings: ExtractSettings, clock: Callable[[], float] = time.perf_counter
-) -> Estimate:
-    """Look at the clips that a plan has to do, and compute a few of them.
+def estimate(plan: ExtractPlan, settings: ExtractSettings, clock: Callable[[], float] = time.perf_counter) -> Estimate:
+    """Read the headers of the clips that a plan has to do, and compute a few clips.
 
     Args:
-        plan: from `extract.run.plan`.
-        settings: how it would be done.
-        clock: gives seconds.
+        plan: from `extract.plan.plan`.
+        settings: of the extraction.
+        clock: returns seconds.
 
     Raises:
         BackboneError: the backbone's files do not fit.
@@ -88,27 +81,28 @@ def estimate(
     present = len(plan.present)
     if not todo:
         return Estimate(clips=0, present=present)
-    looked_at = _spread(todo, LOOKED_AT)
-    lengths = [header_seconds(source.path, settings.track) for source in looked_at]
-    known = [(min(s, settings.max_seconds), source) for s, source in zip(lengths, looked_at, strict=True) if s]
-    mean = float(np.mean([seconds for seconds, _ in known])) if known else None
+    sample = _spread(todo, LOOKED_AT)
+    lengths = [header_seconds(source.path, settings.track) for source in sample]
+    stated = sorted((min(s, settings.max_seconds), source) for s, source in zip(lengths, sample, strict=True) if s)
+    mean = float(np.mean([seconds for seconds, _ in stated])) if stated else None
+    measured, rate = _measure(plan, settings, [source for _, source in stated] or sample, mean, clock)
+    header = plan.header
+    row_bytes = header.dim * header.dtype.itemsize + (3 * 4 if header.vad_names else 0)
     seconds = None if mean is None else mean * len(todo)
-    measured, rate = _measure(plan, settings, [source for _, source in sorted(known)] or looked_at, mean, clock)
-    minutes = None if rate is None or seconds is None else seconds / rate / 60
     return Estimate(
         clips=len(todo),
         present=present,
-        looked_at=len(looked_at),
-        silent=len(looked_at) - len(known),
+        looked_at=len(sample),
+        silent=len(sample) - len(stated),
         seconds=seconds,
-        bytes=None if seconds is None else round(seconds * _bytes_per_second(plan)) + CLIP_BYTES * len(todo),
-        minutes=minutes,
+        bytes=None if seconds is None else round(seconds * row_bytes / header.hop_seconds) + CLIP_BYTES * len(todo),
+        minutes=None if rate is None or seconds is None else seconds / rate / 60,
         measured=measured,
     )
 
 
 def header_seconds(path: Path, track: int | None = None) -> float | None:
-    """How long an audio track of a file is by its header, without decoding any; None where it does not say."""
+    """Return the length of an audio track that the file's header states, or None. Nothing is decoded."""
     import av
 
     try:
@@ -122,67 +116,41 @@ def header_seconds(path: Path, track: int | None = None) -> float | None:
 
 
 def _measure(
-    plan: "ExtractPlan",
+    plan: ExtractPlan,
     settings: ExtractSettings,
     sources: Sequence[Source],
     mean: float | None,
     clock: Callable[[], float],
 ) -> tuple[str, float | None]:
-    """Compute clips of all lengths: what was measured, and seconds of audio a second; None where there is no figure."""
+    """Compute clips of all lengths; return (what was measured, seconds of audio per second, or None)."""
     if settings.engine == "ray":
         return "not measured: the cluster's machines do the work", None
-    from extract.clips import extract_clips
-
     extractor = load_extractor(plan.identity, settings, plan.header.fingerprint["precision"])
-    fill = extractor.batch_seconds * extractor.parallel_batches
-    chosen = _spread(sources, max(1, min(MEASURED, int(fill / (mean or settings.max_seconds)))))
-
-    def compute(clips: Sequence[Source]) -> list[Failure | float]:
-        results = extract_clips(
-            [clips],
-            extractor.backbone,
-            device=extractor.device,
-            max_seconds=settings.max_seconds,
-            batch_seconds=extractor.batch_seconds,
-            parallel_batches=extractor.parallel_batches,
-            workers=settings.workers,
-            options=settings.decoding,
-        )
-        return [r if isinstance(r, Failure) else len(r.frames) * plan.header.hop_seconds for r in results]
-
-    compute(chosen[-1:])  # first calls of kernels and codecs take longer
+    fitting = extractor.batch_seconds * extractor.parallel_batches / (mean or settings.max_seconds)
+    sample = _spread(sources, max(1, min(MEASURED, int(fitting))))
+    list(extractor.extract([sample[-1:]]))  # the first calls of kernels and codecs take longer
     started = clock()
-    found = compute(chosen)
+    results = list(extractor.extract([sample]))
     elapsed = max(1e-9, clock() - started)
-    heard = [seconds for seconds in found if not isinstance(seconds, Failure)]
-    failures = [failure for failure in found if isinstance(failure, Failure)]
-    if not heard:
+    failures = [result for result in results if isinstance(result, Failure)]
+    if len(failures) == len(results):
         return f"not measured: {failures[0].path} {failures[0].reason}", None
+    seconds = plan.header.hop_seconds * sum(len(r.frames) for r in results if not isinstance(r, Failure))
     processes = settings.resolved_processes()
     together = f", times {processes} processes" if processes > 1 else ""
     failed = f"; {len(failures)} of the clips tried cannot be read, {failures[0].path} first" if failures else ""
     return (
-        f"measured on {len(heard)} clips: {sum(heard):.1f} s of audio in {elapsed:.2f} s, "
-        f"{sum(heard) / elapsed:.0f} x real time{together}{failed}",
-        processes * sum(heard) / elapsed,
+        f"measured on {len(results) - len(failures)} clips: {seconds:.1f} s of audio in {elapsed:.2f} s, "
+        f"{seconds / elapsed:.0f} x real time{together}{failed}",
+        processes * seconds / elapsed,
     )
 
 
-def _bytes_per_second(plan: "ExtractPlan") -> float:
-    header = plan.header
-    row = header.dim * header.dtype.itemsize + (3 * 4 if header.vad_names else 0)
-    return row / header.hop_seconds
-
-
-def _spread(sources: Sequence[Source], count: int) -> list[Source]:
-    """As many of them at equal distances, the first and the last among them."""
+def _spread(sources: Sequence[Source], count: int) -> Sequence[Source]:
+    """Return up to `count` of the clips at equal distances, including the first and the last."""
     if len(sources) <= count:
-        return list(sources)
+        return sources
     return [sources[i] for i in np.linspace(0, len(sources) - 1, count).round().astype(int)]
-
-
-def _gigabytes(size: int) -> str:
-    return f"{_two_digits(size / 1e9)} GB"
 
 
 def _two_digits(value: float) -> str:

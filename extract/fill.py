@@ -1,14 +1,15 @@
-"""Put windows of clips through a loaded backbone into a cache."""
+"""Run a loaded backbone over windows of clips, and write the features to a cache."""
 
 import contextlib
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cache.errors import CacheFormatError
 from cache.writer import CacheWriter
 from extract.backbones import Backbone, Identity, family_of
-from extract.failures import Failure, Note
+from extract.failures import ClipResult, Failure, Note, OnResult
+from extract.plan import ExtractPlan
 from extract.settings import ExtractSettings
 from extract.sources import Source
 from extract.stats import PipelineStats
@@ -17,21 +18,16 @@ if TYPE_CHECKING:
     import torch
 
     from extract.compute import ExtractedClip
-    from extract.run import ExtractPlan
-    from extract.workers.processes import OnResult
-
-Written = tuple[str, float, Failure | Note | None]
-"""A clip's id and seconds, and its failure if it is one, or what should be known of its file if there is something."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor:
-    """A loaded backbone and how it is run: loaded once, for as many windows as there are.
+    """A backbone, loaded once for any number of windows, and how it is run.
 
     Attributes:
-        backbone: runs on `device`.
+        backbone: on `device`.
         device: where it computes.
-        settings: how.
+        settings: of the extraction.
         batch_seconds: see `extract.plan.plan_batches`.
         parallel_batches: batches computed at once.
     """
@@ -42,31 +38,35 @@ class Extractor:
     batch_seconds: float
     parallel_batches: int
 
-    def fill(
-        self, windows: Sequence[Sequence[Source]], writer: CacheWriter, stats: PipelineStats, done: Collection[str]
-    ) -> Generator[Written, None, None]:
-        """Write the clips of the windows that are not done, window by window, and yield each when the writer has it."""
-        import torch
-
+    def extract(
+        self, windows: Sequence[Sequence[Source]], **options: Any
+    ) -> "Generator[ExtractedClip | Failure, None, None]":
+        """Run `extract.clips.extract_clips` as the settings say."""
         from extract.clips import extract_clips
 
-        results = extract_clips(
+        return extract_clips(
             windows,
             self.backbone,
             device=self.device,
             max_seconds=self.settings.max_seconds,
             batch_seconds=self.batch_seconds,
             parallel_batches=self.parallel_batches,
-            dtype=torch.float16 if self.settings.dtype == "float16" else torch.float32,
-            done=done,
             workers=self.settings.workers,
             options=self.settings.decoding,
-            stats=stats,
+            **options,
         )
-        with contextlib.closing(results):
+
+    def fill(
+        self, windows: Sequence[Sequence[Source]], writer: CacheWriter, stats: PipelineStats, done: Collection[str]
+    ) -> Generator[ClipResult, None, None]:
+        """Write the clips that are not in `done`, window by window; yield each after the writer has it."""
+        import torch
+
+        dtype = torch.float16 if self.settings.dtype == "float16" else torch.float32
+        with contextlib.closing(self.extract(windows, dtype=dtype, done=done, stats=stats)) as results:
             for result in results:
-                told = _store(result, writer)
-                yield result.id, 0.0 if isinstance(result, Failure) else result.seconds, told
+                remark = _store(result, writer)
+                yield result.id, 0.0 if isinstance(result, Failure) else result.seconds, remark
 
 
 def load_extractor(
@@ -77,8 +77,8 @@ def load_extractor(
     Args:
         identity: the backbone.
         settings: how it is run.
-        precision: its arithmetic, as in the cache's header.
-        parallel_batches: batches computed at once, where that is not for the settings to say; no byte depends on it.
+        precision: of the backbone's arithmetic, as in the cache's header.
+        parallel_batches: batches computed at once, in place of the settings' number; no stored byte depends on it.
 
     Raises:
         BackboneError: its files do not fit.
@@ -86,7 +86,7 @@ def load_extractor(
     from extract.compute import one_thread_per_operation
 
     device = settings.resolved_device()
-    batch_seconds, at_once = settings.batching(identity.small)
+    batch_seconds, default_batches = settings.batching(identity.small)
     with one_thread_per_operation(device):
         backbone = family_of(settings.backbone).load(identity, device, precision)
     return Extractor(
@@ -94,13 +94,11 @@ def load_extractor(
         device=device,
         settings=settings,
         batch_seconds=batch_seconds,
-        parallel_batches=parallel_batches or at_once,
+        parallel_batches=parallel_batches or default_batches,
     )
 
 
-def fill(
-    plan: "ExtractPlan", settings: ExtractSettings, cache: str, stats: PipelineStats, on_result: "OnResult"
-) -> None:
+def fill(plan: ExtractPlan, settings: ExtractSettings, cache: str, stats: PipelineStats, on_result: OnResult) -> None:
     """Extract the clips of a plan that the cache lacks, in this process."""
     extractor = load_extractor(plan.identity, settings, plan.header.fingerprint["precision"])
     with (
@@ -112,11 +110,11 @@ def fill(
 
 
 def _store(result: "ExtractedClip | Failure", writer: CacheWriter) -> Failure | Note | None:
-    """Write a clip; returns why not, where it cannot be, or what should be known of its file."""
+    """Write a clip; return why it cannot be written, or what the user should know about its file."""
     if isinstance(result, Failure):
         return result
     try:
         writer.add(result, result.medium)
-    except CacheFormatError as error:  # the features of this clip cannot be stored; those of the others can
+    except CacheFormatError as error:  # the features of this clip cannot be stored; those of others can
         return Failure(result.id, "", str(error))
     return result.note if result.note.track or result.note.cut_off else None

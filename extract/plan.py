@@ -1,35 +1,157 @@
-"""Which clips are computed together: windows and batches, planned without decoding anything or importing torch.
+"""What an extraction has to do: the clips that the cache lacks, the batches to compute them in, the cache's header.
 
-A window is a fixed run of consecutive sources, and its batches are planned from all its clips before any is skipped
-because the cache has it. Batches therefore depend on the whole input only, not on what was done before: a resumed or
-sharded run computes each clip among the same neighbours, hence the same bytes.
+A window is a fixed run of consecutive clips. Its batches are planned from all of its clips, including those that the
+cache already holds. Batches therefore depend on the whole input only: a resumed or sharded run computes each clip in
+the same batch, and so gets the same bytes.
+
+Planning decodes nothing, and imports torch only where the precision depends on the device.
 """
 
-from collections.abc import Sequence
+import importlib.util
+import os
+import platform
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
 
-from extract.settings import SAMPLE_RATE
-from extract.sources import Source
+from cache.containers.container import open_container
+from cache.format import Header
+from cache.ids import stored_form
+from cache.licences import LICENCE
+from cache.paths import StrPath
+from cache.reader import FeatureCache, open_cache
+from cache.version import version
+from extract.backbones import Identity, identify
+from extract.errors import ExtractSettingsError
+from extract.settings import DECODER, RESAMPLER, SAMPLE_RATE, ExtractSettings
+from extract.sources import Source, find_media, left_out
 
 WINDOW_CLIPS = 128
 WINDOW_SECONDS = 1536.0
-"""Bounds of a window; three of them are in memory at a time (3 x 98 MB of float32 at most)."""
+"""Limits of a window; three windows are in memory at a time (at most 3 x 98 MB of float32)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractPlan:
+    """What a run would do.
+
+    Attributes:
+        windows: the clips of this job's share, sorted by id, in the windows in which batches are planned.
+        present: ids in this share that the cache holds, without those in `refresh`.
+        changed: ids in this share that the cache holds, and whose media files have changed since.
+        refresh: ids of `changed` that are extracted again.
+        left_out: number of files in a media folder that are skipped for their suffix, by suffix.
+        header: fingerprint and layout of the cache.
+        identity: the backbone.
+        precision_reason: why this precision was chosen.
+    """
+
+    windows: Sequence[Sequence[Source]]
+    present: Collection[str]
+    changed: Sequence[str] = ()
+    refresh: frozenset[str] = frozenset()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    header: Header
+    identity: Identity
+    precision_reason: str
+
+    @property
+    def sources(self) -> list[Source]:
+        """The clips of all windows."""
+        return [source for window in self.windows for source in window]
+
+    @property
+    def todo(self) -> int:
+        """Number of clips to extract."""
+        return sum(map(len, self.windows)) - len(self.present)
+
+    def share(self, number: int, count: int) -> "ExtractPlan":
+        """Return a plan for every `count`-th window, starting at window `number`."""
+        part = replace(self, windows=self.windows[number::count])
+        return replace(part, present=frozenset(s.id for s in part.sources if s.id in self.present))
+
+
+def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPlan:
+    """Find the media, describe the backbone, and read what the cache holds. Write nothing.
+
+    Raises:
+        MediaListError, BackboneError, ExtractSettingsError: the input cannot be used.
+        StaleCacheError: the cache holds features that were made with other settings.
+    """
+    container = open_container(cache)
+    _check_sharing(cache, settings)
+    sources = find_media(media, settings.media_root)
+    identity = identify(settings.backbone, settings.revision)
+    index, count = settings.shard_numbers()
+    share = windows(sources, settings.max_seconds)[index::count]
+    stored, done, changed = None, frozenset[str](), list[str]()
+    if container.read_attributes() is not None:
+        with open_cache(cache) as store:
+            stored, done = store.header, frozenset(store.ids)
+            share = windows(_with_stored_ids(sources, done), settings.max_seconds)[index::count]
+            changed = [source.id for window in share for source in window if _has_changed(source, store)]
+    container.close()
+    in_cache = stored.fingerprint.get("precision") if stored else None
+    precision, reason = settings.resolved_precision(identity.precisions, in_cache)
+    header = make_header(identity, settings, precision)
+    if stored:
+        header.must_match(stored, os.fspath(cache))
+    refresh = frozenset(changed) if settings.refresh else frozenset[str]()
+    return ExtractPlan(
+        windows=share,
+        present=frozenset(source.id for window in share for source in window if source.id in done) - refresh,
+        changed=changed,
+        refresh=refresh,
+        left_out=left_out(media),
+        header=header,
+        identity=identity,
+        precision_reason=reason,
+    )
+
+
+def make_header(identity: Identity, settings: ExtractSettings, precision: str) -> Header:
+    """Return the header of a cache. Its fingerprint names everything that changes a stored number."""
+    packages = ("torch", "torchaudio", "transformers", "av", "silero-vad")
+    return Header(
+        fingerprint={
+            **identity.fingerprint,
+            "decoder": DECODER,
+            **({} if settings.track is None else {"track": settings.track}),
+            "sample_rate": SAMPLE_RATE,
+            "max_seconds": float(settings.max_seconds),
+            "resampler": RESAMPLER,
+            "precision": precision,
+            "dtype": settings.dtype,
+        },
+        dim=identity.dim,
+        vad_names=identity.vad_names,
+        hop_seconds=identity.hop_seconds,
+        provenance={
+            "source": identity.source,
+            LICENCE: identity.licence.to_dict(),
+            **({"revision": identity.revision} if identity.revision else {}),
+            "python": platform.python_version(),
+            "emi": version(),
+            **{name: metadata.version(name) for name in packages},
+        },
+    )
 
 
 def windows(sources: Sequence[Source], max_seconds: float) -> list[Sequence[Source]]:
-    """Cut the sorted sources into the windows within which batches are planned."""
+    """Cut the sorted clips into the windows in which batches are planned."""
     size = max(1, min(WINDOW_CLIPS, int(WINDOW_SECONDS / max_seconds)))
     return [sources[i : i + size] for i in range(0, len(sources), size)]
 
 
 def plan_batches(num_samples: Sequence[int], batch_seconds: float) -> list[list[int]]:
-    """Group clips of similar length so that clips x longest clip stays within a bound.
+    """Group clips of similar length so that clips x longest clip stays within a limit.
 
     Args:
         num_samples: samples of each clip.
-        batch_seconds: the bound; a single longer clip is a batch of its own.
+        batch_seconds: the limit; a longer clip is a batch by itself.
 
     Returns:
-        Indices of each batch, longest clips first, so that a lack of memory shows at the start.
+        Indices of the clips in each batch, longest clips first, so that a lack of memory shows at the start.
     """
     order = sorted(range(len(num_samples)), key=lambda i: (-num_samples[i], i))
     batches: list[list[int]] = []
@@ -39,3 +161,33 @@ def plan_batches(num_samples: Sequence[int], batch_seconds: float) -> list[list[
         else:
             batches.append([i])
     return batches
+
+
+def single_process_reason(cache: StrPath) -> str | None:
+    """Return why only one process at a time can write a cache, or None where several can."""
+    if open_container(cache).one_writer:
+        return "an HDF5 file is written by one process at a time"
+    return "memory:// belongs to one process" if os.fspath(cache).startswith("memory://") else None
+
+
+def _check_sharing(cache: StrPath, settings: ExtractSettings) -> None:
+    """Refuse several processes where the cache takes one, and Ray where it is not installed."""
+    ray = settings.engine == "ray"
+    if (ray or settings.processes > 1) and (reason := single_process_reason(cache)):
+        option = "--engine ray" if ray else f"--processes {settings.processes}"
+        raise ExtractSettingsError(f"{option}: {reason}; use a cache NAME.zarr in a folder or an object store")
+    if ray and importlib.util.find_spec("ray") is None:
+        raise ExtractSettingsError(
+            "--engine ray needs Ray, which is not installed here: pip install 'emi-mimicry[ray]'"
+        )
+
+
+def _with_stored_ids(sources: Sequence[Source], done: Collection[str]) -> list[Source]:
+    """Give each clip the id that the cache has for it, which in an older cache need not be in NFC."""
+    stored = {stored_form(id): id for id in done if not id.isascii()}
+    return sorted(replace(source, id=stored.get(source.id, source.id)) for source in sources)
+
+
+def _has_changed(source: Source, store: FeatureCache) -> bool:
+    medium = store.medium(source.id) if source.id in store else None
+    return medium is not None and medium.changed(source.path)

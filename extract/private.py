@@ -1,7 +1,7 @@
-"""What emi uses of torch and accelerate that is not public, in one place, each with the public way beside it.
+"""The private functions of torch and accelerate that emi uses, each with its public alternative.
 
-What torch's compiler calls when it freezes a model may change with any version. So each operator is tried when this is
-imported, on a few numbers whose result is known; one that is missing, or gives other values, is not used.
+Private operators may change with any version. So each operator is tried on import, on a few numbers whose result is
+known. An operator that is missing, or returns other values, is not used.
 """
 
 import contextlib
@@ -12,36 +12,33 @@ from torch import Tensor
 from torch.nn import functional
 
 Geometry = tuple[list[int], list[int], list[int], int]
-"""Of a convolution over an image of one row: padding, stride, dilation, groups."""
+"""Padding, stride, dilation and groups of a convolution over an image with one row."""
 ROWS_HINT = 512
-"""Rows for which oneDNN chooses the layout; other counts run as fast (measured from 50 to 2,400)."""
+"""Number of rows for which oneDNN chooses the layout; other numbers are as fast (measured from 50 to 2,400)."""
 _ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def pack_linear(weight: Tensor) -> Tensor:
-    """Lay a (out, in) weight out for oneDNN's matrix units, for `packed_linear` only."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
-    return packed
+    """Convert a (out, in) weight to oneDNN's layout, for `packed_linear` only."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
 
 
 def packed_linear(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """(rows, in) → (rows, out); the public way is `functional.linear` with the weight as it was."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return out
+    """Map (rows, in) to (rows, out). The public alternative is `functional.linear` with the original weight."""
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
 
 
 def pack_convolution(weight: Tensor, geometry: Geometry) -> Tensor:
-    """Lay a (channels, channels per group, kernel) weight out for oneDNN, for `packed_convolution` only."""
+    """Convert a (channels, channels per group, kernel) weight to oneDNN's layout, for `packed_convolution` only."""
     image = weight.unsqueeze(2).to(memory_format=torch.channels_last)
     shape = [1, len(weight), 1, ROWS_HINT]
-    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(image, *geometry, shape)
-    return packed
+    return torch.ops.mkldnn._reorder_convolution_weight(image, *geometry, shape)
 
 
 def packed_convolution(rows: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """(time, channels) → (time, channels), with one more frame where the kernel is even.
+    """Map (time, channels) to (time, channels), with one more frame where the kernel is even.
 
-    The public way is `functional.conv1d` with the weight as it was.
+    The public alternative is `functional.conv1d` with the original weight.
     """
     image = rows.view(1, 1, *rows.shape).permute(0, 3, 1, 2)  # (1, channels, 1, time), channels last in memory
     run: Callable[..., Tensor] = torch.ops.mkldnn._convolution_pointwise
@@ -49,7 +46,7 @@ def packed_convolution(rows: Tensor, packed: Tensor, bias: Tensor | None, geomet
 
 
 def softmax_backward(grad: Tensor, probabilities: Tensor) -> Tensor:
-    """The gradient of softmax's input over the last axis, given that of its result; both of one dtype."""
+    """Return the gradient of softmax's input over the last axis from the gradient of its result, in the same dtype."""
     if SOFTMAX_BACKWARD:
         return torch._softmax_backward_data(grad, probabilities, -1, probabilities.dtype)
     return _public_softmax_backward(grad, probabilities)
@@ -57,10 +54,9 @@ def softmax_backward(grad: Tensor, probabilities: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def without_accelerate_state() -> Iterator[None]:
-    """Let accelerate find out anew which process of a group this is, and put back what it had found before.
+    """Reset accelerate's state of this process in its group for a while, then restore it.
 
-    There is no public way; where the private one is gone, what it found before stays, which is nothing on the command
-    line.
+    There is no public alternative. Without the private functions the state stays, which is empty on the command line.
     """
     from accelerate import PartialState
 
@@ -83,7 +79,7 @@ def _public_softmax_backward(grad: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def _works(ours: Callable[[], Tensor], public: Callable[[], Tensor], dtype: torch.dtype) -> bool:
-    """Whether a private way exists here and gives what the public one does."""
+    """Whether a private function exists here and returns the values of the public one."""
     try:
         with torch.no_grad():
             out, expected = ours().float(), public().float()
@@ -93,12 +89,12 @@ def _works(ours: Callable[[], Tensor], public: Callable[[], Tensor], dtype: torc
 
 
 def _numbers(*shape: int) -> Tensor:
-    """Without a look at torch's generator, whose numbers belong to the user."""
+    """Return fixed numbers, without drawing from torch's generator, which would change the user's random numbers."""
     return torch.arange(torch.Size(shape).numel()).mul(37).remainder(17).sub(8).div(8).view(shape)
 
 
 def _dtypes(works: Callable[[torch.dtype], bool]) -> frozenset[torch.dtype]:
-    with contextlib.suppress(Exception):  # gone: the trial below says it
+    with contextlib.suppress(Exception):  # if it is missing, the trial below decides
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return frozenset({torch.float32} if works(torch.float32) else ())
     return frozenset(dtype for dtype in (torch.float32, torch.bfloat16) if works(dtype))
@@ -133,12 +129,11 @@ def _softmax_works() -> bool:
 
 
 _threads = torch.get_num_threads()
-torch.set_num_threads(
-    1
-)  # else the import would start OpenMP's threads, which do not survive if the user's program forks
+# with one thread the import starts none of OpenMP's threads, which do not survive if the user's program forks
+torch.set_num_threads(1)
 LINEAR = _dtypes(_linear_works)
 """Dtypes in which `packed_linear` can be used here."""
 CONVOLUTION = _dtypes(_convolution_works)
-"""The same for `packed_convolution`."""
+"""Dtypes in which `packed_convolution` can be used here."""
 SOFTMAX_BACKWARD = _softmax_works()
 torch.set_num_threads(_threads)

@@ -4,8 +4,8 @@ A clip's id is its path under the media root, without suffix, `/`-separated, in 
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +20,12 @@ LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 
 @dataclass(frozen=True, slots=True, order=True)
 class Source:
-    """One clip to extract. `path` may be missing or unreadable: that is found out when it is decoded.
+    """One clip to extract. Whether its file exists and can be read is only known when it is decoded.
 
     Attributes:
         id: of the clip.
-        path: of its medium.
-        problem: why it cannot be extracted, where that is known before; its id is then only for people to read.
+        path: of its file.
+        problem: why it cannot be extracted, where that is known before decoding; its id is then only for display.
     """
 
     id: str
@@ -38,10 +38,10 @@ def find_media(media: StrPath, media_root: StrPath | None = None) -> list[Source
 
     Args:
         media: a folder, one media file, `NAME.csv` with a Filename column, or `NAME.txt` with one path a line.
-        media_root: where the paths of a CSV or list start; the list's own folder by default.
+        media_root: folder that the paths of a CSV or list are relative to; by default the folder of the list.
 
     Raises:
-        MediaListError: nothing there, nothing found, two files with one id, or a malformed list.
+        MediaListError: nothing was found, two files have one id, or the list is malformed.
     """
     place = Path(at_home(media))
     root = Path(at_home(media_root)) if media_root is not None else None
@@ -68,7 +68,7 @@ def find_media(media: StrPath, media_root: StrPath | None = None) -> list[Source
 
 
 def is_list(media: StrPath) -> bool:
-    """Whether a place is a file that lists media."""
+    """Whether a path is a file that lists media."""
     place = Path(at_home(media))
     return place.suffix.lower() in (".csv", *LIST_SUFFIXES) and place.is_file()
 
@@ -77,18 +77,20 @@ def _walk(root: Path) -> Iterator[Path]:
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         identity = os.stat(folder)
-        if (identity.st_dev, identity.st_ino) in seen:  # a link that leads back up
+        if (identity.st_dev, identity.st_ino) in seen:  # a link to a parent folder
             folders.clear()
             continue
         seen.add((identity.st_dev, identity.st_ino))
         media_like = [name for name in folders if _is_media(name)]  # a folder named x.wav: reported when decoded
-        # Sorted, because of two links to one folder the first gives the ids, on every machine the same.
+        # Sorted: of two links to one folder the first gives the ids, and that must be the same on every machine.
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in media_like)
         yield from (Path(folder, name) for name in [*files, *media_like] if _is_media(name))
 
 
 def _unreadable(error: OSError) -> None:
-    raise MediaListError(f"folder {error.filename} cannot be read ({error.strerror}); mend its permission") from error
+    raise MediaListError(
+        f"folder {error.filename} cannot be read ({error.strerror}); change its permissions"
+    ) from error
 
 
 def _is_media(name: str) -> bool:
@@ -107,7 +109,7 @@ def _id_of(path: Path, root: Path) -> str:
 
 
 def _from_csv(place: Path, root: Path) -> Iterator[Source]:
-    """Rows with or without suffix; see `cache.ids.match_ids`."""
+    """Read the Filename column; names may lack their suffix, see `cache.ids.match_ids`."""
     try:
         table = read_table(place)
     except TableError as error:
@@ -128,7 +130,7 @@ def _from_csv(place: Path, root: Path) -> Iterator[Source]:
 
 
 def _from_list(place: Path, root: Path) -> Iterator[Source]:
-    """One path a line, relative to the root or absolute; blank lines and # comments are skipped."""
+    """Read one path per line, relative to the root or absolute; skip blank lines and # comments."""
     lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
     names = [at_home(line) for line in lines if line and not line.startswith("#")]
     paths = [root / name for name in names]
@@ -140,7 +142,7 @@ def _from_list(place: Path, root: Path) -> Iterator[Source]:
 
 
 def _named(names: Sequence[str], root: Path, place: Path) -> list[tuple[Source, bool]]:
-    """The media that names stand for, and whether each was found; one that was not is a failure when it is decoded."""
+    """Return the media with these names, and whether each was found; others fail when they are decoded."""
     paths = [_path_of(name, root) for name in names]
     if None in paths:
         by_id: dict[str, list[Path]] = defaultdict(list)
@@ -165,13 +167,13 @@ def _named(names: Sequence[str], root: Path, place: Path) -> list[tuple[Source, 
 
 
 def _path_of(name: str, root: Path) -> Path | None:
-    """The file of exactly this name, or of this name with `/` and without a leading `./`, or in the home folder."""
+    """Find the file of exactly this name, or with `/` for `\\` and without a leading `./`, or in the home folder."""
     forms = dict.fromkeys((name, tidy(name), at_home(name)))
     return next((root / form for form in forms if (root / form).is_file()), None)
 
 
 def _choose(name: str, wanted: str, found: list[Path]) -> Path:
-    """Of the files with one id, that with the name's suffix."""
+    """Return the file with the suffix of the name, among files with one id."""
     same = [path for path in found if path.suffix.lower() == Path(name).suffix.lower()] if len(found) > 1 else found
     if len(same) != 1:
         raise _clash(wanted, found)
@@ -197,3 +199,20 @@ def _clash(name: str, found: list[Path]) -> MediaListError:
     a, b = sorted(found)[:2]
     same = "is listed twice" if a == b else f"stands for two files, {a} and {b}"
     return MediaListError(f"clip id {name!r} {same}; an id must name one file: remove or rename one of them")
+
+
+def left_out(media: StrPath) -> dict[str, int]:
+    """Count the files of a folder that are skipped, by suffix; hidden files are not counted. A list gives nothing."""
+    found: Counter[str] = Counter()
+    for _, folders, files in os.walk(at_home(os.fspath(media))):
+        folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(".zarr")]
+        suffixes = (Path(name).suffix.lower() for name in files if not name.startswith("."))
+        found.update(readable(suffix) or "without suffix" for suffix in suffixes if suffix not in MEDIA_SUFFIXES)
+    return dict(found.most_common())
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """Return a text such as "3 files (.txt 2, .csv 1)"."""
+    total = sum(counts.values())
+    shown = ", ".join(f"{suffix} {count}" for suffix, count in list(counts.items())[:8])
+    return f"{total} file{'s' * (total != 1)} ({shown}{', …' if len(counts) > 8 else ''})"

@@ -1,4 +1,4 @@
-"""What an extraction waited for. Apart from `extract.clips`, so that reading it imports no torch."""
+"""Times of an extraction. A module of its own, because importing `extract.clips` imports torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class PipelineStats:
-    """What an extraction waited for, and what its batches were; filled while it runs.
+    """Time that an extraction waited for each stage, and the sizes of its batches; filled while it runs.
 
     Attributes:
-        decode: seconds in which no batch was ready, because its clips were not decoded.
+        decode: seconds in which no batch was ready, because clips were being decoded.
         device: seconds in which the next batch was being computed.
-        write: seconds in which the caller had what was yielded.
-        samples: samples that were computed.
-        padding: samples that were computed beside them, as padding.
-        halved_to: seconds of audio to which batches were halved because memory ran out, or None.
+        write: seconds in which the caller stored the results.
+        samples: audio samples that were computed.
+        padding: samples of padding that were computed.
+        halved_to: seconds of audio in a batch after batches were halved because memory ran out, or None.
     """
 
     decode: float = 0.0
@@ -25,12 +25,12 @@ class PipelineStats:
     halved_to: float | None = None
 
     def become_sum_of(self, parts: "Sequence[PipelineStats]") -> None:
-        """Take the sums over several processes."""
+        """Become the sum over several processes."""
         for name in ("decode", "device", "write", "samples", "padding"):
             setattr(self, name, sum(getattr(part, name) for part in parts))
         self.halved_to = min((part.halved_to for part in parts if part.halved_to is not None), default=None)
 
     def waiting(self) -> str:
-        """For example "decode 12 % · device 85 % · write 3 %"."""
+        """Return the stages' shares of the time, as in "decode 12 % · device 85 % · write 3 %"."""
         whole = max(1e-9, self.decode + self.device + self.write)
         return " · ".join(f"{name} {100 * getattr(self, name) / whole:.0f} %" for name in ("decode", "device", "write"))

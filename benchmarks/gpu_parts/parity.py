@@ -23,8 +23,7 @@ from benchmarks.gpu_parts.material import FAMILIES, LAYERS, audeering, checkpoin
 from cache import CacheWriter, Clip, open_cache
 from extract.backbones import Identity, identify
 from extract.fill import load_extractor
-from extract.plan import windows
-from extract.run import make_header
+from extract.plan import make_header, windows
 from extract.settings import ExtractSettings
 from extract.sources import find_media
 from extract.stats import PipelineStats

@@ -12,7 +12,8 @@ from emi.cli.media_notes import first_of, tell_left_out, tell_notes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from extract.run import ExtractPlan, ExtractSummary
+    from extract.plan import ExtractPlan
+    from extract.run import ExtractSummary
 
 EXAMPLE = (
     "Example: emi extract clips/ --cache features.zarr --backbone audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
@@ -72,6 +73,7 @@ def extract(
     from emi.console import Progress
     from extract import run
     from extract.estimate import estimate
+    from extract.plan import plan as make_plan
     from extract.settings import ExtractSettings
     from extract.stats import PipelineStats
 
@@ -95,7 +97,7 @@ def extract(
     )
     tell_licence(backbone)
     if dry_run:
-        planned = run.plan(media, cache, settings)
+        planned = make_plan(media, cache, settings)
         _show_plan(planned, cache, settings.resolved_device().type)
         tell_left_out(planned.left_out)
         _show_changed(planned.changed, refresh=settings.refresh)

@@ -39,7 +39,7 @@ def tell_notes(notes: "Sequence[Note]", truncated_file: "Path | None" = None) ->
 
 def tell_left_out(counts: Mapping[str, int]) -> None:
     """Say which files of a folder were not taken, by suffix."""
-    from extract.suffixes import in_words
+    from extract.sources import in_words
 
     if counts:
         typer.echo(f"left out: {in_words(counts)}, by their suffixes no media; a text list takes any file", err=True)

@@ -85,7 +85,7 @@ def _predict_all(
     """Predict, and say what should be known of the run and the media."""
     from emi.cli.media_notes import tell_left_out, tell_notes
     from emi.console import Progress
-    from extract.suffixes import left_out
+    from extract.sources import left_out
 
     for note in model.notes:
         typer.echo(note, err=True)

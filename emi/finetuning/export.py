@@ -17,7 +17,7 @@ from emi.finetuning.model import BackboneWithHead
 from emi.finetuning.settings import FinetuneSettings
 from extract.backbones import identify
 from extract.errors import BackboneError
-from extract.run import make_header
+from extract.plan import make_header
 from extract.settings import ExtractSettings
 from train_head.errors import RunFolderError
 from train_head.runs import run_folder

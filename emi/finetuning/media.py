@@ -17,8 +17,9 @@ from emi.finetuning.processes import Processes
 from emi.finetuning.settings import TABLE, FinetuneSettings
 from emi.finetuning.trainer import FinetuneTrainer
 from extract.backbones import Identity, Regularisation, load_trainable
+from extract.backbones.precision import DTYPES
 from extract.failures import Note
-from extract.run import make_header
+from extract.plan import make_header
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
 from train_head.data.labels import Labels
@@ -32,7 +33,6 @@ from train_head.training.settings import TrainSettings
 
 OnDecode = Callable[[int, int, float], None]
 OnNotes = Callable[[Sequence[Note]], None]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)

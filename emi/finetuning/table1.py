@@ -24,7 +24,8 @@ from emi.finetuning.start import (
     on_this_machine,
 )
 from extract.backbones import identify
-from extract.run import extract, make_header
+from extract.plan import make_header
+from extract.run import extract
 from extract.settings import ExtractSettings
 from train_head.data.labels import Labels
 from train_head.errors import TrainSettingsError

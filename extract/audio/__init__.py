@@ -1,1 +1,1 @@
-"""From media to waveforms."""
+"""Decode media to waveforms."""

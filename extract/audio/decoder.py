@@ -1,6 +1,6 @@
-"""Decode in a process of its own: Python's lock is not shared, and a file that crashes FFmpeg takes nothing along.
+"""Decode in a separate process, which does not share Python's lock, and which a file may crash.
 
-Each frame that PyAV decodes takes and lets go of the lock; two threads that decode mp3 are slower than one (measured).
+PyAV takes and releases the lock for each frame; two threads that decode MP3 are slower than one (measured).
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from extract.settings import DEFAULT, DecodeOptions
 
 
 class DecoderUnavailableError(Exception):
-    """The process cannot be started here; decode in this one."""
+    """No process can be started here."""
 
 
 class Decoder:
-    """The parent's side of one decoding process, replaced when it dies. Not thread-safe."""
+    """The parent's side of one decoding process, which is replaced when it dies. Not thread-safe."""
 
     def __init__(self) -> None:
         self._start()
@@ -37,20 +37,19 @@ class Decoder:
         return self._started
 
     def read(self, path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Recording:
-        """As `extract.audio.media.read`.
+        """Read a file as `extract.audio.media.read` does.
 
         Raises:
-            MediaError: the file cannot be read, or the process died over it.
+            MediaError: the file cannot be read, or the process died while reading it.
             DecoderUnavailableError: see `ready`.
         """
         self._await_start()
         try:
             self._connection.send((path, max_seconds, options))
-        except ConnectionError:  # it died with nothing in hand
+        except ConnectionError:  # it died between two files
             self._restart()
             self._await_start()
             self._connection.send((path, max_seconds, options))
-        samples = np.empty(0, np.float32)
         try:
             reply = self._connection.recv()
             if not isinstance(reply, Exception):
@@ -79,18 +78,17 @@ class Decoder:
         self._start()
 
     def _await_start(self) -> None:
-        if self._started:
-            return
-        try:
-            self._connection.recv()
-        except (EOFError, ConnectionError):
-            raise DecoderUnavailableError(how_it_ended(self._child.wait())) from None
-        self._started = True
+        if not self._started:
+            try:
+                self._connection.recv()
+            except (EOFError, ConnectionError):
+                raise DecoderUnavailableError(how_it_ended(self._child.wait())) from None
+            self._started = True
 
 
 def main() -> None:
-    """The child's side: read files until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to end
+    """Run in the child: read files until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     connection = parent_connection()
     with contextlib.suppress(EOFError, ConnectionError):
         connection.send("ready")
@@ -101,11 +99,11 @@ def main() -> None:
 def _answer(connection: Connection, path: Path, max_seconds: float, options: DecodeOptions) -> None:
     try:
         recording = read(path, max_seconds, options)
-    except Exception as error:  # whatever one file does, the next can be read
+    except Exception as error:  # no file may stop the others
         connection.send(error)
         return
-    about = (recording.rate, recording.seconds, recording.track, recording.cut_off)
-    connection.send((len(recording.samples), *about))
+    details = (recording.rate, recording.seconds, recording.track, recording.cut_off)
+    connection.send((len(recording.samples), *details))
     connection.send_bytes(recording.samples.view(np.uint8).data)
 
 

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,22 +37,19 @@ from extract.settings import DEFAULT, SAMPLE_RATE, DecodeOptions
 if TYPE_CHECKING:
     import torchaudio
 
+# Decoded beyond the cut, so that the resampler's filter sees there what it would see in the whole file.
 _MARGIN_SECONDS = 0.1
-"""Decoded beyond the cut, so that the resampler's filter sees at the cut what it would see in the whole file."""
 _FULL_SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "s64": 2.0**63}
+# Demuxers that open other files than the one named. FFmpeg chooses by content, whatever the suffix.
 _PLAYLISTS = frozenset({"concat", "dash", "hls", "imf", "sdp"})
-"""Demuxers that read other files than the one named; FFmpeg chooses by content, whatever the suffix."""
+# Sample format and channels of the silence in gaps.
 _SILENCE = ("fltp", 1)
-"""Sample format and channels of the silence that is put into gaps."""
+# A stated length that differs from what the bytes suggest by more than this factor is checked.
 _DOUBTED = 1.5
-"""A stated length this many times longer or shorter than the bytes suggest is checked."""
-_OPTIONS = {"protocol_whitelist": "file"}
-_WAV_OPTIONS = {"max_probe_packets": "8"}
-"""FFmpeg looks through a whole WAV file for DTS in disguise, which takes longer than decoding it; 32 KiB will do."""
 _WAV_SUFFIXES = (".wav", ".wave", ".rf64", ".bwf")
-_CHUNKED_SUFFIXES = (".w64", ".aif", ".aiff", ".aifc")
+_CHUNKED_SUFFIXES = (*_WAV_SUFFIXES, ".w64", ".aif", ".aiff", ".aifc")
+# Coefficients of torchaudio's resampling kernel above which its memory (4 bytes each, several copies) explodes.
 _KERNEL_LIMIT = 1 << 24
-"""Coefficients of torchaudio's resampling kernel above which its memory (4 bytes each, several copies) explodes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,11 +58,11 @@ class Waveform:
 
     Attributes:
         samples: (samples,) float32 at 16 kHz, mono, cut to the maximum length, not normalised.
-        seconds: length of the medium before the cut; beyond the cut it is what the file states or its packets add up
-            to, and NaN where it is not known.
-        track: which audio track this is, where the file has several; else "".
-        cut_off: why the file is not whole, where it is used all the same; else "".
-        medium: the file it is of, where that was asked for.
+        seconds: length of the medium before the cut. Beyond the cut it is what the file states, or what its packets add
+            up to; NaN where it is unknown.
+        track: the audio track that was decoded where the file has several, else "".
+        cut_off: why the file is incomplete, where that was allowed, else "".
+        medium: describes the file, where that was asked for.
     """
 
     samples: NDArray[np.float32]
@@ -78,10 +74,10 @@ class Waveform:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """Decoded audio at the file's own rate.
+    """Decoded audio at the sample rate of the file.
 
     Attributes:
-        samples: (samples,) float32 mono, a little longer than the cut.
+        samples: (samples,) float32 mono, `_MARGIN_SECONDS` longer than the cut.
         rate: Hz.
         seconds, track, cut_off: see `Waveform`.
     """
@@ -99,7 +95,7 @@ class Recording:
 
 
 def decode(path: Path, max_seconds: float = 12.0, options: DecodeOptions = DEFAULT) -> Waveform:
-    """Read the first `max_seconds` of a file's audio track and resample it once.
+    """Read the first `max_seconds` of a file's audio track, and resample it.
 
     Raises:
         MediaError: see `read`.
@@ -108,15 +104,15 @@ def decode(path: Path, max_seconds: float = 12.0, options: DecodeOptions = DEFAU
 
 
 def read(path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Recording:
-    """Read the first `max_seconds` of one audio track of a file; decoding stops there.
+    """Read the first `max_seconds` of one audio track of a file.
 
-    A sample's place is its time on the container's clock (`timeline`): silence fills late starts and gaps.
-    Channels are averaged in float32 (swresample's own downmix is 3 dB louder).
+    A sample is placed at its time on the container's clock (`timeline`): silence fills late starts and gaps. Channels
+    are averaged in float32 (swresample's downmix is 3 dB louder).
 
     Args:
         path: of the file.
-        max_seconds: to read.
-        options: which track, and whether a file that is cut off is used.
+        max_seconds: to read; decoding stops there.
+        options: which track is read, and whether a file that is cut off is used.
 
     Raises:
         MediaError: the file cannot be read, with the reason.
@@ -125,55 +121,52 @@ def read(path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Re
     with contextlib.ExitStack() as opened:
         container = _open(path, opened)
         stream, track = choose_track(container, options.track)
+        kind = container.format.name
         try:
             zero = clock_zero(container)
             stated = stated_seconds(container, stream, path, zero)
             sound = _read_sound(container, stream, zero, max_seconds + _MARGIN_SECONDS)
             stated = None if sound.clock.broken else stated
-            kind = container.format.name
-            problem = _incomplete(path, kind, sound, stated)
-            alone = (
-                sum(not stream.disposition & av.stream.Disposition.attached_pic for stream in container.streams) == 1
-            )
+            problem = _problem(path, kind, sound, stated)
+            alone = sum(not s.disposition & av.stream.Disposition.attached_pic for s in container.streams) == 1
             seconds = sound.seconds if sound.ended else _whole_length(sound, stated, path, kind, alone=alone)
+        except MediaError:
+            raise
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            if isinstance(error, MediaError):
-                raise
             raise MediaError(f"cannot be decoded ({why(error)})") from error
     if problem and not (options.allow_truncated and sound.seconds):
         raise MediaError(problem)
-    if not np.isfinite(sound.mono).all():
-        raise MediaError(f"has samples that are not finite (NaN or infinity), the first at {_first_bad(sound):.3f} s")
+    finite = np.isfinite(sound.mono)
+    if not finite.all():
+        first = int(np.argmin(finite)) / sound.rate
+        raise MediaError(f"has samples that are not finite (NaN or infinity), the first at {first:.3f} s")
     return Recording(sound.mono, sound.rate, seconds, track=track, cut_off=problem)
 
 
 def resample(mono: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """Bring (samples,) float32 at `rate` Hz to 16 kHz.
+    """Resample (samples,) float32 from `rate` Hz to 16 kHz.
 
-    Rates without a common divisor with 16 kHz (44,101 Hz, say) would need a kernel of gigabytes; those go through
-    SciPy's polyphase resampler.
+    Rates without a large common divisor with 16 kHz (44,101 Hz, say) would need a kernel of gigabytes. SciPy's
+    polyphase filter resamples them.
     """
     if rate == SAMPLE_RATE:
         return mono
     divisor = math.gcd(rate, SAMPLE_RATE)
-    if (rate // divisor) * (SAMPLE_RATE // divisor) > _KERNEL_LIMIT:
-        return _resample_polyphase(mono, SAMPLE_RATE // divisor, rate // divisor)
+    up, down = SAMPLE_RATE // divisor, rate // divisor
+    if up * down > _KERNEL_LIMIT:
+        from scipy.signal import resample_poly
+
+        out = resample_poly(mono.astype(np.float64), up, down, window=_lowpass(max(up, down)))
+        return np.asarray(out, dtype=np.float32)
     import torch
 
     with torch.inference_mode():
         return np.asarray(_resampler(rate)(torch.from_numpy(mono)).numpy())
 
 
-def _resample_polyphase(mono: NDArray[np.float32], up: int, down: int) -> NDArray[np.float32]:
-    from scipy.signal import resample_poly
-
-    out = resample_poly(mono.astype(np.float64), up, down, window=_lowpass(max(up, down)))
-    return np.asarray(out, dtype=np.float32)
-
-
 @functools.lru_cache(maxsize=4)
 def _lowpass(factor: int) -> NDArray[np.float64]:
-    """SciPy's default filter for `resample_poly`, kept because designing a long one takes seconds."""
+    """Design SciPy's default filter for `resample_poly`, which takes seconds for a long one."""
     from scipy.signal import firwin
 
     return np.asarray(firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)))
@@ -181,7 +174,7 @@ def _lowpass(factor: int) -> NDArray[np.float64]:
 
 @functools.lru_cache(maxsize=32)
 def _resampler(rate: int) -> "torchaudio.transforms.Resample":
-    """Building one costs up to 160 ms, so one is kept per rate."""
+    """Build a resampler, which takes up to 160 ms."""
     import torchaudio
 
     return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
@@ -193,12 +186,14 @@ def _open(path: Path, opened: contextlib.ExitStack) -> av.container.InputContain
     Raises:
         MediaError: FFmpeg cannot read it, or it is a playlist.
     """
-    wav = path.suffix.lower() in _WAV_SUFFIXES
-    options = _OPTIONS | (_WAV_OPTIONS if wav else {})
+    suffix = path.suffix.lower()
+    options = {"protocol_whitelist": "file"}
+    if suffix in _WAV_SUFFIXES:
+        # FFmpeg would look through a whole WAV file for hidden DTS, which takes longer than decoding it
+        options["max_probe_packets"] = "8"
     try:
-        chunked = wav or path.suffix.lower() in _CHUNKED_SUFFIXES
-        streamed = opened.enter_context(found) if chunked and (found := mended(path)) is not None else None
-        place: Any = streamed or f"file:{path}"
+        mended_file = mended(path) if suffix in _CHUNKED_SUFFIXES else None
+        place: Any = f"file:{path}" if mended_file is None else opened.enter_context(mended_file)
         container = opened.enter_context(av.open(place, metadata_errors="ignore", options=options))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"is not a media file that FFmpeg can read ({why(error)})") from error
@@ -221,7 +216,15 @@ def _check_file(path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Sound:
-    """What was decoded: (samples,) at the file's rate, the first gap (start, length), whether it ended, and of what."""
+    """Decoded sound.
+
+    Attributes:
+        mono: (samples,) at the file's rate.
+        rate: Hz.
+        gap: (start, length) of the first gap in seconds, or None.
+        ended: whether the track ended before the limit.
+        packets, clock: what it was decoded from.
+    """
 
     mono: NDArray[np.float32]
     rate: int
@@ -238,11 +241,11 @@ class _Sound:
 def _read_sound(
     container: av.container.InputContainer, stream: av.AudioStream, zero: float, max_seconds: float
 ) -> _Sound:
-    """Decode up to `max_seconds`, with silence where the clock says so."""
+    """Decode up to `max_seconds`, with silence in the gaps of the clock."""
     packets, clock, tick = Packets(container, stream), Clock(zero), float(stream.time_base or 0)
     pieces: list[tuple[tuple[str, int], NDArray[Any]]] = []
     rate, count, limit, ended, first_gap = 0, 0, 0, True, None
-    for frame in _frames(packets, stream):
+    for frame in packets.frames():
         if frame.sample_rate != rate:
             if rate:
                 raise MediaError(f"changes its sample rate from {rate} to {frame.sample_rate} Hz; re-encode it")
@@ -259,39 +262,32 @@ def _read_sound(
         if count >= limit:
             ended = False
             break
-    alike = itertools.groupby(pieces, key=lambda piece: piece[0])  # one group, unless the layout changes or gaps lie in
-    mono = [_mono(np.concatenate([array for _, array in group], axis=1), *layout) for layout, group in alike]
+    groups = itertools.groupby(pieces, key=lambda piece: piece[0])  # one, unless the layout changes or there are gaps
+    mono = [_mono(np.concatenate([array for _, array in group], axis=1), *layout) for layout, group in groups]
     joined = np.concatenate(mono) if mono else np.zeros(0, np.float32)
     return _Sound(mono=joined, rate=rate, gap=first_gap, ended=ended, packets=packets, clock=clock)
 
 
-def _frames(packets: Packets, stream: av.AudioStream) -> Iterator[av.AudioFrame]:  # noqa: ARG001 - tests count here
-    yield from packets.frames()
-
-
 def _mono(array: NDArray[Any], sample_format: str, channels: int) -> NDArray[np.float32]:
-    """(samples,) float32 in [-1, 1], the mean over channels, of planar (channels, samples) or packed (1, all)."""
+    """Average planar (channels, samples) or packed (1, all) over channels: (samples,) float32 in [-1, 1]."""
     if not sample_format.endswith("p"):
         array = array.reshape(-1, channels).T
     kind = sample_format.removesuffix("p")
-    scale = _FULL_SCALE.get(kind)
     values = array.astype(np.float32)
     if kind == "u8":
         values -= 128.0
-    if scale is not None:
-        values /= np.float32(scale)
+    values /= np.float32(_FULL_SCALE.get(kind, 1.0))
     return values[0] if len(values) == 1 else values.mean(axis=0, dtype=np.float32)
 
 
-def _incomplete(path: Path, kind: str, sound: _Sound, stated: float | None) -> str:
-    """Return why a file is not whole, or "". Damage after the stated end is trailing rubbish and harmless.
+def _problem(path: Path, kind: str, sound: _Sound, stated: float | None) -> str:
+    """Return why a file is incomplete, or "". Damage after the stated end is trailing data, and harmless.
 
     Raises:
         MediaError: there is no sound at all.
     """
     seconds, packets = sound.seconds, sound.packets
-    tolerance = 0.0005 if kind in EXACT_KINDS else TOLERANCE_SECONDS
-    reached = stated is not None and seconds >= stated - tolerance
+    reached = stated is not None and seconds >= stated - (0.0005 if kind in EXACT_KINDS else TOLERANCE_SECONDS)
     if packets.damage and not (seconds and reached):
         return f"is damaged or truncated at {seconds:.2f} s ({packets.damage})"
     if packets.resumes:
@@ -307,25 +303,24 @@ def _incomplete(path: Path, kind: str, sound: _Sound, stated: float | None) -> s
         return ""
     if (second := second_file(path, kind, packets.end)) is not None:
         return (
-            f"is two files in one: {seconds:.2f} s could be decoded, and another file begins at byte {second}; cut "
-            "them apart, or join their sound (ffmpeg's concat filter)"
+            f"is two files in one: {seconds:.2f} s could be decoded, and another file begins at byte {second}; split "
+            "them, or join their sound (ffmpeg's concat filter)"
         )
-    last = b"" if packets.last is None else bytes(packets.last)
-    if kind == "flac" and not reached and not is_whole_flac_frame(last):
-        stated_too = "" if stated is None else f" of the {stated:.2f} s it states"
-        return f"is truncated: {seconds:.2f} s could be decoded{stated_too}, and its last frame is broken"
-    if kind != "flac" and stated is not None and not reached:
-        return f"is truncated: {seconds:.2f} s could be decoded of the {stated:.2f} s it states"
+    length = "" if stated is None else f" of the {stated:.2f} s that it states"
+    if kind == "flac" and not reached and not is_whole_flac_frame(b"" if packets.last is None else bytes(packets.last)):
+        return f"is truncated: {seconds:.2f} s could be decoded{length}, and its last frame is broken"
+    if kind != "flac" and length and not reached:
+        return f"is truncated: {seconds:.2f} s could be decoded{length}"
     if is_cut_off(path, kind):
         return f"is truncated: it ends after {seconds:.2f} s in the middle of its data"
     return ""
 
 
 def _whole_length(sound: _Sound, stated: float | None, path: Path, kind: str, *, alone: bool) -> float:
-    """Return the length of a medium of which only the start was decoded; NaN where it cannot be known.
+    """Return the length of a medium of which only the start was decoded; NaN where it is unknown.
 
-    A header's word is taken, unless the bytes decoded so far say that it is of another file: a cut made without
-    decoding, or joined files.
+    The header's length is used, unless the bytes decoded so far show that it belongs to another file, as after a cut
+    without decoding, or in joined files.
     """
     size = path.stat().st_size
     first, last = sound.packets.first, sound.packets.end
@@ -337,7 +332,3 @@ def _whole_length(sound: _Sound, stated: float | None, path: Path, kind: str, *,
             return max(sound.seconds, stated)
     measured = sound.packets.measure(sound.clock, sound.seconds, size)
     return math.nan if second_file(path, kind, sound.packets.end) else measured
-
-
-def _first_bad(sound: _Sound) -> float:
-    return int(np.argmin(np.isfinite(sound.mono))) / sound.rate

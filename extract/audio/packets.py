@@ -1,4 +1,4 @@
-"""Demux and decode one audio track packet by packet, and keep what is asked of the packets afterwards."""
+"""Demux and decode one audio track packet by packet, and record where it starts, ends and breaks."""
 
 import itertools
 import math
@@ -11,11 +11,11 @@ import av.container
 from extract.audio.timeline import TOLERANCE_SECONDS, Clock
 
 MEASURED_BYTES = 64 << 20
-"""A length that no header states is found by reading the rest of the packets, in files up to this much larger."""
+"""Where no header states the length, up to this many more bytes are read to measure it."""
+# Starts of packets that are no sound: tags between joined MP3s.
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")
-"""Starts of packets that are no sound: tags between joined MP3s."""
+# Sound behind damage that is longer than random bytes could give.
 _RESUMED_SECONDS = 0.5
-"""Sound behind damage that is more than chance syncs in rubbish."""
 
 
 class Packets:
@@ -26,9 +26,9 @@ class Packets:
         stream: the track.
 
     Attributes:
-        first: byte position of the first packet, or None where the demuxer does not know.
+        first: byte position of the first packet, or None where the demuxer does not state it.
         last: the last packet with content.
-        damage: why decoding broke off, or "".
+        damage: why decoding stopped early, or "".
         resumes: whether sound follows the damage.
     """
 
@@ -41,13 +41,11 @@ class Packets:
         self.resumes = False
 
     def frames(self) -> Iterator[av.AudioFrame]:
-        """Yield the decoded frames, up to the end or to damage."""
+        """Yield the decoded frames up to the end, or up to damage."""
         try:
             for packet in self._packets:
                 if packet.size:
-                    if self.last is None:
-                        self.first = packet.pos
-                    self.last = packet
+                    self.first, self.last = (packet.pos if self.last is None else self.first), packet
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError as error:
@@ -62,7 +60,7 @@ class Packets:
 
     @property
     def end(self) -> int | None:
-        """Byte position behind the last packet, or None where it is not known."""
+        """Byte position behind the last packet, or None where it is unknown."""
         return None if self.last is None or self.last.pos is None else self.last.pos + self.last.size
 
     def measure(self, clock: Clock, end: float, size: int) -> float:
@@ -74,7 +72,7 @@ class Packets:
             size: of the file in bytes.
 
         Returns:
-            NaN where more than `MEASURED_BYTES` are left, or the packets do not say how long they are.
+            NaN where more than `MEASURED_BYTES` are left, or the packets state no duration.
         """
         if size - (self.end or 0) > MEASURED_BYTES:
             return math.nan
@@ -86,8 +84,8 @@ class Packets:
                 self.last = packet
                 if packet.pts is not None:
                     end += clock.silence_before(packet.pts * tick, end)
-                    if abs(clock.at(packet.pts * tick) - end) <= TOLERANCE_SECONDS:  # durations are rounded in some
-                        end = clock.at(packet.pts * tick)
+                    start = clock.at(packet.pts * tick)
+                    end = start if abs(start - end) <= TOLERANCE_SECONDS else end  # durations are rounded in some
                 if not packet.duration:
                     return math.nan
                 end += packet.duration * tick
@@ -108,5 +106,5 @@ class Packets:
 
 
 def why(error: Exception) -> str:
-    """Return the reason of an error of FFmpeg or of the operating system."""
+    """Return the reason for an error of FFmpeg or of the operating system."""
     return str(getattr(error, "strerror", None) or error)

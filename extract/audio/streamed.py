@@ -1,7 +1,7 @@
-"""Open WAV, W64 and AIFF whose writer did not know the length (a pipe, a recorder that was stopped) as FFmpeg cannot.
+"""Open WAV, W64 and AIFF files whose writer did not know the length (a pipe, or a recorder that was stopped).
 
-FFmpeg reads nothing of an RF64, W64 or AIFF whose header holds placeholders. The header is mended on the way: the sound
-ends with the file.
+FFmpeg cannot read an RF64, W64 or AIFF file whose header holds placeholders for sizes. The sizes are filled in while
+the file is read: the sound ends with the file.
 """
 
 import io
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from extract.audio.truncation import is_placeholder, sound_chunk
 
+# Compression types of AIFF-C that are uncompressed: the header states the bytes per sample.
 _AIFF_PLAIN = (b"NONE", b"sowt", b"twos", b"fl32", b"FL32", b"fl64", b"FL64", b"in24", b"in32")
-"""Compressions of AIFF-C that are none: bytes per sample follow from the header."""
 
 
 def mended(path: Path) -> io.RawIOBase | None:
-    """Return the file with the sizes in its header filled in, or None where it is read as it is."""
+    """Return the file with the sizes in its header filled in, or None where the file needs no change."""
     with path.open("rb") as file:
         magic = file.read(12)
     kind = {b"riff": "w64", b"FORM": "aiff", b"RF64": "wav", b"BW64": "wav"}.get(magic[:4])
@@ -25,27 +25,23 @@ def mended(path: Path) -> io.RawIOBase | None:
     if not start or not is_placeholder(stated):
         return None
     with path.open("rb") as file:
-        header = bytearray(file.read(start))
-        if file.read(4) == magic[:4]:  # libsndfile into a pipe: a second header, where the first should have been
-            return None
-    size = path.stat().st_size
+        header, following = bytearray(file.read(start)), file.read(4)
+    size, ds64 = path.stat().st_size, header.find(b"ds64")
+    if following == magic[:4] or (kind == "wav" and ds64 < 0):
+        return None  # a second header, as libsndfile writes into a pipe; or no place for the size
     if kind == "w64":
         struct.pack_into("<q", header, 16, size)
         struct.pack_into("<q", header, start - 8, size - start + 24)
-    elif kind == "aiff":
-        if not _mend_aiff(header, size - start):
-            return None
-    else:
+    elif kind == "wav":
         struct.pack_into("<I", header, start - 4, 0xFFFFFFFF)
-        ds64 = header.find(b"ds64")
-        if ds64 < 0:
-            return None
         struct.pack_into("<QQ", header, ds64 + 8, size - 8, size - start)
+    elif not _mend_aiff(header, size - start):
+        return None
     return _Mended(path, bytes(header))
 
 
 def _mend_aiff(header: bytearray, left: int) -> bool:
-    """Fill in the sizes of an AIFF of which `left` bytes follow the header of its sound; False for an unknown kind."""
+    """Fill in the sizes of an AIFF file with `left` bytes behind the sound's header; False for an unknown kind."""
     comm = header.find(b"COMM")
     if comm < 0 or (header[8:12] == b"AIFC" and header[comm + 26 : comm + 30] not in _AIFF_PLAIN):
         return False
@@ -60,31 +56,15 @@ def _mend_aiff(header: bytearray, left: int) -> bool:
     return True
 
 
-class _Mended(io.RawIOBase):
-    """A file of which the first bytes are others."""
+class _Mended(io.FileIO):
+    """A file whose first bytes are replaced."""
 
     def __init__(self, path: Path, header: bytes) -> None:
-        self._file, self._header = path.open("rb"), header
-        self._size = path.stat().st_size
+        super().__init__(path)
+        self._header = header
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def read(self, count: int = -1) -> bytes:
-        at = self._file.tell()
-        found = self._file.read(count)
+    def read(self, count: int | None = -1, /) -> bytes:
+        at = self.tell()
+        found = super().read(count) or b""
         head = self._header[at : at + len(found)]
         return head + found[len(head) :]
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

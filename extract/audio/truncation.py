@@ -1,11 +1,11 @@
-"""Tell a file that was cut off (an interrupted download or copy) from one that simply ends.
+"""Distinguish a file that was cut off (an interrupted download or copy) from one that simply ends.
 
-The rule: a file is truncated when its sound ends before the length or the end that its own headers state, on the
-container's clock, or in the middle of a frame; placeholders of pipes and recorders state nothing, and a FLAC whose last
-frame is whole ends there.
+A file is truncated if its sound ends before the length or the end stated in its headers (on the container's clock), or
+in the middle of a frame. Placeholders of pipes and recorders state nothing. A FLAC file whose last frame is whole is
+complete.
 
-FFmpeg decodes what is left of a truncated file without an error, which would cache half a clip as if it were whole.
-Lengths are trusted only where a header states them; an estimate from the bit rate is not.
+FFmpeg decodes the rest of a truncated file without an error, which would cache half a clip as if it were whole. Only
+stated lengths are used; an estimate from the bit rate is not reliable.
 """
 
 import functools
@@ -18,16 +18,16 @@ from typing import BinaryIO, NamedTuple
 import av.container
 
 TOLERANCE_SECONDS = 0.25
-"""Encoder delay and padding make decoded and stated lengths differ by up to a few frames (AAC, MP3: 0.1 s)."""
+"""Encoder delay and padding make decoded and stated lengths differ by a few frames (AAC, MP3: 0.1 s)."""
 EXACT_KINDS = ("aiff", "au", "caf", "flac", "tta", "w64", "wav")
-"""Formats whose headers state the very number of samples."""
+"""Formats whose headers state the exact number of samples."""
 _STATING_KINDS = (*EXACT_KINDS, "ape", "ogg", "tak", "wv")
+# Bytes behind the last packet in which the start of another file is searched.
 _JOIN_BYTES = 1 << 20
-"""Behind the last packet, in which the start of another file is looked for."""
 
 
 class _Chunks(NamedTuple):
-    """How a format of chunks is laid out: bytes before the first, the head of each, the name of the one with sound."""
+    """A format made of chunks: bytes before the first, layout of a chunk's head, name of the chunk with the sound."""
 
     start: int
     head: struct.Struct
@@ -47,7 +47,7 @@ _LAYOUTS = {
 def stated_seconds(
     container: av.container.InputContainer, stream: av.AudioStream, path: Path, zero: float
 ) -> float | None:
-    """Return the time at which the audio track ends as the file's own headers state it, or None.
+    """Return the time at which the audio track ends as the file's headers state it, or None.
 
     Args:
         container: opened for reading.
@@ -56,8 +56,7 @@ def stated_seconds(
         zero: see `extract.audio.timeline.clock_zero`.
 
     Returns:
-        Seconds from the start of the sound's own clock; None where the headers only allow an estimate, or hold a
-        placeholder.
+        Seconds from time 0; None where the headers only allow an estimate, or hold a placeholder.
     """
     kind = container.format.name
     if kind == "mp3":
@@ -67,19 +66,18 @@ def stated_seconds(
         if written:
             hours, minutes, seconds = written.groups()
             return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - zero
-        alone = len(container.streams) == 1  # else the stated length may be that of the picture
+        alone = len(container.streams) == 1  # else the length may be that of the video
         return container.duration / 1e6 - zero if alone and container.duration else None
     if kind == "aiff" and is_placeholder(sound_chunk(path, "aiff")[1]):
-        return None  # the number of samples is one too
-    known = kind in _STATING_KINDS or "mp4" in kind
-    if known and stream.duration and stream.time_base:
+        return None  # so is the number of samples
+    if (kind in _STATING_KINDS or "mp4" in kind) and stream.duration and stream.time_base:
         is_end = kind == "ogg" and stream.codec_context.name == "opus"  # FFmpeg: the last granule, not the length
         return float((stream.duration + (0 if is_end else stream.start_time or 0)) * stream.time_base) - zero
     return None
 
 
 def is_cut_off(path: Path, kind: str) -> bool:
-    """Whether a file ends before its own structure does (the lengths that FFmpeg states may follow the file size)."""
+    """Whether a file ends before its structure does (FFmpeg may derive its lengths from the file size)."""
     size = path.stat().st_size
     if kind == "ogg":
         return _ogg_last_page_end(path) > size
@@ -90,16 +88,17 @@ def is_cut_off(path: Path, kind: str) -> bool:
 
 
 def is_whole_flac_frame(frame: bytes) -> bool:
-    """Whether the last packet of a FLAC is a frame whose CRC-16 fits: a file cut off ends within one."""
-    crc = 0
-    table = _crc16_table()
+    """Whether the last packet of a FLAC file is a frame with the right CRC-16; a file cut off ends within a frame."""
+    crc, table = 0, _crc16_table()
     for byte in frame:
         crc = (crc << 8 & 0xFF00) ^ table[crc >> 8 ^ byte]
     return len(frame) > 2 and crc == 0
 
 
 def second_file(path: Path, kind: str, end: int | None) -> int | None:
-    """Return where another file of the same kind begins behind the sound, in formats of which FFmpeg reads the first.
+    """Return the byte at which another file of the same kind begins behind the sound, or None.
+
+    FFmpeg reads only the first of two joined files in these formats.
 
     Args:
         path: of the file.
@@ -129,10 +128,10 @@ def second_file(path: Path, kind: str, end: int | None) -> int | None:
 
 
 def is_placeholder(size: int) -> bool:
-    """Whether a size in a header is what writers put that do not know it yet.
+    """Whether a size in a header stands for an unknown size.
 
-    0, or the largest that the field holds or near it: 0x7FFFF000 and 0x7FFFFFFF (espeak-ng, SoX), 0x80000000 (arecord),
-    0xFFFFFFFF (FFmpeg), 0x7F000000 (SoX, AIFF), -1 (CAF, W64); less the header's size, in some.
+    That is 0, -1 (CAF, W64), or a value near the largest of the field, in some writers reduced by the header's size:
+    0x7FFFF000 and 0x7FFFFFFF (espeak-ng, SoX), 0x80000000 (arecord), 0xFFFFFFFF (FFmpeg), 0x7F000000 (SoX, AIFF).
     """
     near = 0x10000
     return (
@@ -145,7 +144,7 @@ def is_placeholder(size: int) -> bool:
 
 
 def sound_chunk(path: Path, kind: str) -> tuple[int, int]:
-    """Offset of the chunk with the sound, and its size as the header states it; (0, 0) without one."""
+    """Return the offset of the chunk with the sound, and its stated size; (0, 0) where there is no such chunk."""
     layout, wide = _LAYOUTS[kind], 0
     with path.open("rb") as file:
         if kind == "wav" and file.read(4) not in (b"RIFF", b"RF64", b"BW64"):
@@ -165,18 +164,19 @@ def sound_chunk(path: Path, kind: str) -> tuple[int, int]:
 
 
 def _data_size_64(file: BinaryIO) -> int:
-    """The size of the data chunk that a ds64 chunk states; the file stays where it is."""
+    """Read the size of the data chunk from a ds64 chunk, without moving in the file."""
     body = file.read(16)
     file.seek(-len(body), os.SEEK_CUR)
     return int(struct.unpack("<8xQ", body)[0]) if len(body) == 16 else 0
 
 
 def _ogg_last_page_end(path: Path) -> int:
-    """Offset at which the last Ogg page ends according to its segment table; 0 where none is found."""
+    """Return the offset at which the last Ogg page ends by its segment table; 0 where no page is found."""
     size = path.stat().st_size
+    start = max(0, size - 2 * 65307)  # a page has at most 65,307 bytes (RFC 3533)
     with path.open("rb") as file:
-        file.seek(max(0, size - 2 * 65307))  # a page has at most 65,307 bytes (RFC 3533)
-        tail, start = file.read(), max(0, size - 2 * 65307)
+        file.seek(start)
+        tail = file.read()
     at = tail.rfind(b"OggS\0")
     if at < 0 or len(tail) < at + 27:
         return size + 1 if at >= 0 else 0
@@ -187,7 +187,7 @@ def _ogg_last_page_end(path: Path) -> int:
 
 
 def _mp3_seconds(path: Path, rate: int) -> float | None:
-    """Length from the Xing/Info header that encoders put into the first MPEG frame, or None without one."""
+    """Return the length in the Xing/Info header of the first MPEG frame, or None where there is no such header."""
     with path.open("rb") as file:
         head = file.read(10)
         if head[:3] == b"ID3":
@@ -204,7 +204,7 @@ def _mp3_seconds(path: Path, rate: int) -> float | None:
 
 @functools.cache
 def _crc16_table() -> list[int]:
-    """Of the polynomial 0x8005, bits from the top: FLAC's frame footer (RFC 9639, 9.3)."""
+    """Return the table of FLAC's CRC-16: polynomial 0x8005, most significant bit first (RFC 9639, 9.3)."""
     table = []
     for byte in range(256):
         crc = byte << 8

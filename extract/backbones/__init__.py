@@ -36,7 +36,7 @@ BACKBONES: dict[str, Family] = {"silero": SILERO, "transformers": TRANSFORMERS}
 
 
 def family_of(name: str) -> Family:
-    """The family that answers for a backbone's name, Hugging Face id or folder."""
+    """Return the family of a backbone's name, Hugging Face id or folder."""
     if name in BACKBONES and name != "transformers":
         return BACKBONES[name]
     for entry in entry_points(group="emi.backbones"):
@@ -51,12 +51,12 @@ def load_trainable(
     """Load a backbone whose weights can be trained, in evaluation mode.
 
     Raises:
-        BackboneError: its family offers none, or its files do not fit.
+        BackboneError: its family does not support training, or its files do not fit.
     """
     family = family_of(identity.source)
     if not hasattr(family, "load_trainable"):
         raise BackboneError(
-            f"the backbone {identity.source!r} has no layers that emi could train (its family has no load_trainable); "
+            f"the backbone {identity.source!r} cannot be trained by emi (its family has no load_trainable); "
             "extract its features and train a head on them with `emi train-head`"
         )
     return cast(TrainableFamily, family).load_trainable(identity, device, precision, regularisation)
@@ -70,7 +70,7 @@ def identify(name: str, revision: str | None = None) -> Identity:
         revision: branch, tag or commit of an id; the hub's main branch by default.
 
     Raises:
-        BackboneError: unknown, not to be found here, or of an architecture that is not supported.
+        BackboneError: unknown, not available, or of an architecture that is not supported.
     """
     if revision is None:
         return family_of(name).identify(name)

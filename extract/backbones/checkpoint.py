@@ -10,26 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.paths import at_home
-from extract.backbones.hub import from_hub
+from extract.backbones.hub import WEIGHTS, from_hub, missing_weights, weight_files
 from extract.backbones.weight_names import Layout, layout_of, names_in
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""In the order in which transformers prefers them."""
 CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+# Keys of a configuration that change no number here: weights are always loaded as float32.
+_NOT_NUMBERS = ("transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "dtype")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's local folder, what its small files say, and its commit where it came from the hub."""
+    """A checkpoint's local folder, the content of its small files, and its commit where it came from the hub."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -37,20 +32,16 @@ class Checkpoint:
     commit: str | None = None
 
     def weight_files(self) -> list[Path]:
-        """The files that hold the weights, in a fixed order."""
-        found = next((self.folder / name for name in WEIGHTS if (self.folder / name).is_file()), None)
-        if found is None:
-            raise BackboneError(f"{self.folder} holds none of {', '.join(WEIGHTS)}; it is no complete checkpoint")
-        if found.suffix != ".json":
-            return [found]
-        shards = [self.folder / name for name in sorted(set(_json(found)["weight_map"].values()))]
-        missing = [shard.name for shard in shards if not shard.is_file()]
+        """Return the files that hold the weights, in a fixed order."""
+        missing = missing_weights(self.folder)
+        if missing is None:
+            raise BackboneError(f"{self.folder} holds none of {', '.join(WEIGHTS)}; the checkpoint is incomplete")
         if missing:
             raise BackboneError(f"{self.folder} lacks {missing[0]}, which its index names; download it again")
-        return shards
+        return weight_files(self.folder)
 
     def weights_sha256(self) -> str:
-        """SHA-256 over the bytes of the weight files."""
+        """Return the SHA-256 of the weight files."""
         digest = hashlib.sha256()
         for path in self.weight_files():
             with path.open("rb") as file:
@@ -59,12 +50,12 @@ class Checkpoint:
         return digest.hexdigest()
 
     def config_sha256(self) -> str:
-        """SHA-256 over the configuration, its keys sorted, whatever version of transformers saved it."""
+        """Return the SHA-256 of the configuration; it does not depend on the version of transformers that saved it."""
         parts = [{k: v for k, v in part.items() if k not in _NOT_NUMBERS} for part in (self.config, self.preprocessor)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def layout(self) -> Layout:
-        """Where the encoder and the heads are, by the names of the weights.
+        """Find the encoder and the heads by the names of the weights.
 
         Raises:
             BackboneError: a weight file is missing or cannot be read.
@@ -77,14 +68,14 @@ class Checkpoint:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the outputs, in their order."""
+        """Names of the outputs, in order."""
         labels = self.config.get("id2label")
         if not isinstance(labels, dict) or not all(str(key).isdecimal() for key in labels):
             return ()
         return tuple(str(labels[key]) for key in sorted(labels, key=int))
 
     def tensors(self, wanted: Callable[[str], bool]) -> "dict[str, Tensor]":
-        """The tensors of wanted names.
+        """Read the tensors whose names are wanted.
 
         Raises:
             BackboneError: a weight file is missing or cannot be read.
@@ -99,49 +90,52 @@ class Checkpoint:
                     with safe_open(path, "pt") as file:
                         found |= {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118
                 else:
-                    mmap = zipfile.is_zipfile(path)  # not so before torch 1.6
+                    mmap = zipfile.is_zipfile(path)  # torch before 1.6 wrote no zip file
                     state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
                     found |= {key: value for key, value in state.items() if wanted(key)}
         return found
 
     def _gives_head_the_mean(self) -> bool:
-        """Whether a head is applied to the last hidden state and its time mean, as far as the configuration says."""
+        """Whether the configuration applies a head to the last hidden state and its time mean."""
         return self.config.get("pooling_mode", "mean") == "mean" and not self.config.get("use_weighted_layer_sum")
 
 
-_NOT_NUMBERS = ("transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "dtype")
-"""Keys of a configuration that change no number here: weights are always loaded as float32."""
-
-
 def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
-    """Open a local folder, or an id from the hub's local cache, or download it.
+    """Open a checkpoint: a local folder, or an id in the hub's local cache or on the hub.
 
     Args:
         name: folder, or Hugging Face id, also as `ID@REVISION`.
         revision: branch, tag or commit of the id; the hub's main branch by default.
 
     Raises:
-        BackboneError: it is not to be had, or no checkpoint of a speech model.
+        BackboneError: it is not available, or not a checkpoint of a speech model.
     """
     folder = Path(at_home(name))
-    commit = None
-    if not name or not folder.is_dir():  # an empty name would be the working folder
-        folder = from_hub(name, revision)
-        commit = folder.name
+    local = bool(name) and folder.is_dir()  # an empty name would be the working folder
+    folder = folder if local else from_hub(name, revision)
     config = folder / "config.json"
     if not config.is_file():
         raise BackboneError(f"{folder} is no checkpoint folder: it has no config.json")
-    return Checkpoint(folder, _json(config), _preprocessor(folder), commit)
+    return Checkpoint(folder, _json(config), _preprocessor(folder), None if local else folder.name)
+
+
+def save_checkpoint(folder: Path, tensors: "Mapping[str, Tensor]", config: Mapping[str, Any]) -> None:
+    """Write config.json and model.safetensors; the weights appear last, and whole."""
+    from safetensors.torch import save_file
+
+    temporary = folder / f"{WEIGHTS[0]}.tmp"
+    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
+    (folder / CONFIGS[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(folder / WEIGHTS[0])
 
 
 def _preprocessor(folder: Path) -> Mapping[str, Any]:
-    """Settings of the feature extractor, found as transformers 5 finds them: within the processor's first."""
+    """Read the settings of the feature extractor as transformers 5 does: first from the processor's."""
     processor, alone = (folder / name for name in CONFIGS[:0:-1])
     content = _json(processor) if processor.is_file() else {}
     for part in ("feature_extractor", "audio_processor"):
         if isinstance(content.get(part), dict):
-            nested: dict[str, Any] = content[part]
-            return nested
+            return dict(content[part])
     return _json(alone) if alone.is_file() else {}
 
 
@@ -153,7 +147,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise BackboneError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ImportError, MemoryError):
         raise
-    except Exception as error:  # the readers of damaged files raise many kinds
+    except Exception as error:  # readers of damaged files raise many types
         first_line = str(error).strip().partition("\n")[0]
         raise BackboneError(
             f"{path} is damaged ({type(error).__name__}: {first_line}); download the checkpoint again"

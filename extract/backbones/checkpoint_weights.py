@@ -1,7 +1,7 @@
 """Load the weights of a wav2vec 2.0, HuBERT or WavLM checkpoint: its encoder, and a regression head.
 
-It does not matter what else lies in the file, nor what the class was called that saved it: the encoder is built from
-config.json, and every weight of it has to be there, by its name and in its shape.
+The encoder is built from config.json. All of its weights must be in the file, by name and shape. Other weights in the
+file, and the class that saved it, do not matter.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError
 
 _ENCODERS = {"wav2vec2": "Wav2Vec2Model", "hubert": "HubertModel", "wavlm": "WavLMModel"}
+# Weights of SpecAugment, which some checkpoints lack (facebook/wav2vec2-base-960h).
 _TRAINING_ONLY = frozenset({"masked_spec_embed"})
-"""Weights of SpecAugment, which some checkpoints lack (facebook/wav2vec2-base-960h)."""
 _POSITION = "encoder.pos_conv_embed.conv."
 
 
 class RegressionHead(nn.Module):
-    """audEERING's head: dense, tanh, out_proj (dropouts have no part in inference). (…, hidden) → (…, 3)."""
+    """audEERING's head: dense, tanh, out_proj, without dropout. (…, hidden) → (…, 3)."""
 
     def __init__(self, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class RegressionHead(nn.Module):
 
 
 def load_regression_head(checkpoint: Checkpoint) -> RegressionHead:
-    """Load the head beside the encoder, its outputs in the order of `weight_names.VAD`.
+    """Load the regression head of a checkpoint, with its outputs in the order of `weight_names.VAD`.
 
     Raises:
         BackboneError: a weight is missing, unexpected or of another shape.
@@ -62,10 +62,10 @@ def load_regression_head(checkpoint: Checkpoint) -> RegressionHead:
 
 
 def load_encoder(checkpoint: Checkpoint, **config: Any) -> nn.Module:
-    """The library's model, float32.
+    """Build the library's model in float32.
 
     Args:
-        checkpoint: where it is.
+        checkpoint: with its weights.
         **config: values that replace those of its configuration.
 
     Raises:
@@ -79,9 +79,9 @@ def load_encoder(checkpoint: Checkpoint, **config: Any) -> nn.Module:
     tensors = {name.removeprefix(layout.prefix): tensor for name, tensor in stored.items()}
     if not checkpoint.config.get("conv_pos_batch_norm"):
         tensors = _with_normed_position(tensors)
-    logging.disable_progress_bar()  # loading takes a second, and the extraction shows its own
+    logging.disable_progress_bar()  # loading takes a second, and the extraction has its own bar
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of what is missing; what matters is raised below
+    logging.set_verbosity_error()  # its report of missing weights; problems are raised below
     kind = getattr(transformers, _ENCODERS[checkpoint.config["model_type"]])
     try:
         settings = kind.config_class.from_dict({**checkpoint.config, **config})
@@ -95,7 +95,7 @@ def load_encoder(checkpoint: Checkpoint, **config: Any) -> nn.Module:
         )
     except MemoryError:
         raise
-    except Exception as error:  # a model that cannot be built raises many kinds
+    except Exception as error:  # a model that cannot be built raises many types
         first_line = str(error).strip().partition("\n")[0]
         raise BackboneError(
             f"{checkpoint.folder}: transformers {transformers.__version__} cannot build the model of its config.json "
@@ -104,8 +104,7 @@ def load_encoder(checkpoint: Checkpoint, **config: Any) -> nn.Module:
     finally:
         logging.set_verbosity(verbosity)
     _refuse_problems(checkpoint, layout.prefix, report)
-    model: nn.Module = encoder
-    return model
+    return encoder
 
 
 def _refuse_problems(checkpoint: Checkpoint, prefix: str, report: dict[str, Any]) -> None:
@@ -126,7 +125,7 @@ def _refuse_problems(checkpoint: Checkpoint, prefix: str, report: dict[str, Any]
 
 
 def _with_normed_position(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The positional convolution in its two parts, length and direction, where they were saved as their product."""
+    """Split the positional convolution into length and direction, where their product was saved."""
     weight = tensors.get(f"{_POSITION}weight")
     if weight is None or any(name.startswith(f"{_POSITION}parametrizations.") for name in tensors):
         return tensors

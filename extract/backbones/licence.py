@@ -1,4 +1,4 @@
-"""Find the licence of a checkpoint's weights: by its id, in the run that made them, or in its model card."""
+"""Find the licence of a checkpoint's weights: by its id, in the run that trained them, or in its model card."""
 
 import tomllib
 from pathlib import Path
@@ -9,11 +9,11 @@ CARD, RUN = "README.md", "config.toml"
 
 
 def licence_of_weights(name: str, folder: Path | None = None) -> Licence:
-    """The licence of a backbone.
+    """Return the licence of a backbone.
 
     Args:
         name: as the user gave it: a name, a Hugging Face id or a folder.
-        folder: where its files are; None looks at the name only, as long as nothing is downloaded.
+        folder: with its files; None where nothing was downloaded, so that only the name is known.
     """
     place = Path(name).expanduser()
     if folder is None and name and place.is_dir():
@@ -28,7 +28,7 @@ def licence_of_weights(name: str, folder: Path | None = None) -> Licence:
 
 
 def _of_run(config: Path) -> Licence | None:
-    """What a fine-tuned run has inherited from its backbone; None of other folders."""
+    """Return the licence that a fine-tuned run recorded of its backbone; None for other folders."""
     if not config.is_file():
         return None
     try:
@@ -45,6 +45,6 @@ def _of_card(card: Path) -> Licence:
 
     try:
         found = metadata_load(card)
-    except Exception:  # a card is written by hand: whatever is wrong in it, nothing is known
+    except Exception:  # a card is written by hand and may hold anything
         return UNKNOWN
     return licence_from_card(found) if isinstance(found, dict) else UNKNOWN

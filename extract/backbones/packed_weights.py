@@ -1,12 +1,12 @@
-"""Linear layers and grouped convolutions whose weights are laid out once for the processor's matrix units.
+"""Linear layers and grouped convolutions whose weights are laid out once for the matrix units of the processor.
 
 `torch.nn.functional.linear` hands oneDNN a plain weight, which it copies into its own layout on every call: at 350 rows
-that costs a third of the time in bfloat16. In float32 torch asks MKL instead, which is the fastest on Intel's
-processors and holds itself back on AMD's, where oneDNN is asked here.
+that costs a third of the time in bfloat16. In float32 torch uses MKL instead, which is the fastest on
+Intel's processors but slow on AMD's, where oneDNN is used here.
 
-Packing the weight once is what torch's own compiler does when it freezes a model; the same private operators are used
-here (`extract.private`). Where they do not work, and on CUDA, which has no such layout, the public functions compute
-the same.
+Torch's compiler packs the weights once, too, when it freezes a model; the same private operators are used here
+(`extract.private`). Where they do not work, and on CUDA, which has no such layout, the public functions compute the
+same.
 """
 
 import functools
@@ -32,7 +32,7 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self._weight = weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
-        self._packed = can_pack(self._weight, private.LINEAR) and not (dtype == torch.float32 and mkl_is_at_home())
+        self._packed = can_pack(self._weight, private.LINEAR) and not (dtype == torch.float32 and mkl_is_faster())
         if self._packed:
             self._weight = private.pack_linear(self._weight)
         self._dtype = dtype
@@ -79,14 +79,14 @@ class PackedConv1d:
 def wrong_below_float32(weight: Tensor) -> bool:
     """Whether a (out, channels per group, kernel) convolution must run in float32.
 
-    oneDNN on processors with AMX (torch 2.11) returns values without any relation to the right ones, in bfloat16 and
-    float16, for long kernels over fewer than 16 channels per group.
+    In bfloat16 and float16, oneDNN on processors with AMX (torch 2.11) returns wrong values for long kernels over fewer
+    than 16 channels per group.
     """
     return weight.device.type == "cpu" and weight.shape[1] < 16
 
 
 @functools.cache
-def mkl_is_at_home() -> bool:
+def mkl_is_faster() -> bool:
     """Whether this is an Intel processor, on which MKL's float32 product is a few percent faster than oneDNN's."""
     info = Path("/proc/cpuinfo")
     return torch.backends.mkl.is_available() and info.exists() and "GenuineIntel" in info.read_text()

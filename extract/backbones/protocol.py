@@ -1,4 +1,4 @@
-"""What a backbone is to the rest of the product."""
+"""The interface of a backbone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class Identity:
         dim: features per frame.
         hop_seconds: time from one frame to the next.
         vad_names: names of the regression head's outputs in their order, or empty.
-        precisions: the arithmetics it can compute in, of "fp32", "bf16" and "fp16".
-        revision: commit of the hub's repository that `source` names, or None for what did not come from there.
-        small: whether a call costs more than a second of audio, so that batches should be large.
-        note: a sentence that a user should read, or empty.
-        licence: of the weights, where it is known.
+        precisions: in which it can compute, of "fp32", "bf16" and "fp16".
+        revision: commit of the repository that `source` names on the hub, or None for other sources.
+        small: whether a call costs more than computing a second of audio, so that batches should be large.
+        note: a sentence for the user, or empty.
+        licence: of the weights.
     """
 
     source: str
@@ -58,17 +58,17 @@ class Features:
 
 
 class Backbone(Protocol):
-    """A loaded model: a torch module that maps waveforms to features, equal to running each clip alone."""
+    """A loaded torch module that maps waveforms to features. A batch gives the features of each clip alone."""
 
     @property
     def pads(self) -> bool:
-        """Whether a batch is computed with padding, which the report then counts."""
+        """Whether a batch is computed with padding, which the statistics then count."""
 
     def __call__(self, waveforms: Sequence["Tensor"]) -> Features:
         """Run a batch of (samples,) float32 waveforms at 16 kHz, not normalised, on the backbone's device."""
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames that a waveform of this many samples gives."""
+        """Return the number of frames of a waveform."""
 
 
 class Family(Protocol):

@@ -1,4 +1,4 @@
-"""What a backbone must offer beside `Backbone` to be trained: its depth, its regularisation, and a way to be saved."""
+"""The interface of a backbone that can be trained: its layers, its regularisation, and saving."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Regularisation:
-    """What changes a backbone's forward pass in training only; all off by default but the checkpoint's own dropout.
+    """Changes to a backbone's forward pass in training. By default, only the checkpoint's dropout is active.
 
     Attributes:
-        dropout: of every dropout in it; None leaves the checkpoint's own.
-        layerdrop: chance of each layer to be skipped.
-        spec_augment: whether spans of frames are masked as the checkpoint's configuration says; clips shorter than a
-            span are left whole.
-        checkpointing: whether a layer's activations are computed again on the way back instead of kept.
+        dropout: probability in every dropout layer; None keeps the checkpoint's.
+        layerdrop: probability that a layer is skipped.
+        spec_augment: whether spans of frames are masked as configured in the checkpoint; clips shorter than a span are
+            not masked.
+        checkpointing: whether a layer's activations are computed again in the backward pass instead of kept.
     """
 
     dropout: float | None = None
@@ -32,13 +32,13 @@ class Regularisation:
 
 @dataclass(frozen=True)
 class Stage:
-    """Parts of a backbone that stand at one depth.
+    """Modules of a backbone at one depth.
 
     Attributes:
         name: "cnn", "projection", "layer 1", …, "output".
-        modules: its parameters are theirs.
-        called_once: whether each module is called, once in a forward pass whatever the clips; its weights need then be
-            at hand for that call only, where they are split over processes.
+        modules: with the parameters of the stage.
+        called_once: whether each module is called exactly once in a forward pass. Where weights are split over
+            processes, they are then gathered for that call only.
     """
 
     name: str
@@ -47,45 +47,45 @@ class Stage:
 
 
 class Trainable(Backbone, Protocol):
-    """A backbone that gradients flow through: a torch module."""
+    """A backbone with gradients: a torch module."""
 
     def stages(self) -> list[Stage]:
-        """From the waveform up; "layer N" are those that `--freeze layers:N` counts."""
+        """Return the stages from the waveform up; `--freeze layers:N` counts the stages called "layer N"."""
 
     def adapter_targets(self) -> "tuple[nn.Module, list[str]]":
-        """The module that low-rank adapters go into, and the ends of the names of the linear layers they go beside."""
+        """Return the module for low-rank adapters, and the name endings of the linear layers that they adapt."""
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `--backbone FOLDER` opens: config.json and model.safetensors."""
+        """Write a folder for `--backbone FOLDER`: config.json and model.safetensors."""
 
     def restore(self, folder: Path) -> None:
-        """Take the weights that `save` wrote."""
+        """Load the weights that `save` wrote."""
 
 
 class Divisible(Trainable, Protocol):
-    """A `Trainable` whose frozen bottom can be computed apart, once for each clip."""
+    """A `Trainable` whose frozen first stages can be computed separately, once per clip."""
 
     def remembers(self, stages: int) -> int:
-        """Of so many frozen stages from the bottom, how many `below` can compute; 0 for none."""
+        """Return how many of the first `stages` stages, which are frozen, `below` can compute."""
 
     def below(self, waveforms: "Sequence[Tensor]", stages: int) -> "list[Tensor]":
-        """Run the first stages as in evaluation.
+        """Run the first stages in evaluation mode.
 
         Args:
             waveforms: (samples,) float32 at 16 kHz each, not normalised.
-            stages: how many, 1 or more.
+            stages: number of stages, at least 1.
 
         Returns:
-            (frames, width) float32 of each clip, the same in any batch up to rounding.
+            (frames, width) float32 of each clip, equal in any batch up to rounding.
         """
 
     def above(self, frames: "Sequence[Tensor]", samples: Sequence[int], stages: int) -> Features:
-        """Run the rest.
+        """Run the other stages.
 
         Args:
-            frames: what `below` gave of each clip.
-            samples: how many each clip has.
-            stages: how many `below` ran.
+            frames: result of `below` for each clip.
+            samples: number of samples of each clip.
+            stages: number of stages that `below` ran.
         """
 
 
@@ -95,4 +95,4 @@ class TrainableFamily(Protocol):
     def load_trainable(
         self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
     ) -> Trainable:
-        """Build the module; what it computes in evaluation mode is what `Family.load` gives, up to rounding."""
+        """Build the module. In evaluation mode it computes the features of `Family.load`, up to rounding."""

@@ -1,4 +1,4 @@
-"""What lies where in a checkpoint, by the names of its weights: the encoder, a head that is understood, other heads."""
+"""Find the parts of a checkpoint by the names of its weights: the encoder, a supported head, other heads."""
 
 import json
 import pickletools
@@ -13,16 +13,16 @@ from pathlib import Path
 VAD = ("arousal", "dominance", "valence")
 """The outputs of a regression head, in the order in which they are stored."""
 ENCODER = ("feature_extractor.conv_layers.", "feature_projection.", "encoder.", "masked_spec_embed")
-"""How the weights of an encoder start, behind the prefix that the model around it gives them."""
+"""Starts of the names of an encoder's weights, after the prefix of the model that contains it."""
 _MARK = re.compile(
     r"^(|.*?\.)(?:feature_extractor\.conv_layers\.\d|feature_projection\.|encoder\.(?:layers\.\d|pos_conv_embed\.))"
 )
 _HEAD = re.compile(r"^(|.+\.)(dense|out_proj|output)\.(?:weight|bias)$")
+# Weights that change what a head is given: it is not the last hidden state then.
 _BEFORE_HEAD = re.compile(r"(?:^|\.)(?:projector\.|layer_weights$)")
-"""Weights that change what a head is given: it is not the last hidden state then."""
 _WEIGHT = re.compile(r"^(.+?)(?:\.\w+)*\.(?:weight|bias|weight_g|weight_v)$|^layer_weights$")
+# In a file of torch's oldest format: magic number, protocol, system, weights, keys of the storages.
 _PICKLES = 5
-"""In a file of torch's oldest format: magic number, protocol, system, weights, keys of the storages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class Layout:
     """The parts of a checkpoint.
 
     Attributes:
-        prefix: before the names of the encoder's weights: "", "wav2vec2.", "model.hubert.".
-        head: before those of a regression head, "classifier."; None where there is none that is understood.
+        prefix: of the names of the encoder's weights: "", "wav2vec2.", "model.hubert.".
+        head: prefix of a regression head, "classifier."; None where no head is supported.
         output: its last layer: "out_proj" (audEERING), or "output".
         order: rows of that layer in the order of `VAD`.
-        others: heads of other kinds, by name.
+        others: names of unsupported heads.
     """
 
     prefix: str
@@ -44,15 +44,15 @@ class Layout:
     others: tuple[str, ...] = ()
 
     def in_encoder(self, name: str) -> bool:
-        """Whether a weight is one of the encoder's."""
+        """Whether a weight belongs to the encoder."""
         return name.startswith(self.prefix) and name.removeprefix(self.prefix).startswith(ENCODER)
 
 
 def layout_of(names: Iterable[str], labels: Sequence[str]) -> Layout:
     """Find the parts of a checkpoint.
 
-    A head is understood where its three outputs are called arousal, dominance and valence, in any order and case, and
-    it is dense, tanh, linear, and nothing else: `dense` and `out_proj`, or `dense` and `output`.
+    A head is supported if its three outputs are called arousal, dominance and valence, in any order and case, and if it
+    consists of dense, tanh and linear only: `dense` and `out_proj`, or `dense` and `output`.
 
     Args:
         names: of its weights.
@@ -76,7 +76,7 @@ def layout_of(names: Iterable[str], labels: Sequence[str]) -> Layout:
 
 
 def _head_of(names: Sequence[str]) -> tuple[str | None, str]:
-    """The prefix of the one head of a known layout, and its last layer; audEERING's name where there are several."""
+    """Return the prefix of the supported head and its last layer. Of several heads, audEERING's is chosen by name."""
     layers: dict[str, set[str]] = {}
     for name in names:
         if match := _HEAD.match(name):
@@ -94,7 +94,9 @@ def _head_of(names: Sequence[str]) -> tuple[str | None, str]:
 
 
 def names_in(path: Path) -> set[str]:
-    """The names of the weights in a file, without torch and without running a pickle; of a pickle other strings too.
+    """Read the names of the weights in a file, without torch and without running a pickle.
+
+    Of a pickle, all strings are returned.
 
     Raises:
         ValueError, OSError: it is damaged.

@@ -1,7 +1,7 @@
-"""Share an extraction between processes of one machine: one per GPU, each writing segments of its own.
+"""Share an extraction between processes of one machine: one per GPU, each writing its own segments of the cache.
 
-Each process takes every n-th window of batches, so that the features are those of a single process, byte for byte. One
-that dies is started again once with what is left of its share; the others never wait for it.
+Process k of n takes windows k, k + n, k + 2n, …, so that the features are those of a single process, byte for byte. A
+process that dies is started once more with the rest of its share; the others do not wait for it.
 """
 
 import contextlib
@@ -9,29 +9,26 @@ import multiprocessing.connection
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from cache.system.child_process import how_it_ended, parent_connection, start_child
 from extract.errors import ExtractProcessError
-from extract.failures import Failure, Note
+from extract.failures import Failure, Note, OnResult
+from extract.fill import fill
+from extract.plan import ExtractPlan
 from extract.settings import ExtractSettings
 from extract.stats import PipelineStats
 
-if TYPE_CHECKING:
-    from extract.run import ExtractPlan
-
-OnResult = Callable[[str, float, Failure | Note | None], None]
-"""Called with a clip's id and seconds, and its failure if it is one, or what should be known of its file."""
 ATTEMPTS = 2
 INTERRUPTED = 130
 
 
 @dataclass
 class _Worker:
-    """A process and what it last said."""
+    """A process and the last message from it."""
 
     number: int
     process: "subprocess.Popen[bytes]"
@@ -41,8 +38,8 @@ class _Worker:
     finished: bool = False
     error: BaseException | None = None
 
-    def take(self, on_result: OnResult) -> bool:
-        """Take in one message; returns whether there may be more."""
+    def receive(self, on_result: OnResult) -> bool:
+        """Handle one message; return whether more can follow."""
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionError):
@@ -58,88 +55,81 @@ class _Worker:
             on_result(*result)
         return True
 
-    def died(self) -> str:
-        """How it ended without a last word, and after which clip."""
+    def how_it_died(self) -> str:
+        """Return how the process ended, and after which clip."""
         after = f" after clip {self.last_clip!r}" if self.last_clip else " before its first clip"
         return f"process {self.number + 1} {how_it_ended(self.process.returncode)}{after}"
 
 
 def run_processes(
-    plan: "ExtractPlan",
-    settings: ExtractSettings,
-    cache: str,
-    count: int,
-    stats: PipelineStats,
-    on_result: OnResult,
+    plan: ExtractPlan, settings: ExtractSettings, cache: str, stats: PipelineStats, on_result: OnResult, count: int
 ) -> list[str]:
-    """Fill the cache of a plan with `count` processes.
+    """Fill the cache of a plan with several processes.
 
     Args:
         plan: what is to be done; the cache exists.
-        settings: how.
+        settings: of the extraction.
         cache: its path.
-        count: of processes.
-        stats: what they waited for is added, as they go on.
+        stats: the processes' times are added during the run.
         on_result: called for every clip that a process has finished.
+        count: number of processes.
 
     Returns:
         A sentence for each process that died and was started again.
 
     Raises:
         ExtractProcessError: a process died twice.
-        Exception: what a process raised, once the others are done.
+        Exception: raised by a process; the others finish first.
     """
-    shares = {number: plan.share(number, count) for number in range(count)}
-    shares = {number: share for number, share in shares.items() if share.todo}
+    shares = {number: share for number in range(count) if (share := plan.share(number, count)).todo}
     notes: list[str] = []
-    handled: set[str] = set()
+    reported: set[str] = set()
 
-    def note_result(id: str, seconds: float, told: Failure | Note | None) -> None:
-        if id not in handled:  # a failure of the first attempt is tried again
-            handled.add(id)
-            on_result(id, seconds, told)
+    def report_once(id: str, seconds: float, remark: Failure | Note | None) -> None:
+        if id not in reported:  # a clip that failed is tried again in the second attempt
+            reported.add(id)
+            on_result(id, seconds, remark)
 
     for _ in range(ATTEMPTS):
-        workers = _run_all(shares, settings, cache, count, stats, note_result)
+        workers = _run_all(shares, settings, cache, count, stats, report_once)
         for worker in workers:
             if worker.finished:
                 del shares[worker.number]
             elif worker.error is None:
-                notes.append(worker.died())
-        errors = [worker.error for worker in workers if worker.error is not None]
-        if errors:
-            raise errors[0]
+                notes.append(worker.how_it_died())
+        if error := next((worker.error for worker in workers if worker.error is not None), None):
+            raise error
         if not shares:
-            return [f"{note}; what it left was done by another" for note in notes]
+            return [f"{note}; another process did the rest of its share" for note in notes]
     raise ExtractProcessError(
-        f"{'; '.join(notes)}: what was left is missing in {cache}. The same command goes on from there; with "
-        "--processes 1 it says more"
+        f"{'; '.join(notes)}: the clips that it had left are missing in {cache}. The same command resumes there; "
+        "--processes 1 shows more of the error"
     )
 
 
 def _run_all(
-    shares: "Mapping[int, ExtractPlan]",
+    shares: Mapping[int, ExtractPlan],
     settings: ExtractSettings,
     cache: str,
     count: int,
     stats: PipelineStats,
     on_result: OnResult,
 ) -> list[_Worker]:
-    """Run one process per share to its end, whatever that is."""
+    """Run one process per share until all have ended, whether they finished or died."""
     workers: list[_Worker] = []
     before = replace(stats)
     try:
         for number, share in shares.items():
             process, connection = start_child("extract.workers.processes", _gpu(number))
             workers.append(_Worker(number, process, connection))
-            with contextlib.suppress(ConnectionError):  # it died: its end is found below
+            with contextlib.suppress(ConnectionError):  # it died: the loop below notices
                 connection.send((share, replace(settings, processes=1), cache, number, count))
-        open_ends = {worker.connection: worker for worker in workers}
-        while open_ends:
-            for ready in multiprocessing.connection.wait(list(open_ends)):
+        running = {worker.connection: worker for worker in workers}
+        while running:
+            for ready in multiprocessing.connection.wait(list(running)):
                 connection = cast(Connection, ready)
-                if not open_ends[connection].take(on_result):
-                    del open_ends[connection]
+                if not running[connection].receive(on_result):
+                    del running[connection]
             stats.become_sum_of([before, *(worker.stats for worker in workers)])
     finally:
         for worker in workers:
@@ -151,18 +141,18 @@ def _run_all(
 
 
 def _gpu(number: int) -> Mapping[str, str]:
-    """The variable that leaves a process one GPU, in turn; set before its torch can look."""
+    """Return the environment variable that shows a process one GPU only; it must be set before torch starts."""
     import torch
 
     if not torch.cuda.is_available():
         return {}
-    there = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    visible = there.split(",")
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    visible = devices.split(",")
     return {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]}
 
 
 def main() -> None:
-    """What each process does: take a part of the cores, and fill its share."""
+    """Run in each process: take a part of the cores, and fill a share of the windows."""
     signal.signal(signal.SIGTERM, _interrupt)
     parent = parent_connection()
     try:
@@ -170,8 +160,6 @@ def main() -> None:
         if hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, cores[number % len(cores) :: count])
-        from extract.fill import fill
-
         stats = PipelineStats()
         fill(share, settings, cache, stats, lambda *result: parent.send((stats, result)))
         parent.send(None)

@@ -67,7 +67,7 @@ class Editable:
 sys.path.insert(0, {str(tmp_path)!r})
 sys.meta_path.append(Editable)
 import emi
-import cache.errors, extract.plan
+import cache.errors, extract.errors
 print(cache.__file__)
 """
     result = run(tmp_path, "-S", "-I", "-c", code)  # only the standard library

@@ -14,7 +14,7 @@ from cache.maintenance.transfer import transfer
 from cache.maintenance.verify import verify
 from cache.sources import Medium, content_digest, medium_of
 from cache.writer import CacheWriter
-from extract import run
+from extract.plan import plan
 from extract.settings import ExtractSettings
 
 
@@ -48,7 +48,7 @@ def frames(cache):
         return {name: store[name].frames.tobytes() for name in store.ids}
 
 
-def test_a_changed_medium_is_named_and_its_clip_left(place, media):
+def test_a_changed_medium_is_named_and_its_clip_is_kept(place, media):
     clips, cache = place
     before = frames(cache)
     replace(clips, media)
@@ -57,7 +57,7 @@ def test_a_changed_medium_is_named_and_its_clip_left(place, media):
     assert frames(cache) == before
 
 
-def test_refresh_extracts_what_changed_and_nothing_else(place, media, tmp_path):
+def test_refresh_extracts_only_changed_clips(place, media, tmp_path):
     clips, cache = place
     replace(clips, media)
     summary = emi.extract(clips, cache, refresh=True)
@@ -68,7 +68,7 @@ def test_refresh_extracts_what_changed_and_nothing_else(place, media, tmp_path):
     assert emi.extract(clips, cache).changed == []
 
 
-def test_the_newest_of_several_refreshes_counts_through_maintenance(place, media, tmp_path):
+def test_the_newest_of_several_refreshes_is_kept_by_maintenance(place, media, tmp_path):
     clips, cache = place
     for seed in (1, 2):
         replace(clips, media, seconds=0.5, seed=seed)
@@ -119,14 +119,14 @@ def test_a_changed_medium_that_cannot_be_read_leaves_the_old_clip(place):
     assert frames(cache) == before
 
 
-def test_a_touched_copied_or_missing_medium_has_not_changed(place):
+def test_a_touched_copied_or_missing_medium_counts_as_unchanged(place):
     clips, cache = place
     os.utime(clips / "a.wav", (1, 1))
     (clips / "b.wav").unlink()
     assert emi.extract(clips, cache).changed == []
 
 
-def test_a_medium_of_the_same_size_and_another_content_has(place, media):
+def test_a_medium_of_the_same_size_with_other_content_has_changed(place, media):
     clips, cache = place
     replace(clips, media, seconds=0.4)
     assert emi.extract(clips, cache).changed == ["b"]
@@ -136,12 +136,12 @@ def test_processes_refresh_too(made, media, tmp_path, monkeypatch):
     shutil.copytree(made / "clips", tmp_path / "clips")
     shutil.copytree(made / "f.zarr", tmp_path / "f.zarr")
     replace(tmp_path / "clips", media)
-    planned = run.plan(tmp_path / "clips", tmp_path / "f.zarr", ExtractSettings(refresh=True))
+    planned = plan(tmp_path / "clips", tmp_path / "f.zarr", ExtractSettings(refresh=True))
     assert (planned.todo, planned.refresh) == (1, {"b"})
     assert [share.todo for share in (planned.share(0, 2), planned.share(1, 2))] == [1, 0]
 
 
-def test_a_cache_from_before_knows_no_media_and_changes_nothing(tmp_path, media, made):
+def test_an_older_cache_without_media_records_reports_no_changes(tmp_path, media, made):
     shutil.copytree(made / "clips", tmp_path / "clips")
     with open_cache(made / "f.zarr") as store, CacheWriter(tmp_path / "old.zarr", store.header) as writer:
         for name in store.ids:
@@ -161,7 +161,7 @@ def test_a_cache_from_before_knows_no_media_and_changes_nothing(tmp_path, media,
         assert store.medium("e") == medium_of(tmp_path / "clips" / "e.wav")
 
 
-def test_derived_caches_know_their_media_and_refuse_others(tmp_path, media, made):
+def test_derived_caches_keep_their_media_records_and_refuse_others(tmp_path, media, made):
     shutil.copytree(made / "clips", tmp_path / "clips")
     shutil.copytree(made / "f.zarr", tmp_path / "f.zarr")
     derive(tmp_path / "f.zarr", tmp_path / "small.zarr", pool=2)
@@ -177,7 +177,7 @@ def test_derived_caches_know_their_media_and_refuse_others(tmp_path, media, made
 
 
 @pytest.mark.parametrize("suffix", [".zarr", ".h5"])
-def test_a_flipped_byte_in_what_is_known_of_the_media_is_found_and_mended(tmp_path, made, suffix):
+def test_a_flipped_byte_in_the_media_records_is_found_and_repaired(tmp_path, made, suffix):
     cache = tmp_path / f"f{suffix}"
     (shutil.copytree if suffix == ".zarr" else shutil.copy)(made / f"f{suffix}", cache)
     with open_cache(cache) as store:

@@ -100,13 +100,13 @@ def test_every_clip_comes_out_once_with_its_own_features(pipeline, parallel_batc
     assert threads() == []
 
 
-def test_a_clip_that_is_done_is_computed_with_its_batch_and_not_given_again(pipeline):
+def test_a_done_clip_is_computed_with_its_batch_but_not_yielded(pipeline):
     results, backbone, _ = pipeline(["000", "001", "002", "003"], batch_seconds=1.0, done={"001"})
     assert {clip.id for clip in results} == {"000", "002", "003"}
     assert backbone.batches == [[103, 102, 101, 100]]
 
 
-def test_windows_and_batches_that_are_done_cost_nothing(pipeline):
+def test_done_windows_and_batches_are_not_decoded_or_computed(pipeline):
     names = [f"{i:03d}" for i in range(8)]
     results, backbone, decoded = pipeline(names, done=set(names[:4]) | {"006"})
     assert {clip.id for clip in results} == {"004", "005", "007"}
@@ -164,7 +164,7 @@ def test_a_file_that_breaks_the_decoder_is_a_failure_that_names_it(pipeline):
     assert {r.id for r in results} == {"000", "bug1", "002"}
 
 
-def test_a_clip_that_still_cannot_be_read_costs_its_neighbours_no_decoding(pipeline):
+def test_neighbours_of_a_clip_that_still_cannot_be_read_are_not_decoded_again(pipeline):
     results, _, decoded = pipeline(["000", "001", "bad1", "003"], done={"000", "001", "003"})
     assert [r.id for r in results] == ["bad1"]
     assert decoded == ["bad1"]
@@ -177,7 +177,7 @@ def test_a_clip_that_can_be_read_again_is_computed_with_its_whole_batch(pipeline
     assert backbone.batches == [[102, 101, 100]]
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_so_are_those_behind_it(pipeline):
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_so_are_later_ones(pipeline):
     stats = PipelineStats()
     names = [f"{i:03d}" for i in (10, 11, 12, 13, 0, 1, 2, 3)]
     results, backbone, _ = pipeline(names, fits=250, batch_seconds=1.0, stats=stats)
@@ -186,7 +186,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_so_are_those_behind_it(pipeline
     assert stats.halved_to == (113 + 112) / 16_000
 
 
-def test_a_clip_that_never_fits_is_a_failure_and_the_others_go_on(pipeline):
+def test_a_clip_that_never_fits_is_a_failure_and_the_others_are_computed(pipeline):
     results = list(pipeline(["000", "001", "050", "003"], fits=110, batch_seconds=1.0)[0])
     (failure,) = [r for r in results if isinstance(r, Failure)]
     assert failure.id == "050"
@@ -226,7 +226,7 @@ def test_frames_that_overflow_the_storage_dtype_stay_as_they_are(pipeline, dtype
     assert torch.from_numpy(next(results).frames).dtype == kept
 
 
-def test_a_clip_that_fits_alone_is_no_failure_because_others_are_on_the_device(pipeline):
+def test_a_clip_that_only_fits_alone_is_computed_alone(pipeline):
     lock, on_device = threading.Lock(), []
 
     class Crowded(Counting):

@@ -1,4 +1,4 @@
-"""What an extraction would take: counted, read from headers, and measured, with nothing written."""
+"""Estimates: clips are counted, lengths read from headers, speed is measured, and nothing is written."""
 
 import os
 import wave
@@ -9,7 +9,7 @@ import emi
 from cache.reader import open_cache
 from extract import estimate as module
 from extract.estimate import estimate, header_seconds
-from extract.run import plan
+from extract.plan import plan
 from extract.settings import ExtractSettings
 
 SECONDS = (0.5, 1.0, 1.5, 2.0, 15.0)
@@ -27,7 +27,7 @@ def media(tmp_path):
 
 
 def ticking(step: float):
-    """A clock that each look moves on."""
+    """A clock that advances at each call."""
     now = [0.0]
 
     def clock() -> float:
@@ -56,7 +56,7 @@ def test_an_estimate_counts_hours_bytes_and_minutes_and_writes_nothing(media, tm
     assert text[3].startswith("time: about 0.1 min or less (measured on 5 clips: 17.")
 
 
-def test_what_is_present_is_left_out_and_nothing_is_loaded_where_all_is(media, tmp_path, monkeypatch):
+def test_present_clips_are_not_counted_and_no_backbone_is_loaded_where_all_are_present(media, tmp_path, monkeypatch):
     cache, settings = tmp_path / "c.zarr", ExtractSettings()
     emi.extract(media / "00004.wav", cache)
     found = estimate(plan(media, cache, settings), settings)
@@ -67,7 +67,7 @@ def test_what_is_present_is_left_out_and_nothing_is_loaded_where_all_is(media, t
     assert estimate(plan(media, cache, settings), settings).text() == "clips: 0 to do, 5 present"
 
 
-def test_of_many_files_a_part_is_looked_at_and_the_figures_are_called_so(media, tmp_path, monkeypatch):
+def test_of_many_files_a_sample_is_read_and_the_figures_are_marked_as_estimates(media, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LOOKED_AT", 3)
     settings = ExtractSettings()
     found = estimate(plan(media, tmp_path / "c.zarr", settings), settings)
@@ -76,20 +76,20 @@ def test_of_many_files_a_part_is_looked_at_and_the_figures_are_called_so(media, 
     assert "audio: about 0.0065 h after the cut (from 3 files' headers)" in found.text()
 
 
-def test_files_that_cannot_be_read_are_counted_and_unknown_figures_are_called_unknown(tmp_path):
+def test_files_that_cannot_be_read_are_counted_and_figures_may_be_unknown(tmp_path):
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "a.wav").write_bytes(b"not media")
     settings = ExtractSettings()
     found = estimate(plan(tmp_path / "media", tmp_path / "c.zarr", settings), settings)
     assert (found.silent, found.seconds, found.bytes, found.minutes) == (1, None, None, None)
     text = found.text()
-    assert "audio: unknown; 1 of 1 files do not say how long they are, or cannot be opened" in text
+    assert "audio: unknown; 1 of 1 files state no length, or cannot be opened" in text
     assert "disk: unknown" in text
     assert "time: unknown (not measured: " in text
     assert "a.wav is not a media file" in text
 
 
-def test_a_clusters_time_is_not_measured_here(media, tmp_path):
+def test_the_time_of_a_cluster_is_not_measured(media, tmp_path):
     settings = ExtractSettings(engine="ray")
     planned = plan(media, tmp_path / "c.zarr", ExtractSettings())
     found = estimate(planned, settings)
@@ -98,7 +98,7 @@ def test_a_clusters_time_is_not_measured_here(media, tmp_path):
     assert "not measured: the cluster's machines do the work" in found.text()
 
 
-def test_a_header_gives_seconds_or_nothing(media, tmp_path):
+def test_the_length_in_a_header_is_read_or_none(media, tmp_path):
     assert header_seconds(media / "00003.wav") == pytest.approx(2.0)
     assert header_seconds(media / "00003.wav", 2) is None  # it has one track
     assert header_seconds(tmp_path / "none.wav") is None

@@ -86,7 +86,7 @@ def test_a_second_run_retries_only_the_failures(folder, tmp_path, monkeypatch):
     assert rows(second.failures_file) == before
 
 
-def test_a_mended_file_leaves_failures_csv_and_the_last_one_takes_it_along(folder, tmp_path, media):
+def test_a_repaired_file_leaves_failures_csv_and_the_last_one_deletes_it(folder, tmp_path, media):
     emi.extract(folder, tmp_path / "f.zarr")
     media.write(folder / "text.wav", media.tones(0.3))
     summary = emi.extract(folder, tmp_path / "f.zarr")
@@ -122,7 +122,7 @@ def test_failures_of_other_caches_and_other_jobs_stay(folder, tmp_path, monkeypa
     assert sorted(row["id"] for row in table if row["cache"] == "other.h5") == sorted(BAD)
 
 
-def test_failures_that_were_noted_before_an_interruption_are_kept(folder, tmp_path):
+def test_failures_listed_before_an_interruption_are_kept(folder, tmp_path):
     from extract import run
 
     def interrupt(done, total, seconds):
@@ -175,7 +175,7 @@ def test_a_cache_at_a_url_has_its_failures_in_the_working_folder(tmp_path, monke
     assert os.listdir(tmp_path) == []
 
 
-def test_jobs_that_end_together_keep_each_others_rows(tmp_path):
+def test_jobs_that_end_at_the_same_time_keep_each_others_rows(tmp_path):
     def job(number):
         for i in range(10):
             write_failures(str(tmp_path / "f.zarr"), [Failure(f"{number}-{i}", "x", "is bad")], [f"{number}-{i}"])

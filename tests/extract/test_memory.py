@@ -28,7 +28,7 @@ def peak_kb(tmp_path, count, container):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("container", ["zarr", "h5"])
-def test_ten_thousand_clips_take_the_memory_of_a_thousand(tmp_path, container):
+def test_ten_thousand_clips_need_the_memory_of_one_thousand(tmp_path, container):
     few, many = (peak_kb(tmp_path, count, container) for count in (1000, 10_000))
     print(f"peak memory, {container}: {few / 1024:.0f} MiB for 1,000 clips, {many / 1024:.0f} MiB for 10,000")
     assert many < 1.1 * few

@@ -101,7 +101,7 @@ def command_line(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_a_cache_in_a_bucket_holds_what_a_local_one_holds(bucket, clips, local, read_cache):
+def test_a_cache_in_a_bucket_equals_a_local_one(bucket, clips, local, read_cache):
     summary = emi.extract(clips, f"{bucket}/a/f.zarr", dtype="float32")
     assert (summary.written, summary.present) == (10, 0)
     assert read_cache(f"{bucket}/a/f.zarr") == local
@@ -133,7 +133,7 @@ def test_a_writer_that_is_killed_loses_nothing_that_it_committed(bucket, clips, 
 
 
 @pytest.mark.slow
-def test_a_writer_that_is_killed_while_it_uploads_leaves_nothing_that_a_reader_sees(bucket, clips, local, read_cache):
+def test_a_writer_killed_during_an_upload_leaves_nothing_visible_to_readers(bucket, clips, local, read_cache):
     for after in (0.0, 0.01, 0.03, 0.1):  # seconds from the first object of this writer on
         before = objects(bucket)
         with child(clips, f"{bucket}/f.zarr") as process:
@@ -172,14 +172,14 @@ def test_ray_fills_a_bucket(bucket, clips, local, read_cache):
     assert read_cache(f"{bucket}/f.zarr") == local
 
 
-def test_a_cache_in_memory_holds_what_a_local_one_holds(clips, local, read_cache, monkeypatch, tmp_path):
+def test_a_cache_in_memory_equals_a_local_one(clips, local, read_cache, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert emi.extract(clips, "memory://a/f.zarr", dtype="float32").written == 10
     assert read_cache("memory://a/f.zarr") == local
     assert emi.extract(clips, "memory://a/f.zarr", dtype="float32").present == 10
 
 
-def test_what_another_writer_adds_is_seen_by_a_process_that_has_looked_before(bucket, clips, small_windows):
+def test_clips_of_another_writer_are_seen_by_an_open_process(bucket, clips, small_windows):
     import boto3  # a client that shares nothing with the one that zarr reads through
 
     emi.extract(clips, f"{bucket}/f.zarr", dtype="float32", shard="1/3")
@@ -210,7 +210,7 @@ def test_a_url_that_nothing_opens_is_refused_by_its_protocol():
     [{"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}],
     ids=["no-server", "no-credentials"],
 )
-def test_a_store_that_cannot_be_read_is_one_sentence(server, monkeypatch, change):
+def test_an_object_store_that_cannot_be_read_is_a_one_sentence_error(server, monkeypatch, change):
     for name, value in (server | {"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1"} | change).items():
         monkeypatch.setenv(name, value)
     result = command_line("cache", "info", "s3://bucket/f.zarr")

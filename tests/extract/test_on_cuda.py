@@ -17,13 +17,13 @@ FAMILIES = [(kind, norm) for kind in ("wav2vec2", "hubert", "wavlm") for norm in
 
 
 @pytest.mark.parametrize(("units", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_takes_bfloat16_of_a_gpu_that_multiplies_it_and_never_what_torch_emulates(monkeypatch, units, precision):
+def test_auto_takes_bfloat16_on_a_gpu_with_units_for_it_and_not_where_torch_emulates_it(monkeypatch, units, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or units)
     assert ExtractSettings().resolved_precision(("fp32", "bf16", "fp16"))[0] == precision
 
 
-def test_a_clusters_gpus_are_taken_to_multiply_bfloat16_where_this_machine_has_none(monkeypatch):
+def test_the_gpus_of_a_cluster_are_assumed_to_support_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(extract.settings, "bfloat16_unit", lambda: None)
     settings = ExtractSettings(engine="ray", device="cuda")
@@ -44,7 +44,7 @@ def test_float32_on_a_gpu_rounds_nothing_and_attention_needs_no_plan_per_length(
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def test_a_threads_stream_begins_behind_what_laid_the_weights_out(monkeypatch):
+def test_a_cuda_stream_waits_for_the_stream_that_laid_out_the_weights(monkeypatch):
     class Stream:
         def __init__(self, _):
             self.waited_for = []

@@ -57,14 +57,14 @@ def results():
 
 @pytest.fixture(autouse=True)
 def _as_on_amd(monkeypatch):
-    monkeypatch.setattr(packed_weights, "mkl_is_at_home", lambda: False)
+    monkeypatch.setattr(packed_weights, "mkl_is_faster", lambda: False)
 
 
 def usable():
     return torch.float32 in private.LINEAR, torch.float32 in private.CONVOLUTION, private.SOFTMAX_BACKWARD
 
 
-def test_all_of_it_is_used_where_torch_has_it():
+def test_all_private_operators_are_used_where_torch_has_them():
     built = torch.backends.mkldnn.is_available()
     assert usable() == (built, built, True)
 
@@ -100,7 +100,7 @@ def test_without_softmaxs_gradient_the_formula_gives_the_same(changed, how):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_both_ways_of_softmaxs_gradient_are_autograds(dtype):
+def test_both_softmax_gradients_equal_autograd(dtype):
     scores = torch.linspace(-3, 3, 60, dtype=torch.float64).view(4, 15).requires_grad_()
     grad = torch.linspace(1, -2, 60, dtype=torch.float64).view(4, 15).sin()
     scores.softmax(dim=-1).backward(grad)
@@ -111,7 +111,7 @@ def test_both_ways_of_softmaxs_gradient_are_autograds(dtype):
         torch.testing.assert_close(way(*given).double(), scores.grad, rtol=rounding, atol=rounding)
 
 
-def test_looking_at_torch_leaves_its_random_numbers_alone():
+def test_importing_private_does_not_change_torchs_random_numbers():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -120,7 +120,7 @@ def test_looking_at_torch_leaves_its_random_numbers_alone():
 
 
 @pytest.mark.parametrize("name", ["_shared_state", "_reset_state", None])
-def test_accelerates_state_is_put_back_or_left_alone(monkeypatch, name):
+def test_accelerates_state_is_restored_or_not_changed(monkeypatch, name):
     from accelerate import PartialState
 
     monkeypatch.setattr(PartialState, "_shared_state", {"found": "before"})

@@ -65,7 +65,7 @@ def test_a_killed_extraction_ends_as_an_uninterrupted_one(tmp_path, clips, read_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("container", ["f.zarr", "f.h5"])
-def test_killed_again_and_again_at_random_moments_it_still_ends_the_same(tmp_path, media, read_cache, container):
+def test_an_extraction_killed_several_times_ends_as_an_uninterrupted_one(tmp_path, media, read_cache, container):
     root = tmp_path / "media"
     root.mkdir()
     for i in range(60):

@@ -33,7 +33,7 @@ def no_loading(monkeypatch):
     monkeypatch.setattr(SileroFamily, "load", lambda *_: pytest.fail("the backbone was loaded"))
 
 
-def test_a_cache_holds_what_the_backbone_gives_for_each_clip(tmp_path, clips, load):
+def test_a_cache_holds_the_backbones_features_of_each_clip(tmp_path, clips, load):
     summary = emi.extract(clips, tmp_path / "f.zarr", dtype="float32")
     backbone, _ = load("silero")
     with open_cache(tmp_path / "f.zarr") as store:
@@ -100,7 +100,7 @@ def test_a_second_run_has_nothing_to_do_and_does_not_load_the_backbone(made, cli
     assert files(made) == before
 
 
-def test_new_clips_are_added_to_what_is_there(made, clips, tmp_path, read_cache):
+def test_new_clips_are_added_to_a_cache(made, clips, tmp_path, read_cache):
     before = read_cache(made)
     shutil.copytree(clips, tmp_path / "more")
     shutil.copy(clips / "00001.wav", tmp_path / "more" / "zz.wav")
@@ -113,9 +113,9 @@ def test_new_clips_are_added_to_what_is_there(made, clips, tmp_path, read_cache)
 
 def test_planning_writes_nothing_and_counts_what_is_missing(tmp_path, clips, made, no_loading):
     before = files(tmp_path)
-    plan = run.plan(clips, tmp_path / "new.zarr", ExtractSettings())
+    plan = extract.plan.plan(clips, tmp_path / "new.zarr", ExtractSettings())
     assert (len(plan.sources), plan.todo, plan.header.dim) == (10, 10, 384)
-    assert run.plan(clips, made, ExtractSettings()).todo == 0
+    assert extract.plan.plan(clips, made, ExtractSettings()).todo == 0
     assert files(tmp_path) == before
 
 
@@ -127,7 +127,9 @@ def test_planning_writes_nothing_and_counts_what_is_missing(tmp_path, clips, mad
         ({"backbone": "tiny"}, "weights_sha256 (stored "),
     ],
 )
-def test_features_made_otherwise_are_refused_by_name_and_left_alone(made, clips, tiny, tmp_path, settings, named):
+def test_features_with_another_fingerprint_are_refused_with_the_field_and_not_changed(
+    made, clips, tiny, tmp_path, settings, named
+):
     if "backbone" in settings:
         tiny.save_audeering(tmp_path / "tiny")
         settings = {"backbone": str(tmp_path / "tiny")}
@@ -155,7 +157,7 @@ def test_the_fingerprint_names_everything_that_changes_a_number(made):
         assert {"torch", "av", "emi", "python"} <= set(store.header.provenance)
 
 
-def test_the_parts_of_three_jobs_make_the_whole(tmp_path, clips, read_cache, monkeypatch):
+def test_three_shards_make_the_whole_cache(tmp_path, clips, read_cache, monkeypatch):
     monkeypatch.setattr(extract.plan, "WINDOW_CLIPS", 2)
     emi.extract(clips, tmp_path / "whole.zarr", dtype="float32")
     written = [emi.extract(clips, tmp_path / "parts.zarr", dtype="float32", shard=f"{i}/3").written for i in (2, 1, 3)]
@@ -173,7 +175,7 @@ def test_progress_counts_every_clip_once(tmp_path, clips):
 
 
 @pytest.mark.parametrize("container", ["f.zarr", "f.h5"])
-def test_an_interrupted_run_keeps_what_was_done_and_goes_on(tmp_path, clips, read_cache, container):
+def test_an_interrupted_run_keeps_finished_clips_and_resumes(tmp_path, clips, read_cache, container):
     emi.extract(clips, tmp_path / f"whole_{container}", dtype="float32")
 
     def interrupt(done, total, seconds):
@@ -190,7 +192,7 @@ def test_an_interrupted_run_keeps_what_was_done_and_goes_on(tmp_path, clips, rea
     assert read_cache(tmp_path / container) == read_cache(tmp_path / f"whole_{container}")
 
 
-def test_a_backbone_that_fails_midway_keeps_what_was_done(tmp_path, clips, monkeypatch, load):
+def test_when_the_backbone_fails_midway_finished_clips_are_kept(tmp_path, clips, monkeypatch, load):
     backbone, calls = load("silero")[0], []
 
     def fails(waveforms):
@@ -207,7 +209,7 @@ def test_a_backbone_that_fails_midway_keeps_what_was_done(tmp_path, clips, monke
         assert 0 < len(store) < 10
 
 
-def test_what_cannot_be_used_is_refused_before_anything_is_written(tmp_path, clips):
+def test_invalid_input_is_refused_before_anything_is_written(tmp_path, clips):
     (tmp_path / "empty").mkdir()
     for error, arguments in (
         (MediaListError, (tmp_path / "empty", tmp_path / "f.zarr")),
@@ -220,7 +222,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(tmp_path, cli
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_clips_that_another_process_writes_meanwhile_are_there_and_not_done_again(tmp_path, clips):
+def test_clips_that_another_process_wrote_meanwhile_count_as_present(tmp_path, clips):
     def other(_):
         emi.extract(clips, tmp_path / "f.h5")
 

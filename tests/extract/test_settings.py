@@ -49,7 +49,7 @@ def test_a_shard_counts_from_one():
     assert [ExtractSettings(shard=f"{i}/3").shard_numbers() for i in (1, 2, 3)] == [(0, 3), (1, 3), (2, 3)]
 
 
-def test_auto_takes_bf16_where_the_device_multiplies_it_in_hardware(cuda, monkeypatch):
+def test_auto_takes_bf16_where_the_device_has_units_for_it(cuda, monkeypatch):
     settings = ExtractSettings()
     for unit, precision in ((None, "fp32"), ("amx_bf16", "bf16")):
         monkeypatch.setattr(extract.settings, "bfloat16_unit", lambda unit=unit: unit)
@@ -61,7 +61,7 @@ def test_auto_takes_bf16_where_the_device_multiplies_it_in_hardware(cuda, monkey
     assert settings.resolved_precision(("fp32",))[0] == "fp32"
 
 
-def test_auto_goes_on_in_the_precision_of_the_cache():
+def test_auto_keeps_the_precision_of_the_cache():
     for precision in ALL:
         assert ExtractSettings().resolved_precision(ALL, precision) == (precision, "as in the cache")
     assert ExtractSettings().resolved_precision(("fp32",), "bf16")[0] == "fp32"  # and the cache refuses
@@ -81,7 +81,7 @@ def test_the_bfloat16_unit_is_read_from_the_processors_flags(monkeypatch, flags,
     assert bfloat16_unit.__wrapped__() == unit
 
 
-def test_cuda_that_is_not_there_and_a_precision_that_a_backbone_lacks_are_refused(cuda):
+def test_unavailable_cuda_and_an_unsupported_precision_are_refused(cuda):
     with pytest.raises(ExtractSettingsError, match="no CUDA device"):
         ExtractSettings(device="cuda").resolved_device()
     with pytest.raises(ExtractSettingsError, match="computes in fp32 only"):
@@ -100,7 +100,7 @@ def test_batches_are_one_per_core_on_a_cpu_and_fill_half_of_a_gpus_free_memory(c
     assert ExtractSettings(batch_seconds=5).batching(small=False) == (5, 2)
 
 
-def test_one_process_per_gpu_unless_told_otherwise(monkeypatch):
+def test_one_process_per_gpu_by_default(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert ExtractSettings().resolved_processes() == 4
     assert ExtractSettings(processes=3).resolved_processes() == 3

@@ -55,7 +55,7 @@ def test_hidden_files_and_folders_are_left_out(tmp_path):
     assert ids(touch(tmp_path, "a.wav", "._a.wav", ".trash/b.wav")) == ["a"]
 
 
-def test_a_link_that_leads_back_up_ends_the_search(tmp_path):
+def test_a_link_to_a_parent_folder_is_not_followed(tmp_path):
     touch(tmp_path, "a/x.wav")
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
@@ -91,7 +91,7 @@ def test_a_folder_named_like_a_clip_is_listed_so_that_it_is_reported(tmp_path):
     assert find_media(tmp_path) == [Source("x", tmp_path / "x.wav")]
 
 
-def test_a_folder_that_cannot_be_read_is_refused_not_left_out(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     touch(tmp_path, "a.wav", "locked/b.wav")
     scan = os.scandir
 
@@ -126,7 +126,7 @@ def test_the_media_of_a_csv_may_lie_elsewhere(tmp_path, table):
     assert find_media(table("Filename\n1\n"), tmp_path / "audio") == [Source("00001", tmp_path / "audio/00001.wav")]
 
 
-def test_a_csv_may_start_with_a_byte_order_mark_and_spell_the_column_otherwise(tmp_path, table):
+def test_a_csv_may_have_a_byte_order_mark_and_another_spelling_of_the_column(tmp_path, table):
     touch(tmp_path, "00001.wav")
     assert ids(table("\ufeffJoy, filename\n0.5,1\n")) == ["00001"]
 
@@ -136,7 +136,7 @@ def test_a_clip_of_a_csv_that_is_missing_is_kept_to_be_reported(tmp_path, table)
     assert ids(table("Filename\n1\n2\n3.wav\n")) == ["00001", "00002", "3"]
 
 
-def test_none_of_the_clips_of_a_csv_found_names_the_way_out(tmp_path, table):
+def test_a_csv_of_which_no_clip_is_found_suggests_media_root(tmp_path, table):
     place = table("Filename\n1\n2\n")
     message = refused(place)
     assert str(place) in message
@@ -209,7 +209,7 @@ def test_an_empty_list_or_csv_is_refused(table):
     assert "holds no media" in refused(table("Filename\n"))
 
 
-def test_a_place_where_nothing_is_is_refused(tmp_path):
+def test_a_path_that_does_not_exist_is_refused(tmp_path):
     assert f"there is nothing at {tmp_path / 'gone'}" in refused(tmp_path / "gone")
 
 
@@ -228,7 +228,7 @@ def test_a_list_that_is_not_utf_8_is_refused_by_name(tmp_path, name):
 
 @pytest.mark.parametrize("odd", [b"mod\xe0.wav", b"mod\xe0/x.wav"])
 @pytest.mark.parametrize("listed", [False, True])
-def test_a_name_that_is_not_utf_8_is_known_to_fail_and_the_others_are_found(tmp_path, table, odd, listed):
+def test_a_name_that_is_not_utf_8_is_marked_and_the_others_are_found(tmp_path, table, odd, listed):
     place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m/" + odd))
     try:
         touch(place.parent, place.name)
@@ -270,7 +270,7 @@ def test_a_name_that_may_be_two_files_is_refused_with_both(tmp_path, table):
     assert ids(table("Filename\n1\n01\n")) == ["01", "1"]
 
 
-def test_unicode_forms_are_one_name_and_ids_are_stored_in_one_of_them(tmp_path, table):
+def test_ids_are_stored_in_one_unicode_form(tmp_path, table):
     nfd, nfc = "jose\u0301", "jos\xe9"
     touch(tmp_path, f"m/{nfd}.wav")
     assert ids(tmp_path / "m") == [nfc]

@@ -8,20 +8,20 @@ to 0.23 from the package's own), so it is not used.
 """
 
 import itertools
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extract.backbones.checkpoint import CONFIGS, WEIGHTS
+from extract.backbones.checkpoint import save_checkpoint
+from extract.backbones.hub import WEIGHTS
 from extract.backbones.protocol import Features
-from extract.backbones.silero.family import (
+from extract.backbones.silero.layout import (
     BINS,
     CHANNELS,
     CONTEXT,
@@ -41,11 +41,11 @@ ENCODE_WINDOWS = 512
 
 
 class SileroBackbone(nn.Module):
-    """Maps waveforms to (frames, 384) at 32 ms; see the module's docstring for what the 384 are.
+    """Maps waveforms to (frames, 384) every 32 ms: output of the convolutions, then the LSTM's h and c (128 each).
 
-    All windows of a batch go through the convolutions together, each written as one matrix product over rows of
-    (kernel x channels): five times oneDNN's convolutions at these sizes. The LSTM steps through time over clips sorted
-    by length, so that nothing is computed on padding. Differentiable.
+    All windows of a batch go through the convolutions together. Each convolution is one matrix product over rows of
+    (kernel x channels), five times as fast as oneDNN's convolutions at these sizes. The LSTM steps through time over
+    clips sorted by length, so that nothing is computed on padding. Differentiable.
     """
 
     pads = False
@@ -70,7 +70,7 @@ class SileroBackbone(nn.Module):
         return Features(torch.cat([encoded, self._recur(encoded, lengths)], dim=1), lengths)
 
     def stages(self) -> list[Stage]:
-        """See `Trainable`; the Fourier basis is no parameter that training moves."""
+        """See `Trainable`; the Fourier basis is not trained."""
         return [Stage("cnn", [self.convolutions]), Stage("layer 1", [self.rnn])]
 
     def adapter_targets(self) -> tuple[nn.Module, list[str]]:
@@ -85,26 +85,21 @@ class SileroBackbone(nn.Module):
 
     def save(self, folder: Path) -> None:
         """See `Trainable`."""
-        temporary = folder / f"{WEIGHTS[0]}.tmp"
-        state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        save_file(state, temporary, metadata={"format": "pt"})
-        config = {"model_type": MODEL_TYPE, "layout": LAYOUT}
-        (folder / CONFIGS[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / WEIGHTS[0])
+        save_checkpoint(folder, self.state_dict(), {"model_type": MODEL_TYPE, "layout": LAYOUT})
 
     def restore(self, folder: Path) -> None:
         """See `Trainable`."""
         self.load_state_dict(load_file(folder / WEIGHTS[0]))
 
     def _windows(self, waveform: Tensor, count: int) -> Tensor:
-        """(samples,) → (count, CONTEXT + WINDOW), each window behind the end of the one before."""
+        """(samples,) → (count, CONTEXT + WINDOW): each window after the end of the previous one."""
         padded = functional.pad(waveform, (CONTEXT, count * WINDOW - len(waveform)))
         return padded.unfold(0, CONTEXT + WINDOW, WINDOW)
 
     def _bases(self) -> tuple[Tensor, Tensor]:
-        """The STFT's (samples, 2 * BINS) for a window's first three steps and for its last.
+        """Return the STFT's (samples, 2 * BINS) for the first three steps of a window, and for its last step.
 
-        The package extends each window by its last 64 samples in reverse; folding the basis gives the same product.
+        The package extends each window by its last 64 samples in reverse. Folding the basis gives the same product.
         """
         basis = self.stft.weight.squeeze(1).t()
         inside = STFT_SIZE - CONTEXT
@@ -144,11 +139,11 @@ class SileroBackbone(nn.Module):
 def _magnitude(spectrum: Tensor) -> Tensor:
     """(…, 2 * BINS) real and imaginary parts → (…, BINS)."""
     power = spectrum[..., :BINS].square() + spectrum[..., BINS:].square()
-    return power.clamp_min(1e-30).sqrt()  # the root's slope at zero is infinite: silence would give NaN gradients
+    return power.clamp_min(1e-30).sqrt()  # at zero the gradient of the root would be infinite
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """A convolution of kernel 3 and padding 1 over (batch, steps, channels), as a product with (out, 3 x channels)."""
+    """Convolve (batch, steps, channels) with kernel 3 and padding 1, as a product with (out, 3 x channels)."""
     x = functional.pad(x, (0, 0, 1, 1))
     batch, steps, channels = x.shape
     size = (batch, (steps - 3) // stride + 1, 3 * channels)
@@ -160,7 +155,7 @@ def _step_major(lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
     """Order packed frames by time step, longest clip first.
 
     Returns:
-        (total frames,) rows of the packed frames, and how many clips are still running at each step.
+        (total frames,) rows of the packed frames, and the number of clips that have a frame at each step.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     starts = torch.tensor([0, *itertools.accumulate(lengths)][:-1])[order]
@@ -171,7 +166,7 @@ def _step_major(lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
 
 
 def load_silero(weights: Path, device: torch.device) -> SileroBackbone:
-    """The backbone in evaluation mode.
+    """Build the backbone in evaluation mode.
 
     Args:
         weights: `silero_vad.jit` of the package, or a file that `SileroBackbone.save` wrote.
@@ -183,10 +178,10 @@ def load_silero(weights: Path, device: torch.device) -> SileroBackbone:
     if weights.suffix == ".safetensors":
         try:
             state = load_file(weights)
-        except Exception as error:  # its reader raises many kinds
+        except Exception as error:  # the reader raises many types
             raise BackboneError(f"{weights} is damaged ({error}); restore it, or fine-tune again") from error
     else:
-        with warnings.catch_warnings():  # TorchScript is deprecated, and the form in which the package ships
+        with warnings.catch_warnings():  # TorchScript is deprecated, but the package ships nothing else
             warnings.simplefilter("ignore", DeprecationWarning)
             state = _renamed(torch.jit.load(str(weights), map_location="cpu").state_dict())
     backbone = SileroBackbone()
@@ -202,7 +197,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     missing = [old for old in names.values() if old not in state]
     if missing:
         raise BackboneError(
-            f"silero-vad's weights lack {missing[0]}; this emi knows silero-vad 6.2, install it with "
+            f"silero-vad's weights lack {missing[0]}; this version of emi needs silero-vad 6.2, install it with "
             "`pip install 'silero-vad==6.2.3'`"
         )
     return {new: state[old] for new, old in names.items()}

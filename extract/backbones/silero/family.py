@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from cache.licences import KNOWN
 from cache.paths import at_home
-from extract.backbones.checkpoint import CONFIGS, WEIGHTS
+from extract.backbones.checkpoint import CONFIGS
+from extract.backbones.hub import WEIGHTS
 from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Identity
+from extract.backbones.silero.layout import DIM, LAYOUT, MODEL_TYPE, WINDOW
 from extract.backbones.trainable import Regularisation
 from extract.errors import BackboneError
 
@@ -19,26 +21,11 @@ if TYPE_CHECKING:
 
     from extract.backbones.silero.encoder import SileroBackbone
 
-WINDOW = 512
-"""Samples per frame at 16 kHz: 32 ms."""
-CONTEXT = 64
-"""Samples of the previous window that precede each window; zeros before the first."""
-STFT_SIZE, STFT_HOP, BINS = 256, 128, 129
-CHANNELS = (BINS, 128, 64, 64, 128)
-STRIDES = (1, 2, 2, 1)
-HIDDEN = 128
-DIM = CHANNELS[-1] + 2 * HIDDEN
-"""Convolution output 128, then the LSTM's h 128 and c 128."""
-
-
 PACKAGED = "silero"
-MODEL_TYPE = "silero-vad"
-"""Of the config.json beside weights that were fine-tuned."""
-LAYOUT = f"window {WINDOW} context {CONTEXT} stft {STFT_SIZE}/{STFT_HOP} conv {CHANNELS}/{STRIDES} lstm {HIDDEN}"
 
 
 class SileroFamily:
-    """See `Family`; the name is "silero", or a folder of weights that were fine-tuned."""
+    """See `Family`. A name is "silero", or a folder of fine-tuned weights."""
 
     def identify(self, name: str) -> Identity:
         """Hash the weights."""
@@ -60,7 +47,7 @@ class SileroFamily:
         )
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> "SileroBackbone":  # noqa: ARG002
-        """Build the module; it always computes in float32, which is fast enough everywhere."""
+        """Build the module, which always computes in float32."""
         from extract.backbones.silero.encoder import load_silero
 
         return load_silero(weights_file(identity.source), device)
@@ -71,7 +58,7 @@ class SileroFamily:
         """See `extract.backbones.trainable.TrainableFamily`.
 
         Raises:
-            BackboneError: it has nothing of that kind to switch on.
+            BackboneError: an option that silero does not have.
         """
         if regularisation.spec_augment or regularisation.layerdrop or regularisation.checkpointing:
             raise BackboneError(
@@ -87,7 +74,7 @@ SILERO = SileroFamily()
 def is_silero_folder(name: str) -> bool:
     """Whether a name is a folder that `SileroBackbone.save` wrote."""
     config = Path(at_home(name)) / CONFIGS[0]
-    if name in ("", PACKAGED):  # never what lies in the working folder
+    if name in ("", PACKAGED):  # never a folder of that name in the working folder
         return False
     try:
         content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
@@ -97,17 +84,19 @@ def is_silero_folder(name: str) -> bool:
 
 
 def weights_file(name: str) -> Path:
-    """The weights in a folder, or inside the installed silero-vad package, found without importing it.
+    """Return the weights in a folder, or in the installed silero-vad package.
 
-    Importing silero_vad calls `torch.set_num_threads(1)` for the whole process.
+    The package is not imported: that would call `torch.set_num_threads(1)` for the whole process.
 
     Raises:
-        BackboneError: there are none.
+        BackboneError: there are no weights.
     """
     if is_silero_folder(name):
         path = Path(at_home(name)) / WEIGHTS[0]
         if not path.is_file():
-            raise BackboneError(f"{name} holds no {WEIGHTS[0]}; it is no complete backbone")
+            raise BackboneError(
+                f"{name} holds no {WEIGHTS[0]}; the backbone is incomplete: fine-tune again, or use another one"
+            )
         return path
     spec = importlib.util.find_spec("silero_vad")
     if spec is None or not spec.submodule_search_locations:

@@ -54,13 +54,8 @@ class TransformersFamily:
         from extract.backbones.speech.encoder import load_speech_transformer
 
         checkpoint = find_checkpoint(identity.source, identity.revision)
-        return load_speech_transformer(
-            checkpoint,
-            device,
-            precision,
-            normalise=_normalises(checkpoint),
-            has_head=bool(identity.vad_names),
-        )
+        options = {"normalise": _normalises(checkpoint), "has_head": bool(identity.vad_names)}
+        return load_speech_transformer(checkpoint, device, precision, **options)
 
     def load_trainable(
         self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
@@ -69,21 +64,15 @@ class TransformersFamily:
         from extract.backbones.speech.trainable_transformer import load_trainable_transformer
 
         checkpoint = find_checkpoint(identity.source, identity.revision)
-        return load_trainable_transformer(
-            checkpoint,
-            device,
-            precision,
-            regularisation,
-            normalise=_normalises(checkpoint),
-            has_head=bool(identity.vad_names),
-        )
+        options = {"normalise": _normalises(checkpoint), "has_head": bool(identity.vad_names)}
+        return load_trainable_transformer(checkpoint, device, precision, regularisation, **options)
 
 
 TRANSFORMERS = TransformersFamily()
 
 
 def _display_name(name: str) -> str:
-    """A hub id as it is; a folder by its own name, so that moving it changes nothing."""
+    """Return a hub id unchanged, and of a folder its name only, so that moving it changes nothing."""
     folder = Path(at_home(name))
     return folder.resolve().name if folder.is_dir() else name
 

@@ -1,19 +1,18 @@
 """The convolutional front end of wav2vec 2.0 and HuBERT over many clips at once, without padding.
 
-The clips lie one behind the other in a single signal, each at a multiple of the total stride (320 samples), so a frame
-of the long signal is a frame of one clip; the few frames that straddle two clips are dropped.
+The clips are concatenated to one signal. Each starts at a multiple of the total stride (320 samples), so that a frame
+of the signal is a frame of one clip. The few frames that overlap two clips are dropped.
 
 Every layer is one matrix product over channels-last rows: kernel 3 with stride 2 reads rows of 3 x channels that start
-2 x channels apart. LayerNorm and GELU then run over the last axis as they are. `cpu_training` adds gradients.
+2 x channels apart. LayerNorm and GELU run over the last axis. `cpu_training` adds gradients.
 
-On a CPU the time goes to memory, not to arithmetic, if a layer runs over a whole batch (6 MB per second of audio and
-layer 0 alone). So the seven layers run over one block of frames after the other, small enough that all that lies
-between the waveform and the features stays in a core's cache; a block costs 80 samples of overlap. A GPU takes the
-whole batch as one block.
+On a CPU, a layer that runs over a whole batch is limited by memory (6 MB per second of audio for layer 0 alone). So the
+seven layers run over one block of frames after another. A block is small enough that all intermediate values stay in a
+core's cache, and costs 80 samples of overlap. A GPU computes the whole batch as one block.
 
-"group" models normalise each channel of layer 0 over the clip's time. A convolution being linear, mean and variance of
-its outputs follow from the mean and covariance of its inputs, (kernel) and (kernel x kernel) numbers per clip, so that
-these models run in blocks as well, with one scale and shift per clip and channel.
+"group" models normalise each channel of layer 0 over the time of a clip. Because a convolution is linear, mean and
+variance of its outputs follow from the mean and covariance of its inputs: (kernel) and (kernel x kernel) numbers per
+clip. So these models run in blocks as well, with one scale and shift per clip and channel.
 """
 
 import math
@@ -27,9 +26,9 @@ from torch.nn import functional
 from extract.backbones.packed_weights import PackedLinear
 
 BLOCK_FRAMES = 64
-"""Frames (of 20 ms) per block on a CPU: 2 MB after layer 1 in bfloat16, what a core's own cache holds."""
+"""Frames (of 20 ms) per block on a CPU: 2 MB after layer 1 in bfloat16, which fits into a core's cache."""
 Spans = Sequence[tuple[int, int, tuple[Tensor, Tensor]]]
-"""Of the clips in a block of a "group" model: first row after layer 0, the row behind its last, scale and shift."""
+"""Per clip in a block of a "group" model: first row after layer 0, end of its rows, scale and shift."""
 
 
 class Product(Protocol):
@@ -38,8 +37,7 @@ class Product(Protocol):
     taps: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply."""
-        ...
+        """Apply the convolution."""
 
 
 class FrontEnd:
@@ -61,7 +59,9 @@ class FrontEnd:
         Returns:
             (total frames, channels), the clips one after the other, and the frames of each clip.
         """
-        slots = [-(-len(w) // self._stride) for w in waveforms]  # frames of each clip, and those that straddle
+        slots = [
+            -(-len(w) // self._stride) for w in waveforms
+        ]  # frames of each clip, with those that overlap two clips
         offsets = torch.tensor([0, *slots]).cumsum(0).tolist()
         scales = [self._layers[0].scale_of(w) for w in waveforms]
         tail = self._samples(1) - self._stride
@@ -144,9 +144,7 @@ class Layer:
         """(rows, in) → (rows // stride, out)."""
         x = self._product(x.contiguous())
         if isinstance(self._norm, nn.LayerNorm):
-            x = functional.layer_norm(
-                x, self._norm.normalized_shape, self._norm.weight, self._norm.bias, self._norm.eps
-            )
+            x = layer_norm(x, self._norm)
         elif isinstance(self._norm, nn.GroupNorm):
             if torch.is_grad_enabled():
                 scaled = [(x[first:end] * scale + shift).to(x.dtype) for first, end, (scale, shift) in spans]
@@ -154,8 +152,7 @@ class Layer:
             else:
                 for first, end, (scale, shift) in spans:
                     x[first:end] = x[first:end] * scale + shift
-        out: Tensor = self._activation(x)
-        return out
+        return self._activation(x)
 
     def scale_of(self, waveform: Tensor) -> tuple[Tensor, Tensor] | None:
         """GroupNorm's (scale, shift), each (out,) float32, over the time of one clip; None for other norms."""
@@ -173,8 +170,13 @@ class Layer:
         return scale.float(), (self._norm.bias - mean * scale).float()
 
 
+def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Apply LayerNorm, which computes in float32 and keeps the dtype of its input."""
+    return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
 def taps_of(conv: nn.Conv1d) -> Tensor:
-    """(out, kernel x in) weight of a convolution, the taps one after the other."""
+    """Return the weight of a convolution as (out, kernel x in)."""
     weight = conv.weight
-    # of one channel without turning, so that its gradient lies as the weight does, which DDP wants
+    # one channel is not permuted, so that its gradient has the memory layout of the weight, as DDP needs
     return weight.flatten(1) if weight.shape[1] == 1 else weight.permute(0, 2, 1).flatten(1)

@@ -1,13 +1,12 @@
 """wav2vec 2.0 and HuBERT inference over a batch without any padding.
 
-The library pads a batch to its longest clip and masks. Here the clips lie one behind the other in a single sequence,
-and each operation is arranged so that no clip can see another: the front end (`front_end`) drops the frames that
-straddle two clips, the positional convolution sets the clips apart by half its kernel of zeros, attention is one call
-per clip, and everything else works on rows. "group" models, whose normalisation over time would see padding, are no
-different.
+The library pads a batch to its longest clip, and masks. Here the clips are concatenated to one sequence, and no
+operation mixes two clips: the front end (`front_end`) drops the frames that overlap two clips, the positional
+convolution separates clips by zeros (half its kernel), attention is one call per clip, and everything else works on
+rows. The same holds for "group" models, whose normalisation over time would see padding.
 
-Equal to the library on each clip alone up to rounding, for every clip length. WavLM and models with adapters go through
-the library itself (`supports`).
+The result equals the library's on each clip alone up to rounding, for every clip length. WavLM and models with adapters
+are run by the library (`supports`).
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from extract.backbones.packed_weights import PackedConv1d, PackedLinear
-from extract.backbones.speech.front_end import FrontEnd
+from extract.backbones.speech.front_end import FrontEnd, layer_norm
 
 
 def supports(config: Any) -> bool:
@@ -62,7 +61,7 @@ class PackedEncoder:
             (total frames, dim) float32, the clips one after the other, and the frames of each clip.
         """
         rows, lengths = self._front_end(waveforms)
-        x = self._projection(_normalise(rows, self._feature_norm)).float()
+        x = self._projection(layer_norm(rows, self._feature_norm)).float()
         x = x + self._positions(x, lengths)
         if not self._stable:
             x = self._norm(x)
@@ -71,7 +70,7 @@ class PackedEncoder:
         return (self._norm(x) if self._stable else x), lengths
 
     def _positions(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """(total frames, dim) of the convolutional position embedding."""
+        """Return the convolutional position embedding, (total frames, dim)."""
         gap = self._position_kernel // 2
         starts = torch.tensor([0, *(n + gap for n in lengths[:-1])]).cumsum(0).tolist()
         rows = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]).to(x.device)
@@ -82,11 +81,6 @@ class PackedEncoder:
 
 def _linear(linear: nn.Linear, dtype: torch.dtype) -> PackedLinear:
     return PackedLinear(linear.weight, linear.bias, dtype)
-
-
-def _normalise(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """LayerNorm that computes in float32 and keeps the dtype of its input."""
-    return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 class _Layer:

@@ -1,21 +1,22 @@
 """wav2vec 2.0, HuBERT and WavLM with gradients: the library's own modules, fed as in extraction."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint
+from extract.backbones.checkpoint import CONFIGS, Checkpoint, save_checkpoint
 from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
+from extract.backbones.hub import WEIGHTS
+from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features
 from extract.backbones.speech.cpu_training import prepare_for_cpu
-from extract.backbones.speech.encoder import DTYPES, SpeechTransformer, settle_kernels
+from extract.backbones.speech.encoder import SpeechTransformer, settle_kernels
 from extract.backbones.trainable import Regularisation, Stage
 from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError
@@ -30,7 +31,7 @@ class TrainableTransformer(SpeechTransformer):
         checkpoint: what it was loaded from; `save` copies its configuration.
         encoder: the library's model, float32.
         head: the regression head, or None.
-        normalise: whether clips are brought to zero mean and unit variance.
+        normalise: whether clips are normalised to zero mean and unit variance.
         dtype: of the matrix products.
     """
 
@@ -47,29 +48,26 @@ class TrainableTransformer(SpeechTransformer):
         self._masks = bool(encoder.config.apply_spec_augment)
 
     def _run_library(self, batch: Tensor, samples: Sequence[int]) -> Tensor:
-        """As in extraction; SpecAugment leaves a batch whole whose clips are shorter than one of its spans."""
-        library: Any = self.encoder
+        """Run as in extraction. Batches shorter than a span of SpecAugment are not masked."""
         frames = self.num_frames(max(samples))
-        library.config.apply_spec_augment = self._masks and frames > library.config.mask_time_length
+        self._library.config.apply_spec_augment = self._masks and frames > self._library.config.mask_time_length
         return super()._run_library(batch, samples)
 
     def stages(self) -> list[Stage]:
-        """See `Trainable`; where clips of each length run apart, layers are called as often as there are lengths."""
-        library: Any = self.encoder
-        inner, stable = library.encoder, library.config.do_stable_layer_norm
-        first: list[nn.Module] = [library.feature_projection, inner.pos_conv_embed, inner.dropout]
+        """See `Trainable`. Where only clips of equal length share a batch, layers are called once per length."""
+        inner, stable = self._library.encoder, self._library.config.do_stable_layer_norm
+        first: list[nn.Module] = [self._library.feature_projection, inner.pos_conv_embed, inner.dropout]
         last = [*([inner.layer_norm] if stable else []), *([self.head] if self.head is not None else [])]
         return [
-            Stage("cnn", [library.feature_extractor], called_once=self._maskable),
+            Stage("cnn", [self._library.feature_extractor], called_once=self._maskable),
             Stage("projection", first if stable else [*first, inner.layer_norm]),
             *(Stage(f"layer {i}", [layer], called_once=self._maskable) for i, layer in enumerate(inner.layers, 1)),
             *([Stage("output", last)] if last else []),
         ]
 
     def remembers(self, stages: int) -> int:
-        """See `Divisible`; WavLM's layers share what the first computes, so only its convolutions can be left out."""
-        library: Any = self.encoder
-        if library.config.model_type == "wavlm" or (self._masks and stages > 1):
+        """See `Divisible`. WavLM's layers share values of the first layer, so only its convolutions can be cached."""
+        if self._library.config.model_type == "wavlm" or (self._masks and stages > 1):
             return min(stages, 1)
         return min(stages, len(self.stages()) - 1)
 
@@ -77,85 +75,69 @@ class TrainableTransformer(SpeechTransformer):
         """See `Divisible`."""
         prepared = [self._prepare(w) for w in waveforms]
         lengths = [self.num_frames(len(w)) for w in waveforms]
-        library: Any = self.encoder
-        inner = library.encoder
-        last = {"layer_norm": nn.Identity()} if library.config.do_stable_layer_norm else {}
+        library, inner = self._library, self._library.encoder
+        replaced: Any = {"feature_projection": _Same(library.config), "encoder": _Frames()}
         if stages > 1:
-            with _evaluating(self), _replaced(inner, layers=inner.layers[: stages - 2], **last):
-                return list(self._encode_padded(prepared, lengths).split(lengths))
-        with _evaluating(self), _replaced(library, feature_projection=_Same(library.config), encoder=_Frames()):
-            return list(self._encode_padded(prepared, lengths).split(lengths))
+            replaced = {"layers": inner.layers[: stages - 2]}
+            replaced |= {"layer_norm": nn.Identity()} if library.config.do_stable_layer_norm else {}
+        with _evaluating(self), _replaced(inner if stages > 1 else library, **replaced):
+            return list(self._encode_padded(prepared, [len(w) for w in prepared], lengths).split(lengths))
 
     def above(self, frames: Sequence[Tensor], samples: Sequence[int], stages: int) -> Features:
         """See `Divisible`."""
-        library: Any = self.encoder
-        inner = library.encoder
+        inner = self._library.encoder
         lengths = [self.num_frames(n) for n in samples]
         needed = [max(n, self._receptive_field) for n in samples]
         outer: dict[str, nn.Module] = {"feature_extractor": _Transposed()}
         within: dict[str, nn.Module] = {}
         if stages > 1:
-            outer["feature_projection"] = _Same(library.config)
+            outer["feature_projection"] = _Same(self._library.config)
             within = {"pos_conv_embed": _Zeros(), "layers": inner.layers[stages - 2 :]}
-            within |= {} if library.config.do_stable_layer_norm else {"layer_norm": nn.Identity()}
-        out: list[Tensor] = [torch.empty(0)] * len(frames)
-        with _replaced(library, **outer), _replaced(inner, **within):
-            for group in self._groups(needed):
-                batch = nn.utils.rnn.pad_sequence([frames[i] for i in group], batch_first=True)
-                hidden = self._run_library(batch, [needed[i] for i in group])
-                for row, i in enumerate(group):
-                    out[i] = hidden[row, : lengths[i]].float()
-        return self._features(torch.cat(out), lengths)
+            within |= {} if self._library.config.do_stable_layer_norm else {"layer_norm": nn.Identity()}
+        with _replaced(self._library, **outer), _replaced(inner, **within):
+            return self._features(self._encode_padded(frames, needed, lengths), lengths)
 
     def adapter_targets(self) -> tuple[nn.Module, list[str]]:
         """See `Trainable`: query and value, as in the LoRA paper (Hu et al. 2021, section 4.2)."""
-        library: Any = self.encoder
-        if library.config.model_type == "wavlm":
+        if self._library.config.model_type == "wavlm":
             raise BackboneError(
-                "WavLM's attention reads its projections' weights past adapters, so --lora would train nothing; leave "
-                "it out, and freeze what is not to learn"
+                "WavLM's attention reads the weights of its projections directly, so --lora would train nothing; "
+                "leave it out, and freeze the layers that should not be trained"
             )
-        return library, ["q_proj", "v_proj"]
+        return self._library, ["q_proj", "v_proj"]
 
     def save(self, folder: Path) -> None:
-        """See `Trainable`; the regression head lies beside the encoder under `classifier.`, as audEERING's does."""
-        assert self.encoder is not None
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.encoder.state_dict().items()}
-        if self.head is not None:
-            tensors |= {f"classifier.{name}": t.detach().cpu() for name, t in self.head.state_dict().items()}
-        temporary = folder / f"{WEIGHTS[0]}.tmp"
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        """See `Trainable`. The regression head is stored as `classifier.`, as in audEERING's checkpoint."""
+        tensors = dict(self._library.state_dict())
         config = {k: v for k, v in self._checkpoint.config.items() if k != "torch_dtype"} | {"dtype": "float32"}
         if self.head is not None:
+            tensors |= {f"classifier.{name}": tensor for name, tensor in self.head.state_dict().items()}
             config |= {
                 "id2label": dict(zip("012", VAD, strict=True)),
                 "label2id": dict(zip(VAD, range(3), strict=True)),
             }
-        (folder / CONFIGS[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name in CONFIGS[1:]:
             if (self._checkpoint.folder / name).is_file():
                 shutil.copyfile(self._checkpoint.folder / name, folder / name)
-        temporary.replace(folder / WEIGHTS[0])
+        save_checkpoint(folder, tensors, config)
 
     def restore(self, folder: Path) -> None:
         """See `Trainable`."""
-        assert self.encoder is not None
         tensors = load_file(folder / WEIGHTS[0])
-        heads = {name: tensors.pop(f"classifier.{name}") for name in (self.head.state_dict() if self.head else ())}
-        self.encoder.load_state_dict(tensors)
         if self.head is not None:
-            self.head.load_state_dict(heads)
+            self.head.load_state_dict({name: tensors.pop(f"classifier.{name}") for name in self.head.state_dict()})
+        self._library.load_state_dict(tensors)
 
 
 class _Transposed(nn.Module):
-    """In place of the convolutions: frames that they gave before."""
+    """Replaces the convolutions: takes their cached output."""
 
     def forward(self, frames: Tensor) -> Tensor:
         return frames.transpose(1, 2)
 
 
 class _Same(nn.Module):
-    """In place of the projection: what it is given, in the form that the library expects."""
+    """Replaces the projection: returns its input in the form that the library expects."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -166,14 +148,14 @@ class _Same(nn.Module):
 
 
 class _Zeros(nn.Module):
-    """In place of the positions, which the frames have already."""
+    """Replaces the positional embedding, which the frames already contain."""
 
     def forward(self, frames: Tensor) -> Tensor:
         return torch.zeros_like(frames)
 
 
 class _Frames(nn.Module):
-    """In place of the transformer: its input."""
+    """Replaces the transformer: returns its input."""
 
     def forward(self, frames: Tensor, **_: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutput
@@ -183,7 +165,7 @@ class _Frames(nn.Module):
 
 @contextlib.contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Without anything that is drawn at random, for a while; each part is then in the mode that it was in."""
+    """Switch to evaluation mode for a while; then restore the mode of each part."""
     before = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -195,7 +177,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(parent: Any, **children: nn.Module) -> Iterator[None]:
-    """Other modules in the place of a model's own, for a while."""
+    """Replace modules of a model for a while."""
     before = {name: getattr(parent, name) for name in children}
     for name, child in children.items():
         setattr(parent, name, child)
@@ -222,7 +204,7 @@ def load_trainable_transformer(
         device: where it will run.
         precision: of the matrix products: "fp32", "bf16" or "fp16".
         regularisation: what training mode changes.
-        normalise: whether clips are brought to zero mean and unit variance.
+        normalise: whether clips are normalised to zero mean and unit variance.
         has_head: whether the checkpoint has a regression head (`weight_names.layout_of`).
 
     Raises:
@@ -244,8 +226,8 @@ def load_trainable_transformer(
 
 
 def _checkpoint_activations(encoder: Any) -> None:
-    """Under the name that transformers has for it now, or the one before."""
-    how = {"use_reentrant": False}  # the other kind loses gradients where the first stages are frozen
+    """Use activation checkpointing, whose method has another name in older versions of transformers."""
+    how = {"use_reentrant": False}  # reentrant loses gradients where the first stages are frozen
     if hasattr(encoder, "activation_checkpointing_enable"):
         encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
     else:

@@ -28,7 +28,7 @@ def rate_for(suffix):
 
 
 @pytest.mark.parametrize(("suffix", "codec", "picture"), CONTAINERS)
-def test_late_sound_keeps_its_time(tmp_path, media, suffix, codec, picture):
+def test_late_sound_is_preceded_by_silence(tmp_path, media, suffix, codec, picture):
     rate = rate_for(suffix)
     sound = media.bursts((0.5, 1.0), 1.5, rate)
     path = media.write_on_clock(tmp_path / f"x{suffix}", sound, codec, shift=2.0, picture=picture, rate=rate)
@@ -82,7 +82,7 @@ def test_a_clock_that_was_kept_from_a_longer_recording_starts_with_the_sound(tmp
 
 
 @pytest.mark.parametrize("jump", [1e5, LARGEST_GAP + 10])
-def test_a_broken_clock_fills_no_memory(tmp_path, media, jump):
+def test_a_broken_clock_does_not_fill_the_memory(tmp_path, media, jump):
     sound = media.bursts((0.5, 1.5), 2.0)
     path = media.write_on_clock(tmp_path / "x.mka", sound, "libopus", jump=(1.0, jump))
     recording = read(path, 3600.0)
@@ -104,7 +104,7 @@ def test_jitter_below_the_tolerance_changes_nothing(tmp_path, media, jitter):
     np.testing.assert_array_equal(decode(plain).samples, decode(moved).samples)
 
 
-def test_small_losses_add_up_to_one_silence():
+def test_small_gaps_add_up_to_one_silence():
     clock, end = Clock(0.0), 1.0
     assert clock.silence_before(1.06, end) == 0.0
     assert clock.silence_before(1.26, end + 0.1) == pytest.approx(0.16)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchaudio
 
-import extract.audio.media
 from extract.audio.media import decode, resample
+from extract.audio.packets import Packets
 from extract.settings import SAMPLE_RATE
 
 LOSSLESS = [
@@ -67,7 +67,7 @@ def test_a_tone_keeps_its_pitch_phase_and_loudness(tmp_path, media, rate):
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("suffix", LOSSY)
-def test_lossy_audio_sounds_like_what_was_encoded(tmp_path, media, suffix, channels):
+def test_lossy_audio_is_close_to_what_was_encoded(tmp_path, media, suffix, channels):
     original = np.stack([media.speech(1.5, seed) for seed in range(channels)])
     media.write(tmp_path / f"x{suffix}", original, 16000)
     samples, expected = aligned(decode(tmp_path / f"x{suffix}").samples, original.mean(axis=0))
@@ -76,7 +76,7 @@ def test_lossy_audio_sounds_like_what_was_encoded(tmp_path, media, suffix, chann
     assert samples.std() == pytest.approx(expected.std(), rel=0.1)
 
 
-def test_channels_that_say_the_same_are_not_made_louder(tmp_path, media):
+def test_equal_channels_are_not_made_louder(tmp_path, media):
     one = media.tones(0.3, 16000, 1)
     for channels in (2, 6):
         media.write(tmp_path / "x.wav", np.repeat(one, channels, axis=0), 16000, "pcm_f32le")
@@ -120,7 +120,7 @@ def test_the_cut_changes_neither_the_sound_before_it_nor_the_stated_length(tmp_p
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", *LOSSY])
-def test_damage_behind_the_cut_does_no_harm(tmp_path, media, suffix):
+def test_damage_behind_the_cut_is_ignored(tmp_path, media, suffix):
     path = tmp_path / f"x{suffix}"
     media.write(path, media.tones(4.0, 48000), 48000)
     expected = decode(path, 1.0)
@@ -144,12 +144,12 @@ def test_decoding_stops_at_the_cut(tmp_path, media, monkeypatch):
     media.write(tmp_path / "x.wav", media.tones(20.0), 16000)
     decoded = []
 
-    def counted(container, stream, frames=extract.audio.media._frames):
-        for frame in frames(container, stream):
+    def counted(packets, frames=Packets.frames):
+        for frame in frames(packets):
             decoded.append(frame.samples)
             yield frame
 
-    monkeypatch.setattr(extract.audio.media, "_frames", counted)
+    monkeypatch.setattr(Packets, "frames", counted)
     assert decode(tmp_path / "x.wav", 1.0).seconds == 20.0
     assert 16000 <= sum(decoded) <= 1.1 * 16000 + max(decoded)
 

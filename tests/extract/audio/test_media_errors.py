@@ -72,7 +72,7 @@ def test_an_error_of_the_file_system_is_a_reason(tmp_path, monkeypatch, error):
 
 
 @pytest.mark.parametrize("content", [b"hello, this is text\n" * 40, b"\0" * 5000, bytes(range(256)) * 20, b"R"])
-def test_what_is_no_media_file_is_named_so(tmp_path, content):
+def test_a_file_that_is_not_media_is_reported_as_such(tmp_path, content):
     (tmp_path / "x.wav").write_bytes(content)
     assert reason(tmp_path / "x.wav").startswith("is not a media file that FFmpeg can read")
 
@@ -84,7 +84,7 @@ def test_a_silent_film_has_no_audio_track(tmp_path, media, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg", ".m4a", ".mp4", ".mkv", ".webm"])
-def test_a_part_of_a_file_is_refused_as_truncated(tmp_path, media, suffix):
+def test_the_first_part_of_a_file_is_refused_as_truncated(tmp_path, media, suffix):
     path = tmp_path / f"x{suffix}"
     media.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (1, 6 * 48000)), 48000)
     content = path.read_bytes()
@@ -132,7 +132,7 @@ def test_a_header_without_a_sample_is_refused(tmp_path, stated):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_not_finite_are_refused_with_their_place(tmp_path, media, value):
+def test_samples_that_are_not_finite_are_refused_with_their_time(tmp_path, media, value):
     samples = media.tones(1.0, 16000, 2)
     samples[1, 8000] = value
     media.write(tmp_path / "x.wav", samples, 16000, "pcm_f32le")

@@ -20,8 +20,7 @@ from extract.audio.decoder import Decoder
 from extract.audio.media import decode
 from extract.errors import ExtractSettingsError, MediaError
 from extract.settings import DecodeOptions
-from extract.sources import find_media
-from extract.suffixes import in_words, left_out
+from extract.sources import find_media, in_words, left_out
 
 DEFAULT = av.stream.Disposition.default
 
@@ -77,7 +76,7 @@ def test_a_track_is_chosen_by_its_number_from_one_on(tmp_path, track):
     assert decode(path, options=options).track == f"audio track {track} of 3 (asked for)"
 
 
-def test_a_number_beyond_the_tracks_says_how_many_there_are(tmp_path, media):
+def test_a_track_number_too_high_is_an_error_with_the_number_of_tracks(tmp_path, media):
     path = write_tracks(tmp_path / "x.mkv", [0.1, 0.2])
     with pytest.raises(MediaError, match=r"has 2 audio tracks, and --track 3 was asked for"):
         decode(path, options=DecodeOptions(track=3))
@@ -89,7 +88,7 @@ def test_a_number_beyond_the_tracks_says_how_many_there_are(tmp_path, media):
         DecodeOptions(track=0)
 
 
-def test_a_decoding_process_knows_the_options_and_tells_what_it_found(tmp_path):
+def test_a_decoding_process_uses_the_options_and_returns_track_and_cut(tmp_path):
     path = write_tracks(tmp_path / "x.mkv", [0.1, 0.2])
     decoder = Decoder()
     try:
@@ -100,7 +99,7 @@ def test_a_decoding_process_knows_the_options_and_tells_what_it_found(tmp_path):
     assert found.track == "audio track 2 of 2 (asked for)"
 
 
-def test_the_choice_is_said_in_one_line_and_a_number_is_part_of_the_fingerprint(tmp_path):
+def test_the_chosen_track_is_printed_and_a_track_number_is_in_the_fingerprint(tmp_path):
     (tmp_path / "clips").mkdir()
     for name in "ab":
         write_tracks(tmp_path / "clips" / f"{name}.mkv", [0.1, 0.2], default=1)
@@ -147,7 +146,7 @@ def test_truncated_clips_are_refused_or_used_and_listed(tmp_path, media):
     assert set(listed(tmp_path / "truncated.csv")) == {"a", "b"}
 
 
-def test_a_clip_that_is_whole_again_leaves_the_list(tmp_path, media):
+def test_a_clip_whose_file_is_complete_again_leaves_truncated_csv(tmp_path, media):
     halves(tmp_path / "clips", media)
     emi.extract(tmp_path / "clips", tmp_path / "f.zarr", allow_truncated=True)
     for name in "ab":
@@ -157,7 +156,7 @@ def test_a_clip_that_is_whole_again_leaves_the_list(tmp_path, media):
     assert not (tmp_path / "truncated.csv").exists()
 
 
-def test_what_was_used_in_part_is_listed_before_an_interruption(tmp_path, media):
+def test_truncated_clips_are_listed_before_an_interruption(tmp_path, media):
     from extract import run
     from extract.settings import ExtractSettings
 
@@ -213,7 +212,7 @@ def test_every_media_suffix_is_taken_in_either_case_and_the_others_are_named(tmp
     in_words(left_out(tmp_path)).encode()  # can be printed, whatever the name
 
 
-def test_what_is_left_out_of_a_folder_is_said(tmp_path, media):
+def test_skipped_files_of_a_folder_are_printed(tmp_path, media):
     media.write(tmp_path / "a.wav", media.speech(0.3))
     (tmp_path / "b.xyz").touch()
     shown = command("extract", tmp_path, "--cache", tmp_path / "f.zarr", "--dry-run")

@@ -43,7 +43,7 @@ def sound(media):
 
 
 @pytest.mark.parametrize("size", PLACEHOLDERS)
-def test_a_wav_whose_writer_did_not_know_its_size_is_whole(tmp_path, media, sound, size):
+def test_a_wav_with_placeholder_sizes_is_complete(tmp_path, media, sound, size):
     media.write(tmp_path / "x.wav", sound)
     expected = decode(tmp_path / "x.wav")
     put(tmp_path / "x.wav", 4, "<I", min(size + 36, 0xFFFFFFFF))
@@ -124,7 +124,7 @@ def copied(source, target, seconds):
     target.write_bytes(content)
 
 
-def test_a_flac_cut_without_decoding_is_whole_and_a_download_that_broke_off_is_not(tmp_path, media):
+def test_a_flac_cut_at_a_frame_is_complete_and_an_interrupted_download_is_not(tmp_path, media):
     media.write(tmp_path / "whole.flac", media.tones(6.0, 16_000))
     copied(tmp_path / "whole.flac", tmp_path / "x.flac", 2.0)
     found = decode(tmp_path / "x.flac")
@@ -244,7 +244,7 @@ def test_a_wav_written_into_a_pipe_by_python_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg", ".mkv"])
-def test_a_truncated_file_is_used_as_far_as_it_decodes_where_that_is_allowed(tmp_path, media, suffix):
+def test_a_truncated_file_is_used_up_to_the_cut_where_that_is_allowed(tmp_path, media, suffix):
     path = tmp_path / f"x{suffix}"
     media.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (1, 4 * 48_000)), 48_000)
     whole = decode(path)
@@ -257,7 +257,7 @@ def test_a_truncated_file_is_used_as_far_as_it_decodes_where_that_is_allowed(tmp
     np.testing.assert_allclose(part.samples[:inside], whole.samples[:inside], rtol=0, atol=1e-6)
 
 
-def test_what_holds_no_sound_at_all_is_refused_all_the_same(tmp_path, media):
+def test_a_file_without_any_sound_is_refused_in_any_case(tmp_path, media):
     (tmp_path / "x.mp3").write_bytes(b"no sound" * 100)
     with pytest.raises(MediaError):
         decode(tmp_path / "x.mp3", options=DecodeOptions(allow_truncated=True))

@@ -75,9 +75,7 @@ def run(backbone, waveform):
     ],
     ids=lambda layout: "-".join(map(str, layout)),
 )
-def test_a_head_that_is_understood_gives_arousal_dominance_valence(
-    tmp_path, checkpoint, media, tiny, load, layout, torch_file
-):
+def test_a_supported_head_gives_arousal_dominance_valence(tmp_path, checkpoint, media, tiny, load, layout, torch_file):
     encoder, head = checkpoint(**layout, torch_file=torch_file)
     backbone, identity = load(tmp_path)
     assert identity.vad_names == VAD
@@ -109,7 +107,7 @@ def test_a_head_that_is_understood_gives_arousal_dominance_valence(
     ],
     ids=lambda value: value.replace(", ", "-") if isinstance(value, str) else "-".join(map(str, value)),
 )
-def test_a_head_of_another_kind_is_left_out_and_named(tmp_path, checkpoint, media, tiny, load, layout, left_out):
+def test_an_unsupported_head_is_ignored_and_named(tmp_path, checkpoint, media, tiny, load, layout, left_out):
     encoder, _ = checkpoint(**layout)
     backbone, identity = load(tmp_path)
     assert identity.vad_names == ()
@@ -119,7 +117,7 @@ def test_a_head_of_another_kind_is_left_out_and_named(tmp_path, checkpoint, medi
     torch.testing.assert_close(run(backbone, waveform).frames, tiny.alone(encoder, waveform), rtol=0, atol=2e-4)
 
 
-def test_a_checkpoint_of_an_encoder_alone_has_nothing_to_say(tmp_path, checkpoint):
+def test_a_checkpoint_without_a_head_gives_no_note(tmp_path, checkpoint):
     checkpoint(prefix="", head=None)
     assert identify(str(tmp_path)).note == ""
 
@@ -171,7 +169,7 @@ def test_what_is_trained_starts_from_the_same_numbers_and_is_saved_in_our_order(
         torch.testing.assert_close(features.vad, expected.vad, rtol=0, atol=2e-4)
 
 
-def test_a_model_that_cannot_be_built_is_not_blamed_on_the_download(tmp_path, checkpoint, load):
+def test_a_model_that_cannot_be_built_is_not_reported_as_damaged(tmp_path, checkpoint, load):
     checkpoint(num_attention_heads=5)
     with pytest.raises(BackboneError, match=r"cannot build the model of its config\.json") as caught:
         load(tmp_path)

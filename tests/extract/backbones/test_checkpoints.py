@@ -86,7 +86,7 @@ def test_a_checkpoint_in_half_precision_is_computed_in_float32(tmp_path, media, 
 
 
 @pytest.mark.parametrize("task", ["ForCTC", "ForPreTraining", "ForSequenceClassification"])
-def test_the_head_of_another_task_is_left_out(tmp_path, media, tiny, load, task):
+def test_the_head_of_another_task_is_ignored(tmp_path, media, tiny, load, task):
     import transformers
 
     sizes = {"codevector_dim": 16, "proj_codevector_dim": 16, "num_codevectors_per_group": 8, "classifier_proj_size": 8}

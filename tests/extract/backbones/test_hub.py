@@ -18,7 +18,7 @@ from huggingface_hub import constants
 import emi
 from extract.backbones import TRANSFORMERS, identify
 from extract.errors import BackboneError
-from extract.run import make_header
+from extract.plan import make_header
 from extract.settings import ExtractSettings
 
 COMMIT, OLDER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
@@ -159,7 +159,7 @@ def test_an_interrupted_download_is_completed(hub, tiny, load):
     load(NAME)
 
 
-def test_only_what_is_used_is_downloaded(hub, tiny, load):
+def test_only_files_that_are_used_are_downloaded(hub, tiny, load):
     tiny.model("wav2vec2").save_pretrained(hub.folder)
     tiny.save_preprocessor(hub.folder)
     for name in ("pytorch_model.bin", "optimizer.pt", "onnx/model.safetensors", "sample.wav", "README.md"):
@@ -208,7 +208,7 @@ def test_a_cache_made_without_a_revision_is_filled_with_the_same_weights_by_name
     assert emi.extract(few[1], tmp_path / "a.zarr", backbone=NAME, revision="v1", max_seconds=0.5).written == 1
 
 
-def test_a_processor_that_was_not_downloaded_before_is_asked_for(hub, tiny, cache, point_to):
+def test_a_missing_processor_file_is_downloaded(hub, tiny, cache, point_to):
     """transformers fetches what it needs for weights alone; without the processor's file clips are normalised."""
     tiny.save_audeering(hub.folder)
     tiny.save_preprocessor(hub.folder, do_normalize=False)
@@ -249,7 +249,7 @@ def test_an_id_that_the_hub_does_not_know_names_the_ways_out(hub, name):
     assert "--backbone silero" in message
 
 
-def test_without_a_network_one_sentence_names_the_ways_out_after_one_attempt(cache, point_to, monkeypatch):
+def test_without_a_network_one_attempt_is_made_and_the_error_lists_alternatives(cache, point_to, monkeypatch):
     point_to("http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("the hub's client is waiting to try again"))
     message = refused(NAME)
@@ -267,7 +267,7 @@ def test_offline_mode_is_respected(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["./no-such-folder", "/no/such/folder", "a/b/c", "no such id", "", "~nobody/x"])
-def test_what_is_neither_folder_nor_id_is_refused_without_asking_the_hub(cache, name, monkeypatch):
+def test_a_name_that_is_no_folder_and_no_id_is_refused_without_a_request(cache, name, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
     message = refused(name)
     assert "--backbone FOLDER" in message

@@ -24,7 +24,7 @@ def checkpoint(tiny, tmp_path_factory):
     return folder
 
 
-def test_a_folders_card_is_read_and_one_that_is_broken_says_nothing(checkpoint, tmp_path):
+def test_the_model_card_in_a_folder_is_read_and_a_broken_one_is_ignored(checkpoint, tmp_path):
     assert identify(str(checkpoint)).licence == licence_of_weights(str(checkpoint)) == NC
     assert identify("silero").licence == Licence(name="MIT", commercial_use="yes")
     assert licence_of_weights(str(tmp_path)) == licence_of_weights("some/id") == licence_of_weights("") == UNKNOWN
@@ -35,7 +35,7 @@ def test_a_folders_card_is_read_and_one_that_is_broken_says_nothing(checkpoint, 
     assert licence_of_weights(str(tmp_path)) == UNKNOWN
 
 
-def test_a_fine_tuned_run_inherits_it(tmp_path):
+def test_a_fine_tuned_run_inherits_the_licence(tmp_path):
     for config, licence in (
         ({"licence": NC.to_dict(), "backbone": {"source": "silero"}}, NC),
         ({"backbone": {"source": "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"}}, NC),
@@ -46,7 +46,7 @@ def test_a_fine_tuned_run_inherits_it(tmp_path):
         assert licence_of_weights(str(tmp_path)) == licence
 
 
-def test_extract_says_it_first_and_keeps_it_in_the_cache(checkpoint, labelled, tmp_path):
+def test_extract_prints_the_licence_first_and_stores_it_in_the_cache(checkpoint, labelled, tmp_path):
     media, cache = str(labelled / "audio" / "00000.wav"), str(tmp_path / "c.zarr")
     result = CliRunner().invoke(app, ["extract", media, "--cache", cache, "--backbone", str(checkpoint)])
     assert result.exit_code == 0, result.output
@@ -58,7 +58,7 @@ def test_extract_says_it_first_and_keeps_it_in_the_cache(checkpoint, labelled, t
     assert "weights: licence CC BY-NC-SA 4.0, commercial use: no" in info
 
 
-def test_it_is_said_before_anything_is_downloaded(labelled, tmp_path, monkeypatch):
+def test_the_licence_is_printed_before_any_download(labelled, tmp_path, monkeypatch):
     def download(_: str) -> None:
         raise BackboneError("it was to be downloaded")
 

@@ -20,7 +20,7 @@ def relative_error(ours, expected):
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 10, 512), (49, 512, 1024), (700, 96, 3)])
 def test_a_linear_layer_equals_torchs(monkeypatch, rows, inputs, outputs, biased, dtype, intel):
-    monkeypatch.setattr(packed_weights, "mkl_is_at_home", lambda: intel)
+    monkeypatch.setattr(packed_weights, "mkl_is_faster", lambda: intel)
     torch.manual_seed(0)
     x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs) if biased else None
     with torch.inference_mode():
@@ -31,7 +31,7 @@ def test_a_linear_layer_equals_torchs(monkeypatch, rows, inputs, outputs, biased
 
 @pytest.mark.parametrize("intel", [True, False])
 def test_a_linear_layer_reads_rows_that_overlap_in_memory(monkeypatch, intel):
-    monkeypatch.setattr(packed_weights, "mkl_is_at_home", lambda: intel)
+    monkeypatch.setattr(packed_weights, "mkl_is_faster", lambda: intel)
     torch.manual_seed(0)
     signal, weight = torch.randn(101, 8), torch.randn(16, 24)
     with torch.inference_mode():
@@ -56,7 +56,7 @@ def test_a_grouped_convolution_equals_torchs_in_float32(time, kernel, per_group,
     assert wrong_below_float32(weight) == (per_group < 16)
 
 
-def test_what_onednn_cannot_take_runs_in_torch(monkeypatch):
+def test_without_onednn_torch_computes_the_same_product(monkeypatch):
     x, weight = torch.randn(5, 32), torch.randn(32, 32)
     expected = functional.linear(x, weight)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from extract.backbones import BACKBONES, family_of, identify
-from extract.backbones.silero.family import DIM, weights_file
+from extract.backbones.silero.family import weights_file
+from extract.backbones.silero.layout import DIM
 from extract.errors import BackboneError
 
 WINDOW = 512
@@ -59,7 +60,7 @@ def test_a_batch_equals_the_packages_streaming_model(backbone, streamed, media):
         torch.testing.assert_close(ours, streamed(waveform), rtol=0, atol=1e-4)
 
 
-def test_it_hears_speech_where_the_package_does(backbone, media):
+def test_the_speech_probability_equals_the_packages(backbone, media):
     """The decoder's last layer on our h gives the package's speech probability."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -110,7 +111,7 @@ def test_torch_keeps_its_number_of_threads(load, media):
     assert torch.get_num_threads() == before
 
 
-def test_it_says_what_it_is():
+def test_the_identity_of_silero():
     identity = identify("silero")
     assert (identity.dim, identity.hop_seconds, identity.vad_names) == (DIM, 0.032, ())
     assert identity.precisions == ("fp32",)
@@ -129,7 +130,7 @@ def test_other_weights_name_the_version_that_is_known(load, monkeypatch):
         load("silero")
 
 
-def test_a_package_may_bring_a_family_of_its_own(monkeypatch):
+def test_a_package_can_add_a_family(monkeypatch):
     class Entry:
         name = "mine"
 

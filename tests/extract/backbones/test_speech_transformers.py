@@ -126,7 +126,7 @@ def test_one_second_has_49_frames_and_twelve_have_599(audeering, load):
     assert identity.hop_seconds == 0.02
 
 
-def test_audio_is_left_as_it_is_where_the_preprocessor_says_so(tmp_path, media, tiny, load):
+def test_audio_is_not_normalised_where_the_preprocessor_says_so(tmp_path, media, tiny, load):
     model = tiny.model("wavlm")
     model.save_pretrained(tmp_path)
     waveforms = batch_of(media, [8000, 300])

@@ -29,7 +29,7 @@ def small_windows(monkeypatch, warm_children):
     monkeypatch.setattr(extract.plan, "WINDOW_CLIPS", 2)
 
 
-def test_two_processes_make_the_cache_of_one(tmp_path, clips, read_cache, small_windows):
+def test_two_processes_make_the_same_cache_as_one(tmp_path, clips, read_cache, small_windows):
     emi.extract(clips, tmp_path / "one.zarr", dtype="float32")
     seen = []
     summary = run.extract(
@@ -126,12 +126,12 @@ def test_an_error_of_a_process_is_raised_by_the_parent(tmp_path, clips, tiny, sm
 
 
 def test_an_hdf5_file_takes_one_process(tmp_path, clips):
-    with pytest.raises(ExtractSettingsError, match="one process at a time writes an HDF5 file"):
+    with pytest.raises(ExtractSettingsError, match="an HDF5 file is written by one process at a time"):
         emi.extract(clips, tmp_path / "f.h5", processes=2)
     assert not (tmp_path / "f.h5").exists()
 
 
-def test_a_decoder_reads_as_this_process_does_and_survives_what_it_cannot_read(clips, tmp_path):
+def test_a_decoding_process_reads_the_same_samples_and_survives_bad_files(clips, tmp_path):
     (tmp_path / "text.wav").write_text("no audio")
     decoder = Decoder()
     try:
@@ -159,7 +159,7 @@ def test_a_decoding_process_that_dies_is_reported_with_its_clip_and_replaced(cli
         decoder.close()
 
 
-def test_a_run_whose_decoding_processes_are_killed_loses_their_clips_only(tmp_path, clips, read_cache, monkeypatch):
+def test_killed_decoding_processes_lose_only_their_current_clips(tmp_path, clips, read_cache, monkeypatch):
     monkeypatch.setattr(extract.clips, "PROCESSES_FROM", 1)
     monkeypatch.setattr(Decoder, "ready", lambda decoder: decoder._await_start() or True)
     started = []
@@ -227,7 +227,7 @@ def test_a_share_without_work_starts_no_process(tmp_path, clips, small_windows, 
     assert len(started) == 1
 
 
-def test_children_do_not_import_what_lies_in_the_working_directory(tmp_path, clips, monkeypatch):
+def test_child_processes_do_not_import_from_the_working_directory(tmp_path, clips, monkeypatch):
     for name in ("extract", "cache", "av", "random"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(1)")
     monkeypatch.chdir(tmp_path)
@@ -255,7 +255,7 @@ def test_without_decoding_processes_the_threads_decode(tmp_path, clips, monkeypa
     assert emi.extract(clips, tmp_path / "g.zarr").written == 10
 
 
-def test_a_decoder_that_died_with_nothing_in_hand_costs_no_clip(clips):
+def test_a_decoder_that_died_between_two_files_loses_no_clip(clips):
     decoder = Decoder()
     try:
         decoder.read(clips / "00001.wav", 0.5)

@@ -15,6 +15,7 @@ import extract.plan
 from cache import open_cache
 from extract import run
 from extract.errors import BackboneError, ExtractProcessError, ExtractSettingsError
+from extract.plan import plan
 from extract.settings import ExtractSettings
 from extract.workers import ray_engine
 from extract.workers.ray_actor import Job, WindowFiller
@@ -113,7 +114,7 @@ def extract_on(cluster, media, cache, **options):
 
 
 @pytest.mark.slow
-def test_a_node_that_is_taken_away_costs_nothing(tmp_path, cluster, many, local, read_cache):
+def test_a_node_that_is_removed_loses_no_clip(tmp_path, cluster, many, local, read_cache):
     node, taken = cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES), []
 
     def take_away(done, total, seconds):
@@ -141,7 +142,9 @@ class DiesBeforeItReports(WindowFiller):
 
 
 @pytest.mark.slow
-def test_what_a_lost_actor_committed_is_not_done_again(tmp_path, cluster, many, local, read_cache, monkeypatch):
+def test_clips_that_a_lost_actor_committed_are_not_computed_again(
+    tmp_path, cluster, many, local, read_cache, monkeypatch
+):
     monkeypatch.setattr(ray_engine, "WindowFiller", DiesBeforeItReports)
     seen = []
     summary = extract_on(cluster, many, tmp_path / "ray.zarr", on_progress=lambda *state: seen.append(state[0]))
@@ -198,14 +201,14 @@ class FailsToLoad(WindowFiller):
 
 
 @pytest.mark.slow
-def test_what_an_actor_raises_reaches_the_caller(tmp_path, cluster, clips, monkeypatch):
+def test_an_error_of_an_actor_reaches_the_caller(tmp_path, cluster, clips, monkeypatch):
     monkeypatch.setattr(ray_engine, "WindowFiller", FailsToLoad)
     with pytest.raises(BackboneError, match=r"^the weights are damaged$"):
         extract_on(cluster, clips, tmp_path / "f.zarr")
 
 
 @pytest.mark.slow
-def test_a_machine_without_emi_is_said_to_be_one(tmp_path, cluster, clips, monkeypatch):
+def test_a_machine_without_emi_is_named(tmp_path, cluster, clips, monkeypatch):
     (tmp_path / "extract").mkdir()
     (tmp_path / "extract" / "__init__.py").write_text("raise ModuleNotFoundError('no emi here')")
     monkeypatch.chdir(tmp_path)  # Ray puts this in front of what its workers import from
@@ -227,9 +230,9 @@ def test_without_an_address_a_cluster_is_started_and_ended(tmp_path, many, local
     assert read_cache(tmp_path / "ray.zarr") == local
 
 
-def test_an_actor_on_a_machine_that_lacks_something_says_which(tmp_path, clips):
+def test_an_actor_on_a_machine_that_lacks_something_names_it(tmp_path, clips):
     emi.extract(clips, tmp_path / "f.zarr")
-    planned = run.plan(clips, tmp_path / "f.zarr", ExtractSettings())
+    planned = plan(clips, tmp_path / "f.zarr", ExtractSettings())
     job = Job(
         cache=str(tmp_path / "f.zarr"),
         media=clips / "00001.wav",

@@ -1,8 +1,8 @@
-"""What makes a training step of a speech transformer cheaper on a CPU; results differ by rounding and what is drawn.
+"""Cheaper training steps of speech transformers on a CPU. Results differ by rounding and by the dropout masks.
 
-Each file puts a subclass in the place of one kind of the transformers library's modules, or its own function in that of
-attention. Weights, their names, adapters and copies stay as they are; a hook on a single convolution would not be
-called. Other devices compute as the library.
+Each file replaces one kind of the transformers library's modules by a subclass, or the attention function. Weights,
+their names, adapters and copies work as before; only a hook on a single convolution is not called. Other devices
+compute as the library does.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def prepare_for_cpu(encoder: Any, *, checkpointing: bool) -> None:
 
     Args:
         encoder: of the transformers library.
-        checkpointing: keep nothing between the waveform and the frames, and compute it again for the way back.
+        checkpointing: keep no activations of the front end, and compute them again in the backward pass.
     """
     use_blocks(encoder)
     use_cheap_dropout(encoder)

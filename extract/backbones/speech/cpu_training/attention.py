@@ -1,9 +1,10 @@
 """Attention with dropout on a CPU, with gradients, a few heads at a time.
 
-Only the probabilities, and a byte for each, are ever there for all heads of a batch: scores, what is left after dropout
-and their gradients are a block's. That takes a twentieth off the peak of a step of a large model, and no more time than
-all heads at once (measured, Zen 3, clips of 12 s). In bfloat16, torch turns to float32 for all of it where something is
-dropped; here only the scores are float32, and the probabilities' softmax, so that large scores lose nothing more.
+Only the probabilities and their dropout mask (one byte each) are kept for all heads of a batch. Scores, masked
+probabilities and their gradients exist for one block of heads at a time. That saves 5 % of the peak memory of a
+training step of a large model, and takes no more time than all heads at once (measured, Zen 3, clips of 12 s). With
+dropout in bfloat16, torch computes all of attention in float32; here only the scores and the softmax are float32, which
+keeps the precision of large scores.
 """
 
 import functools
@@ -21,11 +22,11 @@ from extract.private import softmax_backward
 
 ATTENTION = "emi_attention"
 BLOCK_SCORES = 3 << 19
-"""Scores in a block, or those of one head where it has more: 6 MiB of float32, of which a last cache holds several."""
+"""Scores in a block (at least one head): 6 MiB of float32, of which a last-level cache holds several."""
 
 
 def use_blocks(encoder: Any) -> None:
-    """Let an encoder of the transformers library attend this way on a CPU, in place; elsewhere nothing changes."""
+    """Make an encoder of transformers use this attention on a CPU, in place. Other devices do not change."""
     if encoder.config.model_type != "wavlm":  # whose attention is torch's own function
         _register()
         encoder.set_attn_implementation(ATTENTION)
@@ -43,7 +44,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: (batch, heads, frames, size) each → (batch, frames, heads, size).
 
-    In float16, and in bfloat16 on a processor that does not multiply it, it is torch's.
+    In float16, and in bfloat16 on a processor without units for it, torch's attention is used.
     """
     if dropout == 0 or query.device.type != "cpu" or not _runs_here(query.dtype):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -53,7 +54,7 @@ def attention(
         )
         return out, None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    with torch.autocast("cpu", enabled=False):  # which would round the scores
+    with torch.autocast("cpu", enabled=False):  # it would round the scores
         attended: Tensor = _Attention.apply(query, key, value, attention_mask, scale, dropout)
     return attended.transpose(1, 2), None
 
@@ -63,7 +64,7 @@ def _runs_here(dtype: torch.dtype) -> bool:
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(query keyᵀ scale), dropped out, times value; what it gives lies as (batch, frames, heads, size)."""
+    """dropout(softmax(query keyᵀ scale)) value, with the memory layout (batch, frames, heads, size)."""
 
     @staticmethod
     def forward(
@@ -71,7 +72,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         assert query.shape[:2] == key.shape[:2] == value.shape[:2], "each head of a query has a key and a value"
         draw = Draw(chance)
-        exact = torch.promote_types(query.dtype, torch.float32)  # rounded scores would be wrong where they are large
+        exact = torch.promote_types(query.dtype, torch.float32)  # large scores would lose precision
         weights = query.new_empty(*query.shape[:3], key.shape[2])
         kept = torch.empty(weights.shape, dtype=torch.bool)
         out = _by_frames(query, value.shape[3])
@@ -98,7 +99,7 @@ class _Attention(torch.autograd.Function):
             grad = grads[0][here] * ctx.kept_scale
             attended = masked(weights[here], kept[here])
             product(attended.mT, grad, out=of_value[here])
-            of_weights = product(grad, value[here].mT, out=attended)  # in its memory
+            of_weights = product(grad, value[here].mT, out=attended)  # reuses its memory
             masked(of_weights, kept[here], out=of_weights)
             of_scores = softmax_backward(of_weights, weights[here])
             product(of_scores, key[here], out=of_query[here])
@@ -107,13 +108,13 @@ class _Attention(torch.autograd.Function):
 
 
 def _by_frames(x: Tensor, size: int) -> Tensor:
-    """Room for (batch, heads, frames, size) that lies as (batch, frames, heads, size), as its neighbours read it."""
+    """Allocate (batch, heads, frames, size) with the memory layout (batch, frames, heads, size) of the other layers."""
     batch, heads, frames, _ = x.shape
     return x.new_empty(batch, frames, heads, size).transpose(1, 2)
 
 
 def _blocks(shape: torch.Size) -> Iterator[tuple[int, slice]]:
-    """A clip and some of its heads, one after the other."""
+    """Yield the index of a clip and a slice of its heads."""
     batch, heads, queries, keys = shape
     step = max(1, BLOCK_SCORES // max(1, queries * keys))
     for clip in range(batch):

@@ -1,10 +1,10 @@
-"""Dropout on a CPU whose random numbers cost little, for backbones that are trained.
+"""Dropout on a CPU with cheap random numbers, for training backbones.
 
-Without MKL's generator, which only Intel's processors get, torch draws a mask in one thread, number by number, and
-keeps it as float32: a tenth of a training step of a large model (measured on Zen 3, clips of 12 s). Here 16 random bits
-decide for each number, drawn from SFC64 (Doty-Humphrey's generator, in NumPy) whose seed torch's generator gives. So
-what is dropped still follows from `torch.manual_seed` alone, and activation checkpointing draws the same again. Masks
-are kept as bytes; NumPy multiplies by them, seven times as fast as `torch.where` (measured on two cores, float32).
+Without MKL's generator, which is only used on Intel's processors, torch draws a mask in one thread, number by number,
+and keeps it as float32. That takes a tenth of a training step of a large model (measured on Zen 3, clips of 12 s). Here
+16 random bits per value are drawn from SFC64 (Doty-Humphrey's generator, in NumPy), seeded by torch's generator. So the
+mask depends on `torch.manual_seed` alone, and activation checkpointing draws the same mask again. Masks are kept as
+bytes. NumPy multiplies by them seven times as fast as `torch.where` (measured on two cores, float32).
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _RESOLUTION = 1 << 16
 
 
 def use_cheap_dropout(encoder: nn.Module) -> None:
-    """Let a module drop out this way on a CPU, in place; elsewhere nothing changes."""
+    """Make a module use this dropout on a CPU, in place. Other devices do not change."""
     for module in list(encoder.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Dropout:
@@ -26,24 +26,23 @@ def use_cheap_dropout(encoder: nn.Module) -> None:
 
 
 class CheapDropout(nn.Dropout):
-    """`nn.Dropout`, with the mask of this file on a CPU; the chance is rounded to 1/65536."""
+    """`nn.Dropout` with this file's masks on a CPU. The probability is rounded to 1/65536."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Apply to a tensor of any shape."""
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return super().forward(x)
-        out: Tensor = _Dropped.apply(x, self.p)
-        return out
+        return _Dropped.apply(x, self.p)
 
 
 class Draw:
-    """Draws what stays.
+    """Draws dropout masks.
 
     Args:
-        chance: of being dropped.
+        chance: probability that a value is dropped.
 
     Attributes:
-        scale: what stays is multiplied by it.
+        scale: factor for the values that are kept.
     """
 
     def __init__(self, chance: float) -> None:
@@ -52,7 +51,7 @@ class Draw:
         self.scale = _RESOLUTION / (_RESOLUTION - self._dropped) if self._dropped < _RESOLUTION else 0.0
 
     def fill(self, kept: Tensor) -> Tensor:
-        """Fill a tensor of bool with what stays."""
+        """Fill a tensor of bool with a mask of the kept values."""
         if self._dropped == _RESOLUTION:
             return kept.zero_()
         words = self._generator.random_raw(-(-kept.numel() // 4))  # 64 bits each
@@ -61,16 +60,16 @@ class Draw:
 
 
 def masked(x: Tensor, kept: Tensor, out: Tensor | None = None) -> Tensor:
-    """`x` times a mask of the same shape, without gradients; `out` may be `x`.
+    """Return `x` times a mask of the same shape, without gradients; `out` may be `x`.
 
-    Numbers of 16 bits are multiplied as integers, three times as fast (measured, AMX); what is dropped is then zero
-    even if it was infinite.
+    Values of 16 bits are multiplied as integers, which is three times as fast (measured, AMX). A dropped value becomes
+    zero then even if it was infinite.
     """
     out = torch.empty_like(x) if out is None else out
     if x.dtype.itemsize == 2:
         torch.mul(x.view(torch.int16), kept, out=out.view(torch.int16))
     else:
-        with np.errstate(invalid="ignore"):  # infinite numbers give NaN, of which the trainer speaks
+        with np.errstate(invalid="ignore"):  # infinite values give NaN, which the trainer reports
             np.multiply(x.detach().numpy(), kept.numpy(), out=out.numpy())
     return out
 

@@ -1,7 +1,7 @@
-"""The convolutions of wav2vec 2.0 and HuBERT on a CPU with gradients, as rows and without transposing (`front_end`).
+"""The convolutions of wav2vec 2.0 and HuBERT on a CPU with gradients, over channels-last rows (`front_end`).
 
-The library's, channels first, spend half of their time where memory is turned around for LayerNorm and back, and in
-GELU's gradient over it (measured: 13 s for 48 s of audio, forward and back, where these take 7).
+The library's channels-first convolutions spend half of their time on transposing for LayerNorm and back, and on GELU's
+gradient in that layout (measured: 13 s for 48 s of audio, forward and backward, where these take 7 s).
 """
 
 from typing import Any
@@ -17,25 +17,25 @@ from extract.backbones.speech.front_end import FrontEnd, Product, Spans, taps_of
 BLOCK_FRAMES = 512
 """Frames per block: large enough for the gradient's matrix products."""
 CHECKPOINTED_FRAMES = 128
-"""The same where a block is computed again for its gradient, and what lies in it is part of the peak of a step."""
+"""Frames per block with checkpointing, where a block's activations count towards the peak memory of a step."""
 
 
 def use_rows(encoder: Any, *, checkpointing: bool) -> None:
-    """Let an encoder of the transformers library convolve this way on a CPU, in place.
+    """Make an encoder of the transformers library use these convolutions on a CPU, in place.
 
-    Elsewhere it convolves as it did; with checkpointing clip by clip, since what the first layer gives for a whole
-    batch is the peak of a step.
+    Other devices use the library's, with checkpointing clip by clip: the output of the first layer for a whole batch
+    would be the peak memory of a step.
 
     Args:
         encoder: wav2vec 2.0, HuBERT or WavLM.
-        checkpointing: keep nothing between the waveform and the frames, and compute a block again when it is needed.
+        checkpointing: keep no activations between waveform and frames, and compute a block again for its gradient.
     """
     extractor = encoder.feature_extractor
     extractor.__class__ = _by_rows(type(extractor), checkpointing)
 
 
 def _by_rows(kind: Any, checkpointing: bool) -> Any:
-    """The library's convolutions, by rows; a class, so that a copy of a model runs its own weights."""
+    """Return a subclass of the library's front end. As a subclass, a copied model uses its own weights."""
 
     class ByRows(kind):  # type: ignore[misc]
         def forward(self, batch: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def _by_rows(kind: Any, checkpointing: bool) -> Any:
 
 
 class _TrainableFrontEnd(FrontEnd):
-    """Made anew for every batch, so that its weights are those of the last step."""
+    """Built for every batch, so that it has the weights of the last step."""
 
     def __init__(self, extractor: Any, dtype: torch.dtype, checkpointing: bool) -> None:
         super().__init__(extractor, dtype)
@@ -67,8 +67,7 @@ class _TrainableFrontEnd(FrontEnd):
     def _run(self, x: Tensor, spans: Spans) -> Tensor:
         if not self._checkpointing:
             return super()._run(x, spans)
-        out: Tensor = checkpoint(super()._run, x, spans, use_reentrant=False, preserve_rng_state=False)
-        return out
+        return checkpoint(super()._run, x, spans, use_reentrant=False, preserve_rng_state=False)
 
 
 class _Taps:
@@ -77,17 +76,16 @@ class _Taps:
         self._bias, self._stride, self._dtype = conv.bias, conv.stride[0], dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = _Convolution.apply(x.to(self._dtype), self.taps, self._bias, self._stride)
-        return out
+        return _Convolution.apply(x.to(self._dtype), self.taps, self._bias, self._stride)
 
 
 class _Convolution(torch.autograd.Function):
     """(rows, in), taps (out, kernel x in), bias (out,) or None → (rows // stride, out), by products that copy nothing.
 
-    The products are in the dtype of the rows; gradients of the float32 weights are, so that blocks add up in float32.
+    Products have the dtype of the rows. Gradients of the weights are float32, so that blocks are summed in float32.
 
-    As many taps as the stride has rows read rows that do not overlap: a kernel of 3 with a stride of 2 is a product
-    over pairs of rows and one over every second row.
+    `stride` taps read rows that do not overlap: a kernel of 3 with a stride of 2 is a product over pairs of rows, and
+    one over every second row.
     """
 
     @staticmethod
@@ -119,7 +117,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _windows(x: Tensor, taps: Tensor, stride: int) -> list[tuple[Tensor, slice]]:
-    """Views (count, taps x in) of rows, each with the columns of the taps that it meets."""
+    """Return views (count, taps x in) of rows, each with the columns of its taps."""
     channels = x.shape[1]
     width, step = taps.shape[1], stride * channels
     count = (len(x) * channels - width) // step + 1

@@ -1,8 +1,8 @@
-"""Matrix products of a training step in float32 on AMD's processors, where MKL, which torch asks, holds itself back.
+"""Matrix products of a training step in float32 on AMD's processors, where MKL (used by torch) is slow.
 
-NumPy's OpenBLAS reaches 150 to 160 GFLOP/s there where MKL reaches 110 to 135 (two Zen 3 cores, the products of a large
-wav2vec 2.0), and a step of a large model is such products for more than half of its time. NumPy works on torch's memory
-as it lies. On other processors and devices, with another BLAS and in lower precision torch's own products run.
+NumPy's OpenBLAS reaches 150 to 160 GFLOP/s where MKL reaches 110 to 135 (two Zen 3 cores, the products of a large
+wav2vec 2.0). Such products take more than half of the time of a step of a large model. NumPy works on torch's memory
+without copies. On other processors and devices, with another BLAS and in lower precision, torch's products are used.
 """
 
 import functools
@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 
 
 def use_fast_products(encoder: nn.Module) -> None:
-    """Let the linear layers of a module train this way on a CPU, in place.
+    """Make the linear layers of a module use these products on a CPU, in place.
 
-    NumPy's BLAS gets as many threads as torch has now, for the whole process.
+    NumPy's BLAS gets the current number of torch's threads, for the whole process.
     """
     if not numpy_is_faster():
         return
@@ -30,34 +30,34 @@ def use_fast_products(encoder: nn.Module) -> None:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """`a @ b` without gradients, for matrices or batches of them.
+    """Return `a @ b` without gradients, for matrices or batches of matrices.
 
     Args:
         a: (…, rows, inner).
         b: (…, inner, columns).
-        out: written where given: of the result's shape, of three dimensions at most, in memory of its own.
+        out: tensor to write to, of the result's shape, with at most three dimensions; may not overlap `a` or `b`.
     """
     if a.dtype != torch.float32 or a.device.type != "cpu" or not numpy_is_faster():
         return a @ b if out is None else torch.matmul(a, b, out=out)
     out = torch.empty(*a.shape[:-1], b.shape[-1]) if out is None else out
-    # not Tensor.numpy(), after which a weight's memory cannot be freed and filled again, as where models are sharded
+    # not Tensor.numpy(), after which a weight's memory cannot be freed and refilled, as sharding does
     np.matmul(np.from_dlpack(a.detach()), np.from_dlpack(b.detach()), out=out.numpy())
     return out
 
 
 @functools.cache
 def numpy_is_faster() -> bool:
-    """Whether this is a processor of AMD's, and NumPy multiplies by OpenBLAS."""
+    """Whether this is an AMD processor and NumPy uses OpenBLAS."""
     info = Path("/proc/cpuinfo")
     here = info.exists() and "AuthenticAMD" in info.read_text()
     return here and any(library["internal_api"] == "openblas" for library in threadpool_info())
 
 
 class FastLinear(nn.Linear):
-    """`nn.Linear` whose products, forward and back, are those of this file where a gradient is wanted."""
+    """`nn.Linear` that uses `product`, forward and backward, where a gradient is needed."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out)."""
+        """Map (…, in) to (…, out)."""
         here = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
         if not here or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)

@@ -49,7 +49,7 @@ def masks(frames):
 @pytest.mark.usefixtures("blocks", "way")
 @pytest.mark.parametrize("mask", ["none", "boolean", "added"])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_attention_is_torchs_but_for_what_is_dropped(mask, scaling):
+def test_attention_equals_torchs_except_for_dropout(mask, scaling):
     query, key, value = heads(7, 4)
     given = masks(7)[mask]
     found = attend(query, key, value, given, dropout=1e-9, scaling=scaling)  # rounds to no chance at all
@@ -63,7 +63,7 @@ def test_attention_is_torchs_but_for_what_is_dropped(mask, scaling):
 
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("mask", ["none", "boolean", "added"])
-def test_the_gradient_of_attention_is_that_of_what_it_computes(mask):
+def test_attention_passes_gradcheck_with_its_mask(mask):
     given = masks(7)[mask]
     given = given.double() if mask == "added" else given
     assert torch.autograd.gradcheck(
@@ -72,7 +72,7 @@ def test_the_gradient_of_attention_is_that_of_what_it_computes(mask):
 
 
 @pytest.mark.usefixtures("blocks")
-def test_each_head_of_each_clip_is_drawn_for_itself():
+def test_each_head_of_each_clip_has_its_own_mask():
     same = torch.ones(2, 3, 7, 4)
     outs = attend(same, same, same, dropout=0.5).transpose(1, 2).flatten(0, 1)
     assert all(not torch.equal(a, b) for i, a in enumerate(outs) for b in outs[:i])
@@ -86,7 +86,7 @@ def test_attention_is_right_on_average():
 
 
 @pytest.mark.usefixtures("blocks")
-def test_checkpointing_draws_the_same_again():
+def test_checkpointing_draws_the_same_mask_again():
     query, key, value = heads(7, 4)
     kept = attend(query, key, value)
     torch.manual_seed(0)
@@ -118,7 +118,7 @@ def test_bfloat16_is_near_float32_even_where_scores_are_large(mask, scores, monk
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_it_is_torchs_where_the_processor_multiplies_no_such_numbers(dtype, monkeypatch):
+def test_torchs_attention_is_used_where_the_processor_has_no_units_for_the_dtype(dtype, monkeypatch):
     monkeypatch.setattr(module, "bfloat16_unit", lambda: None)
     query, key, value = (x.detach().to(dtype) for x in heads(9, 4))
     torch.manual_seed(0)
@@ -127,7 +127,7 @@ def test_it_is_torchs_where_the_processor_multiplies_no_such_numbers(dtype, monk
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
-def test_the_library_attends_this_way(tiny, tmp_path, kind):
+def test_the_library_uses_this_attention(tiny, tmp_path, kind):
     tiny.model(kind, **tiny.layer_norm).save_pretrained(tmp_path)
     tiny.save_preprocessor(tmp_path)
     backbone = load_trainable(identify(str(tmp_path)), torch.device("cpu"), "fp32", Regularisation())

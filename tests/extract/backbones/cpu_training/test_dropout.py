@@ -13,7 +13,7 @@ DROPPED = round(CHANCE * 65536)
 SCALE = 65536 / (65536 - DROPPED)
 
 
-def test_what_stays_is_scaled_and_the_chance_is_the_one_asked_for():
+def test_kept_values_are_scaled_and_the_probability_is_as_requested():
     dropout, x = CheapDropout(CHANCE).train(), torch.full((1000, 1003), 2.0)
     torch.manual_seed(3)
     out = dropout(x)
@@ -24,7 +24,7 @@ def test_what_stays_is_scaled_and_the_chance_is_the_one_asked_for():
     assert rows.std().item() == pytest.approx(math.sqrt(CHANCE * (1 - CHANCE) / 1003), rel=0.1)  # drawn one by one
 
 
-def test_the_mask_follows_from_the_seed_alone():
+def test_the_mask_depends_on_the_seed_alone():
     dropout, x = CheapDropout(CHANCE).train(), torch.ones(64, 65)
     outs = []
     for seed in (5, 5, 6):
@@ -37,16 +37,16 @@ def test_the_mask_follows_from_the_seed_alone():
 
 
 @pytest.mark.parametrize(("chance", "training"), [(0.0, True), (CHANCE, False)])
-def test_nothing_is_dropped_where_nothing_is_to_be(chance, training):
+def test_dropout_is_off_in_evaluation_and_at_zero(chance, training):
     x = torch.randn(3, 4)
     assert torch.equal(CheapDropout(chance).train(training)(x), x)
 
 
-def test_a_chance_of_one_drops_all():
+def test_a_dropout_of_one_drops_all_values():
     assert not CheapDropout(1.0).train()(torch.ones(3, 4)).any()
 
 
-def test_bfloat16_drops_the_same():
+def test_bfloat16_drops_the_same_values():
     x = torch.ones(64, 65, dtype=torch.bfloat16, requires_grad=True)
     dropout = CheapDropout(CHANCE).train()
     torch.manual_seed(5)
@@ -74,7 +74,7 @@ def test_an_infinite_number_that_is_dropped_is_no_number():
     assert (out.isnan() | out.isinf()).all()
 
 
-def test_the_gradient_of_dropout_passes_what_stayed():
+def test_the_gradient_of_dropout_passes_kept_values():
     x = torch.randn(50, 51, requires_grad=True)
     torch.manual_seed(0)
     out = CheapDropout(CHANCE).train()(x)
@@ -83,7 +83,7 @@ def test_the_gradient_of_dropout_passes_what_stayed():
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
-def test_the_library_drops_out_this_way(tiny, tmp_path, kind):
+def test_the_library_uses_this_dropout(tiny, tmp_path, kind):
     tiny.model(kind, **tiny.layer_norm).save_pretrained(tmp_path)
     tiny.save_preprocessor(tmp_path)
     backbone = load_trainable(identify(str(tmp_path)), torch.device("cpu"), "fp32", Regularisation())

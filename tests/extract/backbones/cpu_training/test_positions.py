@@ -29,7 +29,7 @@ def test_values_and_gradients_are_those_of_a_convolution(kernel, more):
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
-def test_the_library_convolves_this_way(tiny, family, monkeypatch):
+def test_the_library_uses_this_convolution(tiny, family, monkeypatch):
     library = tiny.model(family)
     ours = copy.deepcopy(library)
     use_fourier(ours)

@@ -61,7 +61,7 @@ def test_a_frozen_layer_does_not_keep_its_input(layers):
     assert kept == [ours[2].weight.shape]
 
 
-def test_without_gradients_and_under_autocast_it_is_torchs_layer(layers, monkeypatch):
+def test_without_gradients_and_under_autocast_torchs_layer_is_used(layers, monkeypatch):
     monkeypatch.setattr(module, "product", None)
     x = torch.randn(3, 24)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_products_of_batches_and_transposed_matrices(dtype):
     torch.testing.assert_close(product(b, a.transpose(2, 3)), b @ a.transpose(2, 3))
 
 
-def test_a_weight_can_be_freed_and_filled_again_after_a_product():
+def test_the_memory_of_a_weight_can_be_freed_and_refilled_after_a_product():
     """As sharding does with the weights that it gathers for a layer."""
     weight = torch.randn(4, 3, requires_grad=True)
     storage = weight.detach().untyped_storage()

@@ -44,7 +44,7 @@ def test_frames_and_gradients_are_the_librarys(extractors, media, monkeypatch, b
     near(found[1], expected[1], 1e-4)
 
 
-def test_checkpointing_changes_no_gradient_and_keeps_nothing(extractors, media, monkeypatch):
+def test_checkpointing_changes_no_gradient_and_keeps_no_activations(extractors, media, monkeypatch):
     monkeypatch.setattr(module, "BLOCK_FRAMES", 7)
     monkeypatch.setattr(module, "CHECKPOINTED_FRAMES", 7)
     batch = torch.from_numpy(media.speech(1.0))[None]
@@ -89,7 +89,7 @@ def errors(found, exact):
     return Counter({n: float((a.float() - b).square().sum() / b.square().sum()) for n, (a, b) in pairs.items()})
 
 
-def test_a_copy_runs_its_own_weights(extractors, media):
+def test_a_copied_model_uses_its_own_weights(extractors, media):
     _, rows = extractors
     batch = torch.from_numpy(media.speech(1.0))[None]
     before, twin = rows(batch), copy.deepcopy(rows)
