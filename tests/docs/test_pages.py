@@ -33,7 +33,7 @@ def mapped_paths() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_links_of_a_page_lead_to_files_and_headings_that_exist(page):
-    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r'(?:\]\(|src=")(?!https?:)([^)"\s]+)', page.read_text(encoding="utf-8")):
         file, _, anchor = target.partition("#")
         linked = page.parent / file if file else page
         assert linked.exists(), target
