@@ -1,4 +1,4 @@
-"""Write the README of a demo folder, which says what the clips are and what they are not."""
+"""Write the README of a demo folder, which explains that its clips are synthetic and how they were made."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ TEXT = """\
 # Demo clips for emi
 
 **These are not people.** Every clip is synthetic speech made by espeak-ng (a GPL-3 program; the sound is its
-output), then shaped in timbre, loudness and noise. The six intensities are random numbers that were drawn first and
-then set the voice. Nothing here says anything about real emotion, and a score reached on these clips says nothing
-about a score on real ones.
+output), then modified in timbre, loudness and noise. The six intensities are random numbers that were drawn first; they
+set the properties of the voice. The clips contain no information about real emotion, and a score on these clips says
+nothing about a score on real ones.
 
-The layout is that of Hume-Vidmimic2, so that every command that works here works there.
+The layout is that of Hume-Vidmimic2, so every command that works here works there too.
 
-| what | holds |
+| file | content |
 |---|---|
 | `audio/00000.mp3` … | all {clips} clips, {seconds:.0f} s in all |
-| `raw/00000.mp4` … | {videos} of them as film (a drawn face) with the same sound |
+| `raw/00000.mp4` … | {videos} of them as video (a drawn face) with the same sound |
 | `train_split.csv` | {train} clips |
-| `valid_split.csv` | {valid} clips, of voices that are not in `train_split.csv` |
+| `valid_split.csv` | {valid} clips of voices that are not in `train_split.csv` |
 | `speakers.csv` | the espeak-ng voice of each clip ({voices} in all) |
 | `demo.json` | the settings: {clips} clips, seed {seed} |
 
@@ -31,8 +31,8 @@ The same settings and the same versions of espeak-ng, NumPy and PyAV give the sa
 
 ## How the intensities set the voice
 
-Each line is one property: its value when all six are 0, what an intensity of 1 adds, and the standard deviation of
-the random part that no label explains.
+Each row is one property: its value when all six intensities are 0, what an intensity of 1 adds, and the standard
+deviation of a random part that does not depend on the labels.
 
 | property | unit | at rest | an intensity of 1 adds | random |
 |---|---|---|---|---|
@@ -41,12 +41,12 @@ the random part that no label explains.
 
 
 def write_readme(path: Path, *, summary: DemoSummary, seed: int) -> None:
-    """Write the README.
+    """Write the README of a demo folder.
 
     Args:
         path: the file to create.
-        summary: what the folder holds.
-        seed: it was made with.
+        summary: numbers of clips, videos, voices and seconds in the folder.
+        seed: seed of the demo.
     """
     lines = []
     for name, dial in DIALS.items():
