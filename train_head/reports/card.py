@@ -12,8 +12,8 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
 from train_head.data.labels import read_labels
 from train_head.errors import LabelError
-from train_head.evaluation.intervals import Intervals, bootstrap
-from train_head.evaluation.metrics import Report
+from train_head.evaluation.intervals import bootstrap
+from train_head.evaluation.metrics import Intervals, Report
 from train_head.heads import head_options
 from train_head.reports.tables import OVER_TARGETS
 from train_head.runs import run_folder

@@ -9,8 +9,7 @@ from optuna import Study
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial
 
-from train_head.errors import TrainSettingsError
-from train_head.suggest import unknown
+from train_head.errors import TrainSettingsError, unknown
 
 FACTOR = 3
 """One trial of so many goes on from each rung."""

@@ -20,8 +20,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from cache.system.machine import available_cores
-from train_head.errors import TrainSettingsError
-from train_head.suggest import unknown
+from train_head.errors import TrainSettingsError, unknown
 from train_head.sweep.pruning import build_pruner
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, retry

@@ -10,10 +10,9 @@ from typing import Any
 from cache.paths import StrPath
 from cache.system.machine import bfloat16_unit
 from train_head.data.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
-from train_head.errors import LabelError, TrainSettingsError
+from train_head.errors import LabelError, TrainSettingsError, unknown
 from train_head.heads import HEADS, head_options
 from train_head.losses import canonical, canonical_weighting, compares_clips
-from train_head.suggest import unknown
 from train_head.training.augment import AugmentSettings
 
 RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versions", "licence")
