@@ -87,7 +87,7 @@ def test_over_many_groups_exchanges_are_drawn_and_close_to_all_of_them():
     assert exact.test.name == "exact sign-flip"
     with pytest.MonkeyPatch.context() as patch:
         for module in ("significance", "resampling"):
-            patch.setattr(f"train_head.{module}.EXACT_UNITS", 3)
+            patch.setattr(f"train_head.evaluation.{module}.EXACT_UNITS", 3)
         drawn = paired_bootstrap(a, b, target, NAMES, groups, resamples=4000)
     assert drawn.test.name == "random sign-flip"
     assert drawn.p == pytest.approx(exact.p, abs=0.03)
