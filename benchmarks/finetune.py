@@ -173,12 +173,12 @@ def plain(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def ours(folder: Path, options: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """(b): the trainer's own steps, on what `emi finetune` gives it."""
     from benchmarks import finetune  # a function of __main__ is another one in a helper
-    from emi.finetuning.helpers import helpers
+    from emi.finetuning.local_processes import local_processes
     from emi.finetuning.settings import resolve
     from emi.finetuning.start import on_this_machine
     from extract.backbones import identify
 
-    settings, own = resolve(
+    settings, tuning = resolve(
         None,
         freeze=options.freeze,
         batch_seconds=options.batch_seconds,
@@ -189,17 +189,17 @@ def ours(folder: Path, options: argparse.Namespace, **more: Any) -> dict[str, An
         **more,
     )
     settings = on_this_machine(settings, identify(str(folder / "checkpoint")))
-    own_folder = folder / options.way
-    own_folder.mkdir()
-    work = functools.partial(finetune.take_steps, folder, own_folder, options.steps, settings, own)
-    with helpers(own.processes, settings.device, work):
+    run_folder = folder / options.way
+    run_folder.mkdir()
+    work = functools.partial(finetune.take_steps, folder, run_folder, options.steps, settings, tuning)
+    with local_processes(tuning.processes, settings.device, work):
         found = work()
-    if own.processes > 1 and settings.device == "cpu":
-        found["peak"] += (own.processes - 1) * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    if tuning.processes > 1 and settings.device == "cpu":
+        found["peak"] += (tuning.processes - 1) * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return found | {"precision": settings.precision}
 
 
-def take_steps(folder: Path, own_folder: Path, steps: int, settings: Any, own: Any) -> dict[str, Any]:
+def take_steps(folder: Path, run_folder: Path, steps: int, settings: Any, tuning: Any) -> dict[str, Any]:
     """What each process of emi's does."""
     import torch
 
@@ -207,19 +207,19 @@ def take_steps(folder: Path, own_folder: Path, steps: int, settings: Any, own: A
     from emi.finetuning.processes import Processes
     from emi.finetuning.start import spare_time_or_memory
     from extract.backbones import identify
+    from train_head.runs.inputs import LabelFiles
 
     if settings.device == "cpu":
-        spare_time_or_memory(own)
-    material = DecodedMedia(
+        spare_time_or_memory(tuning)
+    source = DecodedMedia(
         root=folder / "clips",
         identity=identify(str(folder / "checkpoint")),
-        own=own,
+        tuning=tuning,
         precision=settings.precision,
         processes=Processes(settings.device),
-        targets=tuple(f"t{i}" for i in range(TARGETS)),
     )
-    inputs = gather_media(material, {"train": folder / "labels.csv"}, folder / "audio")
-    trainer = material.trainer(settings, inputs.splits["train"], None, own_folder)
+    inputs = gather_media(source, LabelFiles.named(folder / "labels.csv"), folder / "audio")
+    trainer = source.training(settings, inputs.splits["train"], None, run_folder)
     trainer.restore()  # nothing to restore; from here on it keeps what frozen layers gave
     number = iter(range(1, 1 + steps))
 

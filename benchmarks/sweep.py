@@ -34,7 +34,7 @@ from benchmarks._machine import header_line
 from benchmarks._plain_head import Clips, PlainHead, collate
 from benchmarks._timing import figure
 from cache import CacheWriter, Clip, Header
-from train_head.runs.train import gather_inputs
+from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.sweep import Space, Status, SweepSettings, read_space, sweep
 
 TARGETS = ("Admiration", "Amusement", "Determination", "Empathic Pain", "Excitement", "Joy")
@@ -148,7 +148,7 @@ def own_sweep(folder: Path, space: Space, options: argparse.Namespace) -> dict[s
 
 def plain_study(folder: Path, space: Space, options: argparse.Namespace) -> dict[str, Any]:
     """A few batches of each trial of a plain study, and what all its epochs would take; validation is left out."""
-    train = gather_inputs(folder / "features.zarr", {"train": folder / "train.csv"}).splits["train"]
+    train = gather_inputs(folder / "features.zarr", LabelFiles.named(folder / "train.csv")).splits["train"]
     spent: list[float] = []
 
     def objective(trial: optuna.Trial) -> float:

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from cache.paths import StrPath, takes_paths
+from cache.settings import take
 from extract import run as extract_run
 from extract.run import ExtractSummary
 from extract.settings import ExtractSettings
-from train_head.data.label_format import label_columns
+from train_head.data.label_format import LabelColumns
 from train_head.errors import RunFolderError
 from train_head.protocols import (
     PAPER_ROWS,
@@ -19,15 +19,17 @@ from train_head.protocols import (
     Row,
     read_rows,
     rows_settings,
-    run_protocol,
 )
 from train_head.protocols import ablate as run_ablation
 from train_head.protocols import ensemble as make_ensemble
-from train_head.runs.train import TrainResult, gather_inputs
+from train_head.protocols import train as run_training
+from train_head.runs.inputs import LabelFiles, gather_inputs
+from train_head.runs.train import TrainResult
 from train_head.training.settings import resolve_settings
+from train_head.validation import Validation
 
 if TYPE_CHECKING:
-    from emi.finetuning.table1 import Table1
+    from emi.finetuning.table1 import Table1, TableReporter
     from train_head.sweep import Space, SweepResult
 
 
@@ -60,13 +62,6 @@ def train_head(
     test: StrPath | None = None,
     config: StrPath | None = None,
     skip_missing: bool = False,
-    targets: str | Sequence[str] | None = None,
-    rater: str | None = None,
-    group_by: str | None = None,
-    seeds: int | None = None,
-    folds: int | None = None,
-    only_fold: int | None = None,
-    train_on_all: bool = False,
     **settings: Any,
 ) -> TrainResult | ProtocolResult:
     """Train a head on cached features; the paper's settings are the defaults.
@@ -75,43 +70,28 @@ def train_head(
         cache: one cache, or several with equal fingerprints.
         train: label CSV of the training split.
         valid: label CSV by which the best epoch is chosen; may be left out with folds.
-        out: run folder, needed; called again, an unfinished run is taken up where it stopped.
+        out: run folder, needed; called again, an unfinished run resumes.
         test: CSV of a third split to predict.
         config: TOML file of settings.
         skip_missing: leave out labelled clips that the cache does not hold.
-        targets: columns of the labels to predict, in this order; by default every column of numbers.
-        rater: column of the labels that names the rater, where clips have a row for each of several; their mean is
-            trained on.
-        group_by: column of the labels, or regular expression on Filename, that says who speaks: splits and folds share
-            no group, and intervals resample groups.
-        seeds: train so many runs, with seed, seed + 1, …, in out/seed-0, …; `emi.load(out)` averages them.
-        folds: cut the clips of train and valid into so many folds and predict each by a run that did not see it.
-        only_fold: train this one of them, from 0, for jobs that share the folds; the last to finish joins them. Gives
-            the `TrainResult` of the fold as long as others are missing.
-        train_on_all: afterwards train on train and valid for the best epoch count, in out/all.
-        **settings: fields of `train_head.training.settings.TrainSettings` (lr, epochs, seed, label_range, …) or
-            options of the head (hidden).
+        **settings: fields of `train_head.validation.Validation` (seeds, folds, only_fold, train_on_all, group_by), of
+            `train_head.data.label_format.LabelColumns` (targets, rater), of
+            `train_head.training.settings.TrainSettings` (lr, epochs, seed, label_range, …), or options of the head
+            (hidden).
 
     Returns:
-        A `TrainResult`, or with seeds or folds a `ProtocolResult`; both have folder, report, test_report and skipped.
+        A `TrainResult`, or with seeds or folds a `ProtocolResult` (with only_fold as soon as no other fold is
+        missing); both have folder, report, test_report and skipped.
 
     Raises:
-        EmiError: see `train_head.protocols.run_protocol`.
+        EmiError: see `train_head.protocols.train`.
     """
-    return run_protocol(
-        cache,
-        train,
-        valid,
-        _needed(out),
-        resolve_settings(config, **settings),
-        test=test,
-        skip_missing=skip_missing,
-        columns=label_columns(targets, rater, group_by),
-        seeds=seeds,
-        folds=folds,
-        only_fold=only_fold,
-        train_on_all=train_on_all,
-    ).result
+    columns, validation = take(LabelColumns, settings), take(Validation, settings)
+    validation.check_split(valid)
+    resolved = resolve_settings(config, **settings)
+    form = resolved.label_format(columns, validation)
+    label_files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
+    return run_training(gather_inputs(cache, label_files), _needed(out), resolved, validation).result
 
 
 @takes_paths
@@ -125,9 +105,6 @@ def ablate(
     seeds: int = 3,
     config: StrPath | None = None,
     skip_missing: bool = False,
-    targets: str | Sequence[str] | None = None,
-    rater: str | None = None,
-    group_by: str | None = None,
     **settings: Any,
 ) -> Ablation:
     """Train rows of settings that differ in one thing each; by default those of the paper's Table 1.
@@ -136,23 +113,24 @@ def ablate(
         cache: one cache, or several with equal fingerprints.
         train: label CSV of the training split.
         valid: label CSV of the validation split, on which the rows are compared.
-        out: folder; gets a folder of seeds per row, ablation.csv and ablation.md. Called again it goes on.
+        out: folder; gets a folder of seeds per row, ablation.csv and ablation.md. Called again it resumes.
         rows: other rows, or a TOML file of them.
         seeds: runs per row.
         config: TOML file of the settings that the rows have in common.
         skip_missing: leave out labelled clips that the cache does not hold.
-        targets, rater, group_by: as for `train_head`.
-        **settings: as for `train_head`; an option of a head goes to the rows whose head has it.
+        **settings: targets, rater, group_by and settings as for `train_head`; an option of a head goes to the rows
+            whose head has it.
 
     Raises:
         EmiError: see `train_head.protocols.ablate`.
     """
+    columns, validation = take(LabelColumns, settings), take(Validation, settings | {"seeds": seeds})
+    settings.pop("group_by", None)
     chosen = PAPER_ROWS if rows is None else read_rows(rows) if isinstance(rows, str | os.PathLike) else rows
     resolved = rows_settings(chosen, config, **settings)
-    files = {"train": train, "valid": valid}
-    form = resolved[0][1].label_format(label_columns(targets, rater, group_by))
-    inputs = gather_inputs(cache, files, form, skip_missing=skip_missing)
-    return run_ablation(inputs, out, resolved, seeds)
+    form = resolved[0][1].label_format(columns, validation)
+    label_files = LabelFiles.named(train, valid, format=form, skip_missing=skip_missing)
+    return run_ablation(gather_inputs(cache, label_files), out, resolved, seeds)
 
 
 @takes_paths
@@ -187,9 +165,6 @@ def sweep(
     *,
     config: StrPath | None = None,
     skip_missing: bool = False,
-    targets: str | Sequence[str] | None = None,
-    rater: str | None = None,
-    group_by: str | None = None,
     **settings: Any,
 ) -> "SweepResult":
     """Try many heads and settings on cached features, and train the best few again.
@@ -200,13 +175,12 @@ def sweep(
         cache: the features.
         train: label CSV of the training split.
         valid: label CSV by which trials are compared.
-        out: run folder; gets trials.csv, best.toml, report.html, and the best trials' runs. Called again it goes on.
+        out: run folder; gets trials.csv, best.toml, report.html, and the best trials' runs. Called again it resumes.
         space: TOML file of what is tried; see `train_head.sweep.space`.
         config: TOML file of the settings that the space does not name.
         skip_missing: leave out labelled clips that the cache does not hold.
-        targets, rater, group_by: as for `train_head`.
-        **settings: fields of `train_head.sweep.SweepSettings` (trials, jobs, pool, top, seeds, …), and settings of
-            every trial that the space does not name, as for `train_head`.
+        **settings: fields of `train_head.sweep.SweepSettings` (trials, jobs, pool, top, seeds, …); targets, rater,
+            group_by as for `train_head`; and settings of every trial that the space does not name.
 
     Raises:
         EmiError: see `train_head.sweep.sweep`.
@@ -214,12 +188,12 @@ def sweep(
     from train_head.sweep import Space, SweepSettings, read_space
     from train_head.sweep import sweep as run_sweep
 
-    names = {field.name for field in fields(SweepSettings)}
-    how = SweepSettings(**{key: value for key, value in settings.items() if key in names})
-    own = {key: value for key, value in settings.items() if key not in names}
-    found = space if isinstance(space, Space) else read_space(space, config, **own)
-    columns = label_columns(targets, rater, group_by)
-    return run_sweep(cache, train, valid, out, found, how, skip_missing=skip_missing, columns=columns)
+    how, columns = take(SweepSettings, settings), take(LabelColumns, settings)
+    validation = Validation(group_by=settings.pop("group_by", None))
+    found = space if isinstance(space, Space) else read_space(space, config, **settings)
+    form = found.settings({}).label_format(columns, validation)
+    label_files = LabelFiles.named(train, valid, format=form, skip_missing=skip_missing)
+    return run_sweep(cache, label_files, out, found, how)
 
 
 @takes_paths
@@ -237,16 +211,9 @@ def finetune(
     audio: StrPath | None = None,
     media_root: StrPath | None = None,
     skip_missing: bool = False,
-    targets: str | Sequence[str] | None = None,
-    rater: str | None = None,
-    group_by: str | None = None,
-    seeds: int | None = None,
-    folds: int | None = None,
-    only_fold: int | None = None,
-    train_on_all: bool = False,
     **settings: Any,
 ) -> "TrainResult | ProtocolResult":
-    """Train backbone and head together, end to end; called again it goes on where it stopped.
+    """Train backbone and head together, end to end; called again it resumes.
 
     Args:
         media: a folder, a CSV or a list, as for `extract`.
@@ -261,41 +228,28 @@ def finetune(
         audio: folder of the decoded audio, which runs may share.
         media_root: where the paths of a CSV or list start.
         skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
-        targets, rater, group_by: as for `train_head`.
-        seeds: as for `train_head`.
-        folds: as for `train_head`.
-        only_fold: as for `train_head`.
-        train_on_all: as for `train_head`.
-        **settings: fields of `emi.finetuning.FinetuneSettings` (freeze, backbone_lr, lora, …), and settings of the
-            head as for `train_head`.
+        **settings: fields of `emi.finetuning.settings.FinetuneSettings` (freeze, backbone_lr, lora, …), and
+            everything that `train_head` takes.
 
     Raises:
-        EmiError: see `emi.finetuning.finetune`.
+        EmiError: see `emi.finetuning.start.finetune`.
     """
-    from emi.finetuning import finetune as run_finetune
-    from emi.finetuning.start import resolve_with_head
+    from emi.finetuning.start import FinetuneData, resolve_with_head
+    from emi.finetuning.start import finetune as run_finetuning
 
-    resolved, own = resolve_with_head(config, init_head, **settings)
-    return run_finetune(
-        media,
-        train,
-        valid,
-        out,
-        resolved,
-        own,
+    columns, validation = take(LabelColumns, settings), take(Validation, settings)
+    resolved, tuning = resolve_with_head(config, init_head, **settings)
+    form = resolved.label_format(columns, validation)
+    data = FinetuneData(
+        media=media,
+        label_files=LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing),
         backbone=backbone,
         revision=revision,
-        test=test,
         init_head=init_head,
         audio=audio,
         media_root=media_root,
-        skip_missing=skip_missing,
-        columns=label_columns(targets, rater, group_by),
-        seeds=seeds,
-        folds=folds,
-        only_fold=only_fold,
-        train_on_all=train_on_all,
-    ).result
+    )
+    return run_finetuning(data, out, resolved, tuning, validation).result
 
 
 @takes_paths
@@ -306,9 +260,12 @@ def table1(
     out: StrPath,
     *,
     backbone: str,
-    targets: str | Sequence[str] | None = None,
-    rater: str | None = None,
-    group_by: str | None = None,
+    test: StrPath | None = None,
+    seeds: int = 3,
+    config: StrPath | None = None,
+    media_root: StrPath | None = None,
+    skip_missing: bool = False,
+    reporter: "TableReporter | None" = None,
     **settings: Any,
 ) -> "Table1":
     """Run the paper's Table 1 for audio on any data, resumable row by row.
@@ -319,16 +276,26 @@ def table1(
         valid: label CSV of the validation split.
         out: folder; gets one folder of seeds per row, table1.csv, table1.md and table1.svg.
         backbone: name, Hugging Face id or folder.
-        targets, rater, group_by: as for `train_head`.
-        **settings: see `emi.finetuning.table1.table1`.
+        test: CSV of a third split with targets; with it the unfrozen rows are trained on train and valid as well.
+        seeds: runs per row.
+        config: TOML file of settings that the rows have in common.
+        media_root: where the paths of a CSV or list start.
+        skip_missing: leave out labelled clips whose media are missing or unreadable.
+        reporter: hears of rows, media, runs and epochs.
+        **settings: of the heads and of the backbone, as for `finetune`; targets, rater, group_by.
 
     Raises:
-        EmiError: see `emi.finetuning.finetune`.
+        EmiError: see `emi.finetuning.start.finetune`.
     """
+    from emi.finetuning.settings import resolve
+    from emi.finetuning.start import FinetuneData
     from emi.finetuning.table1 import table1 as run_table
 
-    columns = label_columns(targets, rater, group_by)
-    return run_table(media, train, valid, out, backbone=backbone, columns=columns, **settings)
+    columns, validation = take(LabelColumns, settings), take(Validation, settings)
+    form = resolve(config, **settings)[0].label_format(columns, validation)
+    label_files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
+    data = FinetuneData(media=media, label_files=label_files, backbone=backbone, media_root=media_root)
+    return run_table(data, out, seeds=seeds, config=config, reporter=reporter, **settings)
 
 
 def _needed(out: StrPath | None) -> StrPath:

@@ -11,12 +11,13 @@ import torch
 from benchmarks._peers import flops_per_second
 from benchmarks.gpu_parts.harness import Setup, Tell
 from benchmarks.gpu_parts.machine import layer_shape, matrix_tflops, peak_gib, synchronise
-from benchmarks.gpu_parts.material import TARGETS, audeering, labels, random_targets, voices
+from benchmarks.gpu_parts.material import audeering, labels, random_targets, voices
 from cache.system.memory import is_out_of_memory
 from emi.finetuning.media import DecodedMedia, gather_media
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import resolve
 from extract.backbones import identify
+from train_head.runs.inputs import LabelFiles
 
 CLIPS, SECONDS, STEPS = 32, 12.0, 4
 WAYS: dict[str, dict[str, Any]] = {
@@ -72,24 +73,23 @@ def steps(
     setup: Setup, checkpoint: Path, clips: Path, table: Path, settings: dict[str, Any]
 ) -> tuple[list[float], list[float]]:
     """Seconds and losses of the trainer's own steps; an epoch is one."""
-    own_folder = setup.folder / f"run-{len(list(setup.folder.iterdir()))}"
-    own_folder.mkdir()
+    run_folder = setup.folder / f"run-{len(list(setup.folder.iterdir()))}"
+    run_folder.mkdir()
     identity = identify(str(checkpoint))
-    training, own = resolve(
+    training, tuning = resolve(
         batch_size=CLIPS, device=setup.device, precision=setup.precision, save_minutes=1e5, warmup_epochs=0.0,
         lr=1e-3, **settings,
     )  # fmt: skip
     training = training.on_this_machine()
-    material = DecodedMedia(
+    source = DecodedMedia(
         root=clips,
         identity=identity,
-        own=own,
+        tuning=tuning,
         precision=training.precision,
         processes=Processes(training.device),
-        targets=TARGETS,
     )
-    inputs = gather_media(material, {"train": table}, setup.folder / "audio")
-    trainer = material.trainer(training, inputs.splits["train"], None, own_folder)
+    inputs = gather_media(source, LabelFiles.named(table), setup.folder / "audio")
+    trainer = source.training(training, inputs.splits["train"], None, run_folder)
     trainer.restore()
     times, losses = [], []
     for number in range(1, 1 + (2 if setup.quick else STEPS)):

@@ -7,6 +7,7 @@ from benchmarks.gpu_parts.harness import Setup, Tell
 from benchmarks.gpu_parts.heads import TRAIN, VALID, splits
 from benchmarks.gpu_parts.material import labels
 from cache import CacheWriter, Clip, Header
+from train_head.runs.inputs import LabelFiles
 from train_head.sweep import SweepSettings, read_space, sweep
 
 TRIALS, JOBS = 16, 4
@@ -29,7 +30,9 @@ def measure(setup: Setup, tell: Tell) -> None:
     trials, jobs = (2, 1) if setup.quick else (TRIALS, JOBS)
     started = time.perf_counter()
     result = sweep(
-        *(setup.folder / name for name in ("features.zarr", "train.csv", "valid.csv", "run")),
+        setup.folder / "features.zarr",
+        LabelFiles.named(setup.folder / "train.csv", setup.folder / "valid.csv"),
+        setup.folder / "run",
         read_space(setup.folder / "space.toml", device=setup.device),
         SweepSettings(trials=trials, jobs=jobs, sampler="random", top=0),
     )

@@ -77,7 +77,7 @@ def _score(
     from train_head.evaluation.intervals import bootstrap
     from train_head.evaluation.metrics import evaluate as measure
     from train_head.evaluation.scoring import bin_edges, errors_by_bin, read_pair
-    from train_head.runs.train import rater_agreement
+    from train_head.runs.inputs import rater_agreement
 
     pair = read_pair(predictions, labels, form)
     truth = pair.labels

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emi.cli import options
-from emi.cli.telling import RunLines, say_labels
 
 if TYPE_CHECKING:
     from train_head.sweep import Status
@@ -56,7 +55,9 @@ def sweep(
     label_range: options.LabelRange = None,
     targets: options.Targets = None,
     rater: options.Rater = None,
-    group_by: options.GroupBy = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="What names the speaker: label column, or regex on Filename.")
+    ] = None,
     skip_missing: options.SkipUncached = False,
 ) -> None:
     """Try many heads, settings and losses, stop the poor ones early, and train the best few again with several seeds.
@@ -64,11 +65,14 @@ def sweep(
     Run it again to go on where it stopped. With --pool, --pca and --clips the trials see less, which makes them faster;
     the best few always see all.
     """
+    from emi.cli.training_output import TrainingOutput, print_labels
     from emi.console import Stages, TrialLines
-    from train_head.data.label_format import label_columns
+    from train_head.data.label_format import LabelColumns, parse_targets
+    from train_head.runs.inputs import LabelFiles
     from train_head.sweep import SweepSettings, read_space
     from train_head.sweep import sweep as run
     from train_head.training.settings import read_assignments
+    from train_head.validation import Validation
 
     found = read_space(
         space, config, **({"label_scale": label_scale, "label_range": label_range} | read_assignments(more or ()))
@@ -86,32 +90,22 @@ def sweep(
         seeds=seeds,
         storage=storage,
     )
-    lines, columns = RunLines(), label_columns(targets, rater, group_by)
-    say_labels(train, found.settings({}).label_format(columns))
+    columns = LabelColumns(targets=parse_targets(targets), rater=rater)
+    form = found.settings({}).label_format(columns, Validation(group_by=group_by))
+    label_files = LabelFiles.named(train, valid, format=form, skip_missing=skip_missing)
+    print_labels(label_files)
 
-    def begin(name: str, own: "TrainSettings") -> None:
-        shown.close()
-        lines.on_run(name, own)
+    class Output(TrainingOutput):
+        def run_started(self, name: str, folder: Path, settings: "TrainSettings") -> None:
+            shown.close()
+            super().run_started(name, folder, settings)
 
     def show(status: "Status") -> None:
         deriving.close()
         shown(status)
 
     with Stages() as deriving, TrialLines(sys.stdout) as shown:
-        result = run(
-            cache,
-            train,
-            valid,
-            out,
-            found,
-            settings,
-            skip_missing=skip_missing,
-            columns=columns,
-            on_derive=deriving,
-            on_status=show,
-            on_run=begin,
-            on_epoch=lines,
-        )
+        result = run(cache, label_files, out, found, settings, on_derive=deriving, on_status=show, reporter=Output())
     if result.nothing_to_do:
         typer.echo(f"nothing to do: {out} is finished; give more --trials to go on")
     typer.echo(result.table())

@@ -58,7 +58,7 @@ class ClipInputs:
     def __call__(
         self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None
     ) -> tuple[list[Tensor], list[int], int]:
-        """The arguments of `EndToEnd.frames` for some clips of a split; augmented where noise is given."""
+        """The arguments of `BackboneWithHead.frames` for some clips of a split; augmented where noise is given."""
         clips = self._decoded(split, rows, noise)
         if not self._below:
             return [clip.to(self._device, non_blocking=True) for clip in clips], [], 0
@@ -84,7 +84,7 @@ class ClipInputs:
     def _decoded(self, split: Split, rows: Sequence[int], noise: torch.Generator | None) -> list[Tensor]:
         at = torch.as_tensor(rows)
         places = zip(split.starts[at].tolist(), split.lengths[at].tolist(), strict=True)
-        clips = [waveform(split.frames, start, length) for start, length in places]
+        clips = [waveform(split.rows, start, length) for start, length in places]
         if self._augment is not None and noise is not None:
             clips = [self._augment(clip, noise) for clip in clips]
         return clips

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from cache.system.atomic_file import replace_durably, write_atomically
 from emi.finetuning.depth import merge_adapters
-from emi.finetuning.model import EndToEnd
+from emi.finetuning.model import BackboneWithHead
 from emi.finetuning.settings import FinetuneSettings
 from extract.backbones import identify
 from extract.errors import BackboneError
@@ -27,24 +27,24 @@ class Export:
     """Writes and reads the finished weights of a run.
 
     Args:
-        own: settings of the backbone.
+        tuning: settings of the backbone.
         precision: in which it was trained, and in which it will compute.
     """
 
-    def __init__(self, own: FinetuneSettings, precision: str) -> None:
-        self._own, self._precision = own, precision
+    def __init__(self, tuning: FinetuneSettings, precision: str) -> None:
+        self._tuning, self._precision = tuning, precision
 
-    def write(self, folder: Path, model: EndToEnd) -> None:
+    def write(self, folder: Path, model: BackboneWithHead) -> None:
         """Leave the model's backbone and head in the folder."""
         backbone = model.backbone
-        if self._own.lora:
+        if self._tuning.lora:
             backbone = copy.deepcopy(backbone)
             merge_adapters(backbone)
         backbone.save(folder)
         place = str(folder.resolve())  # a folder called "silero" is not the packaged backbone
         identity = identify(place)
         settings = ExtractSettings(
-            backbone=place, max_seconds=self._own.max_seconds, dtype="float32", track=self._own.decoding.track
+            backbone=place, max_seconds=self._tuning.max_seconds, dtype="float32", track=self._tuning.decoding.track
         )
         header = make_header(identity, settings, self._precision)
         features = {
@@ -59,13 +59,13 @@ class Export:
         save_file({n: t.contiguous().cpu() for n, t in model.predictor.state_dict().items()}, temporary)
         replace_durably(temporary, folder / run_folder.BEST)
 
-    def read(self, folder: Path, model: EndToEnd) -> None:
+    def read(self, folder: Path, model: BackboneWithHead) -> None:
         """Put what `write` left into a model; adapters are part of the backbone then.
 
         Raises:
             RunFolderError: a file is missing or damaged.
         """
-        if self._own.lora:
+        if self._tuning.lora:
             merge_adapters(model.backbone)
         try:
             model.backbone.restore(folder)

@@ -34,13 +34,13 @@ class FrozenOutputs:
 
     def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
         path.touch()
-        self._own, self._others = _Entries(path), [_Entries(other) for other in others if other != path]
-        self._own.read_on()
-        os.truncate(path, self._own.end)
+        self._mine, self._others = _Entries(path), [_Entries(other) for other in others if other != path]
+        self._mine.read_on()
+        os.truncate(path, self._mine.end)
 
     def get(self, clip: bytes) -> Tensor | None:
         """(frames, width) of a clip by its hash, or None where it is not there or not whole."""
-        found = self._own.get(clip)
+        found = self._mine.get(clip)
         for other in self._others:
             if found is None:
                 other.read_on()
@@ -58,12 +58,12 @@ class FrozenOutputs:
         array = np.ascontiguousarray(output.detach().cpu().numpy(), dtype=np.float32)
         content = array.tobytes()
         try:
-            with self._own.path.open("ab") as file:
+            with self._mine.path.open("ab") as file:
                 file.write(_HEADER.pack(clip, *array.shape, google_crc32c.value(content)) + content)
         except OSError:
-            os.truncate(self._own.path, self._own.end)
+            os.truncate(self._mine.path, self._mine.end)
             raise
-        self._own.read_on()
+        self._mine.read_on()
 
 
 class _Entries:

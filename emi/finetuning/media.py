@@ -1,4 +1,4 @@
-"""Labelled media as what runs are made from: decoded once, the backbone loaded anew for every run."""
+"""Labelled media as a data source: decoded once; the backbone is loaded anew for every run."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from cache.licences import LICENCE, Licence
 from cache.paths import StrPath
 from emi.finetuning.audio import Audio, decode_audio, mended, open_audio
 from emi.finetuning.export import Export
-from emi.finetuning.model import EndToEnd
+from emi.finetuning.model import BackboneWithHead
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import TABLE, FinetuneSettings
 from emi.finetuning.trainer import FinetuneTrainer
@@ -21,12 +21,11 @@ from extract.failures import Note
 from extract.run import make_header
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
-from train_head.data.label_format import LabelFormat
 from train_head.data.labels import Labels
 from train_head.data.splits import Split, resolve
 from train_head.errors import LabelError
+from train_head.runs.inputs import Inputs, LabelFiles
 from train_head.runs.load import TrainedHead
-from train_head.runs.train import Inputs, read_split_labels
 from train_head.training.augment import AugmentSettings
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings
@@ -38,15 +37,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedMedia:
-    """See `train_head.runs.material.Material`: the rows of its splits are samples.
+    """Decoded audio and a backbone; see `train_head.runs.source.DataSource`. The rows of its splits are samples.
 
     Attributes:
         root: where the media are.
         identity: the backbone.
-        own: how it is trained.
+        tuning: how it is trained.
         precision: of the matrix products.
         processes: who shares the work.
-        targets: columns of the labels.
         init_head: a trained head to start from.
         audio_sha256: of the decoded clips, once they are.
         place: where this process writes, where several share a training.
@@ -55,10 +53,9 @@ class DecodedMedia:
 
     root: StrPath
     identity: Identity
-    own: FinetuneSettings
+    tuning: FinetuneSettings
     precision: str
     processes: Processes
-    targets: tuple[str, ...]
     init_head: TrainedHead | None = None
     audio_sha256: str = ""
     place: Path | None = None
@@ -66,41 +63,43 @@ class DecodedMedia:
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """See `Material`: of the backbone before it was trained."""
-        own = self.own
+        """See `DataSource`: of the backbone before it was trained."""
+        tuning = self.tuning
         settings = ExtractSettings(
-            backbone=self.identity.source, max_seconds=own.max_seconds, dtype="float32", track=own.track or None
+            backbone=self.identity.source, max_seconds=tuning.max_seconds, dtype="float32", track=tuning.track or None
         )
         return make_header(self.identity, settings, self.precision).fingerprint
 
     @property
     def row_seconds(self) -> float:
-        """See `Material`: a row is a sample."""
+        """See `DataSource`: a row is a sample."""
         return 1 / SAMPLE_RATE
 
     @property
     def dim(self) -> int:
-        """See `Material`."""
+        """See `DataSource`."""
         return self.identity.dim + len(self.identity.vad_names)
 
     @property
     def note(self) -> str:
-        """See `Material`."""
-        learned = f"adapters of rank {self.own.lora} learned" if self.own.lora else f"frozen: {self.own.freeze}"
-        if self.own.freeze == "backbone" and not self.own.lora:
+        """See `DataSource`."""
+        learned = (
+            f"adapters of rank {self.tuning.lora} learned" if self.tuning.lora else f"frozen: {self.tuning.freeze}"
+        )
+        if self.tuning.freeze == "backbone" and not self.tuning.lora:
             return "The backbone stayed as it was; the head was trained end to end on it."
         return (
-            f"The backbone was fine-tuned with the head ({learned}; learning rate {self.own.backbone_lr:g}) and lies "
-            "in this folder: `emi extract MEDIA --cache CACHE --backbone THIS_FOLDER` gives its features."
+            f"The backbone was fine-tuned with the head ({learned}; learning rate {self.tuning.backbone_lr:g}) and "
+            "lies in this folder: `emi extract MEDIA --cache CACHE --backbone THIS_FOLDER` gives its features."
         )
 
     @property
     def licence(self) -> Licence:
-        """See `Material`: what the run inherits from its backbone."""
+        """See `DataSource`: what the run inherits from its backbone."""
         return self.identity.licence
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """See `Material`."""
+        """See `DataSource`."""
         made = dict(self.fingerprint)
         backbone = {"source": self.identity.source, "name": made.pop("backbone"), "fingerprint": made}
         if self.identity.revision is not None:
@@ -109,73 +108,69 @@ class DecodedMedia:
             backbone["head_sha256"] = _sha256(self.init_head)
         place = str(Path(self.root).absolute())
         data = {"media": place, "audio_sha256": self.audio_sha256}
-        return {"data": data, TABLE: self.own.to_toml(), "backbone": backbone, LICENCE: self.licence.to_dict()}
+        return {"data": data, TABLE: self.tuning.to_toml(), "backbone": backbone, LICENCE: self.licence.to_dict()}
 
     def prepare(self, folder: Path) -> None:
-        """See `Material`: nothing."""
+        """See `DataSource`: nothing."""
 
-    def trainer(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> FinetuneTrainer:
-        """See `Material`.
+    def training(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> FinetuneTrainer:
+        """See `DataSource`.
 
         Raises:
             TrainSettingsError: the backbone has no such layers.
             BackboneError: it cannot be trained, or its files do not fit.
         """
-        own = self.own
+        tuning = self.tuning
 
-        def build() -> EndToEnd:
+        def build() -> BackboneWithHead:
             torch.manual_seed(settings.seed)  # the first draws are the head's, as in the cached mode
-            predictor = Predictor(settings, self.dim, len(self.targets))
+            predictor = Predictor(settings, self.dim, len(train.labels.names))
             if self.init_head is not None:
                 predictor.load_state_dict(self.init_head.head.state_dict())
-            backbone = load_trainable(self.identity, self.processes.device, self.precision, regularisation(own))
-            return EndToEnd(backbone, predictor, DTYPES[self.precision], AugmentSettings(**settings.augment))
+            backbone = load_trainable(self.identity, self.processes.device, self.precision, regularisation(tuning))
+            return BackboneWithHead(backbone, predictor, DTYPES[self.precision], AugmentSettings(**settings.augment))
 
         return FinetuneTrainer(
             settings,
-            own,
+            tuning,
             build,
             train,
             valid,
             self.processes,
             folder,
             folder if self.home is None or self.place is None else self.home / folder.relative_to(self.place),
-            Export(own, self.precision),
+            Export(tuning, self.precision),
             standardise=settings.standardise and self.init_head is None,
         )
 
 
-def regularisation(own: FinetuneSettings) -> Regularisation:
+def regularisation(tuning: FinetuneSettings) -> Regularisation:
     """What of the settings a backbone is loaded with."""
     return Regularisation(
-        dropout=None if own.backbone_dropout < 0 else own.backbone_dropout,
-        layerdrop=own.layerdrop,
-        spec_augment=own.spec_augment,
-        checkpointing=own.checkpointing,
+        dropout=None if tuning.backbone_dropout < 0 else tuning.backbone_dropout,
+        layerdrop=tuning.layerdrop,
+        spec_augment=tuning.spec_augment,
+        checkpointing=tuning.checkpointing,
     )
 
 
 def gather_media(
-    material: DecodedMedia,
-    files: Mapping[str, StrPath],
+    source: DecodedMedia,
+    label_files: LabelFiles,
     audio: StrPath,
-    form: LabelFormat | None = None,
     *,
     media_root: StrPath | None = None,
-    skip_missing: bool = False,
     on_decode: OnDecode | None = None,
     on_notes: OnNotes | None = None,
 ) -> Inputs:
     """Read the labels, find the media, decode what is not decoded yet.
 
     Args:
-        material: the backbone and the place of the media.
-        files: label CSVs by split.
+        source: the backbone and the place of the media.
+        label_files: which clips, and their labels.
         audio: folder of the decoded audio; the first process writes it, and all read it. Machines that do not see
             that folder decode for themselves.
-        form: how the label files are to be read; see `train_head.runs.train.read_split_labels`.
         media_root: see `extract.sources.find_media`.
-        skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
         on_decode: called after each decoded clip.
         on_notes: called with what should be known of the media, if there is something.
 
@@ -183,18 +178,34 @@ def gather_media(
         LabelError: a label file is wrong, or clips are missing or unreadable; says how many and names the first five.
         MediaListError: there are no media.
     """
-    form = form or LabelFormat()
-    labels = read_split_labels(files, form)
-    places = {source.id: source for source in find_media(material.root, media_root)}
-    labels = {name: resolve(part, places) for name, part in labels.items()}
+    skip_missing = label_files.skip_missing
+    places = {one.id: one for one in find_media(source.root, media_root)}
+    labels = {name: resolve(part, places) for name, part in label_files.read().items()}
     wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
-    _refuse_missing(labels, places, material.root, skip_missing)
-    sources = [places[clip] for clip in wanted if clip in places]
-    processes, own = material.processes, material.own
-    how = (audio, sources, own.max_seconds, own.audio_dtype, own.decoding)
+    _refuse_missing(labels, places, source.root, skip_missing)
+    found = _decoded(source, [places[clip] for clip in wanted if clip in places], audio, on_decode)
+    if found.failures and (not skip_missing or not found.starts):
+        first = found.failures[0]
+        raise LabelError(
+            f"{len(found.failures)} of {len(found.failures) + len(found.starts)} clips cannot be read; the first, "
+            f"{first.path}, {first.reason}. {Path(audio) / 'failures.csv'} lists them: mend or remove them, or give "
+            "--skip-missing (or --allow-truncated, where they are only cut off)"
+        )
+    if on_notes and found.notes:
+        on_notes(found.notes)
+    splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
+    used = sorted({clip for split in splits.values() for clip in split.labels.ids})
+    source = replace(source, audio_sha256=found.sha256(used))
+    return Inputs(source=source, label_files=label_files, labels=labels, splits=splits)
+
+
+def _decoded(source: DecodedMedia, sources: Sequence[Source], audio: StrPath, on_decode: OnDecode | None) -> Audio:
+    """Return the decoded audio of some media; the first process of each machine that lacks it decodes."""
+    processes, tuning = source.processes, source.tuning
+    how = (audio, sources, tuning.max_seconds, tuning.audio_dtype, tuning.decoding)
     if processes.first:
         there = open_audio(*how)
-        if there is None or mended(there.failures, own.max_seconds, own.decoding):
+        if there is None or mended(there.failures, tuning.max_seconds, tuning.decoding):
             decode_audio(*how, on_progress=on_decode)
     processes.wait()
     found = open_audio(*how)
@@ -204,19 +215,7 @@ def gather_media(
     found = found or open_audio(*how)
     if found is None:
         raise LabelError(f"the decoded audio in {audio} is not of these media; name another folder with --audio")
-    if found.failures and (not skip_missing or len(found.failures) == len(sources)):
-        first = found.failures[0]
-        raise LabelError(
-            f"{len(found.failures)} of {len(sources)} clips cannot be read; the first, {first.path}, {first.reason}. "
-            f"{Path(audio) / 'failures.csv'} lists them: mend or remove them, or give --skip-missing "
-            "(or --allow-truncated, where they are only cut off)"
-        )
-    if on_notes and found.notes:
-        on_notes(found.notes)
-    splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
-    used = sorted({clip for split in splits.values() for clip in split.labels.ids})
-    material = replace(material, audio_sha256=found.sha256(used))
-    return Inputs(material=material, files=dict(files), labels=labels, splits=splits, form=form)
+    return found
 
 
 def _split(labels: Labels, audio: Audio, skip_missing: bool) -> Split:

@@ -31,8 +31,8 @@ def advise(trainer: "FinetuneTrainer") -> Iterator[None]:
 
 
 def _sentence(trainer: "FinetuneTrainer") -> str:
-    own, seconds = trainer.own, trainer.piece_seconds
-    longest = min(own.max_seconds, float(trainer.train.lengths.max()) / 16_000)
+    tuning, seconds = trainer.tuning, trainer.piece_seconds
+    longest = min(tuning.max_seconds, float(trainer.train.lengths.max()) / 16_000)
     what = f"{trainer.processes.device.type} has no memory for {seconds:g} s of audio at once"
     ways = []
     if seconds > longest:
@@ -41,15 +41,15 @@ def _sentence(trainer: "FinetuneTrainer") -> str:
             f"--batch-seconds {fewer:g} takes {100 * fewer / seconds:.0f} % of the memory of activations, and trains "
             "on the same batches"
         )
-    if not own.checkpointing:
+    if not tuning.checkpointing:
         ways.append("--checkpointing keeps one layer's activations at a time, for 1.5 to 2.0 times the time")
-    splits = own.freeze != "backbone" or own.lora
-    if own.processes > 1 and trainer.processes.device.type == "cpu":
-        ways.append(f"--processes {own.processes - 1} leaves more memory to each, for more time")
-    if trainer.processes.count > 1 and splits and not own.fsdp and not own.layerdrop:
+    splits = tuning.freeze != "backbone" or tuning.lora
+    if tuning.processes > 1 and trainer.processes.device.type == "cpu":
+        ways.append(f"--processes {tuning.processes - 1} leaves more memory to each, for more time")
+    if trainer.processes.count > 1 and splits and not tuning.fsdp and not tuning.layerdrop:
         ways.append("--fsdp splits weights, gradients and optimizer over the processes")
     stages, frozen = len(trainer.depth.stages), trainer.depth.never
-    if frozen < stages - 1 and not own.lora:
+    if frozen < stages - 1 and not tuning.lora:
         half = (stages - frozen) // 2
         layers = sum(stage.name.startswith("layer ") for stage in trainer.depth.stages[: frozen + half])
         if layers:
@@ -58,5 +58,5 @@ def _sentence(trainer: "FinetuneTrainer") -> str:
                 "layers"
             )
     if not ways:
-        ways.append(f"--max-seconds below {own.max_seconds:g} shortens the longest clips, in a new --out")
+        ways.append(f"--max-seconds below {tuning.max_seconds:g} shortens the longest clips, in a new --out")
     return f"{what}; {'; or '.join(ways)}; then run the command again"

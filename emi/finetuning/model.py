@@ -11,7 +11,7 @@ from train_head.training.augment import AugmentSettings, augment
 from train_head.training.predictor import Predictor
 
 
-class EndToEnd(nn.Module):
+class BackboneWithHead(nn.Module):
     """Waveforms → frames ⊕ frame-wise VAD → the head of the cached mode.
 
     Args:

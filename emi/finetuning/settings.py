@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.paths import StrPath
+from cache.settings import setting
 from extract.settings import DecodeOptions
 from train_head.errors import TrainSettingsError, unknown
 from train_head.training.settings import TrainSettings, resolve_settings
@@ -18,61 +19,52 @@ AUDIO_DTYPES = ("auto", "int16")
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """How the backbone under a head is trained.
+    """How the backbone under a head is trained. Frozen parts run without dropout, except beside adapters."""
 
-    Attributes:
-        freeze: what never learns: "none", "cnn" (the convolutions, as is usual for wav2vec 2.0), "layers:N" (also the
-            projection and the first N layers), or "backbone". Frozen parts run without dropout, but beside adapters.
-        unfreeze_every: the head learns alone for so many epochs, then one stage more with each so many, from the top
-            down; 0 trains all that `freeze` leaves from the start.
-        backbone_lr: peak learning rate of the backbone; that of the head is `lr`.
-        layer_decay: the learning rate of each stage is so many times that of the one above it.
-        backbone_dropout: of every dropout in it; -1 leaves the checkpoint's own.
-        layerdrop: chance of each layer that learns to be skipped; with SpecAugment, and in WavLM, of any layer.
-        spec_augment: whether spans of frames are masked as the checkpoint's configuration says.
-        noise_snr: white noise is added at a signal-to-noise ratio from here up to 20 dB more; 0 adds none.
-        gain_db: the waveform is made louder or softer by up to so much, which matters where it is not normalised.
-        speed: a third of the clips each is played slower and faster by this share, 0.1 for example.
-        lora: rank of low-rank adapters, which then learn in place of the layers they stand beside; 0 uses none.
-        checkpointing: compute activations again on the way back instead of keeping them: less memory, more time, the
-            same numbers.
-        fsdp: split weights, gradients and optimizer state over the processes: less memory in each, more exchanged, the
-            same numbers.
-        processes: on this machine that share each batch, with an equal part of a CPU's threads each, or a GPU; each
-            holds what one alone would. Results differ by rounding; with dropout, what is drawn depends on their number.
-        batch_seconds: audio (clips x longest clip) that goes through the backbone at once; 0 chooses. It sets the
-            memory, and without dropout no number: gradients are those of `batch_size` clips.
-        remember: keep on disk, for the time of the run, what the frozen bottom of the backbone gives of each clip, so
-            that it is computed once; where waveforms are not augmented, and the disk has room.
-        max_seconds: what is kept of each clip.
-        audio_dtype: how decoded audio is kept: "auto", 16-bit where that loses nothing (16 kHz PCM) and else float32;
-            or "int16", rounded to 16 bits always.
-        track: number of the audio track, from 1 on; 0 takes the one marked default, else the first.
-        allow_truncated: use media that are cut off or damaged as far as they decode.
-        save_minutes: the state is saved after so much time within an epoch, and at its end.
-    """
-
-    freeze: str = "cnn"
-    unfreeze_every: int = 0
-    backbone_lr: float = 1e-5
-    layer_decay: float = 1.0
-    backbone_dropout: float = -1.0
-    layerdrop: float = 0.0
-    spec_augment: bool = False
-    noise_snr: float = 0.0
-    gain_db: float = 0.0
-    speed: float = 0.0
-    lora: int = 0
-    checkpointing: bool = False
-    fsdp: bool = False
-    processes: int = 1
-    batch_seconds: float = 0.0
-    remember: bool = True
-    max_seconds: float = 12.0
-    audio_dtype: str = "auto"
-    track: int = 0
-    allow_truncated: bool = False
-    save_minutes: float = 10.0
+    freeze: str = setting(
+        "cnn",
+        "What is never trained: none, cnn, layers:N (the CNN, the projection and the first N layers) or backbone.",
+    )
+    unfreeze_every: int = setting(
+        0, "Train the head alone for N epochs, then one more stage every N, from the top down; 0 trains all at once."
+    )
+    backbone_lr: float = setting(1e-5, "Peak learning rate of the backbone; that of the head is --lr.")
+    layer_decay: float = setting(1.0, "Learning rate of each stage as a multiple of that of the stage above it.")
+    backbone_dropout: float = setting(-1.0, "Every dropout in the backbone; -1 leaves the checkpoint's values.")
+    layerdrop: float = setting(0.0, "Probability with which each layer is skipped.")
+    spec_augment: bool = setting(False, "Mask spans of frames as the checkpoint's configuration says.")
+    noise_snr: float = setting(
+        0.0, "Add white noise at a signal-to-noise ratio from this many dB to 20 dB more; 0 adds none.", option=None
+    )
+    gain_db: float = setting(
+        0.0, "Change loudness by up to this many dB, which matters without normalisation.", option=None
+    )
+    speed: float = setting(
+        0.0, "Play a third of the clips slower and a third faster by this share, such as 0.1.", option=None
+    )
+    lora: int = setting(
+        0, "Rank of low-rank adapters, trained in place of the layers beside them; needs peft; 0 is off."
+    )
+    checkpointing: bool = setting(False, "Compute activations twice instead of keeping them: less memory, more time.")
+    fsdp: bool = setting(False, "Split weights, gradients and optimizer state over the processes: less memory in each.")
+    processes: int = setting(
+        1, "Processes on this machine that share each batch, each with a GPU or a share of the CPU's threads."
+    )
+    batch_seconds: float = setting(
+        0.0, "Audio that passes the backbone at once: sets the memory; 0 takes 24 s on a CPU, 120 s on CUDA."
+    )
+    remember: bool = setting(
+        True,
+        "Keep the outputs of frozen bottom layers on disk during the run, so that they are computed once.",
+        option=None,
+    )
+    max_seconds: float = setting(12.0, "Use this much of each clip.")
+    audio_dtype: str = setting(
+        "auto", "Decoded audio: auto (16-bit where that loses nothing, else float32) or int16 (rounded).", option=None
+    )
+    track: int = setting(0, "Audio track, from 1; 0 takes the one marked default, else the first.", metavar="N")
+    allow_truncated: bool = setting(False, "Use files that are cut off or damaged as far as they decode.")
+    save_minutes: float = setting(10.0, "Minutes after which the state is saved within an epoch.", option=None)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -140,12 +132,12 @@ def resolve(config: StrPath | None = None, **overrides: Any) -> tuple[TrainSetti
         TrainSettingsError: an unknown key (with the nearest known one), a wrong type or a value out of range.
     """
     known = {field.name for field in fields(FinetuneSettings)}
-    own = _table(config) | {key: v for key, v in overrides.items() if key in known and v is not None}
+    given = _table(config) | {key: v for key, v in overrides.items() if key in known and v is not None}
     rest = {key: value for key, value in overrides.items() if key not in known}
     settings = resolve_settings(config, **rest)
     if settings.augment["mixup"]:
         raise TrainSettingsError("mixup mixes cached features, and fine-tuning has none; leave it out")
-    return settings, FinetuneSettings(**own)
+    return settings, FinetuneSettings(**given)
 
 
 def _table(config: StrPath | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from emi.finetuning.model import EndToEnd
+from emi.finetuning.model import BackboneWithHead
 from emi.finetuning.settings import FinetuneSettings
 from train_head.errors import TrainSettingsError
 
@@ -23,20 +23,20 @@ T = TypeVar("T")
 Average = Callable[[Any, Any, Any], None]
 
 
-def check_sharding(own: FinetuneSettings, processes: int) -> None:
+def check_sharding(tuning: FinetuneSettings, processes: int) -> None:
     """Refuse to shard over a single process, which would need as much memory as before.
 
     Raises:
         TrainSettingsError: says how several are started.
     """
-    if own.fsdp and processes == 1:
+    if tuning.fsdp and processes == 1:
         raise TrainSettingsError(
             "--fsdp splits the weights over several processes, and this is one; give --processes 2, or start torchrun, "
             "or give --no-fsdp, which changes results by rounding only"
         )
 
 
-def shard(model: EndToEnd, whole: int, device: torch.device) -> None:
+def shard(model: BackboneWithHead, whole: int, device: torch.device) -> None:
     """Split a model's parameters over the processes, in place; an optimizer must be made after it.
 
     A layer's weights are gathered while it is computed, forth and back. What no such stage holds is gathered for the

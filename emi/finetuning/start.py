@@ -1,12 +1,11 @@
-"""From media and label files to a finished fine-tuning: what the command line and `emi.finetuning` call."""
+"""From media and label files to a fine-tuned backbone and head: what the command line and `emi.finetune` call."""
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,186 +13,158 @@ from torch import nn
 from cache.paths import StrPath
 from cache.system.memory import give_freed_memory_back, keep_freed_memory
 from emi.finetuning.depth import Depth
-from emi.finetuning.helpers import helpers
-from emi.finetuning.media import DecodedMedia, OnDecode, OnNotes, gather_media, regularisation
+from emi.finetuning.local_processes import local_processes
+from emi.finetuning.media import DecodedMedia, gather_media, regularisation
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.sharding import check_sharding
 from extract.backbones import Identity, identify, load_trainable
-from train_head.data.label_format import LabelColumns, LabelFormat
+from extract.failures import Note
 from train_head.data.labels import read_labels
 from train_head.errors import RunFolderError, TrainSettingsError
-from train_head.protocols import Outcome, check_protocol, run_on
-from train_head.protocols.members import OnRun
+from train_head.protocols import Outcome, train
+from train_head.runs.inputs import LabelFiles
 from train_head.runs.load import TrainedHead, load_head
 from train_head.runs.run_folder import CONFIG
+from train_head.training.loop import Reporter
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings, resolve_settings
-from train_head.training.trainer import OnEpoch
+from train_head.validation import Validation
 
 AUDIO = "audio"
-"""Folder of the decoded audio within the run folder's parent, where none is named."""
+"""Where no folder of decoded audio is named, it is OUT-audio."""
 
 
-def finetune(
-    media: StrPath,
-    train: StrPath,
-    valid: StrPath | None,
-    out: StrPath,
-    settings: TrainSettings | None = None,
-    own: FinetuneSettings | None = None,
-    *,
-    backbone: str,
-    revision: str | None = None,
-    test: StrPath | None = None,
-    init_head: StrPath | None = None,
-    audio: StrPath | None = None,
-    media_root: StrPath | None = None,
-    skip_missing: bool = False,
-    columns: LabelColumns | None = None,
-    seeds: int | None = None,
-    folds: int | None = None,
-    only_fold: int | None = None,
-    train_on_all: bool = False,
-    on_decode: OnDecode | None = None,
-    on_notes: OnNotes | None = None,
-    on_run: OnRun | None = None,
-    on_epoch: OnEpoch | None = None,
-    on_note: Callable[[str], None] | None = None,
-) -> Outcome:
-    """Train backbone and head together, one run or several by a protocol; called again it goes on.
+@dataclass(frozen=True, kw_only=True)
+class FinetuneData:
+    """What is fine-tuned, and on what.
 
-    Where `own.processes`, torchrun or `accelerate launch` start several, they share every step; the first one writes.
-
-    Args:
+    Attributes:
         media: a folder, a CSV or a list, as for extraction.
-        train: label CSV of the training split.
-        valid: label CSV by which the best epoch is chosen; with folds, more clips to cut, or None.
-        out: run folder, or the folder of the runs; a finished run is a backbone for extraction as well.
-        settings: of the head and the optimizer.
-        own: of the backbone.
+        label_files: label CSVs of "train", perhaps "valid" (by which the best epoch is chosen) and "test".
         backbone: name, Hugging Face id or folder.
         revision: branch, tag or commit of an id; the main branch by default.
-        test: CSV of a third split to predict; its targets may be missing.
         init_head: run folder of a head that was trained on this backbone's cached features, to start from.
         audio: folder of the decoded audio, which runs may share; OUT-audio beside the run folder by default.
         media_root: where the paths of a CSV or list start.
-        skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
-        columns: as for `train_head.protocols.run_protocol`.
-        seeds: likewise.
-        folds: likewise.
-        only_fold: likewise.
-        train_on_all: likewise.
-        on_decode: called after each decoded clip with clips done, of how many, and its seconds.
-        on_notes: called with what should be known of the media, if there is something.
-        on_run: called before each of several runs.
-        on_epoch: called with each epoch's record.
-        on_note: called with a sentence on the checkpoint, where there is something to say.
+    """
+
+    media: StrPath
+    label_files: LabelFiles
+    backbone: str
+    revision: str | None = None
+    init_head: StrPath | None = None
+    audio: StrPath | None = None
+    media_root: StrPath | None = None
+
+
+class FinetuneReporter(Reporter):
+    """Also hears of the media."""
+
+    def clip_decoded(self, done: int, total: int, seconds: float) -> None:
+        """Hear of a decoded clip: its number, the number of all clips, and its seconds."""
+
+    def media_notes(self, notes: Sequence[Note]) -> None:
+        """Hear what should be known of the media, if there is something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What each of the processes that share a training does; picklable."""
+
+    data: FinetuneData
+    out: Path
+    settings: TrainSettings
+    tuning: FinetuneSettings
+    validation: Validation
+    identity: Identity
+
+    def run(self, reporter: FinetuneReporter | None = None) -> Outcome:
+        data, settings, tuning, identity = self.data, self.settings, self.tuning, self.identity
+        if settings.device == "cpu":
+            spare_time_or_memory(tuning)
+        processes = Processes(settings.device)
+        check_sharding(tuning, processes.count)
+        if not (self.out / CONFIG).is_file():
+            check_backbone(identity, settings, tuning)
+        if reporter is None or not processes.first:
+            reporter = FinetuneReporter()
+        head = load_init_head(data.init_head, identity, settings) if data.init_head is not None else None
+        if head is not None:
+            targets = read_labels(data.label_files.files["train"], data.label_files.format).names
+            check_init_head(head, data, targets, settings)
+        source = DecodedMedia(
+            root=data.media,
+            identity=identity,
+            tuning=tuning,
+            precision=settings.precision,
+            processes=processes,
+            init_head=head,
+        )
+        inputs = gather_media(
+            source,
+            data.label_files,
+            data.audio or default_audio(self.out),
+            media_root=data.media_root,
+            on_decode=reporter.clip_decoded,
+            on_notes=reporter.media_notes,
+        )
+        with _run_folder(processes, self.out) as place:
+            placed = replace(inputs.source, place=place, home=self.out)  # type: ignore[type-var]
+            return train(replace(inputs, source=placed), place, settings, self.validation, reporter)
+
+
+def finetune(
+    data: FinetuneData,
+    out: StrPath,
+    settings: TrainSettings | None = None,
+    tuning: FinetuneSettings | None = None,
+    validation: Validation | None = None,
+    reporter: FinetuneReporter | None = None,
+) -> Outcome:
+    """Train backbone and head together, one run or several by a protocol; called again it resumes.
+
+    Where `tuning.processes`, torchrun or `accelerate launch` start several processes, they share every step; the first
+    one writes.
+
+    Args:
+        data: media, labels and backbone.
+        out: run folder, or the folder of the runs; a finished run is a backbone for extraction as well.
+        settings: of the head and the optimizer.
+        tuning: of the backbone.
+        validation: how many runs, and on which clips each is validated.
+        reporter: hears of media, runs, epochs and steps.
 
     Raises:
         TrainSettingsError, LabelError, BackboneError, RunFolderError, MediaListError: before the first step.
         DivergedError: the loss is not finite.
         FinetuneMemoryError: the memory does not suffice; says what to change.
-        HelperError: one of `own.processes` ended early.
+        LocalProcessError: one of `tuning.processes` ended early.
     """
-    check_protocol(valid is not None, seeds, folds, train_on_all, only_fold)
-    out = Path(out).absolute()
-    settings, own = settings or TrainSettings(), own or FinetuneSettings()
-    identity = identify(backbone, revision)
-    if on_note and identity.note:
-        on_note(identity.note)
-    settings = on_this_machine(settings, identity)
-    files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
-    work = partial(
-        _work,
-        media,
-        files,
-        out,
-        settings,
-        own,
-        identity,
-        init_head,
-        audio or default_audio(out),
-        form=settings.label_format(columns),
-        gathering={"media_root": media_root, "skip_missing": skip_missing},
-        protocol={"seeds": seeds, "folds": folds, "only_fold": only_fold, "train_on_all": train_on_all},
-    )
-    with helpers(own.processes, settings.device, work):
-        return work(on_decode=on_decode, on_notes=on_notes, on_run=on_run, on_epoch=on_epoch)
-
-
-def _work(
-    media: StrPath,
-    files: Mapping[str, StrPath],
-    out: Path,
-    settings: TrainSettings,
-    own: FinetuneSettings,
-    identity: Identity,
-    init_head: StrPath | None,
-    audio: StrPath,
-    *,
-    form: LabelFormat,
-    gathering: Mapping[str, Any],
-    protocol: Mapping[str, Any],
-    on_decode: OnDecode | None = None,
-    on_notes: OnNotes | None = None,
-    on_run: OnRun | None = None,
-    on_epoch: OnEpoch | None = None,
-) -> Outcome:
-    """What each process does; `finetune` says of what."""
-    if settings.device == "cpu":
-        spare_time_or_memory(own)
-    processes = Processes(settings.device)
-    check_sharding(own, processes.count)
-    if not (out / CONFIG).is_file():
-        check_backbone(identity, settings, own)
-    head = load_init_head(init_head, identity, settings) if init_head is not None else None
-    material = DecodedMedia(
-        root=media,
+    validation = validation or Validation()
+    validation.check_split(data.label_files.files.get("valid"))
+    identity = identify(data.backbone, data.revision)
+    if reporter is not None and identity.note:
+        reporter.note(identity.note)
+    tuning = tuning or FinetuneSettings()
+    job = _Job(
+        data=data,
+        out=Path(out).absolute(),
+        settings=on_this_machine(settings or TrainSettings(), identity),
+        tuning=tuning,
+        validation=validation,
         identity=identity,
-        own=own,
-        precision=settings.precision,
-        processes=processes,
-        targets=read_labels(files["train"], form).names,
-        init_head=head,
     )
-    if head is not None and head.names != material.targets:
-        raise TrainSettingsError(
-            f"{init_head} predicts {', '.join(head.names)}, and {files['train']} has {', '.join(material.targets)}; "
-            "start from a head of the same targets, or leave out --init-head"
-        )
-    if head is not None and head.label_range != settings.label_range:
-        low, high = head.label_range
-        raise TrainSettingsError(
-            f"{init_head} was trained on labels from {low:g} to {high:g}; give --label-range {low:g},{high:g} here "
-            "too, or leave out --init-head"
-        )
-    inputs = gather_media(
-        material,
-        files,
-        audio,
-        form,
-        on_decode=on_decode,
-        on_notes=on_notes if processes.first else None,
-        **gathering,
-    )
-    with _own_folder(processes, out) as place:
-        return run_on(
-            replace(inputs, material=replace(cast(DecodedMedia, inputs.material), place=place, home=out)),
-            place,
-            settings,
-            **protocol,
-            on_run=on_run if processes.first else None,
-            on_epoch=on_epoch,
-        )
+    with local_processes(tuning.processes, job.settings.device, job.run):
+        return job.run(reporter)
 
 
-def spare_time_or_memory(own: FinetuneSettings) -> None:
-    """What a CPU does with memory that is freed: who asks for checkpointing or FSDP has too little, and else time."""
-    give_freed_memory_back() if own.checkpointing or own.fsdp else keep_freed_memory()
+def spare_time_or_memory(tuning: FinetuneSettings) -> None:
+    """Set what a CPU does with freed memory: checkpointing and FSDP are for those who have too little of it."""
+    give_freed_memory_back() if tuning.checkpointing or tuning.fsdp else keep_freed_memory()
 
 
-def check_backbone(identity: Identity, settings: TrainSettings, own: FinetuneSettings) -> None:
+def check_backbone(identity: Identity, settings: TrainSettings, tuning: FinetuneSettings) -> None:
     """Refuse what the backbone cannot do, before media are decoded and a run folder is made.
 
     Raises:
@@ -201,17 +172,17 @@ def check_backbone(identity: Identity, settings: TrainSettings, own: FinetuneSet
         BackboneError: it cannot be trained, or has no place for adapters, or its files do not fit.
     """
     settings = on_this_machine(settings, identity)
-    Depth(load_trainable(identity, torch.device("cpu"), settings.precision, regularisation(own)), own)
+    Depth(load_trainable(identity, torch.device("cpu"), settings.precision, regularisation(tuning)), tuning)
 
 
 def default_audio(out: StrPath) -> Path:
-    """Beside the run folder, which must be empty where a run begins."""
+    """Return the folder beside the run folder, which must be empty where a run begins."""
     place = Path(out)
     return place.with_name(f"{place.name}-{AUDIO}")
 
 
 def on_this_machine(settings: TrainSettings, identity: Identity) -> TrainSettings:
-    """Settle device and precision.
+    """Resolve device and precision.
 
     Raises:
         TrainSettingsError: no such device, or the backbone does not compute in the precision asked for.
@@ -235,7 +206,7 @@ def on_this_machine(settings: TrainSettings, identity: Identity) -> TrainSetting
 def resolve_with_head(
     config: StrPath | None, init_head: StrPath | None, **overrides: Any
 ) -> tuple[TrainSettings, FinetuneSettings]:
-    """Settings from a file and keywords, the head's kind and options being those of the head to start from.
+    """Resolve settings from a file and keywords; kind and options of the head are those of the head to start from.
 
     Raises:
         TrainSettingsError: see `emi.finetuning.settings.resolve`.
@@ -249,7 +220,7 @@ def resolve_with_head(
 
 
 def load_init_head(run: StrPath, identity: Identity, settings: TrainSettings) -> TrainedHead:
-    """A trained head that fits the backbone.
+    """Load a trained head that fits the backbone.
 
     Raises:
         TrainSettingsError: it was trained on other features, or is another head than the settings say.
@@ -284,13 +255,32 @@ def load_init_head(run: StrPath, identity: Identity, settings: TrainSettings) ->
     return trained
 
 
+def check_init_head(head: TrainedHead, data: FinetuneData, targets: Sequence[str], settings: TrainSettings) -> None:
+    """Refuse a head of other targets, or on another scale.
+
+    Raises:
+        TrainSettingsError: says what differs.
+    """
+    if head.names != tuple(targets):
+        raise TrainSettingsError(
+            f"{data.init_head} predicts {', '.join(head.names)}, and {data.label_files.files['train']} has "
+            f"{', '.join(targets)}; start from a head of the same targets, or leave out --init-head"
+        )
+    if head.label_range != settings.label_range:
+        low, high = head.label_range
+        raise TrainSettingsError(
+            f"{data.init_head} was trained on labels from {low:g} to {high:g}; give --label-range {low:g},{high:g} "
+            "here too, or leave out --init-head"
+        )
+
+
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 @contextlib.contextmanager
-def _own_folder(processes: Processes, out: Path) -> Iterator[Path]:
-    """The run folder for the first process, and a passing one for the others, which write what nobody reads."""
+def _run_folder(processes: Processes, out: Path) -> Iterator[Path]:
+    """Yield the run folder to the first process, and a temporary one, which nobody reads, to the others."""
     if processes.first:
         yield out
         return

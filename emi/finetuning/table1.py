@@ -3,8 +3,8 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,27 @@ from cache.ids import match_ids
 from cache.paths import StrPath
 from cache.reader import open_cache
 from cache.system.atomic_file import write_atomically
-from emi.finetuning.helpers import check_processes
-from emi.finetuning.media import OnDecode
+from emi.finetuning.local_processes import check_processes
 from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.sharding import check_sharding
-from emi.finetuning.start import check_backbone, finetune, on_this_machine
+from emi.finetuning.start import (
+    FinetuneData,
+    FinetuneReporter,
+    check_backbone,
+    finetune,
+    on_this_machine,
+)
 from extract.backbones import identify
 from extract.run import extract, make_header
 from extract.settings import ExtractSettings
-from train_head.data.label_format import LabelColumns
 from train_head.data.labels import Labels
 from train_head.errors import TrainSettingsError
-from train_head.protocols import Outcome, ProtocolResult, run_protocol
-from train_head.protocols.members import OnRun
+from train_head.protocols import Outcome, ProtocolResult, train
 from train_head.protocols.pool import check_apart
 from train_head.reports.tables import OVER_TARGETS
-from train_head.runs.train import check_groups, read_split_labels
+from train_head.runs.inputs import check_disjoint_splits, gather_inputs
 from train_head.training.settings import TrainSettings
-from train_head.training.trainer import OnEpoch
+from train_head.validation import Validation
 
 FEATURES, AUDIO, CSV, MARKDOWN, PLOT = "features.zarr", "audio", "table1.csv", "table1.md", "table1"
 
@@ -108,8 +111,8 @@ class Table1:
         for row, outcome in zip(ROWS, self.outcomes, strict=True):
             result = outcome.result
             assert isinstance(result, ProtocolResult)
-            scored, everything = result.valid, outcome.everything
-            all_report = everything.test_report if everything is not None else None
+            scored, on_all = result.valid, outcome.on_all
+            all_report = on_all.test_report if on_all is not None else None
             found.append(
                 {
                     "row": row.name,
@@ -176,106 +179,57 @@ _NOTE = (
 )
 
 
+class TableReporter(FinetuneReporter):
+    """Also hears of the rows."""
+
+    def row_started(self, name: str) -> None:
+        """Hear that a row begins."""
+
+
 def table1(
-    media: StrPath,
-    train: StrPath,
-    valid: StrPath,
+    data: FinetuneData,
     out: StrPath,
     *,
-    backbone: str,
-    test: StrPath | None = None,
     seeds: int = 3,
     config: StrPath | None = None,
-    media_root: StrPath | None = None,
-    skip_missing: bool = False,
-    columns: LabelColumns | None = None,
-    on_row: Callable[[str], None] | None = None,
-    on_decode: OnDecode | None = None,
-    on_run: OnRun | None = None,
-    on_epoch: OnEpoch | None = None,
+    reporter: TableReporter | None = None,
     **settings: Any,
 ) -> Table1:
-    """Run every row; called again it goes on with the first that is not finished.
+    """Run every row; called again it resumes with the first that is not finished.
 
     The frozen rows train on features that are extracted once, into OUT/features.zarr; the others end to end.
 
     Args:
-        media: a folder, a CSV or a list, as for extraction.
-        train: label CSV of the training split.
-        valid: label CSV of the validation split.
+        data: media, labels and backbone; with a test split the unfrozen rows are trained on train and valid as well.
         out: folder; gets one folder of seeds per row, table1.csv, table1.md and table1.svg.
-        backbone: name, Hugging Face id or folder.
-        test: CSV of a third split with targets; with it the unfrozen rows are trained on train+val as well.
         seeds: runs per row.
         config: TOML file of settings that the rows have in common.
-        media_root: where the paths of a CSV or list start.
-        skip_missing: leave out labelled clips whose media are missing or unreadable.
-        columns: as for `train_head.protocols.run_protocol`.
-        on_row: called with the name of each row before it begins.
-        on_decode: called after each decoded or extracted clip.
-        on_run: called before each run.
-        on_epoch: called with each epoch's record.
+        reporter: hears of rows, media, runs and epochs.
         **settings: of the heads and of the backbone, as for `emi.finetune`.
 
     Raises:
-        EmiError: see `emi.finetuning.finetune`.
+        EmiError: see `emi.finetuning.start.finetune`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainSettingsError("emi table1 runs in no torchrun; give --set processes=N, or train its rows one by one")
-    folder = Path(out)
+    folder, reporter, tested = Path(out), reporter or TableReporter(), "test" in data.label_files.files
     resolved = [resolve(config, **(settings | row.overrides)) for row in ROWS]
-    if resolved[-1][1].freeze == "backbone":
-        raise TrainSettingsError("freeze backbone leaves nothing to the unfrozen rows; give none, cnn or layers:N")
-    identity, (settled, unfrozen) = identify(backbone), resolved[-1]
-    check_sharding(unfrozen, unfrozen.processes)
-    check_processes(unfrozen.processes, on_this_machine(settled, identity).device)
-    check_backbone(identity, settled, unfrozen)
-    files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
-    labels = read_split_labels(files, resolved[0][0].label_format(columns))
-    check_groups(labels)
-    if test is not None and not skip_missing:  # which clips are left is known later
+    _check(data, resolved[-1])
+    labels = data.label_files.read()
+    check_disjoint_splits(labels)
+    if tested and not data.label_files.skip_missing:  # which clips are left is known later
         check_apart(labels["train"], labels["valid"])
-    features = folder / FEATURES
-    _extract(media, features, backbone, *resolved[0], media_root, on_decode, labels)
+    _extract(data, folder / FEATURES, *resolved[0], labels, reporter)
+    data = replace(data, audio=folder / AUDIO)
     outcomes = []
-    for row, (own, tuned) in zip(ROWS, resolved, strict=True):
-        if on_row:
-            on_row(row.name)
-        place = folder / row.folder
+    for row, (of_head, tuning) in zip(ROWS, resolved, strict=True):
+        reporter.row_started(row.name)
         if row.unfrozen:
-            outcome = finetune(
-                media,
-                train,
-                valid,
-                place,
-                own,
-                tuned,
-                backbone=backbone,
-                test=test,
-                audio=folder / AUDIO,
-                media_root=media_root,
-                skip_missing=skip_missing,
-                columns=columns,
-                seeds=seeds,
-                train_on_all=test is not None,
-                on_decode=on_decode,
-                on_run=on_run,
-                on_epoch=on_epoch,
-            )
+            validation = Validation(seeds=seeds, on_all=tested)
+            outcome = finetune(data, folder / row.folder, of_head, tuning, validation, reporter)
         else:
-            outcome = run_protocol(
-                features,
-                train,
-                valid,
-                place,
-                own,
-                test=test,
-                skip_missing=skip_missing,
-                columns=columns,
-                seeds=seeds,
-                on_run=on_run,
-                on_epoch=on_epoch,
-            )
+            inputs = gather_inputs(folder / FEATURES, data.label_files)
+            outcome = train(inputs, folder / row.folder, of_head, Validation(seeds=seeds), reporter)
         outcomes.append(outcome)
     done = Table1(folder, tuple(outcomes))
     write_atomically(folder / CSV, done.csv().encode())
@@ -284,30 +238,38 @@ def table1(
     return done
 
 
+def _check(data: FinetuneData, last: tuple[TrainSettings, FinetuneSettings]) -> None:
+    """Refuse what the unfrozen rows cannot do, before the others are trained."""
+    settings, tuning = last
+    if tuning.freeze == "backbone":
+        raise TrainSettingsError("freeze backbone leaves nothing to the unfrozen rows; give none, cnn or layers:N")
+    identity = identify(data.backbone)
+    check_sharding(tuning, tuning.processes)
+    check_processes(tuning.processes, on_this_machine(settings, identity).device)
+    check_backbone(identity, settings, tuning)
+
+
 def _extract(
-    media: StrPath,
+    data: FinetuneData,
     cache: Path,
-    backbone: str,
     settings: TrainSettings,
-    own: FinetuneSettings,
-    media_root: StrPath | None,
-    on_decode: OnDecode | None,
+    tuning: FinetuneSettings,
     labels: Mapping[str, Labels],
+    reporter: TableReporter,
 ) -> None:
-    """In the precision and on the device of the rows that are not frozen."""
+    """Extract in the precision and on the device of the rows that are not frozen."""
     cache.parent.mkdir(parents=True, exist_ok=True)
-    root = str(media_root) if media_root is not None else None
     how = ExtractSettings(
-        backbone=backbone,
-        max_seconds=own.max_seconds,
+        backbone=data.backbone,
+        max_seconds=tuning.max_seconds,
         precision=settings.precision,
         device=settings.device,
-        media_root=root,
-        track=own.decoding.track,
-        allow_truncated=own.allow_truncated,
+        media_root=str(data.media_root) if data.media_root is not None else None,
+        track=tuning.decoding.track,
+        allow_truncated=tuning.allow_truncated,
     )
     try:
-        extract(media, cache, how, on_progress=on_decode)
+        extract(data.media, cache, how, on_progress=reporter.clip_decoded)
     except StaleCacheError as error:
         if not _whole_by_older_decoder(cache, how, labels):
             raise StaleCacheError(f"{error}; for that, remove {cache}") from error

@@ -28,7 +28,7 @@ from emi.finetuning.depth import Depth, adapters_merged, merge_adapters
 from emi.finetuning.export import Export
 from emi.finetuning.gradients import Gradients
 from emi.finetuning.memory import advise
-from emi.finetuning.model import EndToEnd
+from emi.finetuning.model import BackboneWithHead
 from emi.finetuning.processes import Processes, finite
 from emi.finetuning.settings import FinetuneSettings
 from emi.finetuning.sharding import gathered, local, moving_average, outline, part_of, shard, state_of
@@ -38,18 +38,18 @@ from train_head.errors import RunFolderError
 from train_head.evaluation.metrics import evaluate
 from train_head.losses import build_objective
 from train_head.runs import run_folder
-from train_head.training.course import Course, OnEpoch, Record, epoch_seed, learning_rate
+from train_head.training.loop import SILENT, Record, Reporter, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.settings import TrainSettings
 
 BEST_SO_FAR, FROZEN = "best_so_far.safetensors", "frozen-{}.bin"
 
 
-class FinetuneTrainer(Course):
+class FinetuneTrainer(TrainingLoop):
     """Trains backbone and head into one run folder.
 
     Args:
         settings: of the head and the optimizer; precision and device resolved.
-        own: of the backbone.
+        tuning: of the backbone.
         build: makes backbone and head as they are before the first step.
         train: training split; its rows are samples.
         valid: split by which the best epoch is chosen; None keeps the last epoch.
@@ -63,8 +63,8 @@ class FinetuneTrainer(Course):
     def __init__(
         self,
         settings: TrainSettings,
-        own: FinetuneSettings,
-        build: Callable[[], EndToEnd],
+        tuning: FinetuneSettings,
+        build: Callable[[], BackboneWithHead],
         train: Split,
         valid: Split | None,
         processes: Processes,
@@ -75,7 +75,7 @@ class FinetuneTrainer(Course):
         standardise: bool,
     ) -> None:
         super().__init__(settings, folder if processes.first else None)
-        self.own, self.train, self.valid, self.processes = own, train, valid, processes
+        self.tuning, self.train, self.valid, self.processes = tuning, train, valid, processes
         self._export, self._place, self._home, self._standardise = export, folder, home, standardise
         self._build, self._sharded = build, False
         self._shared: nn.Module
@@ -95,18 +95,18 @@ class FinetuneTrainer(Course):
         self._exported = self._was_exported = False
 
     @property
-    def evaluated(self) -> EndToEnd:
-        """The module whose weights count: the trained one, or its moving average."""
+    def evaluated(self) -> BackboneWithHead:
+        """The module that is evaluated and saved: the trained one, or its moving average."""
         module: Any = self.model if self.averaged is None else self.averaged.module
         return module
 
     @property
     def piece_seconds(self) -> float:
         """Audio that goes through the backbone at once."""
-        return self.own.batch_seconds or (120.0 if self.processes.device.type == "cuda" else 24.0)
+        return self.tuning.batch_seconds or (120.0 if self.processes.device.type == "cuda" else 24.0)
 
     def restore(self) -> None:
-        """Take up the state that the folder holds, if any; measure the features where there is none."""
+        """See `TrainingLoop`; where there is no state, measure mean and spread of the features."""
         state = run_folder.load_state(self.folder) if self.folder is not None else None
         known = self.processes.from_first(outline(state))  # the first one's tensors follow one by one
         state = state if self.processes.first else known
@@ -119,8 +119,8 @@ class FinetuneTrainer(Course):
             here = self._home if self._home.is_dir() else self._place  # on a machine that does not see the run folder
             here.mkdir(parents=True, exist_ok=True)
             kept = [here / FROZEN.format(rank) for rank in range(self.processes.count)]
-            own = kept.pop(self.processes.rank)
-            self._inputs.remember(own, {*kept, *here.glob(FROZEN.format("*"))} - {own}, splits)
+            mine = kept.pop(self.processes.rank)
+            self._inputs.remember(mine, {*kept, *here.glob(FROZEN.format("*"))} - {mine}, splits)
         if state is None:
             self._fit_standardisation()
         if not self._exported:
@@ -141,9 +141,9 @@ class FinetuneTrainer(Course):
         self.scaler.load_state_dict(state["scaler"])
         self._progress = state["progress"]
 
-    def fit(self, on_epoch: OnEpoch | None = None) -> None:
+    def fit(self, reporter: Reporter = SILENT) -> None:
         """Train to the end, and leave the best epoch as a backbone and a head."""
-        super().fit(on_epoch if self.processes.first else None)
+        super().fit(reporter if self.processes.first else SILENT)
         if self._sharded:
             self._inputs.forget()
             self.averaged = None
@@ -169,18 +169,18 @@ class FinetuneTrainer(Course):
             path.unlink(missing_ok=True)
 
     def load_best(self) -> None:
-        """Take the weights that the run kept."""
+        """See `TrainingLoop`."""
         if self.folder is not None:
             self._export.read(self.folder, self.evaluated)
         if self.processes.count > 1:
-            if self.own.lora and not self.processes.first:
+            if self.tuning.lora and not self.processes.first:
                 merge_adapters(self.evaluated.backbone)  # as reading has done in the first
             self.processes.copy_first(self.evaluated)
 
-    def known(self, predictions: Path) -> NDArray[np.float32] | None:
-        """What a run that was finished before has predicted already."""
-        there = self._was_exported and self.folder is not None and predictions.is_file()
-        return self.processes.from_first(read_labels(predictions, check_range=False).values if there else None)
+    def stored_predictions(self, file: Path) -> NDArray[np.float32] | None:
+        """See `TrainingLoop`: those of a run that was finished before."""
+        there = self._was_exported and self.folder is not None and file.is_file()
+        return self.processes.from_first(read_labels(file, check_range=False).values if there else None)
 
     def run_epoch(self, number: int) -> Record:
         """Train one epoch, counted from 1, and validate."""
@@ -189,14 +189,14 @@ class FinetuneTrainer(Course):
         self.depth.arrange(number)
         self.model.predictor.train()
         if not self._sharded:
-            self._shared = self.processes.share(self.model, unused=self.own.layerdrop > 0)
+            self._shared = self.processes.share(self.model, unused=self.tuning.layerdrop > 0)
         started, before, saved = time.perf_counter(), done["seconds"], time.monotonic()
         for step in range(done["step"], len(order)):
             rows = order[step]
             done["total"] += self._step(rows, self._share(number, step, len(order)), number, step) * len(rows)
             done |= {"step": step + 1, "seconds": before + time.perf_counter() - started}
-            self.stepped(number, "training", step + 1, len(order))
-            due = time.monotonic() - saved >= 60 * self.own.save_minutes
+            self._reporter.step_finished(number, "training", step + 1, len(order))
+            due = time.monotonic() - saved >= 60 * self.tuning.save_minutes
             if self.processes.agree(due) if self._sharded else due:
                 self._save_state(self.folder, done)
                 saved = time.monotonic()
@@ -205,7 +205,7 @@ class FinetuneTrainer(Course):
             "epoch": number,
             "train_loss": done["total"] / clips,
             "lr": share * self.settings.lr,
-            "backbone_lr": share * self.own.backbone_lr,
+            "backbone_lr": share * self.tuning.backbone_lr,
             "frozen_stages": self.depth.frozen(number),
         }
         report = None
@@ -214,7 +214,7 @@ class FinetuneTrainer(Course):
             report = evaluate(self.predict(self.valid, number), self.valid.labels.values, self.valid.labels.names)
         return (
             record
-            | self.judged(report)
+            | self.validation_record(report)
             | {
                 "seconds": round(before + time.perf_counter() - started, 3),
                 "frames_per_second": round(int(self._frames.sum()) / trained),
@@ -223,7 +223,7 @@ class FinetuneTrainer(Course):
         )
 
     def save(self, folder: Path | None, *, best: bool) -> None:
-        """See `Course`; processes that write nothing give their part of what is sharded."""
+        """See `TrainingLoop`; processes that write nothing give their part of what is sharded."""
         if best and self._takes_part(folder):
             weights = self._kept_of(self.evaluated)
             if folder is not None:
@@ -245,12 +245,12 @@ class FinetuneTrainer(Course):
         rows = list(range(len(split)))
         pieces = cut(rows, split.lengths.tolist(), self.piece_seconds, self.processes.count)[self.processes.rank]
         found: list[tuple[tuple[int, ...], NDArray[np.float32]]] = []
-        with torch.no_grad(), adapters_merged(model.backbone, bool(self.own.lora) and not self._sharded):
+        with torch.no_grad(), adapters_merged(model.backbone, bool(self.tuning.lora) and not self._sharded):
             for number, piece in enumerate(pieces, 1):
                 if piece.counts or self._sharded:
                     with advise(self):
                         values = model.predict(*self._inputs(split, piece.rows))
-                self.stepped(epoch, "validating" if epoch else "predicting", number, len(pieces))
+                self._reporter.step_finished(epoch, "validating" if epoch else "predicting", number, len(pieces))
                 if piece.counts:
                     found.append((piece.rows, values.float().cpu().numpy()))
         parts = [part for parts in self.processes.gather(found) for part in parts]
@@ -261,19 +261,19 @@ class FinetuneTrainer(Course):
 
     def _begin(self) -> None:
         """Build the model, whole, with a new optimizer."""
-        own, processes = self.own, self.processes
+        tuning, processes = self.tuning, self.processes
         self.model = self._build()
-        self.depth = Depth(self.model.backbone, own)
+        self.depth = Depth(self.model.backbone, tuning)
         self.model.to(processes.device)
         self.optimizer = self._new_optimizer()
-        frozen = min(self.depth.never, 2) if own.lora else self.depth.never  # adapters stand in the layers
+        frozen = min(self.depth.never, 2) if tuning.lora else self.depth.never  # adapters stand in the layers
         self._below = self.model.backbone.remembers(frozen) if hasattr(self.model.backbone, "remembers") else 0
-        self._inputs = ClipInputs(self.model.backbone, self._below, own, processes.device)
+        self._inputs = ClipInputs(self.model.backbone, self._below, tuning, processes.device)
         self._shared, self._sharded = self.model, False
 
     def _shard(self) -> None:
         """Split the model over the processes, where the settings say so."""
-        if not self.own.fsdp:
+        if not self.tuning.fsdp:
             return
         for model in (self.model,) if self.averaged is None else (self.model, self.evaluated):
             shard(model, self._below, self.processes.device)
@@ -287,7 +287,7 @@ class FinetuneTrainer(Course):
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay, fused=True)
 
     def _share(self, epoch: int, step: int, steps: int) -> float:
-        """Of their peak, the learning rates of a step."""
+        """Learning rates at a step, as a fraction of their peaks."""
         return learning_rate(self.settings, (epoch - 1) * steps + step, steps) / self.settings.lr
 
     def _order(self, number: int) -> list[list[int]]:
@@ -392,7 +392,7 @@ class FinetuneTrainer(Course):
             run_folder.save_state(folder, state)
 
     def _no_number(self, what: str, epoch: int, rows: list[int]) -> Exception:
-        advice = f"lower --backbone-lr (now {self.own.backbone_lr:g}) or --lr (now {self.settings.lr:g})"
+        advice = f"lower --backbone-lr (now {self.tuning.backbone_lr:g}) or --lr (now {self.settings.lr:g})"
         return self.diverged(what, epoch, [self.train.labels.filenames[i] for i in rows], advice)
 
 

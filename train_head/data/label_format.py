@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cache.settings import setting
 from train_head.errors import LabelError
 
 Range = tuple[float, float]
@@ -19,20 +20,24 @@ _SCALES: tuple[Range, ...] = ((-1, 1), (1, 5), (1, 7), (1, 9), (0, 5), (0, 10))
 class LabelColumns:
     """Which columns of label files mean what.
 
-    Attributes:
-        targets: the columns to predict, in this order; empty takes every column of numbers that is nothing else.
-        rater: a column that names who gave the row's labels; a clip may then have several rows.
-        group_by: a column that names each clip's group, or a regular expression that finds it in Filename.
+    Targets may be given as names with commas between them; see `parse_targets`.
 
     Raises:
         LabelError: a target is named twice, or is the rater or the group.
     """
 
-    targets: tuple[str, ...] = ()
-    rater: str | None = None
-    group_by: str | None = None
+    targets: tuple[str, ...] = setting(
+        (), "Label columns to predict, in this order.", metavar="A,B", shown="every column of numbers"
+    )
+    rater: str | None = setting(
+        None, "Label column that names the rater, where clips have a row for each of several raters."
+    )
+    group_by: str | None = setting(
+        None, "Label column, or regular expression on Filename, that names a group.", option=None
+    )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", parse_targets(self.targets))
         twice = [name for name in self.targets if self.targets.count(name) > 1]
         if twice:
             raise LabelError(f"the target {twice[0]!r} is named twice")
@@ -77,13 +82,6 @@ BOTH = (
     "--label-scale and --label-range do not go together; the first divides the labels and leaves predictions between 0 "
     "and 1, the second keeps the labels' own scale: leave one out"
 )
-
-
-def label_columns(
-    targets: str | Sequence[str] | None = None, rater: str | None = None, group_by: str | None = None
-) -> LabelColumns:
-    """Columns as a user names them; see `parse_targets`."""
-    return LabelColumns(targets=parse_targets(targets), rater=rater, group_by=group_by)
 
 
 def label_format(

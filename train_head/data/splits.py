@@ -25,18 +25,18 @@ frames of Hume-Vidmimic2), few enough to keep epochs random."""
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The clips of one label file; several splits may share `frames`.
+    """The clips of one label file; several splits may share `rows`.
 
     Attributes:
         labels: ids and targets.
-        frames: (total frames, dim) in the cache's storage dtype.
-        starts: (clips,) int64, the row of `frames` at which a clip begins.
-        lengths: (clips,) int64 frames of each clip.
+        rows: of all clips: (total frames, dim) features in the cache's storage dtype, or (total samples,) of audio.
+        starts: (clips,) int64, the first row of a clip.
+        lengths: (clips,) int64, number of rows of a clip.
         targets: (clips, targets) float32 in [0, 1], NaN where a label is missing.
     """
 
     labels: Labels
-    frames: Tensor
+    rows: Tensor
     starts: Tensor
     lengths: Tensor
     targets: Tensor
@@ -47,23 +47,23 @@ class Split:
     @property
     def dim(self) -> int:
         """Size of a frame, VAD included."""
-        return self.frames.shape[1]
+        return self.rows.shape[1]
 
-    def take(self, rows: Sequence[int]) -> "Split":
-        """Some of its clips, on the same frames."""
-        at = torch.as_tensor(rows, dtype=torch.int64)
-        return Split(self.labels.take(rows), self.frames, self.starts[at], self.lengths[at], self.targets[at])
+    def take(self, clips: Sequence[int]) -> "Split":
+        """Return some of its clips, on the same rows."""
+        at = torch.as_tensor(clips, dtype=torch.int64)
+        return Split(self.labels.take(clips), self.rows, self.starts[at], self.lengths[at], self.targets[at])
 
     def clips(self) -> Iterator[Tensor]:
         """(frames, dim) of each clip, in storage dtype."""
         for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
-            yield self.frames[start : start + length]
+            yield self.rows[start : start + length]
 
-    def batch(self, rows: Sequence[int], workspace: "Workspace | None" = None) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, clips: Sequence[int], workspace: "Workspace | None" = None) -> tuple[Tensor, Tensor, Tensor]:
         """Some clips side by side.
 
         Args:
-            rows: numbers of the clips.
+            clips: their numbers.
             workspace: where the frames are put; they hold until its next use. Fresh memory where not given.
 
         Returns:
@@ -71,13 +71,13 @@ class Split:
             (batch,) lengths; (batch, targets).
         """
         workspace = workspace or Workspace()
-        at = torch.as_tensor(rows, dtype=torch.int64, device=self.starts.device)
+        at = torch.as_tensor(clips, dtype=torch.int64, device=self.starts.device)
         lengths = self.lengths[at]
         step = torch.arange(int(lengths.max()), device=at.device)[:, None]
         outside = step >= lengths  # (frames, batch)
         source = (self.starts[at] + step).masked_fill_(outside, 0)
-        stored = workspace.tensor("stored", (source.numel(), self.dim), self.frames)
-        torch.index_select(self.frames, 0, source.view(-1), out=stored)
+        stored = workspace.tensor("stored", (source.numel(), self.dim), self.rows)
+        torch.index_select(self.rows, 0, source.view(-1), out=stored)
         frames = workspace.tensor("frames", (*source.shape, self.dim), self.targets)
         frames.copy_(stored.view(frames.shape)).masked_fill_(outside.unsqueeze(-1), 0.0)
         return frames.transpose(0, 1), lengths, self.targets[at]
@@ -94,11 +94,11 @@ class Placer:
         """The same clips on the device."""
         if split.starts.device.type == self._device.type:
             return split
-        place = (split.frames.data_ptr(), split.frames.shape)  # two tensors may be one array
+        place = (split.rows.data_ptr(), split.rows.shape)  # two tensors may be one array
         if place not in self._copies:
             self._copies[place] = (
-                split.frames,
-                split.frames.to(self._device),
+                split.rows,
+                split.rows.to(self._device),
             )  # kept, so that its address stays its own
         tensors = (t.to(self._device) for t in (split.starts, split.lengths, split.targets))
         return Split(split.labels, self._copies[place][1], *tensors)

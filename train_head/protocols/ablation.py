@@ -14,14 +14,14 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.labels import read_labels
 from train_head.errors import RunFolderError
 from train_head.evaluation.intervals import Difference, paired_bootstrap
-from train_head.protocols.members import OnRun, several_groups
+from train_head.protocols.members import several_groups
 from train_head.protocols.result import ProtocolResult
 from train_head.protocols.rows import Row, check_names
 from train_head.protocols.seeds import train_seeds
 from train_head.reports.tables import OVER_TARGETS, cell, markdown_table, text_table
-from train_head.runs.train import Inputs
+from train_head.runs.inputs import Inputs
+from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings
-from train_head.training.trainer import OnEpoch
 
 ROWS, TABLE_CSV, TABLE_MD = "ablation.toml", "ablation.csv", "ablation.md"
 
@@ -121,19 +121,16 @@ def ablate(
     out: StrPath,
     rows: Sequence[tuple[str, TrainSettings]],
     seeds: int,
-    *,
-    on_run: OnRun | None = None,
-    on_epoch: OnEpoch | None = None,
+    reporter: Reporter = SILENT,
 ) -> Ablation:
-    """Train every row with every seed and compare each row with the one before; called again it goes on.
+    """Train every row with every seed and compare each row with the one before; called again it resumes.
 
     Args:
         inputs: with the splits "train" and "valid".
         out: gets one folder per row, named after it.
         rows: names and settings; see `rows_settings`.
         seeds: runs per row.
-        on_run: called before each run with ROW/seed-I.
-        on_epoch: called with each epoch's record.
+        reporter: hears of runs (ROW/seed-I), epochs and steps.
 
     Raises:
         TrainSettingsError: no rows, or two that share a folder.
@@ -145,9 +142,7 @@ def ablate(
     results: list[ProtocolResult] = []
     differences: list[Difference | None] = []
     for i, (name, (_, settings)) in enumerate(zip(names, rows, strict=True)):
-        results.append(
-            train_seeds(inputs, folder / name, settings, seeds, on_run=_under(name, on_run), on_epoch=on_epoch)
-        )
+        results.append(train_seeds(inputs, folder / name, settings, seeds, reporter, reported_under=f"{name}/"))
         differences.append(_against(inputs, folder / names[i - 1], folder / name) if i else None)
     done = Ablation(
         folder=folder,
@@ -173,10 +168,3 @@ def _against(inputs: Inputs, before: Path, after: Path) -> Difference:
     labels = inputs.splits["valid"].labels
     new, old = (read_labels(p / "predictions_valid.csv", check_range=False).values for p in (after, before))
     return paired_bootstrap(new, old, labels.values, labels.names, groups=several_groups(labels))
-
-
-def _under(row: str, on_run: OnRun | None) -> OnRun | None:
-    if on_run is None:
-        return None
-    call = on_run
-    return lambda name, settings: call(f"{row}/{name}", settings)

@@ -17,9 +17,7 @@ from train_head.data.splits import Split
 from train_head.errors import LabelError
 from train_head.evaluation.baselines import FOLDS, LABELS_FOLDS, fold_means
 from train_head.protocols.members import (
-    OnRun,
     listed_members,
-    member_predictions,
     prepare_protocol,
     score,
     write_ensemble,
@@ -29,9 +27,10 @@ from train_head.protocols.members import (
 from train_head.protocols.pool import pool, pooled_csv, trainable
 from train_head.protocols.result import ProtocolResult
 from train_head.runs import run_folder
-from train_head.runs.train import Inputs, TrainResult, finished_run, rater_agreement, train_run
+from train_head.runs.inputs import Inputs, rater_agreement
+from train_head.runs.train import TrainResult, finished_run, train_run
+from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings
-from train_head.training.trainer import OnEpoch
 
 PREDICTIONS = "predictions_folds.csv"
 
@@ -56,11 +55,9 @@ def train_folds(
     out: StrPath,
     settings: TrainSettings,
     folds: int,
-    *,
-    on_run: OnRun | None = None,
-    on_epoch: OnEpoch | None = None,
+    reporter: Reporter = SILENT,
 ) -> ProtocolResult:
-    """Train one run per fold into out/fold-0, out/fold-1, …; called again it goes on.
+    """Train one run per fold into out/fold-0, out/fold-1, …; called again it resumes.
 
     With groups no two folds share one (`groups.speaker_folds`); without, the clips are shuffled by the seed.
     With `stop_after` every run keeps its last epoch, and its fold chooses nothing.
@@ -72,8 +69,7 @@ def train_folds(
             folds.csv, summary.json, README.md and ensemble.toml.
         settings: of every run, and the seed of the folds.
         folds: how many; 2 or more.
-        on_run: called before each run.
-        on_epoch: called with each epoch's record.
+        reporter: hears of runs, epochs and steps.
 
     Raises:
         LabelError: fewer than 2 folds, more than groups (or clips), or a clip in both label files.
@@ -81,7 +77,7 @@ def train_folds(
     """
     work = _begin(inputs, out, settings, folds)
     before = listed_members(work.folder)
-    results = [work.train(number, on_run, on_epoch) for number in range(folds)]
+    results = [work.train(number, reporter) for number in range(folds)]
     with run_folder.locked(work.folder, wait=True):
         return _finish(work, results, before)
 
@@ -92,9 +88,7 @@ def train_one_fold(
     settings: TrainSettings,
     folds: int,
     number: int,
-    *,
-    on_run: OnRun | None = None,
-    on_epoch: OnEpoch | None = None,
+    reporter: Reporter = SILENT,
 ) -> OneFold:
     """Train one of the folds only, for jobs that share them; the one that finishes last puts them together.
 
@@ -106,15 +100,14 @@ def train_one_fold(
         settings: see `train_folds`.
         folds: how many there are.
         number: of the one to train, from 0.
-        on_run: called before the run.
-        on_epoch: called with each epoch's record.
+        reporter: hears of epochs and steps.
 
     Raises:
         LabelError: see `train_folds`.
         RunFolderError: the folder holds something else, or another process trains this fold.
     """
     work = _begin(inputs, out, settings, folds)
-    result = work.train(number, on_run, on_epoch)
+    result = work.train(number, reporter)
     with run_folder.locked(work.folder, wait=True):
         before = listed_members(work.folder)
         found = [result if i == number else work.finished(i) for i in range(folds)]
@@ -126,13 +119,13 @@ def train_one_fold(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Work:
+class _Folds:
     """The folds of some clips: what each is trained from, and where."""
 
     inputs: Inputs
     folder: Path
     settings: TrainSettings
-    everything: Split
+    clips: Split
     cut: Sequence[tuple[Rows, Rows]]
 
     @property
@@ -141,35 +134,34 @@ class _Work:
 
     def part(self, number: int) -> Inputs:
         protocol: dict[str, str | int] = {"kind": "fold", "number": number, "folds": len(self.cut)}
-        return _fold(self.inputs, self.everything, self.folder / LABELS_FOLDS, self.cut[number], protocol)
+        return _fold(self.inputs, self.clips, self.folder / LABELS_FOLDS, self.cut[number], protocol)
 
-    def train(self, number: int, on_run: OnRun | None, on_epoch: OnEpoch | None) -> TrainResult:
+    def train(self, number: int, reporter: Reporter) -> TrainResult:
         name, keep_last = self.members[number], self.settings.stop_after > 0
-        if on_run:
-            on_run(name, self.settings)
-        return train_run(self.part(number), self.folder / name, self.settings, keep_last=keep_last, on_epoch=on_epoch)
+        reporter.run_started(name, self.folder / name, self.settings)
+        return train_run(self.part(number), self.folder / name, self.settings, keep_last=keep_last, reporter=reporter)
 
     def finished(self, number: int) -> TrainResult | None:
         return finished_run(self.part(number), self.folder / self.members[number], self.settings)
 
 
-def _begin(inputs: Inputs, out: StrPath, settings: TrainSettings, folds: int) -> _Work:
+def _begin(inputs: Inputs, out: StrPath, settings: TrainSettings, folds: int) -> _Folds:
     """Cut the folds, and prepare the folder, as jobs may do that begin together."""
     settings, folder = settings.on_this_machine(), Path(out)
-    everything = pool(inputs)
-    cut = cut_folds(everything, folds, settings.seed)
+    clips = pool(inputs)
+    cut = cut_folds(clips, folds, settings.seed)
     prepare_protocol(folder, settings, inputs, {"kind": "folds", "folds": folds})
     labels = pooled_csv(inputs).encode()
     with run_folder.locked(folder, wait=True):
         if not (folder / LABELS_FOLDS).is_file() or (folder / LABELS_FOLDS).read_bytes() != labels:
             write_atomically(folder / LABELS_FOLDS, labels)
-    return _Work(inputs=inputs, folder=folder, settings=settings, everything=everything, cut=cut)
+    return _Folds(inputs=inputs, folder=folder, settings=settings, clips=clips, cut=cut)
 
 
-def _finish(work: _Work, results: Sequence[TrainResult], before: tuple[str, ...]) -> ProtocolResult:
+def _finish(work: _Folds, results: Sequence[TrainResult], before: tuple[str, ...]) -> ProtocolResult:
     """Put finished folds together."""
     done = _join(work, results, before)
-    names = ", ".join(work.everything.labels.names)
+    names = ", ".join(work.clips.labels.names)
     write_summary(done, work.settings, work.inputs, f"{len(results)} folds of one head for {names}")
     write_ensemble(work.folder, "folds", work.members)
     return done
@@ -194,30 +186,30 @@ def cut_folds(split: Split, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
 
 
 def _fold(
-    inputs: Inputs, everything: Split, labels: Path, rows: tuple[Rows, Rows], protocol: dict[str, str | int]
+    inputs: Inputs, clips: Split, labels: Path, rows: tuple[Rows, Rows], protocol: dict[str, str | int]
 ) -> Inputs:
     """The inputs of one fold; its clips are hashed, so that other folds are another run."""
-    splits = {"train": trainable(everything.take(rows[0])), "valid": everything.take(rows[1])}
-    clips = "\n".join(splits["train"].labels.ids) + "\n\n" + "\n".join(splits["valid"].labels.ids)
+    splits = {"train": trainable(clips.take(rows[0])), "valid": clips.take(rows[1])}
+    ids = "\n".join(splits["train"].labels.ids) + "\n\n" + "\n".join(splits["valid"].labels.ids)
     files: dict[str, StrPath] = {"train": labels, "valid": labels}
     if "test" in inputs.splits:
-        splits["test"], files["test"] = inputs.splits["test"], inputs.files["test"]
+        splits["test"], files["test"] = inputs.splits["test"], inputs.label_files.files["test"]
     return replace(
         inputs,
-        files=files,
+        label_files=replace(inputs.label_files, files=files),
         splits=splits,
         labels={name: split.labels for name, split in splits.items()},
-        protocol=protocol | {"clips_sha256": hashlib.sha256(clips.encode()).hexdigest()},
+        protocol=protocol | {"clips_sha256": hashlib.sha256(ids.encode()).hexdigest()},
     )
 
 
-def _join(work: _Work, results: Sequence[TrainResult], before: tuple[str, ...]) -> ProtocolResult:
+def _join(work: _Folds, results: Sequence[TrainResult], before: tuple[str, ...]) -> ProtocolResult:
     """Write what the folds predict together."""
-    inputs, everything, folder, members = work.inputs, work.everything, work.folder, work.members
-    labels, number = everything.labels, np.zeros(len(everything), np.int64)
+    inputs, clips, folder, members = work.inputs, work.clips, work.folder, work.members
+    labels, number = clips.labels, np.zeros(len(clips), np.int64)
     predicted = np.zeros_like(labels.values)
-    for i, ((_, rows), values) in enumerate(zip(work.cut, member_predictions(folder, members, "valid"), strict=True)):
-        predicted[rows], number[rows] = values, i
+    for i, ((_, rows), result) in enumerate(zip(work.cut, results, strict=True)):
+        predicted[rows], number[rows] = result.predictions["valid"], i
     write_predictions(folder / PREDICTIONS, labels, labels.names, predicted)
     _write_folds(folder / FOLDS, labels.filenames, number.tolist())
     test = inputs.splits.get("test")
@@ -228,7 +220,9 @@ def _join(work: _Work, results: Sequence[TrainResult], before: tuple[str, ...]) 
         members=members,
         best_epochs=tuple(result.best_epoch for result in results),
         valid=score(predicted, labels, [result.report for result in results], fold_means(labels.values, number)),
-        test=write_mean(folder, members, "test", test.labels, labels) if test is not None else None,
+        test=write_mean(folder, "test", [result.predictions["test"] for result in results], test.labels, labels)
+        if test is not None
+        else None,
         agreement=rater_agreement(labels),
         notes=_notes(inputs, work.settings),
         skipped=inputs.skipped,
@@ -252,8 +246,8 @@ def _notes(inputs: Inputs, settings: TrainSettings) -> tuple[str, ...]:
         "epochs (stop_after) chooses nothing."
     )
     groups = (
-        f"The folds share no group ({inputs.form.group_by})."
-        if inputs.form.group_by is not None
+        f"The folds share no group ({inputs.label_files.format.group_by})."
+        if inputs.label_files.format.group_by is not None
         else "The clips were shuffled without regard to who speaks: speakers may be on both sides, which flatters "
         "these figures; group_by keeps them apart."
     )

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,16 @@ import tomli_w
 from numpy.typing import NDArray
 
 from cache.system.atomic_file import write_atomically
-from train_head.data.labels import Labels, read_labels, write_predictions
+from train_head.data.labels import Labels, write_predictions
 from train_head.errors import RunFolderError
 from train_head.evaluation.intervals import bootstrap
 from train_head.evaluation.metrics import Column, Report, evaluate, label_means
 from train_head.protocols.result import ProtocolResult, Scored
 from train_head.reports.card import licence_line
 from train_head.runs import run_folder
-from train_head.runs.train import Inputs, run_config
+from train_head.runs.inputs import Inputs
+from train_head.runs.train import run_config
 from train_head.training.settings import TrainSettings
-
-OnRun = Callable[[str, TrainSettings], None]
-"""Called before each run with the name of its folder and its settings."""
 
 SUMMARY = "summary.json"
 
@@ -53,38 +51,27 @@ def write_ensemble(folder: Path, kind: str, members: Sequence[str], weights: Seq
     write_atomically(folder / run_folder.ENSEMBLE, tomli_w.dumps(content).encode())
 
 
-def member_predictions(folder: Path, members: Sequence[str], split: str) -> list[NDArray[np.float32]]:
-    """(clips, targets) of each run as it wrote them, which is exact: nine digits hold a float32."""
-    files = [folder / name / f"predictions_{split}.csv" for name in members]
-    return [read_labels(path, check_range=False).values for path in files]
-
-
-def mean_prediction(values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """(clips, targets) mean over the runs, summed in float64."""
-    mean: NDArray[np.float32] = np.stack(values).astype(np.float64).mean(0).astype(np.float32)
-    return mean
-
-
-def write_mean(folder: Path, members: Sequence[str], split: str, labels: Labels, train: Labels) -> Scored | None:
-    """Average the runs' predictions of a split into the folder's own file.
+def write_mean(
+    folder: Path, split: str, predictions: Sequence[NDArray[np.float32]], labels: Labels, train: Labels
+) -> Scored | None:
+    """Average the runs' predictions of a split into the folder's file.
 
     Args:
         folder: that holds the runs.
-        members: the runs' folders, seen from there.
         split: "valid" or "test".
+        predictions: (clips, targets) of each run.
         labels: of the split.
         train: what the runs were trained on.
 
     Returns:
         The scores; None where the split has no targets.
     """
-    values = member_predictions(folder, members, split)
-    mean = mean_prediction(values)
+    mean = np.stack(predictions).astype(np.float64).mean(0).astype(np.float32)
     write_predictions(folder / f"predictions_{split}.csv", labels, train.names, mean)
     if not labels.names:
         return None
     train_mean = label_means(train.values)
-    reports = [evaluate(v, labels.values, labels.names, train_mean) for v in values]
+    reports = [evaluate(values, labels.values, labels.names, train_mean) for values in predictions]
     return score(mean, labels, reports, train_mean)
 
 
@@ -139,5 +126,5 @@ emi predict MEDIA --model THIS_FOLDER
 averages the predictions of the runs that `{run_folder.ENSEMBLE}` lists. Intensities describe how strongly an emotion is
 *shown*; they say nothing about what a person feels.
 
-{licence_line(inputs.material.fingerprint["backbone"], inputs.material.licence)}
+{licence_line(inputs.source.fingerprint["backbone"], inputs.source.licence)}
 """

@@ -14,7 +14,7 @@ from train_head.data.label_columns import is_number
 from train_head.data.labels import FILENAME, Labels, label_table
 from train_head.data.splits import Split
 from train_head.errors import LabelError
-from train_head.runs.train import Inputs
+from train_head.runs.inputs import Inputs
 
 
 def pool(inputs: Inputs) -> Split:
@@ -40,7 +40,7 @@ def pool(inputs: Inputs) -> Split:
     )
     return Split(
         labels,
-        train.frames,
+        train.rows,
         torch.cat([train.starts, valid.starts]),
         torch.cat([train.lengths, valid.lengths]),
         torch.cat([train.targets, valid.targets]),
@@ -72,8 +72,9 @@ def pooled_csv(inputs: Inputs) -> str:
 
     Numbers have decimal points, and stand as written otherwise.
     """
-    tables = [label_table(inputs.files[name]) for name in ("train", "valid") if name in inputs.files]
-    targets, form = inputs.labels["train"].names, inputs.form
+    files, form = inputs.label_files.files, inputs.label_files.format
+    tables = [label_table(files[name]) for name in ("train", "valid") if name in files]
+    targets = inputs.labels["train"].names
     columns = [FILENAME, *targets]
     if form.rater is not None:
         columns.append(form.rater)

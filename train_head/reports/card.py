@@ -10,7 +10,6 @@ import torch
 from cache.licences import Licence
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
-from train_head.data.labels import read_labels
 from train_head.errors import LabelError
 from train_head.evaluation.intervals import bootstrap
 from train_head.evaluation.metrics import Intervals, Report
@@ -21,7 +20,8 @@ from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from train_head.runs.train import Inputs, TrainResult
+    from train_head.runs.inputs import Inputs
+    from train_head.runs.train import TrainResult
 
 PAPER_BACKBONE = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
 """Of arXiv 2403.11879, section 3."""
@@ -39,12 +39,11 @@ def write_card(settings: TrainSettings, inputs: "Inputs", result: "TrainResult")
         result: how it went.
     """
     intervals: dict[str, Intervals] = {}
-    for name, split in inputs.splits.items():
-        predictions = result.folder / f"predictions_{name}.csv"
-        if split.labels.names and predictions.is_file():
-            predicted, labels = read_labels(predictions, check_range=False), split.labels
+    for name, predicted in result.predictions.items():
+        labels = inputs.splits[name].labels
+        if labels.names:
             try:
-                intervals[name] = bootstrap(predicted.values, labels.values, labels.names, labels.groups)
+                intervals[name] = bootstrap(predicted, labels.values, labels.names, labels.groups)
             except LabelError:  # a single group has no interval
                 continue
     card = model_card(settings, inputs, result, intervals)
@@ -66,12 +65,12 @@ def model_card(
         intervals: confidence intervals by split, "valid" and "test"; without them the tables have no such column.
     """
     intervals = intervals or {}
-    material, splits, labels = inputs.material, inputs.splits, inputs.labels
-    fingerprint = material.fingerprint
-    minutes = {name: int(split.lengths.sum()) * material.row_seconds / 60 for name, split in splits.items()}
+    source, splits, labels = inputs.source, inputs.splits, inputs.labels
+    fingerprint = source.fingerprint
+    minutes = {name: int(split.lengths.sum()) * source.row_seconds / 60 for name, split in splits.items()}
     rows = [f"| {n} | {len(s)} of {len(labels[n])} | {minutes[n]:.1f} |" for n, s in splits.items()]
     scale = range_text(settings.label_range)
-    made = f"\n{material.note}\n" if material.note else ""
+    made = f"\n{source.note}\n" if source.note else ""
     watched = any(record["valid_mean_pearson"] is not None for record in result.history)
     chosen = f"was best by validation Pearson, {OVER_TARGETS}" if watched else "is kept, chosen by no clip"
     optimistic = "The best epoch was chosen on these clips, so the figures are optimistic for new ones.\n"
@@ -115,7 +114,7 @@ emi predict MEDIA --model THIS_FOLDER
 def parameters(settings: TrainSettings, inputs: "Inputs") -> int:
     """Trained numbers of the head, counted without memory or random draws for them."""
     with torch.device("meta"):
-        predictor = Predictor(settings, inputs.material.dim, len(inputs.splits["train"].labels.names))
+        predictor = Predictor(settings, inputs.source.dim, len(inputs.splits["train"].labels.names))
     return sum(p.numel() for p in predictor.parameters())
 
 
@@ -161,7 +160,7 @@ def _machine(settings: TrainSettings, result: "TrainResult") -> str:
 
 
 def _limits(inputs: "Inputs", result: "TrainResult", intervals: Mapping[str, Intervals]) -> str:
-    report, fingerprint = result.report, inputs.material.fingerprint
+    report, fingerprint = result.report, inputs.source.fingerprint
     labels = inputs.splits["train"].labels
     present = labels.values[~np.isnan(labels.values)]
     low = labels.range[0]
@@ -173,7 +172,7 @@ def _limits(inputs: "Inputs", result: "TrainResult", intervals: Mapping[str, Int
         "measured.",
         f"{100 * (present == low).mean():.0f} % of the training labels are {low:g}{missing}; predictions are not "
         f"clipped, and may lie outside {range_text(labels.range)}.",
-        licence_line(fingerprint["backbone"], inputs.material.licence),
+        licence_line(fingerprint["backbone"], inputs.source.licence),
     ]
     if labels.unlabelled:
         lines.append(f"{labels.unlabelled} training clips have no label, and were left out.")

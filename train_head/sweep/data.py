@@ -9,7 +9,7 @@ from cache.derive.derived import OnProgress, derive
 from cache.paths import StrPath
 from train_head.data.labels import Labels
 from train_head.data.splits import Split
-from train_head.runs.train import gather_inputs
+from train_head.runs.inputs import gather_inputs
 from train_head.sweep.worker import TrialData
 
 CHEAP, SHARED = "cheap.zarr", "shared"
@@ -54,13 +54,7 @@ def open_splits(data: TrialData) -> Mapping[str, Split]:
     Raises:
         LabelError, CacheError: a file or a clip is missing or wrong.
     """
-    inputs = gather_inputs(
-        data.cache,
-        data.files,
-        data.form,
-        skip_missing=data.skip_missing,
-        shared=data.shared,
-    )
+    inputs = gather_inputs(data.cache, data.label_files, shared=data.shared)
     splits = dict(inputs.splits)
     train = splits["train"]
     if data.clips is not None and data.clips < len(train):

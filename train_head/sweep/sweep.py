@@ -19,13 +19,12 @@ from cache.paths import StrPath
 from cache.reader import open_cache
 from cache.system.atomic_file import write_atomically
 from cache.system.machine import available_cores
-from train_head.data.label_format import LabelColumns
 from train_head.data.labels import Labels
 from train_head.data.splits import resolve_splits
 from train_head.errors import RunFolderError, TrainSettingsError
-from train_head.protocols import OnRun, train_seeds
+from train_head.protocols.seeds import train_seeds
 from train_head.runs import run_folder
-from train_head.runs.train import Inputs, check_groups, gather_inputs, read_split_labels
+from train_head.runs.inputs import Inputs, LabelFiles, check_disjoint_splits, gather_inputs
 from train_head.sweep.changes import sweep_changes
 from train_head.sweep.data import SHARED, cheap_cache, open_splits
 from train_head.sweep.pruning import build_pruner
@@ -35,8 +34,7 @@ from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
 from train_head.sweep.trials import OnStatus, Status, Trials, build_sampler
 from train_head.sweep.worker import TrialData, leave_to_the_parent
-from train_head.training.settings import TrainSettings
-from train_head.training.trainer import OnEpoch
+from train_head.training.loop import SILENT, Reporter
 
 SWEEP, BEST_TOML, BEST = "sweep.json", "best.toml", "best"
 OWN = ("sampler", "pruner", "seed", "pool", "pca", "clips")
@@ -86,34 +84,26 @@ class SweepSettings:
 
 def sweep(
     cache: StrPath,
-    train: StrPath,
-    valid: StrPath,
+    label_files: LabelFiles,
     out: StrPath,
     space: Space,
     settings: SweepSettings | None = None,
     *,
-    skip_missing: bool = False,
-    columns: LabelColumns | None = None,
     on_derive: OnProgress | None = None,
     on_status: OnStatus | None = None,
-    on_run: OnRun | None = None,
-    on_epoch: OnEpoch | None = None,
+    reporter: Reporter = SILENT,
 ) -> SweepResult:
-    """Try settings, and train the best again; called again it goes on, or adds trials.
+    """Try settings, and train the best again; called again it resumes, or adds trials.
 
     Args:
         cache: the features.
-        train: label CSV of the training split.
-        valid: label CSV by which trials are compared.
+        label_files: the splits "train" and "valid", by which trials are compared; with groups, they may share none.
         out: run folder; gets trials.csv, best.toml, report.html, and the best trials' runs in best/.
         space: what is tried.
         settings: how.
-        skip_missing: leave out labelled clips that the cache does not hold.
-        columns: which columns of the label files mean what; with groups, training and validation may share none.
         on_derive: called while the trials' smaller features are made, where they see such; see `cache.derive`.
         on_status: called after each trial, and every half second.
-        on_run: called before each run of the best trials.
-        on_epoch: called with each of their epochs' records.
+        reporter: hears of the runs of the best trials.
 
     Raises:
         LabelError, TrainSettingsError, CacheError: before any trial.
@@ -122,10 +112,9 @@ def sweep(
     """
     leave_to_the_parent()
     settings, folder = settings or SweepSettings(), Path(out)
-    files, form = {"train": train, "valid": valid}, space.settings({}).label_format(columns)
-    labels = read_split_labels(files, form)
-    check_groups(labels)
-    identity = _identity(cache, files, labels, space, settings, form)
+    labels = label_files.read()
+    check_disjoint_splits(labels)
+    identity = _identity(cache, label_files, labels, space, settings)
     _prepare(folder, identity)
     name = "emi-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     with closing(_open_study(folder, name, settings)) as store:
@@ -136,14 +125,12 @@ def sweep(
             folder,
             pool=settings.pool,
             pca=settings.pca,
-            skip_missing=skip_missing,
+            skip_missing=label_files.skip_missing,
             on_progress=on_derive,
         )
         data = TrialData(
             cache=cheap,
-            files=files,
-            form=form,
-            skip_missing=skip_missing,
+            label_files=label_files,
             shared=folder / SHARED,
             clips=settings.clips,
             seed=settings.seed,
@@ -157,9 +144,9 @@ def sweep(
             )
         retrained: list[Retrained] = []
         if settings.top:
-            inputs = gather_inputs(cache, files, form, skip_missing=skip_missing)
+            inputs = gather_inputs(cache, label_files)
             for trial in best[: settings.top]:
-                retrained.append(_retrain(trial, inputs, folder, space, settings, on_run, on_epoch))
+                retrained.append(_retrain(trial, inputs, folder, space, settings, reporter))
             retrained.sort(key=lambda one: one.pearson, reverse=True)
         result = SweepResult(
             folder=folder,
@@ -217,18 +204,12 @@ def _retrain(
     folder: Path,
     space: Space,
     settings: SweepSettings,
-    on_run: OnRun | None,
-    on_epoch: OnEpoch | None,
+    reporter: Reporter,
 ) -> Retrained:
     """Train one of the best with several seeds into best/trial-NUMBER."""
     place = folder / BEST / f"trial-{trial.number:04d}"
-
-    def begin(name: str, own: TrainSettings) -> None:
-        if on_run:
-            on_run(f"{place.name}/{name}", own)
-
-    own = space.settings(trial.params, seed=settings.seed)
-    result = train_seeds(inputs, place, own, settings.seeds, on_run=begin, on_epoch=on_epoch)
+    of_trial = space.settings(trial.params, seed=settings.seed)
+    result = train_seeds(inputs, place, of_trial, settings.seeds, reporter, reported_under=f"{place.name}/")
     return Retrained(number=trial.number, values=dict(trial.params), trial_pearson=pearson(trial) or 0.0, result=result)
 
 
@@ -248,21 +229,23 @@ def best_trials(study: Study, space: Space, seed: int) -> list[FrozenTrial]:
 
 def _identity(
     cache: StrPath,
-    files: Mapping[str, StrPath],
+    label_files: LabelFiles,
     labels: Mapping[str, Labels],
     space: Space,
     settings: SweepSettings,
-    columns: LabelColumns,
 ) -> dict[str, Any]:
     """What must be equal for trials to belong together; their number, the jobs and the best few may change."""
     with open_cache(cache) as store:
         features = fp.digest(store.fingerprint)
         found = resolve_splits([store], labels)
         missing = {name: [clip for clip in part.ids if clip not in store] for name, part in found.items()}
-    hashes: dict[str, Any] = {f"{name}_sha256": run_folder.file_sha256(path) for name, path in files.items()}
+    hashes: dict[str, Any] = {
+        f"{name}_sha256": run_folder.file_sha256(path) for name, path in label_files.files.items()
+    }
     hashes |= {f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips}
     own = {name: getattr(settings, name) for name in OWN}
-    return {"features": features, **hashes, "group_by": None, **columns.to_dict(), **own, "space": space.to_dict()}
+    columns = {"group_by": None} | label_files.format.to_dict()
+    return {"features": features, **hashes, **columns, **own, "space": space.to_dict()}
 
 
 def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from optuna import Trial
 from cache.errors import EmiError
 from cache.paths import StrPath
 from cache.system.machine import KILLED
-from train_head.data.label_format import LabelFormat
+from train_head.runs.inputs import LabelFiles
 from train_head.training.settings import TrainSettings
 
 NO_MAIN_GUARD = 87
@@ -33,18 +33,14 @@ class TrialData:
 
     Attributes:
         cache: the cache, derived or not.
-        files: label CSVs by split, "train" and "valid".
-        form: how these are read.
-        skip_missing: leave out clips that the cache does not hold.
+        label_files: the splits "train" and "valid".
         shared: folder of the memory map that all workers read.
         clips: so many training clips, drawn with `seed`, are trained on; None takes all.
         seed: of that draw.
     """
 
     cache: StrPath
-    files: Mapping[str, StrPath]
-    form: LabelFormat
-    skip_missing: bool
+    label_files: LabelFiles
     shared: StrPath
     clips: int | None
     seed: int
@@ -179,19 +175,23 @@ class _PrunedError(Exception):
 
 
 def _trial(settings: TrainSettings, splits: Mapping[str, Any], pipe: Connection) -> Finished:
+    from train_head.training.loop import Reporter
     from train_head.training.trainer import Trainer
 
-    trainer = None
+    class Pruning(Reporter):
+        """Asks the parent after each epoch whether the trial continues."""
 
-    def ask(record: dict[str, Any]) -> None:
-        pipe.send(Epoch(record["epoch"], record["valid_mean_pearson"]))
-        if not pipe.recv():
-            raise _PrunedError
+        def epoch_finished(self, record: dict[str, Any]) -> None:
+            pipe.send(Epoch(record["epoch"], record["valid_mean_pearson"]))
+            if not pipe.recv():
+                raise _PrunedError
+
+    trainer = None
 
     reason = None
     try:
         trainer = Trainer(settings, splits["train"], splits["valid"], None)
-        trainer.fit(ask)
+        trainer.fit(Pruning())
     except _PrunedError:
         pass
     except EmiError as error:

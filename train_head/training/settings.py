@@ -3,17 +3,19 @@
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache.paths import StrPath
+from cache.settings import setting
 from cache.system.machine import bfloat16_unit
 from train_head.data.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
 from train_head.errors import LabelError, TrainSettingsError, unknown
-from train_head.heads import HEADS, head_options
-from train_head.losses import canonical, canonical_weighting, compares_clips
-from train_head.training.augment import AugmentSettings
+from train_head.validation import Validation
+
+if TYPE_CHECKING:
+    from train_head.training.augment import AugmentSettings
 
 RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versions", "licence")
 """Tables of a run's config.toml that record what it was made from, or are read elsewhere (`emi.finetuning`)."""
@@ -26,52 +28,52 @@ PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda")
 class TrainSettings:
     """How a head is trained; the defaults are the paper's (arXiv 2403.11879, section 4).
 
-    Attributes:
-        head: a name in `HEADS`.
-        head_options: options of that head; in TOML the table of its name (`[lstm]`).
-        standardise: bring every feature to mean 0 and spread 1 over the training frames; saved with the head.
-        loss: a name in `LOSSES`, or a sum such as "0.7*ccc + 0.3*mse".
-        weighting: how much each label counts in the loss: "none", "lds" or "dense" (rare intensities more).
-        augment: options of `train_head.training.augment`; in TOML the table `[augment]`.
-        lr: peak learning rate of AdamW.
-        weight_decay: AdamW's.
-        batch_size: clips per step.
-        epochs: passes over the training clips.
-        stop_after: stop after so many epochs; the learning rate is that of `epochs`. 0 trains them all.
-        warmup_epochs: epochs over which the learning rate rises; from there a cosine takes it to 0, step by step.
-        clip_value: gradients are clipped to this absolute value.
-        patience: stop after so many epochs without a better validation Pearson; 0 never stops.
-        ema: decay per step of a moving average of the weights, which is what is evaluated and saved; 0 is off.
-        seed: of the weights, the order of the clips, dropout and augmentation.
-        label_scale: labels are divided by it, and predictions lie between 0 and 1.
-        label_range: ends of the labels' scale; they are mapped to 0 and 1 inside, and predictions are mapped back.
-        precision: of matrix products: "fp32", "bf16", or "auto": bf16 where the processor multiplies it in hardware;
-            "fp16" is for fine-tuning on a GPU without bf16.
-        device: "auto", "cpu" or "cuda".
+    Importing this module imports no torch, so that `emi --help` is fast.
     """
 
-    head: str = "lstm"
-    head_options: Mapping[str, Any] = field(default_factory=dict)
-    standardise: bool = False
-    loss: str = "mse"
-    weighting: str = "none"
-    augment: Mapping[str, Any] = field(default_factory=dict)
-    lr: float = 1e-4
-    weight_decay: float = 0.01
-    batch_size: int = 32
-    epochs: int = 30
-    stop_after: int = 0
-    warmup_epochs: float = 1.0
-    clip_value: float = 100.0
-    patience: int = 0
-    ema: float = 0.0
-    seed: int = 0
-    label_scale: float = 1.0
-    label_range: Range = UNIT
-    precision: str = "auto"
-    device: str = "auto"
+    head: str = setting(
+        "lstm", "lstm (the paper's), mean, mlp, gru, bilstm, attention, tcn, transformer, hierarchical or sequence."
+    )
+    head_options: Mapping[str, Any] = setting(
+        dict, "Options of the head; in TOML the table of its name, [lstm].", option=None
+    )
+    loss: str = setting(
+        "mse", 'mse, mae, huber, pearson, ccc, balanced_mse, focal_r or zero_inflated, or a sum: "0.7*ccc + 0.3*mse".'
+    )
+    weighting: str = setting(
+        "none", "Weight of each label in the loss: none, lds or dense, which raise that of rare values.", option=None
+    )
+    augment: Mapping[str, Any] = setting(dict, "Options of augmentation; in TOML the table [augment].", option=None)
+    lr: float = setting(1e-4, "Peak learning rate of AdamW.")
+    weight_decay: float = setting(0.01, "Of AdamW.")
+    batch_size: int = setting(32, "Clips per step.")
+    epochs: int = setting(30, "Passes over the training clips.")
+    stop_after: int = setting(0, "Stop after this many epochs of the schedule of --epochs; 0 trains all.")
+    warmup_epochs: float = setting(
+        1.0, "Epochs over which the learning rate rises; a cosine then takes it to 0.", option=None
+    )
+    clip_value: float = setting(100.0, "Gradients are clipped to this absolute value.", option=None)
+    patience: int = setting(0, "Stop after this many epochs without a better validation score; 0 never stops.")
+    ema: float = setting(
+        0.0, "Decay per step of a moving average of the weights, which is evaluated and saved; 0 is off.", option=None
+    )
+    standardise: bool = setting(
+        False, "Scale every feature to mean 0 and standard deviation 1 over the training frames."
+    )
+    seed: int = setting(0, "Of weights, order of clips, dropout and augmentation; the first of several.")
+    precision: str = setting(
+        "auto", "Of matrix products: fp32, bf16, auto (bf16 where the processor has it), or fp16 to fine-tune on a GPU."
+    )
+    device: str = setting("auto", "cpu, cuda or auto.")
+    label_scale: float = setting(1.0, "100 for labels from 0 to 100; predictions lie between 0 and 1.")
+    label_range: Range = setting(
+        UNIT, "-1,1 or 1,5: the ends of the labels' scale; predictions are on that scale.", metavar="MIN,MAX"
+    )
 
     def __post_init__(self) -> None:
+        from train_head.heads import head_options
+        from train_head.losses import canonical, canonical_weighting, compares_clips
+
         object.__setattr__(self, "loss", canonical(self.loss))
         object.__setattr__(self, "weighting", canonical_weighting(self.weighting))
         object.__setattr__(self, "augment", asdict(_augment_settings(self.augment)))
@@ -124,13 +126,13 @@ class TrainSettings:
         precision = self.precision if self.precision != "auto" else "bf16" if fast else "fp32"
         return replace(self, device=device, precision=precision)
 
-    def label_format(self, columns: LabelColumns | None = None) -> LabelFormat:
-        """How label files are read: their columns, on the scale of these settings."""
-        known = columns or LabelColumns()
+    def label_format(self, columns: LabelColumns | None = None, validation: Validation | None = None) -> LabelFormat:
+        """Return how label files are read: their columns, groups and scale."""
+        columns = columns or LabelColumns()
         return LabelFormat(
-            targets=known.targets,
-            rater=known.rater,
-            group_by=known.group_by,
+            targets=columns.targets,
+            rater=columns.rater,
+            group_by=validation.group_by if validation else None,
             scale=self.label_scale,
             range=self.label_range,
         )
@@ -153,6 +155,8 @@ def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSe
     Raises:
         TrainSettingsError: an unknown key (with the nearest known one), a wrong type or a value out of range.
     """
+    from train_head.heads import HEADS
+
     values = read_config(config) if config is not None else {}
     given = {key: value for key, value in overrides.items() if value is not None}
     head = given.get("head", values.get("head", TrainSettings.head))
@@ -164,7 +168,7 @@ def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSe
         if key == "augment":
             augment |= _table(key, value)
         else:
-            (values if key in names else augment if key in _AUGMENT else options)[key] = value
+            (values if key in names else augment if key in _augment_options() else options)[key] = value
     values["augment"] = augment
     settings = {key: value for key, value in values.items() if key not in HEADS}
     for key, value in settings.items():
@@ -192,6 +196,8 @@ def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 def option_owners(key: str) -> list[str]:
     """The heads that have an option; none for a setting of the training."""
+    from train_head.heads import HEADS
+
     if key in {f.name for f in fields(TrainSettings)}:
         return []
     kinds: dict[str, Any] = {name: head.Options for name, head in HEADS.items()}  # type: ignore[attr-defined]
@@ -209,6 +215,8 @@ def read_config(path: StrPath) -> dict[str, Any]:
     Raises:
         TrainSettingsError: no such file, not TOML, or an unknown key.
     """
+    from train_head.heads import HEADS, head_options
+
     place = Path(path)
     if not place.is_file():
         raise TrainSettingsError(f"there is no settings file at {place}")
@@ -232,13 +240,18 @@ def _table(key: str, value: object) -> Mapping[str, Any]:
     return value
 
 
-_AUGMENT = frozenset(f.name for f in fields(AugmentSettings))
+def _augment_options() -> frozenset[str]:
+    from train_head.training.augment import AugmentSettings
+
+    return frozenset(f.name for f in fields(AugmentSettings))
 
 
-def _augment_settings(options: Mapping[str, Any]) -> AugmentSettings:
+def _augment_settings(options: Mapping[str, Any]) -> "AugmentSettings":
+    from train_head.training.augment import AugmentSettings
+
     for key in _table("augment", options):
-        if key not in _AUGMENT:
-            raise TrainSettingsError(unknown("option of augment", key, _AUGMENT))
+        if key not in _augment_options():
+            raise TrainSettingsError(unknown("option of augment", key, _augment_options()))
     return AugmentSettings(**options)
 
 

@@ -20,17 +20,15 @@ from train_head.evaluation.metrics import Report, evaluate
 from train_head.losses import build_objective
 from train_head.runs import run_folder
 from train_head.training.augment import AugmentSettings, augment
-from train_head.training.course import Course, OnEpoch, Record, epoch_seed, learning_rate
+from train_head.training.loop import Record, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings
 
-__all__ = ["OnEpoch", "Record", "Trainer", "learning_rate", "predict"]
 
+class Trainer(TrainingLoop):
+    """Trains one head on cached features.
 
-class Trainer(Course):
-    """Trains one head into one run folder; `fit` goes on from where `restore` found it.
-
-    Every epoch draws its order, its dropout and its augmentation from the seed and its own number, so a run that was
+    Order, dropout and augmentation of an epoch are drawn from the seed and the number of the epoch, so a run that was
     killed and started again takes the same steps as one that was not.
 
     Args:
@@ -64,11 +62,11 @@ class Trainer(Course):
 
     @property
     def evaluated(self) -> nn.Module:
-        """The module whose weights count: the trained one, or its moving average."""
+        """The module that is evaluated and saved: the trained one, or its moving average."""
         return self.predictor if self.averaged is None else self.averaged.module
 
     def restore(self) -> None:
-        """Take up the state that the folder holds, if any."""
+        """See `TrainingLoop`."""
         state = run_folder.load_state(self.folder) if self.folder is not None else None
         if self.folder is not None and state is not None:
             self.predictor.load_state_dict(state["predictor"])
@@ -79,15 +77,12 @@ class Trainer(Course):
             run_folder.write_history(self.folder, self.history)
 
     def load_best(self) -> None:
-        """Take the weights that the run kept."""
+        """See `TrainingLoop`."""
         assert self.folder is not None
         self.evaluated.load_state_dict(run_folder.load_best(self.folder))
 
-    def known(self, predictions: Path) -> None:
-        """Nothing: heads predict a split faster than they would read it."""
-
     def predict(self, split: Split) -> NDArray[np.float32]:
-        """(clips, targets) float32 intensities by the weights that count, in the order of the split."""
+        """(clips, targets) float32 intensities by the evaluated weights, in the order of the split."""
         return predict(self.evaluated, self._placed(split), self._workspace)
 
     def evaluate(self, split: Split) -> Report:
@@ -110,7 +105,7 @@ class Trainer(Course):
 
         Args:
             number: of the epoch.
-            batches: stop after so many, which is for measuring.
+            batches: stop after this many; for benchmarks.
         """
         started = time.perf_counter()
         seed = epoch_seed(self.settings.seed, number)
@@ -123,11 +118,11 @@ class Trainer(Course):
         for step, rows in enumerate(order[:batches]):
             lr = learning_rate(self.settings, (number - 1) * len(order) + step, len(order))
             total += self._step(rows, lr, number) * len(rows)
-            self.stepped(number, "training", step + 1, len(order))
+            self._reporter.step_finished(number, "training", step + 1, len(order))
         trained = time.perf_counter() - started
         clips = [row for rows in order[:batches] for row in rows]
         record: Record = {"epoch": number, "train_loss": total / len(clips), "lr": lr}
-        record |= self.judged(self.evaluate(self.valid) if self.valid is not None else None)
+        record |= self.validation_record(self.evaluate(self.valid) if self.valid is not None else None)
         return record | {
             "seconds": round(time.perf_counter() - started, 3),
             "frames_per_second": round(int(self.train.lengths[clips].sum()) / trained),
@@ -163,7 +158,7 @@ class Trainer(Course):
         return self.diverged(what, epoch, [self.train.labels.filenames[i] for i in rows], advice)
 
     def save(self, folder: Path | None, *, best: bool) -> None:
-        """See `Course`."""
+        """See `TrainingLoop`."""
         if folder is None:
             return
         if best:

@@ -142,9 +142,9 @@ def test_another_run_in_the_folder_is_refused_by_name(tune, tmp_path):
 def test_the_table_of_a_settings_file_is_read_and_checked(tmp_path):
     path = tmp_path / "s.toml"
     path.write_text('lr = 1e-3\n[finetune]\nfreeze = "layers:2"\nbackbone_dropout = 0.2\n[lstm]\nhidden = 7\n')
-    settings, own = resolve(path, backbone_lr=1e-4)
+    settings, tuning = resolve(path, backbone_lr=1e-4)
     assert (settings.lr, settings.head_options["hidden"]) == (1e-3, 7)
-    assert own == FinetuneSettings(freeze="layers:2", backbone_dropout=0.2, backbone_lr=1e-4)
+    assert tuning == FinetuneSettings(freeze="layers:2", backbone_dropout=0.2, backbone_lr=1e-4)
     for text, said in (
         ("[finetune]\nfreese = 'cnn'\n", "freeze"),
         ("[finetune]\nlora = 1.5\n", "finetune.lora must be a int"),
@@ -206,12 +206,11 @@ def test_one_fold_needs_the_number_of_folds_and_nothing_is_decoded_before(labell
 def test_a_fine_tuned_run_records_the_licence_of_its_backbone(tiny, labelled, tmp_path):
     tiny.save_audeering(tmp_path / "weights")
     (tmp_path / "weights" / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n")
-    material = DecodedMedia(
+    source = DecodedMedia(
         root=labelled / "audio",
         identity=identify(str(tmp_path / "weights")),
-        own=FinetuneSettings(),
+        tuning=FinetuneSettings(),
         precision="fp32",
         processes=Processes("cpu"),
-        targets=("Joy",),
     )
-    assert material.tables()["licence"] == {"name": "CC BY-NC-SA 4.0", "commercial_use": "no"}
+    assert source.tables()["licence"] == {"name": "CC BY-NC-SA 4.0", "commercial_use": "no"}

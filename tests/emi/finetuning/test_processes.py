@@ -15,7 +15,7 @@ import pytest
 import torch
 from warm_python import python
 
-from emi.finetuning.helpers import HelperError
+from emi.finetuning.local_processes import LocalProcessError
 from train_head.data.labels import read_labels
 from train_head.errors import TrainSettingsError
 
@@ -105,7 +105,7 @@ def test_what_only_another_process_meets(tune, tmp_path, monkeypatch, capfd):
     monkeypatch.syspath_prepend(tmp_path)
     for kind, said in (("MemoryError", "cpu has no memory for .* --processes 1 "), ("ValueError", "ValueError: of it")):
         monkeypatch.setenv("FAILS", kind)
-        with pytest.raises(HelperError, match="process 2: " + said):
+        with pytest.raises(LocalProcessError, match="process 2: " + said):
             tune(tmp_path / kind, processes=2)
         assert ("Traceback" in capfd.readouterr().err) == (kind == "ValueError")
         assert not torch.distributed.is_initialized()
@@ -114,11 +114,11 @@ def test_what_only_another_process_meets(tune, tmp_path, monkeypatch, capfd):
 
 FAILS = """
 import os, sys
-if "emi.finetuning.helper" in sys.orig_argv:
+if "emi.finetuning.local_worker" in sys.orig_argv:
     import emi.finetuning.model as model
     def forward(*args, **more):
         raise {"MemoryError": MemoryError, "ValueError": ValueError}[os.environ["FAILS"]]("of it")
-    model.EndToEnd.forward = forward
+    model.BackboneWithHead.forward = forward
 """
 
 
@@ -128,7 +128,7 @@ def others(out):
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (place / "cmdline").read_bytes().split(b"\0")
-            if b"emi.finetuning.helper" in words and f"TRAINS={out}".encode() in (place / "environ").read_bytes():
+            if b"emi.finetuning.local_worker" in words and f"TRAINS={out}".encode() in (place / "environ").read_bytes():
                 found.append(int(place.name))
     return found
 

@@ -18,6 +18,7 @@ from emi.finetuning.start import on_this_machine
 from emi.finetuning.waveforms import WaveformAugment
 from extract.backbones import Regularisation, identify, load_trainable
 from train_head.losses import build_objective
+from train_head.runs.inputs import LabelFiles
 
 
 @pytest.fixture
@@ -33,19 +34,17 @@ def start(labelled, checkpoint, audio, tmp_path):
             "backbone_dropout": 0.0,
             "dropout": 0.0,
         }
-        resolved, own = resolve(None, **both | settings)
+        resolved, tuning = resolve(None, **both | settings)
         identity = identify(str(checkpoint))
-        material = DecodedMedia(
+        source = DecodedMedia(
             root=labelled / "audio",
             identity=identity,
-            own=own,
+            tuning=tuning,
             precision="fp32",
             processes=Processes("cpu"),
-            targets=("Joy", "Calm"),
         )
-        files = {"train": labelled / "train.csv", "valid": labelled / "valid.csv"}
-        inputs = gather_media(material, files, audio)
-        return material.trainer(on_this_machine(resolved, identity), inputs.splits["train"], None, tmp_path)
+        inputs = gather_media(source, LabelFiles.named(labelled / "train.csv", labelled / "valid.csv"), audio)
+        return source.training(on_this_machine(resolved, identity), inputs.splits["train"], None, tmp_path)
 
     return start
 

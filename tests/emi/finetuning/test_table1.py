@@ -8,10 +8,10 @@ import pytest
 
 import emi
 from emi.finetuning import table1
-from emi.finetuning.table1 import ROWS, _whole_by_older_decoder
+from emi.finetuning.table1 import ROWS, TableReporter, _whole_by_older_decoder
 from extract.settings import ExtractSettings
 from train_head.errors import LabelError
-from train_head.runs.train import read_split_labels
+from train_head.runs.inputs import LabelFiles
 
 SETTINGS = {"hidden": 8, "epochs": 1, "lr": 3e-3, "batch_size": 8, "seeds": 2, "device": "cpu", "backbone_lr": 1e-3}
 
@@ -21,18 +21,22 @@ def test_every_row_is_run_once_and_the_papers_numbers_stand_beside(labelled, che
     files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv", out)
     settings = SETTINGS | {"backbone": str(checkpoint), "test": labelled / "valid.csv"}
 
-    def stop(name: str) -> None:
-        begun.append(name)
-        if name == "+ dropout":
-            raise KeyboardInterrupt
+    class Stop(TableReporter):
+        def row_started(self, name: str) -> None:
+            begun.append(name)
+            if name == "+ dropout":
+                raise KeyboardInterrupt
+
+    class Epochs(TableReporter):
+        def epoch_finished(self, record) -> None:
+            trained.append(record)
 
     with pytest.raises(KeyboardInterrupt):
-        emi.table1(*files, **settings, on_row=stop)
+        emi.table1(*files, **settings, reporter=Stop())
     assert not (out / "table1.csv").exists()
-    runs = []
-    found = emi.table1(*files, **settings, on_run=lambda name, _: runs.append(name), on_epoch=runs.append)
+    trained = []
+    found = emi.table1(*files, **settings, reporter=Epochs())
     assert begun == [row.name for row in ROWS]
-    trained = [record for record in runs if not isinstance(record, str)]
     assert len(trained) == 4  # two seeds, each alone and on all clips: the last row only
     with (out / "table1.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -71,7 +75,7 @@ def test_a_whole_cache_of_an_older_decoder_stays_and_one_that_lacks_clips_does_n
     cache = tmp_path / "features.zarr"
     shutil.copytree(labelled_cache, cache)
     how = ExtractSettings(backbone="silero", dtype="float16")
-    labels = read_split_labels({name: labelled / f"{name}.csv" for name in ("train", "valid")})
+    labels = LabelFiles.named(labelled / "train.csv", labelled / "valid.csv").read()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("extract.run.DECODER", 3)
         assert _whole_by_older_decoder(cache, how, labels)

@@ -13,7 +13,7 @@ from train_head.errors import LabelError
 from train_head.evaluation.compare import compare
 from train_head.evaluation.scoring import read_pair
 from train_head.evaluation.submission import check_submission, write_submission
-from train_head.runs.train import gather_inputs
+from train_head.runs.inputs import LabelFiles, gather_inputs
 
 NFC, NFD = "jos\xe9", "jose\u0301"
 IDS = ("1", "001a", "spk/02", NFC, "clip.v2", "00007")
@@ -45,7 +45,7 @@ def cache(tmp_path):
 
 
 def gathered(cache, labels, **options):
-    split = gather_inputs(cache, {"train": labels}, **options).splits["train"]
+    split = gather_inputs(cache, LabelFiles.named(labels, **options)).splits["train"]
     return split.labels.ids, [clip[0, 0].item() for clip in split.clips()]
 
 
@@ -82,7 +82,7 @@ def test_two_clips_that_a_row_may_name_are_both_named_unless_one_is_exact(cache,
 
 def test_training_clips_are_validation_clips_however_they_are_written(cache, write):
     files = {"train": write(["1", "7"]), "valid": write(["1.wav"], "v.csv")}
-    assert "1 of the 1 validation clips are training clips" in gather_inputs(cache(), files).overlap
+    assert "1 of the 1 validation clips are training clips" in gather_inputs(cache(), LabelFiles(files=files)).overlap
 
 
 def test_a_transform_is_fitted_on_the_clips_that_labels_name(cache, write, tmp_path):

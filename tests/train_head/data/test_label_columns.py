@@ -9,7 +9,7 @@ from train_head.data.label_format import LabelFormat, label_format
 from train_head.data.labels import read_clips, read_labels
 from train_head.errors import LabelError
 from train_head.evaluation.scoring import read_pair
-from train_head.runs.train import read_split_labels
+from train_head.runs.inputs import LabelFiles
 
 
 def write(tmp_path: Path, text: str, name: str = "labels.csv") -> Path:
@@ -76,7 +76,7 @@ def test_a_missing_prediction_is_an_error(tmp_path):
 def test_training_clips_without_any_label_are_left_out_and_counted(tmp_path):
     train = write(tmp_path, "Filename,Joy,Sad\n1,0.5,\n2,,\n3,,1\n")
     valid = write(tmp_path, "Sad,Filename,notes,Joy\n,4,x,\n1,5,y,\n", "valid.csv")
-    labels = read_split_labels({"train": train, "valid": valid})
+    labels = LabelFiles.named(train, valid).read()
     assert (labels["train"].ids, labels["train"].unlabelled) == (("00001", "00003"), 1)
     assert (labels["valid"].ids, labels["valid"].names) == (("00004", "00005"), ("Joy", "Sad"))
     assert labels["valid"].ignored == ("notes",)
@@ -84,7 +84,7 @@ def test_training_clips_without_any_label_are_left_out_and_counted(tmp_path):
 
 def test_a_target_without_any_training_label_is_named(tmp_path):
     with pytest.raises(LabelError, match=r"has no label in the column 'Sad'.*--targets"):
-        read_split_labels({"train": write(tmp_path, "Filename,Joy,Sad\n1,0.5,\n2,1,nan\n")})
+        LabelFiles.named(write(tmp_path, "Filename,Joy,Sad\n1,0.5,\n2,1,nan\n")).read()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_target_without_any_training_label_is_named(tmp_path):
 )
 def test_a_test_split_may_lack_its_labels(tmp_path, text, names):
     train = write(tmp_path, "Filename,Joy,Sad\n1,0.5,0\n")
-    labels = read_split_labels({"train": train, "test": write(tmp_path, text, "test.csv")})["test"]
+    labels = LabelFiles.named(train, test=write(tmp_path, text, "test.csv")).read()["test"]
     assert (labels.ids, labels.names, labels.values.shape) == (("00009",), names, (1, len(names)))
 
 
@@ -109,7 +109,7 @@ def test_a_split_that_lacks_one_target_is_refused(tmp_path, split):
         split: write(tmp_path, "Filename,Joy\n2,1\n", "s"),
     }
     with pytest.raises(LabelError, match=r"has no column 'Sad' among Joy; .*labels\.csv has the targets Joy, Sad"):
-        read_split_labels(files)
+        LabelFiles(files=files).read()
 
 
 @pytest.mark.parametrize(

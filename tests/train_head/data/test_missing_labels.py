@@ -11,7 +11,7 @@ from train_head.data.labels import read_labels
 from train_head.losses import LOSSES, build_objective
 from train_head.losses.weighting import build_weights
 from train_head.protocols.pool import pool, trainable
-from train_head.runs.train import gather_inputs
+from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.training.augment import AugmentSettings, augment
 
 CLIPS, TARGETS = 14, 3
@@ -196,5 +196,5 @@ def test_clips_without_a_label_are_predicted_in_folds_and_trained_on_nowhere(lab
     labels = read_labels(tmp_path / "folds" / "labels_folds.csv")
     assert predicted.ids == labels.ids
     assert len(labels) == 39
-    whole = pool(gather_inputs(labelled_cache, files))
+    whole = pool(gather_inputs(labelled_cache, LabelFiles(files=files)))
     assert (len(whole), len(trainable(whole))) == (39, 38)

@@ -8,10 +8,13 @@ import pytest
 
 import emi
 from train_head.errors import RunFolderError, TrainSettingsError
-from train_head.protocols import ProtocolResult, run_protocol
+from train_head.protocols import ProtocolResult
+from train_head.protocols import train as train_protocol
 from train_head.runs import run_folder
+from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.runs.train import TrainResult
 from train_head.training.settings import resolve_settings
+from train_head.validation import Validation
 
 QUICK = {"hidden": 4, "layers": 1, "epochs": 2, "lr": 3e-3, "precision": "fp32"}
 TIMED = ("metrics.jsonl", "last.pt", "README.md")
@@ -49,8 +52,8 @@ def test_jobs_in_any_order_give_what_one_gives(labelled, labelled_cache, tmp_pat
 
 
 def outcome(root: Path, out: Path, number: int | None):
-    files = (root / "features.zarr", root / "train.csv", root / "valid.csv")
-    return run_protocol(*files, out, resolve_settings(**QUICK), folds=3, only_fold=number)
+    inputs = gather_inputs(root / "features.zarr", LabelFiles.named(root / "train.csv", root / "valid.csv"))
+    return train_protocol(inputs, out, resolve_settings(**QUICK), Validation(folds=3, only_fold=number))
 
 
 def test_the_missing_folds_are_counted_and_a_whole_run_trains_them(labelled, labelled_cache, tmp_path):
@@ -99,9 +102,8 @@ def test_jobs_may_start_at_the_same_moment(labelled, labelled_cache, tmp_path):
 def prepare(root: Path, out: Path, number: int) -> None:
     """Begin a fold, and end before the training, which has threads that do not survive a fork."""
     from train_head.protocols.folds import _begin
-    from train_head.runs.train import gather_inputs
 
-    inputs = gather_inputs(root / "features.zarr", {"train": root / "train.csv", "valid": root / "valid.csv"})
+    inputs = gather_inputs(root / "features.zarr", LabelFiles.named(root / "train.csv", root / "valid.csv"))
     _begin(inputs, out, resolve_settings(**QUICK), 3)
 
 

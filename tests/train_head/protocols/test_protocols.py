@@ -21,9 +21,12 @@ from train_head.data.labels import read_labels
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.evaluation.baselines import training_mean
 from train_head.evaluation.intervals import bootstrap
-from train_head.protocols import OnRun, run_protocol
+from train_head.protocols import train as train_protocol
+from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.runs.load import Ensemble, load_head
+from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import resolve_settings
+from train_head.validation import Validation
 
 QUICK = {"hidden": 4, "layers": 1, "epochs": 2, "lr": 3e-3, "precision": "fp32"}
 MEASURED = ("README.md", "metrics.jsonl", "last.pt")
@@ -149,7 +152,8 @@ def test_finished_seeds_are_left_and_missing_ones_added(labelled, labelled_cache
 KILLED = """
 import os, signal, sys, emi
 from pathlib import Path
-from train_head import figures, run_folder
+from train_head.reports import figures
+from train_head.runs import run_folder
 calls, real = 0, run_folder.{function}
 def die(*arguments):
     global calls
@@ -288,28 +292,28 @@ def test_training_on_all_repeats_the_best_epoch_count_on_both_splits(labelled, l
 def test_a_finished_run_is_taken_for_training_on_all(labelled, labelled_cache, tmp_path):
     train(labelled, tmp_path / "run")
     before = (tmp_path / "run" / "last.pt").stat().st_mtime_ns
-    again = run(labelled, tmp_path / "run", train_on_all=True)
+    again = run(labelled, tmp_path / "run", on_all=True)
     assert again.result.resumed_at == 2
     assert not again.nothing_to_do
     assert (tmp_path / "run" / "last.pt").stat().st_mtime_ns == before
-    assert run(labelled, tmp_path / "run", train_on_all=True).nothing_to_do
+    assert run(labelled, tmp_path / "run", on_all=True).nothing_to_do
 
 
 def test_with_seeds_each_is_trained_on_all_and_their_mean_is_one_model(labelled, labelled_cache, tmp_path):
     out = tmp_path / "run"
-    names: list[str] = []
-    outcome = run(labelled, out, lambda name, _: names.append(name), seeds=2, train_on_all=True)
+    names, reporter = [], Reporter()
+    reporter.run_started = lambda name, *_: names.append(name)
+    outcome = run(labelled, out, reporter, seeds=2, on_all=True)
     assert names == ["seed-0", "seed-1", "seed-0/all", "seed-1/all"]
-    assert outcome.everything.epochs == outcome.result.best_epochs
+    assert outcome.on_all.epochs == outcome.result.best_epochs
     clip = emi.open_cache(labelled_cache)["00003"]
     members = [load_head(out / f"seed-{i}" / "all").predict(clip) for i in range(2)]
     np.testing.assert_allclose(load_head(out / "all").predict(clip), np.mean(members, 0), atol=1e-6)
 
 
-def run(root: Path, out: Path, on_run: OnRun | None = None, **protocol):
-    settings = resolve_settings(**QUICK)
-    files = (root / "features.zarr", root / "train.csv", root / "valid.csv")
-    return run_protocol(*files, out, settings, on_run=on_run, **protocol)
+def run(root: Path, out: Path, reporter: Reporter = SILENT, **validation):
+    inputs = gather_inputs(root / "features.zarr", LabelFiles.named(root / "train.csv", root / "valid.csv"))
+    return train_protocol(inputs, out, resolve_settings(**QUICK), Validation(**validation), reporter)
 
 
 def test_groups_without_folds_keep_the_splits_apart_and_are_recorded(grouped, tmp_path):

@@ -12,7 +12,8 @@ from train_head.data.labels import read_labels
 from train_head.evaluation.intervals import bootstrap
 from train_head.evaluation.metrics import evaluate
 from train_head.reports.card import departures, model_card
-from train_head.runs.train import gather_inputs, train_run
+from train_head.runs.inputs import LabelFiles, gather_inputs
+from train_head.runs.train import train_run
 from train_head.training.settings import TrainSettings, resolve_settings
 
 QUICK = {"hidden": 8, "epochs": 2, "lr": 3e-3, "precision": "fp32", "seed": 5}
@@ -22,7 +23,7 @@ QUICK = {"hidden": 8, "epochs": 2, "lr": 3e-3, "precision": "fp32", "seed": 5}
 def run(labelled, labelled_cache, tmp_path_factory):
     """Settings, inputs and result of a short run with a test split."""
     files = {"train": labelled / "train.csv", "valid": labelled / "valid.csv", "test": labelled / "train.csv"}
-    inputs = gather_inputs(labelled_cache, files)
+    inputs = gather_inputs(labelled_cache, LabelFiles(files=files))
     settings = resolve_settings(**QUICK)
     result = train_run(inputs, tmp_path_factory.mktemp("card") / "run", settings)
     return settings.on_this_machine(), inputs, result

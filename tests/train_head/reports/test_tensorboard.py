@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from train_head.protocols import run_protocol
+from train_head.protocols import train
 from train_head.reports.tensorboard import Board, BoardDependencyError
+from train_head.runs.inputs import LabelFiles, gather_inputs
+from train_head.training.loop import Reporter
 from train_head.training.settings import resolve_settings
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -38,8 +40,10 @@ def test_a_training_leaves_the_scalars_of_its_metrics(labelled, labelled_cache, 
     settings = resolve_settings(hidden=8, epochs=3, lr=3e-3, precision="fp32")
     run = tmp_path / "run"
     with Board(run) as board:
-        files = (labelled / "train.csv", labelled / "valid.csv")
-        result = run_protocol(labelled_cache, *files, run, settings, on_epoch=board).result
+        reporter = Reporter()
+        reporter.epoch_finished = board
+        inputs = gather_inputs(labelled_cache, LabelFiles.named(labelled / "train.csv", labelled / "valid.csv"))
+        result = train(inputs, run, settings, reporter=reporter).result
     found = read(run)
     wanted = {
         "train/loss": [record["train_loss"] for record in result.history],

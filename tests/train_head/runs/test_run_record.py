@@ -6,7 +6,9 @@ import tomllib
 import pytest
 import torch
 
-from train_head.protocols import run_protocol
+from train_head.protocols import train as train_protocol
+from train_head.runs.inputs import LabelFiles, gather_inputs
+from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import resolve_settings
 
 QUICK = {"hidden": 4, "layers": 1, "epochs": 2, "lr": 3e-3, "precision": "fp32", "batch_size": 14}
@@ -18,29 +20,33 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train_head.reports.figures.draw_run", lambda *_: None)
 
 
-class Reporter:
+class Heard(Reporter):
     """Keeps what it hears."""
 
     def __init__(self) -> None:
         self.heard: list[object] = []
 
-    def __call__(self, record) -> None:
+    def epoch_finished(self, record) -> None:
         self.heard.append(record["epoch"])
 
-    def on_step(self, *step) -> None:
+    def step_finished(self, *step) -> None:
         self.heard.append(step)
 
     def note(self, text) -> None:
         self.heard.append(text)
 
 
-def train(labelled, out, on_epoch=None):
-    files = (labelled / "features.zarr", labelled / "train.csv", labelled / "valid.csv")
-    return run_protocol(*files, out, resolve_settings(**QUICK), on_epoch=on_epoch)
+class Stop(Reporter):
+    """Interrupts the run after an epoch."""
+
+    def epoch_finished(self, record) -> None:
+        raise KeyboardInterrupt
 
 
-def stop(_):
-    raise KeyboardInterrupt
+def train(labelled, out, reporter=SILENT):
+    label_files = LabelFiles.named(labelled / "train.csv", labelled / "valid.csv")
+    inputs = gather_inputs(labelled / "features.zarr", label_files)
+    return train_protocol(inputs, out, resolve_settings(**QUICK), reporter=reporter)
 
 
 def test_versions_and_licence_are_recorded_and_compared_by_nobody(labelled, labelled_cache, tmp_path):
@@ -55,7 +61,7 @@ def test_versions_and_licence_are_recorded_and_compared_by_nobody(labelled, labe
     lines = (tmp_path / "run" / "config.toml").read_text().splitlines()
     older = "\n".join(line for line in lines if not line.startswith("torch ="))
     (tmp_path / "run" / "config.toml").write_text(older)
-    reporter = Reporter()
+    reporter = Heard()
     assert train(labelled, tmp_path / "run", reporter).nothing_to_do
     assert reporter.heard == []
 
@@ -63,10 +69,10 @@ def test_versions_and_licence_are_recorded_and_compared_by_nobody(labelled, labe
 @pytest.mark.parametrize("began", ["2.9.1", torch.__version__])
 def test_a_run_that_resumes_under_other_versions_says_so_once(labelled, labelled_cache, tmp_path, began):
     with pytest.raises(KeyboardInterrupt):
-        train(labelled, tmp_path / "run", stop)
+        train(labelled, tmp_path / "run", Stop())
     config = tmp_path / "run" / "config.toml"
     config.write_text(config.read_text().replace(f'torch = "{torch.__version__}"', f'torch = "{began}"'))
-    reporter = Reporter()
+    reporter = Heard()
     train(labelled, tmp_path / "run", reporter)
     note = (
         f"{tmp_path / 'run'} was begun with torch 2.9.1, and continues with torch {torch.__version__}: its figures may "

@@ -26,13 +26,14 @@ hidden = 32
 """
 WORKER = """
 import sys
+from train_head.runs.inputs import LabelFiles
 from train_head.sweep import SweepSettings, read_space, sweep
 
 if __name__ == "__main__":
     root, out, url, trials, heartbeat = sys.argv[1:]
     settings = SweepSettings(trials=int(trials), jobs=1, pruner="none", top=0, storage=url, heartbeat=int(heartbeat))
-    files = [f"{root}/features.zarr", f"{root}/train.csv", f"{root}/valid.csv"]
-    sweep(*files, out, read_space(f"{out}.toml"), settings)
+    files = LabelFiles.named(f"{root}/train.csv", f"{root}/valid.csv")
+    sweep(f"{root}/features.zarr", files, out, read_space(f"{out}.toml"), settings)
 """
 
 

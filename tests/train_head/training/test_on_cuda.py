@@ -10,7 +10,7 @@ from train_head.data.labels import Labels
 from train_head.data.splits import Placer, Split
 from train_head.heads import recurrent
 from train_head.heads.recurrent import cudnn_states
-from train_head.training.course import settle_kernels
+from train_head.training.loop import choose_kernels
 from train_head.training.settings import TrainSettings
 from train_head.training.trainer import Trainer
 
@@ -35,10 +35,10 @@ def test_splits_that_share_their_frames_share_one_copy_of_them_on_a_device():
     train, valid = split(torch.from_numpy(array), [0, 3], [3, 2]), split(torch.from_numpy(array), [5], [3])
     placed = Placer(torch.device("meta"))
     there = [placed(part) for part in (train, valid, train)]
-    assert there[0].frames is there[1].frames is there[2].frames
-    assert {tensor.device.type for part in there for tensor in (part.frames, part.starts, part.targets)} == {"meta"}
+    assert there[0].rows is there[1].rows is there[2].rows
+    assert {tensor.device.type for part in there for tensor in (part.rows, part.starts, part.targets)} == {"meta"}
     assert placed(there[0]) is there[0]
-    assert placed(split(torch.zeros(8, 4), [0], [8])).frames is not there[0].frames
+    assert placed(split(torch.zeros(8, 4), [0], [8])).rows is not there[0].rows
     assert Placer(torch.device("cpu"))(train) is train
 
 
@@ -46,10 +46,10 @@ def test_float32_on_a_gpu_rounds_nothing_and_attention_needs_no_plan_per_shape(m
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
-        settle_kernels(TrainSettings(device="cpu", precision="bf16"))
+        choose_kernels(TrainSettings(device="cpu", precision="bf16"))
         assert torch.backends.cudnn.allow_tf32
         assert torch.backends.cuda.cudnn_sdp_enabled() == before
-        settle_kernels(TrainSettings(device="cuda", precision="fp32"))
+        choose_kernels(TrainSettings(device="cuda", precision="fp32"))
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:

@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(labelled, 
 KILLED = """
 import os, signal, sys, emi
 from pathlib import Path
-from train_head import trainer, run_folder
+from train_head.runs import run_folder
 saves, save = 0, run_folder.save_state
 def save_and_die(folder, state):
     global saves
@@ -309,9 +309,9 @@ def test_a_batch_is_padded_with_zeros_behind_each_clip(labelled_cache, labelled)
 def test_splits_share_one_array_and_a_part_of_one_shares_it_too(labelled_cache, labelled):
     labels = {name: read_labels(labelled / f"{name}.csv") for name in ("train", "valid")}
     splits = gather(open_caches([labelled_cache]), labels | {"again": labels["train"]})
-    assert splits["train"].frames is splits["valid"].frames is splits["again"].frames
+    assert splits["train"].rows is splits["valid"].rows is splits["again"].rows
     store = emi.open_cache(labelled_cache)
-    assert len(splits["train"].frames) == sum(len(store[i].frames) for part in labels.values() for i in part.ids)
+    assert len(splits["train"].rows) == sum(len(store[i].frames) for part in labels.values() for i in part.ids)
     part = splits["train"].take([4, 1])
     assert part.labels.ids == (labels["train"].ids[4], labels["train"].ids[1])
     for clip, frames in zip(part.labels.ids, part.clips(), strict=True):

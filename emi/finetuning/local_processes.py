@@ -1,7 +1,7 @@
-"""More processes of one training on this machine, started by the first: the setting `processes`.
+"""Start more processes of one training on this machine: the setting `processes`.
 
-torchrun starts processes too. Here the first one is the caller's own, so that what it returns, prints and raises stays
-what it was with one process, and the others end with it, however it ends.
+torchrun starts processes too. Here the first one is the caller: what it returns, prints and raises is the same as with
+one process, and the others end with it, however it ends.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ SECONDS_TO_FINISH, SECONDS_TO_DIE = 60.0, 5.0
 """For a process that has nothing left to do, and for one whose connection has broken off."""
 
 
-class HelperError(EmiError, RuntimeError):
+class LocalProcessError(EmiError, RuntimeError):
     """A process that shared the training ended early."""
 
 
 @contextlib.contextmanager
-def helpers(count: int, device: str, work: Work) -> Iterator[None]:
+def local_processes(count: int, device: str, work: Work) -> Iterator[None]:
     """Let other processes do the same work while the block lasts; the caller does its own in the block.
 
     Args:
@@ -47,18 +47,18 @@ def helpers(count: int, device: str, work: Work) -> Iterator[None]:
 
     Raises:
         TrainSettingsError: see `check_processes`.
-        HelperError: one of the others ended early.
+        LocalProcessError: one of the others ended early.
     """
     check_processes(count, device)
     if count == 1:
         yield
         return
     threads = max(1, torch.get_num_threads() // count)
-    others: list[_Helper] = []
+    others: list[_Worker] = []
     with tempfile.TemporaryDirectory(prefix="emi-finetune-") as folder:
         try:
             for rank in range(1, count):
-                others.append(_Helper(rank, {"OMP_NUM_THREADS": str(threads), "TMPDIR": folder}))
+                others.append(_Worker(rank, {"OMP_NUM_THREADS": str(threads), "TMPDIR": folder}))
             for other in others:
                 other.begin((count, device, threads, folder), work)
             with group(0, count, device, threads, folder):
@@ -99,39 +99,41 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _end(others: "Sequence[_Helper]", error: BaseException) -> None:
+def _end(others: "Sequence[_Worker]", error: BaseException) -> None:
     """Stop the others, who would wait for this process, and it for them where it leaves the group.
 
     Raises:
-        HelperError: the error follows from another's end.
+        LocalProcessError: the error follows from another's end.
     """
     until = time.monotonic() + SECONDS_TO_DIE
     ends = [how for how in (other.early_end(until) for other in others) if how] if is_lost(error) else []
     for other in others:
         other.stop()
     if ends:
-        raise HelperError(ends[0]) from error
+        raise LocalProcessError(ends[0]) from error
 
 
-class _Helper:
+class _Worker:
     """One of the others, as the first sees it."""
 
     def __init__(self, rank: int, environment: Mapping[str, str]) -> None:
         self._rank = rank
-        self._process, self._pipe = start_child("emi.finetuning.helper", environment, hears_interrupts=False)
+        self._process, self._pipe = start_child("emi.finetuning.local_worker", environment, hears_interrupts=False)
 
     def begin(self, place: tuple[int, str, int, str], work: Work) -> None:
         """Hand over the work, and wait until it is understood.
 
         Raises:
-            HelperError: the process is gone.
+            LocalProcessError: the process is gone.
         """
         try:
             self._pipe.send((self._rank, *place, work))
             self._pipe.recv()
         except (EOFError, ConnectionError) as error:
             how = self.early_end(time.monotonic() + SECONDS_TO_DIE)
-            raise HelperError(how or f"process {self._rank + 1} does not answer; run the command again") from error
+            raise LocalProcessError(
+                how or f"process {self._rank + 1} does not answer; run the command again"
+            ) from error
 
     def wait(self, seconds: float) -> None:
         """Until it has ended, but no longer."""

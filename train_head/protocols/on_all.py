@@ -1,4 +1,4 @@
-"""Training on all clips for as many epochs as were best before, as the paper does for its submission."""
+"""Train on all clips for the number of epochs that was best before, as the paper does for its submission."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +8,23 @@ from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
 from train_head.evaluation.metrics import Report
-from train_head.protocols.members import OnRun, prepare_protocol, write_ensemble, write_mean
+from train_head.protocols.members import prepare_protocol, write_ensemble, write_mean
 from train_head.protocols.pool import pool, trainable
 from train_head.protocols.result import ProtocolResult, Scored
 from train_head.reports.card import licence_line
 from train_head.runs import run_folder
-from train_head.runs.train import Inputs, TrainResult, check_groups, fit_run, train_run, write_run_predictions
+from train_head.runs.inputs import Inputs
+from train_head.runs.train import (
+    Predictions,
+    TrainResult,
+    fit,
+    predict_splits,
+    run_config,
+    score_splits,
+    train_run,
+)
+from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings, with_seed
-from train_head.training.trainer import OnEpoch
 
 ALL = "all"
 
@@ -26,7 +35,7 @@ class AllResult:
 
     Attributes:
         folder: its folder.
-        epochs: how many it was trained for, of each run.
+        epochs: number of epochs of each run.
         test_report: metrics on the test split, where one with targets was given.
         epochs_trained: in this call.
     """
@@ -37,95 +46,83 @@ class AllResult:
     epochs_trained: int
 
 
-def train_everything(
-    inputs: Inputs,
-    out: StrPath,
-    settings: TrainSettings,
-    *,
-    on_run: OnRun | None = None,
-    on_epoch: OnEpoch | None = None,
+def train_one_and_all(
+    inputs: Inputs, out: StrPath, settings: TrainSettings, reporter: Reporter = SILENT
 ) -> tuple[TrainResult, AllResult]:
-    """The ordinary run in `out`, or the finished one that is there, then out/all on all clips for its best epoch count.
-
-    Raises:
-        LabelError: a clip or a group is in both splits.
-        RunFolderError: a folder holds another run.
-    """
-    check_groups(inputs.labels)
-    pool(inputs)
-    if on_run:
-        on_run(Path(out).name, settings)
-    result = train_run(inputs, out, settings, on_epoch=on_epoch)
-    if on_run:
-        on_run(ALL, replace(settings, stop_after=result.best_epoch))
-    return result, train_on_all(inputs, Path(out) / ALL, settings, result.best_epoch, on_epoch=on_epoch)
-
-
-def train_on_all(
-    inputs: Inputs, out: StrPath, settings: TrainSettings, epochs: int, *, on_epoch: OnEpoch | None = None
-) -> AllResult:
-    """One run on the clips of "train" and "valid"; there is no validation, and the last epoch is kept.
-
-    Args:
-        inputs: "test" is predicted where given.
-        out: run folder.
-        settings: the learning rate is that of `settings.epochs`, as in the run whose best epoch is repeated.
-        epochs: stop after so many.
-        on_epoch: called with each epoch's record.
+    """Train the ordinary run in `out`, then out/all on all clips for its best number of epochs.
 
     Raises:
         LabelError: a clip is in both splits.
-        RunFolderError: the folder holds another run.
+        RunFolderError: a folder holds another run.
     """
-    settings, folder = replace(settings.on_this_machine(), stop_after=epochs), Path(out)
-    splits = {"train": trainable(pool(inputs))} | {name: s for name, s in inputs.splits.items() if name == "test"}
-    labels = {name: split.labels for name, split in splits.items()}
-    own = replace(inputs, splits=splits, labels=labels, protocol={"kind": ALL})
-    trainer, before = fit_run(own, folder, settings, None, on_epoch)
-    report = write_run_predictions(trainer, splits, folder).get("test")
-    card = _card(inputs, settings, report)
-    write_atomically(folder / run_folder.CARD, card.encode())
-    trained = len(trainer.history) - before
-    return AllResult(folder=folder, epochs=(epochs,), test_report=report, epochs_trained=trained)
+    reporter.run_started(Path(out).name, Path(out), settings)
+    result = train_run(inputs, out, settings, reporter=reporter)
+    reporter.run_started(ALL, Path(out) / ALL, replace(settings, stop_after=result.best_epoch))
+    return result, train_on_all(inputs, Path(out) / ALL, settings, result.best_epoch, reporter)[0]
 
 
 def train_seeds_on_all(
-    inputs: Inputs,
-    seeds: ProtocolResult,
-    settings: TrainSettings,
-    *,
-    on_run: OnRun | None = None,
-    on_epoch: OnEpoch | None = None,
+    inputs: Inputs, seeds: ProtocolResult, settings: TrainSettings, reporter: Reporter = SILENT
 ) -> AllResult:
-    """For each seed its own run on all clips, in seed-0/all, …; their mean is the ensemble in OUT/all.
+    """Train each seed on all clips, in seed-0/all, …; their mean is the ensemble in OUT/all.
 
     Args:
         inputs: as for the seeds.
         seeds: the finished runs.
         settings: as for the seeds.
-        on_run: called before each run.
-        on_epoch: called with each epoch's record.
+        reporter: hears of runs, epochs and steps.
 
     Raises:
         LabelError, RunFolderError: as `train_on_all`.
     """
     settings, folder = settings.on_this_machine(), seeds.folder / ALL
     prepare_protocol(folder, settings, inputs, {"kind": ALL})
-    trained = 0
+    trained, predictions = 0, []
     for i, (name, epochs) in enumerate(zip(seeds.members, seeds.best_epochs, strict=True)):
-        own = with_seed(settings, settings.seed + i)
-        if on_run:
-            on_run(f"{name}/{ALL}", replace(own, stop_after=epochs))
-        trained += train_on_all(inputs, seeds.folder / name / ALL, own, epochs, on_epoch=on_epoch).epochs_trained
+        of_run = with_seed(settings, settings.seed + i)
+        place = seeds.folder / name / ALL
+        reporter.run_started(f"{name}/{ALL}", place, replace(of_run, stop_after=epochs))
+        result, predicted = train_on_all(inputs, place, of_run, epochs, reporter)
+        trained += result.epochs_trained
+        predictions.append(predicted)
     members = [f"../{name}/{ALL}" for name in seeds.members]
     test, scored = inputs.splits.get("test"), None
     if test is not None:
-        scored = write_mean(folder, members, "test", test.labels, pool(inputs).labels)
+        scored = write_mean(folder, "test", [part["test"] for part in predictions], test.labels, pool(inputs).labels)
     card = _ensemble_card(inputs, members, seeds.best_epochs, scored)
     write_atomically(folder / run_folder.CARD, card.encode())
     write_ensemble(folder, ALL, members)
     report = scored.report if scored else None
     return AllResult(folder=folder, epochs=seeds.best_epochs, test_report=report, epochs_trained=trained)
+
+
+def train_on_all(
+    inputs: Inputs, folder: Path, settings: TrainSettings, epochs: int, reporter: Reporter
+) -> tuple[AllResult, Predictions]:
+    """Train one run on the clips of "train" and "valid"; there is no validation, and the last epoch is kept.
+
+    Args:
+        inputs: "test" is predicted where given.
+        folder: run folder.
+        settings: the learning rate is that of `settings.epochs`, as in the run whose best epoch is repeated.
+        epochs: stop after this many.
+        reporter: hears of epochs and steps.
+
+    Raises:
+        LabelError: a clip is in both splits.
+        RunFolderError: the folder holds another run.
+    """
+    settings = replace(settings.on_this_machine(), stop_after=epochs)
+    splits = {"train": trainable(pool(inputs))} | {name: s for name, s in inputs.splits.items() if name == "test"}
+    labels = {name: split.labels for name, split in splits.items()}
+    on_all = replace(inputs, splits=splits, labels=labels, protocol={"kind": ALL})
+    run_folder.prepare_folder(folder, run_config(settings, on_all))
+    loop, before = fit(on_all, folder, settings, None, reporter)
+    predictions = predict_splits(loop, splits, folder)
+    report = score_splits(splits, predictions).get("test")
+    write_atomically(folder / run_folder.CARD, _card(inputs, settings, report).encode())
+    trained = len(loop.history) - before
+    return AllResult(folder=folder, epochs=(epochs,), test_report=report, epochs_trained=trained), predictions
 
 
 def _clips(inputs: Inputs) -> str:
@@ -149,7 +146,7 @@ def _card(inputs: Inputs, settings: TrainSettings, report: Report | None) -> str
     test = f"\n## Test\n\n```\n{report.table()}\n```\n" if report else ""
     return f"""# Head `{settings.head}` for {", ".join(names)}, trained on all clips
 
-Predicts intensities in {scale} of a clip from features of `{inputs.material.fingerprint["backbone"]}`.
+Predicts intensities in {scale} of a clip from features of `{inputs.source.fingerprint["backbone"]}`.
 Trained on all {_clips(inputs)}.
 
 **There is no validation:** all labelled clips were trained on, so no figure here says how well this head does on
@@ -159,7 +156,7 @@ Trained for {settings.stop_after} epochs, the number that was best there, with t
 the last epoch is kept. Loss `{settings.loss}`, seed {settings.seed}; all settings are in `config.toml`.
 {test}
 {_USE}
-{licence_line(inputs.material.fingerprint["backbone"], inputs.material.licence)}
+{licence_line(inputs.source.fingerprint["backbone"], inputs.source.licence)}
 """
 
 
@@ -179,5 +176,5 @@ nearest to what new clips will give.
 {rows}
 {test}
 {_USE}
-{licence_line(inputs.material.fingerprint["backbone"], inputs.material.licence)}
+{licence_line(inputs.source.fingerprint["backbone"], inputs.source.licence)}
 """

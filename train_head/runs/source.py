@@ -1,4 +1,4 @@
-"""What splits are made of, and how a run is trained on it: cached features here, decoded media in `emi.finetuning`."""
+"""Where the rows of splits come from, and what trains on them: cached features, or decoded media (`emi.finetuning`)."""
 
 import hashlib
 import os
@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cache.derive.derived import describe
 from cache.licences import LICENCE, Licence, licence_of
 from cache.paths import StrPath
@@ -17,36 +14,12 @@ from cache.reader import FeatureCache
 from train_head.data.splits import Split
 from train_head.errors import TrainSettingsError
 from train_head.runs.transform import save_transform, stored_transform
+from train_head.training.loop import TrainingLoop
 from train_head.training.settings import TrainSettings
-from train_head.training.trainer import OnEpoch, Record, Trainer
+from train_head.training.trainer import Trainer
 
 
-class Training(Protocol):
-    """One run that trains itself into its folder; see `train_head.training.trainer.Trainer`."""
-
-    history: list[Record]
-
-    @property
-    def best_epoch(self) -> int:
-        """Number (from 1) of the epoch that is kept."""
-
-    def restore(self) -> None:
-        """Take up the state that the folder holds, if any."""
-
-    def fit(self, on_epoch: OnEpoch | None = None) -> None:
-        """Train to the end."""
-
-    def load_best(self) -> None:
-        """Take the weights that the run kept."""
-
-    def known(self, predictions: Path) -> NDArray[np.float32] | None:
-        """What is in a file of predictions that need not be computed again, or None."""
-
-    def predict(self, split: Split) -> NDArray[np.float32]:
-        """(clips, targets) intensities, in the order of the split."""
-
-
-class Material(Protocol):
+class DataSource(Protocol):
     """Where the rows of the splits come from.
 
     Attributes:
@@ -70,13 +43,13 @@ class Material(Protocol):
     def licence(self) -> Licence: ...  # noqa: D102
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """Its part of a run's config.toml; "data" is merged with what the label files give."""
+        """Return its part of a run's config.toml; "data" is merged with what the label files give."""
 
     def prepare(self, folder: Path) -> None:
-        """Put beside config.toml what a run folder must hold from the start."""
+        """Write beside config.toml what a run folder must hold from the start."""
 
-    def trainer(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> Training:
-        """A training on splits of this material."""
+    def training(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> TrainingLoop:
+        """Make a training loop on splits of this source."""
 
 
 @dataclass(frozen=True)
@@ -93,33 +66,33 @@ class CachedFeatures:
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """See `Material`."""
+        """See `DataSource`."""
         return self.stores[0].fingerprint
 
     @property
     def row_seconds(self) -> float:
-        """See `Material`: a row is a frame."""
+        """See `DataSource`: a row is a frame."""
         return self.stores[0].hop_seconds
 
     @property
     def dim(self) -> int:
-        """See `Material`."""
+        """See `DataSource`."""
         header = self.stores[0].header
         return header.dim + len(header.vad_names)
 
     @property
     def note(self) -> str:
-        """See `Material`."""
+        """See `DataSource`."""
         recipe = self.fingerprint.get("derived")
         return f"These are derived by `emi cache derive`: {describe(recipe)}." if recipe else ""
 
     @property
     def licence(self) -> Licence:
-        """See `Material`."""
+        """See `DataSource`."""
         return licence_of(self.stores[0].header)
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """See `Material`."""
+        """See `DataSource`."""
         header = self.stores[0].header
         features: dict[str, Any] = {
             "dim": header.dim,
@@ -136,11 +109,11 @@ class CachedFeatures:
         return {"data": {"caches": places}, "features": features, LICENCE: self.licence.to_dict()}
 
     def prepare(self, folder: Path) -> None:
-        """See `Material`: what the features were derived with, where they are derived."""
+        """See `DataSource`: what the features were derived with, where they are derived."""
         save_transform(folder, self.stores)
 
-    def trainer(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> Trainer:
-        """See `Material`.
+    def training(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> Trainer:
+        """See `DataSource`.
 
         Raises:
             TrainSettingsError: the precision is one of fine-tuning.

@@ -1,4 +1,4 @@
-"""A process that shares another's training: `python -m emi.finetuning.helper DESCRIPTOR`, started by `helpers`."""
+"""A process that shares another's training: `python -m emi.finetuning.local_worker DESCRIPTOR` (`local_processes`)."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 
 from cache.errors import EmiError
 from cache.system.child_process import parent_connection
-from emi.finetuning.helpers import LOST, Work, group, is_lost
+from emi.finetuning.local_processes import LOST, Work, group, is_lost
 
 
 def main() -> None:

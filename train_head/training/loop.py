@@ -1,43 +1,52 @@
-"""The course of a training: epoch after epoch, which was best, when to stop. Both modes of training share it."""
+"""The loop over epochs that both modes of training share: which epoch was best, when to stop, who is told.
+
+`Trainer` (cached features) and `emi.finetuning.trainer.FinetuneTrainer` say what an epoch is and how it is saved.
+"""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from train_head.data.splits import Split
 from train_head.errors import DivergedError
 from train_head.evaluation.metrics import Report
 from train_head.runs import run_folder
 from train_head.training.settings import TrainSettings
 
 Record = dict[str, Any]
-OnEpoch = Callable[[Record], None]
-"""Called with each epoch's record. One that has methods `on_step` and `note` hears more; see `Reporter`."""
+"""What metrics.jsonl holds of an epoch."""
 
 
-@runtime_checkable
-class Reporter(Protocol):
-    """An `OnEpoch` that is also told how far an epoch is, which may take hours."""
+class Reporter:
+    """Hears how training proceeds. Every method does nothing unless a subclass overrides it."""
 
-    def __call__(self, record: Record, /) -> None:
+    def run_started(self, name: str, folder: Path, settings: TrainSettings) -> None:
+        """Hear that a run begins in a folder; the name is empty where it is the only one."""
+
+    def epoch_finished(self, record: Record) -> None:
         """Hear of a finished epoch."""
 
-    def on_step(self, epoch: int, what: str, done: int, total: int) -> None:
-        """Hear of a step: of which epoch, of training or validation, and how many of how many are done."""
+    def step_finished(self, epoch: int, what: str, done: int, total: int) -> None:
+        """Hear of a step within an epoch, which may take hours; `what` is "training" or "validating"."""
 
     def note(self, text: str) -> None:
         """Hear a sentence about the run, before it resumes."""
 
 
-class Course(ABC):
-    """Epochs that are recorded, judged and saved.
+SILENT = Reporter()
+
+
+class TrainingLoop(ABC):
+    """One run that trains into its folder, and resumes where the folder says it stopped.
 
     Args:
-        settings: how to train.
+        settings: how to train; precision and device resolved.
         folder: prepared run folder; None keeps nothing on disk.
 
     Attributes:
@@ -47,8 +56,12 @@ class Course(ABC):
     def __init__(self, settings: TrainSettings, folder: Path | None) -> None:
         self.settings, self.folder = settings, folder
         self.history: list[Record] = []
-        settle_kernels(settings)
-        self._reporter: Reporter | None = None
+        self._reporter = SILENT
+        choose_kernels(settings)
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Load the state that the folder holds, if any."""
 
     @abstractmethod
     def run_epoch(self, number: int) -> Record:
@@ -56,11 +69,23 @@ class Course(ABC):
 
     @abstractmethod
     def save(self, folder: Path | None, *, best: bool) -> None:
-        """Keep the state after an epoch, and its weights where it is the best so far; nothing without a folder."""
+        """Save the state after an epoch, and its weights where it is the best so far; nothing without a folder."""
+
+    @abstractmethod
+    def load_best(self) -> None:
+        """Load the weights of the best epoch."""
+
+    @abstractmethod
+    def predict(self, split: Split) -> NDArray[np.float32]:
+        """(clips, targets) intensities, in the order of the split."""
+
+    def stored_predictions(self, file: Path) -> NDArray[np.float32] | None:  # noqa: ARG002
+        """Return what an earlier call predicted into a file, where reading it is cheaper than predicting again."""
+        return None
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or those after which to stop, or patience ran out."""
+        """Whether all epochs are done, or `stop_after` of them, or patience ran out."""
         done, patience = len(self.history), self.settings.patience
         return done >= (self.settings.stop_after or self.settings.epochs) or (
             patience > 0 and done - self.best_epoch >= patience
@@ -71,34 +96,27 @@ class Course(ABC):
         """Number (from 1) of the epoch with the highest mean validation Pearson so far; 0 before the first."""
         return max((record["epoch"] for record in self.history if record["best"]), default=0)
 
-    def fit(self, on_epoch: OnEpoch | None = None) -> None:
+    def fit(self, reporter: Reporter = SILENT) -> None:
         """Train to the end.
 
         Raises:
             DivergedError: the loss or a gradient is not finite; the weights of the epochs before are kept.
         """
-        self._reporter = on_epoch if isinstance(on_epoch, Reporter) else None
-        if self._reporter and self.history and not self.finished and self.folder is not None:
+        self._reporter = reporter
+        if self.history and not self.finished and self.folder is not None:
             note = run_folder.other_versions(self.folder)
             if note:
-                self._reporter.note(note)
+                reporter.note(note)
         while not self.finished:
             record = self.run_epoch(len(self.history) + 1)
             self.history.append(record)
             self.save(self.folder, best=record["best"])
-            if on_epoch:
-                on_epoch(record)
+            reporter.epoch_finished(record)
 
-    def stepped(self, epoch: int, what: str, done: int, total: int) -> None:
-        """Report a step of an epoch: of "training" or "validating"."""
-        if self._reporter:
-            self._reporter.on_step(epoch, what, done, total)
+    def validation_record(self, report: Report | None) -> Record:
+        """Return the part of an epoch's record that validation gives.
 
-    def judged(self, report: Report | None) -> Record:
-        """What a record says of the validation.
-
-        Where no epoch has had a figure yet, because there is no validation or no correlation is defined, the last one
-        is the best so far.
+        Until one epoch has a defined score, each epoch is the best so far.
         """
         if report is None:
             return {"valid_mean_pearson": None, "valid_pearson": {}, "undefined": [], "best": True}
@@ -111,7 +129,7 @@ class Course(ABC):
         }
 
     def diverged(self, what: str, epoch: int, filenames: Sequence[str], advice: str) -> DivergedError:
-        """The error that says what is no longer finite, in which clips, and what is kept."""
+        """Make the error that says what is not finite, in which clips, and what is kept."""
         clips = ", ".join(filenames[:5])
         more = f" and {len(filenames) - 5} more" if len(filenames) > 5 else ""
         saved = self.history and self.folder is not None
@@ -119,11 +137,11 @@ class Course(ABC):
         return DivergedError(f"{what} in epoch {epoch}, in the batch of clips {clips}{more}; {advice}. {kept}")
 
 
-def settle_kernels(settings: TrainSettings) -> None:
-    """Choose among the kernels that torch has on a GPU, for the whole process; no CPU is concerned.
+def choose_kernels(settings: TrainSettings) -> None:
+    """Choose among torch's kernels on a GPU, for the whole process; a CPU's stay as they are.
 
     In float32, cuDNN's LSTMs and convolutions would round their inputs to 10 bits (TF32), as torch allows by default.
-    Its attention, which torch 2.11 prefers on Hopper, builds a plan for every new shape, and batches have hundreds.
+    cuDNN's attention, which torch 2.11 prefers on Hopper, builds a plan for every new shape, and batches have hundreds.
 
     Args:
         settings: with device and precision resolved.
@@ -135,12 +153,18 @@ def settle_kernels(settings: TrainSettings) -> None:
 
 
 def epoch_seed(*numbers: int) -> int:
-    """A seed that follows from a run's seed and the number of its epoch (and further numbers)."""
+    """Return a seed that follows from a run's seed, the number of its epoch and further numbers."""
     return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a cosine to 0 at the end of the last epoch; `step` counts from 0 over all epochs."""
+    """Return the learning rate of a step: linear warm-up, then a cosine to 0 at the end of the last epoch.
+
+    Args:
+        settings: lr, warmup_epochs, epochs.
+        step: from 0, over all epochs.
+        steps_per_epoch: batches.
+    """
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
@@ -149,5 +173,5 @@ def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int) -> f
 
 
 def _score(mean_pearson: float | None) -> float:
-    """An epoch without any defined correlation ranks below every other."""
+    """Rank an epoch without any defined correlation below every other."""
     return -math.inf if mean_pearson is None else mean_pearson

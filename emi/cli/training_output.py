@@ -1,0 +1,129 @@
+"""What the commands that train print while runs proceed and when they are done; loads torch, so import it late."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import typer
+
+from emi.cli.media_notes import tell_notes
+from emi.finetuning.table1 import TableReporter
+from extract.failures import Note
+from train_head.protocols import Outcome, ProtocolResult
+from train_head.reports.progress import EpochLines
+from train_head.reports.tensorboard import Board
+from train_head.runs.inputs import LabelFiles
+from train_head.training.loop import Record
+from train_head.training.settings import TrainSettings
+
+
+def print_labels(label_files: LabelFiles) -> None:
+    """Print before a training what is trained on: the targets, and the columns that are ignored.
+
+    Raises:
+        LabelError: the file is wrong.
+    """
+    path = label_files.files["train"]
+    labels = LabelFiles(files={"train": path}, format=label_files.format).read()["train"]
+    typer.echo(f"targets: {', '.join(labels.names)}; ignored: {', '.join(labels.ignored) or 'none'}")
+    missing = int((labels.values != labels.values).sum())
+    if missing:
+        typer.echo(f"{missing} of {labels.values.size} training labels are missing, and count nowhere", err=True)
+    if labels.unlabelled:
+        typer.echo(f"{labels.unlabelled} clips of {path} were left out because they have no label", err=True)
+
+
+class TrainingOutput(TableReporter):
+    """Prints a heading per run where there are several, and one line per epoch.
+
+    Args:
+        decoding: hears of decoded clips.
+        board: hears of runs and epochs too.
+    """
+
+    def __init__(self, decoding: Callable[[int, int, float], None] | None = None, board: Board | None = None) -> None:
+        self._decoding, self._board = decoding, board
+        self._lines: EpochLines | None = None
+
+    def row_started(self, name: str) -> None:
+        """See `TableReporter`."""
+        typer.echo(f"row {name}")
+
+    def run_started(self, name: str, folder: Path, settings: TrainSettings) -> None:
+        """See `Reporter`."""
+        self._lines = EpochLines(settings.stop_after or settings.epochs, typer.echo)
+        if self._board is not None:
+            self._board.move(folder)
+        if name:
+            typer.echo(f"{name}:")
+
+    def epoch_finished(self, record: Record) -> None:
+        """See `Reporter`."""
+        assert self._lines is not None
+        self._lines(record)
+        if self._board is not None:
+            self._board(record)
+
+    def step_finished(self, epoch: int, what: str, done: int, total: int) -> None:
+        """See `Reporter`."""
+        if self._lines is not None:
+            self._lines.on_step(epoch, what, done, total)
+
+    def note(self, text: str) -> None:
+        """See `Reporter`."""
+        typer.echo(text, err=True)
+
+    def clip_decoded(self, done: int, total: int, seconds: float) -> None:
+        """See `FinetuneReporter`."""
+        if self._decoding is not None:
+            self._decoding(done, total, seconds)
+
+    def media_notes(self, notes: Sequence[Note]) -> None:
+        """See `FinetuneReporter`."""
+        tell_notes(notes)
+
+
+@contextlib.contextmanager
+def board(out: Path, wanted: bool) -> Iterator[Board | None]:
+    """Yield what writes the epochs for TensorBoard, where it is wanted, and close it."""
+    if not wanted:
+        yield None
+        return
+    with Board(out) as found:
+        yield found
+
+
+def print_outcome(outcome: Outcome, out: Path, missing: str) -> None:
+    """Print what came out.
+
+    Args:
+        outcome: what was made.
+        out: run folder, or the folder of the runs.
+        missing: why labelled clips were left out.
+    """
+    result = outcome.result
+    if outcome.nothing_to_do:
+        typer.echo(f"nothing to do: {result.folder if outcome.missing_folds else out} is finished")
+    if result.skipped:
+        typer.echo(f"{result.skipped} labelled clips were left out because {missing}", err=True)
+    if isinstance(result, ProtocolResult):
+        typer.echo(result.table())
+    else:
+        if result.overlap:
+            typer.echo(result.overlap, err=True)
+        typer.echo(f"validation, best epoch {result.best_epoch}:\n{result.report.table()}")
+        if result.agreement:
+            typer.echo(result.agreement.table(result.report))
+        if result.test_report:
+            typer.echo(f"test:\n{result.test_report.table()}")
+    if outcome.on_all is not None:
+        numbers = ", ".join(map(str, outcome.on_all.epochs))
+        typer.echo(f"trained on all clips for {numbers} epochs, without validation: {outcome.on_all.folder}")
+        if outcome.on_all.test_report:
+            typer.echo(f"test, trained on all clips:\n{outcome.on_all.test_report.table()}")
+    if outcome.missing_folds:
+        typer.echo(
+            f"folds still missing: {', '.join(map(str, outcome.missing_folds))}; train each with --only-fold K, or "
+            "all with the same command without it; the last to finish joins the folds"
+        )
+    typer.echo(f"run folder: {out}")
