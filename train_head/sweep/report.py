@@ -22,7 +22,7 @@ from train_head.sweep.storage import OUTCOME, counted
 
 REPORT, TEMPLATE = "report.html", "report_template.html"
 FEWEST = 20
-"""Trials below which importance is not computed: PED-ANOVA compares the best tenth with all; it must hold two trials."""
+"""Trials below which importance is not computed: PED-ANOVA compares the best tenth with all; that must be two."""
 ROWS = 200
 """Trials listed in the report at most, best first; trials.csv has all."""
 
