@@ -35,7 +35,10 @@ from benchmarks._plain_head import Clips, PlainHead, collate
 from benchmarks._timing import figure
 from cache import CacheWriter, Clip, Header
 from train_head.runs.inputs import LabelFiles, gather_inputs
-from train_head.sweep import Space, Status, SweepSettings, read_space, sweep
+from train_head.sweep.settings import SweepSettings
+from train_head.sweep.space import Space, read_space
+from train_head.sweep.sweep import sweep
+from train_head.sweep.trials import Status
 
 TARGETS = ("Admiration", "Amusement", "Determination", "Empathic Pain", "Excitement", "Joy")
 SPACE = """

@@ -25,12 +25,14 @@ from train_head.protocols import ensemble as make_ensemble
 from train_head.protocols import train as run_training
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.runs.train import TrainResult
+from train_head.sweep.settings import SweepSettings
 from train_head.training.settings import resolve_settings
 from train_head.validation import Validation
 
 if TYPE_CHECKING:
     from emi.finetuning.table1 import Table1, TableReporter
-    from train_head.sweep import Space, SweepResult
+    from train_head.sweep.result import SweepResult
+    from train_head.sweep.space import Space
 
 
 @takes_paths
@@ -179,14 +181,14 @@ def sweep(
         space: TOML file of what is tried; see `train_head.sweep.space`.
         config: TOML file of the settings that the space does not name.
         skip_missing: leave out labelled clips that the cache does not hold.
-        **settings: fields of `train_head.sweep.SweepSettings` (trials, jobs, pool, top, seeds, …); targets, rater,
-            group_by as for `train_head`; and settings of every trial that the space does not name.
+        **settings: fields of `train_head.sweep.settings.SweepSettings` (trials, jobs, pool, top, seeds, …);
+            targets, rater, group_by as for `train_head`; and settings of every trial that the space does not name.
 
     Raises:
-        EmiError: see `train_head.sweep.sweep`.
+        EmiError: see `train_head.sweep.sweep.sweep`.
     """
-    from train_head.sweep import Space, SweepSettings, read_space
-    from train_head.sweep import sweep as run_sweep
+    from train_head.sweep.space import Space, read_space
+    from train_head.sweep.sweep import sweep as run_sweep
 
     how, columns = take(SweepSettings, settings), take(LabelColumns, settings)
     validation = Validation(group_by=settings.pop("group_by", None))

@@ -15,7 +15,7 @@ from train_head.reports.progress import clock_time, speed
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from train_head.sweep import Status
+    from train_head.sweep.trials import Status
 
 
 MOMENT = 1.0

@@ -1,5 +1,8 @@
 """Errors of the training stage."""
 
+import difflib
+from collections.abc import Iterable
+
 from cache.errors import EmiError
 
 
@@ -17,3 +20,11 @@ class RunFolderError(EmiError, FileExistsError):
 
 class DivergedError(EmiError, ArithmeticError):
     """The loss is no longer a finite number."""
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """Return `unknown head 'lstmm'; did you mean 'lstm'? (known: lstm, mean)`, the text of an error."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    question = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}{question} (known: {', '.join(names)})"

@@ -8,7 +8,9 @@ from benchmarks.gpu_parts.heads import TRAIN, VALID, splits
 from benchmarks.gpu_parts.material import labels
 from cache import CacheWriter, Clip, Header
 from train_head.runs.inputs import LabelFiles
-from train_head.sweep import SweepSettings, read_space, sweep
+from train_head.sweep.settings import SweepSettings
+from train_head.sweep.space import read_space
+from train_head.sweep.sweep import sweep
 
 TRIALS, JOBS = 16, 4
 SPACE = """

@@ -39,6 +39,7 @@ def finetune(
     ] = None,
     media_root: options.MediaRoot = None,
     skip_missing: options.SkipUnreadable = False,
+    tracker: options.Tracker = None,
     tensorboard: options.TensorBoard = False,
     given: options.Given,
 ) -> None:
@@ -46,12 +47,13 @@ def finetune(
 
     On several machines: torchrun --nnodes … -m emi finetune …, or accelerate launch -m emi finetune ….
     """
-    from emi.cli.training_output import TrainingOutput, board, print_labels, print_outcome
+    from emi.cli.training_output import TrainingOutput, print_labels, print_outcome
     from emi.cli.weights import tell_licence
     from emi.console import Progress
     from emi.finetuning.processes import first
     from emi.finetuning.start import FinetuneData, FinetuneReporter, resolve_with_head
     from emi.finetuning.start import finetune as run
+    from train_head.reports.trackers import Trackers
     from train_head.runs.inputs import LabelFiles
     from train_head.training.settings import read_assignments
 
@@ -72,8 +74,11 @@ def finetune(
     if speaks:
         tell_licence(backbone)
         print_labels(label_files)
-    with board(out, tensorboard) as written, Progress(None, "decoding") as decoding:
-        reporter = TrainingOutput(decoding, written) if speaks else FinetuneReporter()
+    with (
+        Trackers(out, [*(tracker or ()), *["tensorboard"] * tensorboard]) as trackers,
+        Progress(None, "decoding") as decoding,
+    ):
+        reporter = TrainingOutput(decoding, trackers) if speaks else FinetuneReporter()
         outcome = run(data, out, settings, tuning, validation, reporter)
     if first():
         print_outcome(outcome, out, "their media are missing or unreadable")

@@ -81,9 +81,14 @@ SkipUnreadable = Annotated[
     bool, typer.Option("--skip-missing", help="Leave out labelled clips whose media are missing or unreadable.")
 ]
 RowSeeds = Annotated[int, typer.Option(min=1, help="Runs per row.")]
-TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write each epoch's figures into RUN/tensorboard too.")
-]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="The same as --tracker tensorboard.")]
+_TRACKER = (
+    "Also send each epoch's figures to a tracker: tensorboard (files in RUN/tensorboard), wandb, mlflow, trackio, aim, "
+    "comet_ml, clearml, dvclive or swanlab; repeat."
+)
+Tracker = Annotated[list[str] | None, typer.Option("--tracker", metavar="NAME", help=_TRACKER)]
+TrackerOfHead = Annotated[list[str] | None, typer.Option("--tracker", "--track", metavar="NAME", help=_TRACKER)]
+"""`--track` is an audio track where media are read."""
 
 
 @dataclass

@@ -27,12 +27,14 @@ def train_head(
     config: options.Config = None,
     more: options.Settings = None,
     skip_missing: options.SkipUncached = False,
+    tracker: options.TrackerOfHead = None,
     tensorboard: options.TensorBoard = False,
     given: options.Given,
 ) -> None:
     """Train a head with the paper's settings, or yours. Run it again to resume where it stopped."""
-    from emi.cli.training_output import TrainingOutput, board, print_labels, print_outcome
+    from emi.cli.training_output import TrainingOutput, print_labels, print_outcome
     from train_head.protocols import train as run
+    from train_head.reports.trackers import Trackers
     from train_head.runs.inputs import LabelFiles, gather_inputs
     from train_head.training.settings import read_assignments, resolve_settings
 
@@ -42,7 +44,7 @@ def train_head(
     form = settings.label_format(columns, validation)
     label_files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
     print_labels(label_files)
-    with board(out, tensorboard) as written:
+    with Trackers(out, [*(tracker or ()), *["tensorboard"] * tensorboard]) as trackers:
         inputs = gather_inputs(cache, label_files)
-        outcome = run(inputs, out, settings, validation, TrainingOutput(board=written))
+        outcome = run(inputs, out, settings, validation, TrainingOutput(trackers=trackers))
     print_outcome(outcome, out, "no cache holds them")

@@ -1,7 +1,6 @@
 """What the commands that train print while runs proceed and when they are done; loads torch, so import it late."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
@@ -11,7 +10,7 @@ from emi.finetuning.table1 import TableReporter
 from extract.failures import Note
 from train_head.protocols import Outcome, ProtocolResult
 from train_head.reports.progress import EpochLines
-from train_head.reports.tensorboard import Board
+from train_head.reports.trackers import Trackers
 from train_head.runs.inputs import LabelFiles
 from train_head.training.loop import Record
 from train_head.training.settings import TrainSettings
@@ -38,11 +37,13 @@ class TrainingOutput(TableReporter):
 
     Args:
         decoding: hears of decoded clips.
-        board: hears of runs and epochs too.
+        trackers: get the epochs of each run.
     """
 
-    def __init__(self, decoding: Callable[[int, int, float], None] | None = None, board: Board | None = None) -> None:
-        self._decoding, self._board = decoding, board
+    def __init__(
+        self, decoding: Callable[[int, int, float], None] | None = None, trackers: Trackers | None = None
+    ) -> None:
+        self._decoding, self._trackers = decoding, trackers
         self._lines: EpochLines | None = None
 
     def row_started(self, name: str) -> None:
@@ -52,8 +53,8 @@ class TrainingOutput(TableReporter):
     def run_started(self, name: str, folder: Path, settings: TrainSettings) -> None:
         """See `Reporter`."""
         self._lines = EpochLines(settings.stop_after or settings.epochs, typer.echo)
-        if self._board is not None:
-            self._board.move(folder)
+        if self._trackers is not None:
+            self._trackers.move(folder)
         if name:
             typer.echo(f"{name}:")
 
@@ -61,8 +62,8 @@ class TrainingOutput(TableReporter):
         """See `Reporter`."""
         assert self._lines is not None
         self._lines(record)
-        if self._board is not None:
-            self._board(record)
+        if self._trackers is not None:
+            self._trackers(record)
 
     def step_finished(self, epoch: int, what: str, done: int, total: int) -> None:
         """See `Reporter`."""
@@ -81,16 +82,6 @@ class TrainingOutput(TableReporter):
     def media_notes(self, notes: Sequence[Note]) -> None:
         """See `FinetuneReporter`."""
         tell_notes(notes)
-
-
-@contextlib.contextmanager
-def board(out: Path, wanted: bool) -> Iterator[Board | None]:
-    """Yield what writes the epochs for TensorBoard, where it is wanted, and close it."""
-    if not wanted:
-        yield None
-        return
-    with Board(out) as found:
-        yield found
 
 
 def print_outcome(outcome: Outcome, out: Path, missing: str) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 from cache.paths import StrPath
 from cache.settings import setting
 from extract.settings import DecodeOptions
-from train_head.errors import TrainSettingsError
-from train_head.suggest import unknown
+from train_head.errors import TrainSettingsError, unknown
 from train_head.training.settings import TrainSettings, resolve_settings
 
 TABLE = "finetune"

@@ -36,7 +36,7 @@ from typing import Any, NoReturn
 from warm_client import ADDRESS, MESSAGE_BYTES, is_open
 
 PRELOADED = """emi.api emi.cli emi.prediction emi.finetuning.trainer emi.finetuning.export emi.finetuning.table1
-    train_head.sweep train_head.reports.figures train_head.protocols extract.run extract.audio.media
+    train_head.sweep.sweep train_head.reports.figures train_head.protocols extract.run extract.audio.media
     extract.backbones.speech.encoder extract.backbones.silero.encoder extract.backbones.speech.trainable_transformer
     cache.derive.derived cache.exchange.exporting cache.exchange.importing
     transformers.models.wav2vec2.modeling_wav2vec2

@@ -55,12 +55,12 @@ def test_a_run_does_not_go_on_with_clips_that_the_cache_has_got_since(labelled, 
 
 
 def test_folds_of_a_part_of_the_clips_can_be_scored_with_the_labels_beside_them(labelled, labelled_cache, tmp_path):
-    from train_head.evaluation.scoring import score_files
+    from train_head.evaluation.scoring import read_pair
 
     text = (labelled / "train.csv").read_text() + "gone,0.5,0.5\n"
     (tmp_path / "train.csv").write_text(text)
     emi.train_head(labelled_cache, tmp_path / "train.csv", out=tmp_path / "run", folds=2, skip_missing=True, **QUICK)
-    assert score_files(tmp_path / "run" / "predictions_folds.csv", tmp_path / "run" / "labels_folds.csv")
+    assert read_pair(tmp_path / "run" / "predictions_folds.csv", tmp_path / "run" / "labels_folds.csv").report()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from cache.exchange.tables import FILENAME, Table
 from train_head.data.label_format import LabelColumns
-from train_head.errors import LabelError
-from train_head.suggest import unknown
+from train_head.errors import LabelError, unknown
 
 MISSING = frozenset("#n/a|#n/a n/a|#na|-1.#ind|-1.#qnan|-nan|1.#ind|1.#qnan|<na>|n/a|na|null|nan|none|".split("|"))
 """Cells that pandas too reads as missing, here in any case; the last is the empty one."""

@@ -1,4 +1,4 @@
-"""The mean of the training labels, a baseline for a prediction file: from a label CSV, or the run around the file."""
+"""Find the mean of the training labels, a baseline for a prediction file: from a label CSV or the run around it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from train_head.evaluation.metrics import Column, label_means
 from train_head.runs import run_folder
 
 FOLDS, LABELS_FOLDS = "folds.csv", "labels_folds.csv"
-"""Of cross-validation: which clip is in which fold, and the labels of all."""
+"""Files of cross-validation: the fold of each clip, and the labels of all clips."""
 
 
 def training_mean(
@@ -26,17 +26,17 @@ def training_mean(
     train: StrPath | None = None,
     form: LabelFormat | None = None,
 ) -> tuple[Column | None, str]:
-    """The mean of the training labels, for `train_head.evaluation.metrics.evaluate`.
+    """Return the mean of the training labels, for `train_head.evaluation.metrics.evaluate`.
 
     Args:
-        predictions: a prediction file; where it lies in a run folder, that says what the run was trained on.
+        predictions: a prediction file; a run folder around it says which labels it was trained on.
         scored: the labels of the clips that are scored.
-        train: CSV of training labels, instead of those that a run records.
+        train: CSV of training labels, which overrides those that the run records.
         form: how `train` is to be read.
 
     Returns:
-        (targets,), or of folds (clips, targets), where each clip's mean is that of the other folds; None where it is
-        not known. And a sentence why, where the file lies in a run folder.
+        (targets,), or for folds (clips, targets) with the mean of the other folds; None if unknown. And the reason if
+        a run records labels that cannot be used.
 
     Raises:
         LabelError: `train` is wrong, or lacks a target.
@@ -46,7 +46,7 @@ def training_mean(
     folder = Path(predictions).parent
     try:
         config = run_folder.read_config_file(folder)
-    except RunFolderError:  # no run, or a file of that name that is somebody else's
+    except RunFolderError:  # not a run
         return None, ""
     if not isinstance(config.get("data"), dict) or "targets" not in config["data"]:
         return None, ""
@@ -57,7 +57,7 @@ def training_mean(
 
 
 def fold_means(values: ArrayLike, fold: ArrayLike) -> Column:
-    """(clips, targets) mean of the labels in the other folds.
+    """Return the (clips, targets) mean of the labels in the other folds.
 
     Args:
         values: (clips, targets).
@@ -71,33 +71,32 @@ def fold_means(values: ArrayLike, fold: ArrayLike) -> Column:
 
 
 def _mean_of_run(folder: Path, config: Mapping[str, Any], scored: Labels) -> Column:
-    kind, data = config.get("protocol", {}).get("kind"), config.get("data", {})
+    kind, data = config.get("protocol", {}).get("kind"), config["data"]
     if kind in ("fold", "folds"):
-        return _means_of_folds(folder if kind == "folds" else folder.parent, config, scored)
+        return _mean_of_folds(folder if kind == "folds" else folder.parent, config, scored)
     splits = ("train", "valid") if kind == "all" else ("train",)
     return label_means(np.concatenate([_recorded(data, split, config, scored.names) for split in splits]))
 
 
-def _means_of_folds(folder: Path, config: Mapping[str, Any], scored: Labels) -> Column:
+def _mean_of_folds(folder: Path, config: Mapping[str, Any], scored: Labels) -> Column:
     path, form = folder / LABELS_FOLDS, recorded_format(config)
-    labels = read_labels(
-        path, replace(form, targets=scored.names, rater=form.rater if form.rater in label_table(path).header else None)
-    )
+    rater = form.rater if form.rater in label_table(path).header else None
+    labels = read_labels(path, replace(form, targets=scored.names, rater=rater))
     with open_csv(folder / FOLDS) as rows:
         next(rows)  # Filename,fold
         fold = {clip_id(name): int(number) for name, number in rows}
-    missing = [name for name, clip in zip(labels.filenames, labels.ids, strict=True) if clip not in fold]
+    missing = sum(clip not in fold for clip in labels.ids)
     if missing:
-        raise LabelError(f"{folder / FOLDS} lacks {len(missing)} clips")
+        raise LabelError(f"{folder / FOLDS} lacks {missing} clips")
     values, numbers = labels.values.astype(np.float64), np.array([fold[clip] for clip in labels.ids])
-    of = dict(zip(labels.filenames, fold_means(values, numbers), strict=True))
-    own = config["protocol"].get("number")  # of one fold; where all are together, other clips are predicted by all
-    others = label_means(values if own is None else values[numbers != own])
-    return np.stack([others if name is None else of[name] for name in match_ids(scored.filenames, of)])
+    by_clip = dict(zip(labels.filenames, fold_means(values, numbers), strict=True))
+    number = config["protocol"].get("number")  # only in the run of one fold
+    others = label_means(values if number is None else values[numbers != number])  # for clips in no fold
+    return np.stack([others if name is None else by_clip[name] for name in match_ids(scored.filenames, by_clip)])
 
 
 def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any], names: Sequence[str]) -> Column:
-    """The labels of a run's split, where the file is still what the run read, and the run took all of it."""
+    """Return the labels of a run's split, if the file is unchanged and the run used all of its clips."""
     if split not in data:
         raise LabelError("the run does not record them")
     path = Path(data[split])
@@ -109,7 +108,7 @@ def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any], na
 
 
 def _read(path: StrPath, form: LabelFormat, names: Sequence[str]) -> Column:
-    """(clips, targets) labels of the targets named."""
+    """Return the (clips, targets) labels of the named targets."""
     form = replace(form, targets=tuple(names), group_by=None)  # groups do not matter here
     values: Column = read_labels(path, form).values.astype(np.float64)
     return values

@@ -1,4 +1,4 @@
-"""Two runs on the same clips: which is better, and could that be chance."""
+"""Compare two runs on the same clips: which is better, and could the difference be chance?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,13 @@ from typing import Any
 from cache.paths import StrPath
 from train_head.data.label_format import UNIT, LabelFormat, label_format, recorded_format
 from train_head.data.labels import Labels, read_labels, read_split
-from train_head.errors import LabelError, TrainSettingsError
+from train_head.errors import LabelError, TrainSettingsError, unknown
 from train_head.evaluation.baselines import training_mean
 from train_head.evaluation.intervals import Difference, paired_bootstrap
 from train_head.evaluation.metrics import METRICS, Baseline, evaluate
 from train_head.evaluation.scoring import align, match_rows
 from train_head.reports.tables import OVER_TARGETS, cell
 from train_head.runs.run_folder import file_sha256, read_config_file
-from train_head.suggest import unknown
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,10 @@ class Comparison:
     Attributes:
         a, b: the prediction files.
         labels: the label file.
-        labelled: how many clips it has; more than were compared where the runs left some out.
-        notes: what a reader should know: that a run was made with other labels.
+        labelled: number of its clips; more than were compared if the runs left some out.
+        notes: warnings that a run was made with other labels.
         difference: the numbers.
-        baselines: of "mae", what constant predictions would score, which is to be beaten; empty for other metrics.
+        baselines: with "mae", the scores of constant predictions; empty for other metrics.
     """
 
     a: str
@@ -40,13 +39,13 @@ class Comparison:
     baselines: tuple[Baseline, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, with None for what is undefined."""
+        """Return a JSON-able form, with None for what is undefined."""
         files = {"a": self.a, "b": self.b, "labels": self.labels, "labelled": self.labelled, "notes": list(self.notes)}
         constant = {line.name: line.mean_mae for line in self.baselines}
         return files | {"difference": self.difference.to_dict(), "baselines": constant}
 
     def table(self) -> str:
-        """Plain text: the files, one line per target, the mean, and what was drawn."""
+        """Return plain text: the files, one line per target, the mean, and how many resamples were drawn."""
         clips = self.difference.clips
         share = "" if clips == self.labelled else f" ({clips} of its {self.labelled} clips were predicted)"
         files = f"A: {self.a}\nB: {self.b}\nlabels: {self.labels}{share}\n{METRICS[self.difference.metric]}:"
@@ -56,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Side:
-    """Predictions, and what a run folder records of the labels that belong to them."""
+    """Predictions, and the labels that their run folder records."""
 
     place: Path
     predictions: Labels
@@ -87,19 +86,18 @@ def compare(
         b: run folder or prediction CSV.
         split: which predictions of a run folder: "valid" or "test".
         labels: label CSV; by default the one that the runs record, if it is unchanged.
-        label_scale, label_range, targets, rater: how the labels are read, as of `LabelFormat`; by default as the runs
-            record it.
+        label_scale, label_range, targets, rater: as in `LabelFormat`; by default what the runs record.
         group_by: column of the labels, or regular expression on Filename; whole groups are resampled. By default what
             the runs record.
-        resamples: how many.
+        resamples: number of resamples.
         seed: of the draws.
-        metric: "pearson", "ccc" or "mae", of which lower is better.
+        metric: "pearson", "ccc" or "mae"; lower is better for "mae".
 
     Raises:
         TrainSettingsError: the metric is unknown.
         LabelError: predictions are missing; the clips or targets of the two differ; or the labels are unknown, gone,
             changed, or not the same for both.
-        RunFolderError: a folder is no run.
+        RunFolderError: a folder is not a run.
     """
     if metric not in METRICS:
         raise TrainSettingsError(unknown("metric", metric, METRICS))
@@ -122,22 +120,15 @@ def compare(
     if unlabelled:
         raise LabelError(f"{len(unlabelled)} predicted clips are not in {place} (first: {', '.join(unlabelled[:5])})")
     common = truth.take(sorted(row for row in rows if row is not None))
-    values = align(one.predictions, common)
+    guess, opponent = align(one.predictions, common), align(other.predictions, common)
     difference = paired_bootstrap(
-        values,
-        align(other.predictions, common),
-        common.values,
-        common.names,
-        groups=common.groups,
-        resamples=resamples,
-        seed=seed,
-        metric=metric,
+        guess, opponent, common.values, common.names, common.groups, resamples=resamples, seed=seed, metric=metric
     )
     baselines: tuple[Baseline, ...] = ()
     if metric == "mae":
         means = (training_mean(side.predictions.path, common)[0] for side in (one, other))
         known = next((mean for mean in means if mean is not None), None)
-        baselines = evaluate(values, common.values, common.names, known).baselines
+        baselines = evaluate(guess, common.values, common.names, known).baselines
     return Comparison(
         a=one.predictions.path,
         b=other.predictions.path,
@@ -157,11 +148,11 @@ def _side(place: StrPath, split: str, targets: str | Sequence[str] | None) -> _S
     predictions = path / f"predictions_{split}.csv"
     if not predictions.is_file():
         kind = config.get("protocol", {}).get("kind")
-        hint = "train it with --test CSV" if split == "test" else "the same `emi train-head` finishes it"
+        hint = "train it with --test CSV" if split == "test" else "the same `emi train-head` command finishes it"
         if split == "valid" and kind == "folds":
-            hint = "of folds, compare the files predictions_folds.csv, with --labels labels_folds.csv"
+            hint = "for folds, compare the files predictions_folds.csv, with --labels labels_folds.csv"
         elif split == "valid" and "valid" not in config.get("data", {}):
-            hint = "it was trained on all clips, without any to validate on"
+            hint = "it was trained on all clips, without validation"
         raise LabelError(f"{path} has no {predictions.name}; {hint}")
     data = config.get("data", {})
     return _Side(
@@ -174,7 +165,7 @@ def _side(place: StrPath, split: str, targets: str | Sequence[str] | None) -> _S
 
 
 def _format(one: _Side, other: _Side, given: Mapping[str, Any]) -> LabelFormat:
-    """How the labels are read: as asked for, else as the first run that records it read them."""
+    """Return how the labels are read: as requested, else as the first run that records it read them."""
     recorded = [side.form for side in (one, other) if side.form is not None]
     if len({form.range for form in recorded}) > 1:
         ranges = " and ".join(f"{form.range[0]:g} to {form.range[1]:g}" for form in recorded)
@@ -194,14 +185,14 @@ def _format(one: _Side, other: _Side, given: Mapping[str, Any]) -> LabelFormat:
 
 
 def _recorded_labels(one: _Side, other: _Side, split: str) -> Path:
-    """The label file of two runs: the same bytes as when they were made."""
+    """Return the label file of two runs, with the bytes that they were made with."""
     recorded = [(side.labels, side.sha256) for side in (one, other) if side.labels is not None]
     if not recorded:
         raise LabelError(f"neither {one.place} nor {other.place} records its labels; give them with --labels CSV")
     if len({sha256 for _, sha256 in recorded}) > 1:
         raise LabelError(
             f"{one.place} and {other.place} were made with different {split} labels ({one.labels} and {other.labels}); "
-            "give those to compare on with --labels CSV"
+            "give the labels to compare on with --labels CSV"
         )
     for path, sha256 in recorded:
         if path.is_file() and file_sha256(path) == sha256:
@@ -209,7 +200,7 @@ def _recorded_labels(one: _Side, other: _Side, split: str) -> Path:
     changed = [path for path, _ in recorded if path.is_file()]
     if changed:
         raise LabelError(
-            f"{changed[0]} has changed since {one.place} was made; to compare on it all the same, give it with --labels"
+            f"{changed[0]} has changed since {one.place} was made; to compare on it anyway, give it with --labels"
         )
     raise LabelError(f"the labels of {one.place} are no longer at {recorded[0][0]}; give them with --labels CSV")
 
@@ -228,5 +219,6 @@ def _notes(sides: Sequence[_Side], labels: Path) -> tuple[str, ...]:
     sha256 = file_sha256(labels)
     others = [side for side in sides if side.sha256 not in (None, sha256)]
     return tuple(
-        f"{labels} is not what {side.place} was made with: {side.labels} had other contents" for side in others
+        f"{side.place} was made with other labels: the contents of {side.labels}, not those of {labels}"
+        for side in others
     )

@@ -1,7 +1,7 @@
-"""How far a figure can be trusted: bootstrap intervals of Pearson, and intervals and tests between two predictions.
+"""Bootstrap intervals of Pearson, and the difference between two predictions of the same clips.
 
-Clips are drawn with replacement, or whole groups of them where clips of one speaker are no independent evidence. With
-groups, or with few clips, a difference is tested by exchanging the two predictions within units instead.
+Clips are resampled with replacement; with groups, such as speakers, whole groups are. `significance` says how a
+difference is tested.
 """
 
 from collections.abc import Sequence
@@ -11,76 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from train_head.evaluation.metrics import METRICS, evaluate, few_clips
+from train_head.evaluation.metrics import (
+    LEVEL,
+    METRICS,
+    Bounds,
+    Intervals,
+    evaluate,
+    few_clips,
+    few_groups,
+    resampling_notes,
+)
 from train_head.evaluation.resampling import Values, exchanged, resampled
 from train_head.evaluation.significance import BOOTSTRAP, SignificanceTest, bootstrap_p, choose_test, exchange_p
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
-
-Bounds = tuple[float | None, ...]
-LEVEL = 0.95
-FEW_GROUPS = 10
-"""Groups below which a warning is given. Cameron, Gelbach and Miller (2008, Review of Economics and Statistics 90) call
-5 to 30 few, and find that tests with 5 or 10 reject far too often."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Intervals:
-    """95 % confidence intervals of Pearson; None where it is undefined in every resample.
-
-    Attributes:
-        names: the targets.
-        pearson: correlation over all clips.
-        low, high: bounds per target.
-        mean_pearson: mean over the targets whose correlation is defined.
-        mean_low, mean_high: bounds of that mean.
-        clips: how many.
-        counts: how many of them have a label, per target.
-        groups: how many were resampled as wholes; None where single clips were.
-        group_counts: how many of them have a label, per target; None without groups.
-        resamples: how many were drawn.
-        left_out: per target, the resamples in which it is undefined.
-        mean_left_out: the resamples in which any of the targets of the mean is.
-    """
-
-    names: tuple[str, ...]
-    pearson: Bounds
-    low: Bounds
-    high: Bounds
-    mean_pearson: float | None
-    mean_low: float | None
-    mean_high: float | None
-    clips: int
-    counts: tuple[int, ...]
-    groups: int | None
-    group_counts: tuple[int, ...] | None
-    resamples: int
-    left_out: tuple[int, ...]
-    mean_left_out: int
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """That groups are few, where they are; of clips, `train_head.evaluation.metrics.Report` says it."""
-        return few_groups(self.names, self.group_counts, self.groups)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was drawn and left out, and the warnings."""
-        left_out = _left_out(self.names, self.left_out, self.resamples)
-        return (_drawn(self.clips, self.groups, self.resamples), *left_out, *self.warnings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, with None for what is undefined."""
-        return {
-            "level": LEVEL,
-            "clips": self.clips,
-            "groups": self.groups,
-            "resamples": self.resamples,
-            "mean_pearson": [self.mean_low, self.mean_high],
-            "pearson": {n: [a, b] for n, a, b in zip(self.names, self.low, self.high, strict=True)},
-            "left_out": dict(zip(self.names, self.left_out, strict=True)),
-            "mean_left_out": self.mean_left_out,
-            "warnings": list(self.warnings),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +36,10 @@ class Difference:
         a, b: the metric over all clips.
         difference: a - b.
         low, high: 95 % bounds of the difference.
-        p: two-sided, for the difference being 0.
+        p: two-sided p-value of a difference of 0.
         a_better: share of the resamples in which a is better: lower in "mae", higher in the others.
-        mean: the same seven for the mean over the targets that are defined for both, by these names.
-        test: which test gave p.
+        mean: the same seven values for the mean over the targets that are defined for both, by these names.
+        test: the test that gave p.
         clips, counts, groups, group_counts, resamples: as in `Intervals`.
         left_out: per target, the resamples in which a or b is undefined.
     """
@@ -126,14 +69,13 @@ class Difference:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """That groups or clips are few, and where p and interval say different things."""
+        """Few groups, few clips, and rows in which p and interval disagree."""
         few = few_clips(self.names, self.counts, self.clips)
         groups = few_groups(self.names, self.group_counts, self.groups)
         return (*([few] if few else []), *groups, *self._contradictions())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, with None for what is undefined."""
-        per_target = {n: {key: getattr(self, key)[k] for key in _COLUMNS} for k, n in enumerate(self.names)}
+        """Return a JSON-able form, with None for what is undefined."""
         return {
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
@@ -144,43 +86,42 @@ class Difference:
             "resamples": self.resamples,
             "test": self.test.to_dict(),
             "mean": self.mean,
-            "targets": per_target,
+            "targets": dict(zip(self.names, self._rows(), strict=False)),
             "left_out": dict(zip(self.names, self.left_out, strict=True)),
             "warnings": list(self.warnings),
         }
 
     def table(self) -> str:
-        """Plain-text table, one line per target and their mean, what was drawn and which test gave p."""
+        """Return a plain-text table, one line per target and their mean, and notes on resampling and test."""
         missing = set(self.counts) != {self.clips}
         header = ["", *(["clips"] if missing else []), "A", "B", "A - B", "95 % interval", "p"]
         rows = []
-        for name, of, count in zip((*self.names, OVER_TARGETS), self._rows(), (*self.counts, ""), strict=True):
-            interval = f"{cell(of['low'], '+')} {cell(of['high'], '+')}"
-            p = "undef" if of["p"] is None else f"{of['p']:.4f}"
-            figures = (cell(of["a"]), cell(of["b"]), cell(of["difference"], "+"), interval, p)
+        for name, row, count in zip((*self.names, OVER_TARGETS), self._rows(), (*self.counts, ""), strict=True):
+            interval = f"{cell(row['low'], '+')} {cell(row['high'], '+')}"
+            p = "undef" if row["p"] is None else f"{row['p']:.4f}"
+            figures = (cell(row["a"]), cell(row["b"]), cell(row["difference"], "+"), interval, p)
             rows.append([name, *([str(count)] if missing else []), *figures])
         better = f"{METRICS[self.metric]}: A is better where A - B is {'above' if self.higher_is_better else 'below'} 0"
-        notes = _left_out(self.names, self.left_out, self.resamples)
-        drawn = f"95 % interval: {_drawn(self.clips, self.groups, self.resamples)}"
-        return "\n".join([text_table(header, rows), better, drawn, *notes, self.test.sentence(), *self.warnings])
+        drawn, *left_out = resampling_notes(self.names, self.clips, self.groups, self.resamples, self.left_out)
+        notes = [better, f"95 % interval: {drawn}", *left_out, self.test.sentence(), *self.warnings]
+        return "\n".join([text_table(header, rows), *notes])
 
     def _rows(self) -> list[dict[str, float | None]]:
         return [*({key: getattr(self, key)[k] for key in _COLUMNS} for k in range(len(self.names))), self.mean]
 
     def _contradictions(self) -> list[str]:
-        """Rows whose interval leaves 0 out while p is not small, or the other way round."""
-        rows = zip((*self.names, OVER_TARGETS), self._rows(), strict=True)
-        known = [(name, of["low"], of["high"], of["p"]) for name, of in rows]
+        """Name the rows in which the interval excludes 0 and p is not small, or the other way round."""
         apart = [
             name
-            for name, low, high, p in known
-            if low is not None and high is not None and p is not None and (low > 0 or high < 0) != (p <= 1 - LEVEL)
+            for name, row in zip((*self.names, OVER_TARGETS), self._rows(), strict=True)
+            if (low := row["low"]) is not None and (high := row["high"]) is not None and (p := row["p"]) is not None
+            if (low > 0 or high < 0) != (p <= 1 - LEVEL)
         ]
         if self.test.name == BOOTSTRAP or not apart:
             return []
         return [
-            f"warning: interval and p disagree on whether the difference could be 0 for {', '.join(apart)}: p is of "
-            f"the {self.test.name} test, which holds with few units too; the bootstrap interval needs many"
+            f"warning: interval and p disagree on whether the difference could be 0 for {', '.join(apart)}: p is from "
+            f"the {self.test.name} test, which is valid with few units too; the bootstrap interval needs many"
         ]
 
 
@@ -195,18 +136,18 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Intervals:
-    """Percentile bootstrap of Pearson per target and of their mean (Efron and Tibshirani 1993, chapter 13).
+    """Compute percentile bootstrap intervals of Pearson per target and of their mean.
 
-    A resample in which a column is constant, or has too few labels, has no correlation: it is left out for that target,
-    and counted. The mean is over the same targets in every resample, so it leaves a resample out where any of them is
-    undefined.
+    Follows Efron and Tibshirani (1993), chapter 13. A resample in which a column is constant, or has too few labels,
+    has no correlation: it is left out for that target, and counted. The mean is over the same targets in every
+    resample, so a resample in which any of them is undefined is left out of it.
 
     Args:
         predicted: (clips, targets).
-        target: (clips, targets); NaN is a missing label, which is drawn with its clip and then not counted.
+        target: (clips, targets); NaN is a missing label. It is drawn with its clip and then ignored.
         names: (targets,).
-        groups: (clips,); whole groups are resampled. Of fewer than `FEW_GROUPS` the intervals are too narrow.
-        resamples: how many.
+        groups: (clips,); whole groups are resampled. With fewer than `FEW_GROUPS` the intervals are too narrow.
+        resamples: number of resamples.
         seed: of the draws; equal seeds draw the same clips for any predictions.
 
     Raises:
@@ -216,8 +157,7 @@ def bootstrap(
     report = evaluate(predicted, target, names)
     drawn = resampled([predicted], target, groups, resamples, seed)[:, 0]
     low, high, left_out = zip(*map(_bounds, drawn.T), strict=True)
-    mean = _with_mean(drawn, [value is not None for value in report.pearson])[:, -1]
-    mean_low, mean_high, mean_left_out = _bounds(mean)
+    mean_low, mean_high, mean_left_out = _bounds(_with_mean(drawn, [r is not None for r in report.pearson])[:, -1])
     return Intervals(
         names=report.names,
         pearson=report.pearson,
@@ -229,7 +169,7 @@ def bootstrap(
         clips=report.clips,
         counts=report.counts,
         groups=None if groups is None else len(set(groups)),
-        group_counts=group_counts(target, groups),
+        group_counts=_group_counts(target, groups),
         resamples=resamples,
         left_out=left_out,
         mean_left_out=mean_left_out,
@@ -246,9 +186,9 @@ def paired_bootstrap(
     seed: int = 0,
     metric: str = "pearson",
 ) -> Difference:
-    """Compare two predictions of the same clips: each resample scores both, so what both find hard cancels.
+    """Compare two predictions of the same clips.
 
-    Which test gives p, `train_head.evaluation.significance` decides; the difference says it.
+    Each resample scores both, so clips that are hard for both do not widen the interval of the difference.
 
     Args:
         a: (clips, targets).
@@ -256,18 +196,18 @@ def paired_bootstrap(
         target: (clips, targets); NaN is a missing label.
         names: (targets,).
         groups: as for `bootstrap`.
-        resamples: how many.
+        resamples: number of resamples.
         seed: of the draws.
         metric: "pearson", "ccc" or "mae".
 
     Raises:
         ValueError, LabelError: as for `bootstrap`; or the metric is unknown.
     """
-    report, opponent = evaluate(a, target, names), evaluate(b, target, names)
-    pairs = list(zip(report.values(metric), opponent.values(metric), strict=True))
-    both = [(x, y) for x, y in pairs if x is not None and y is not None]
-    pairs.append(tuple(np.mean(both, axis=0).tolist()) if both else (None, None))
-    defined = [x is not None and y is not None for x, y in pairs[:-1]]
+    report, other = evaluate(a, target, names), evaluate(b, target, names)
+    pairs = list(zip(report.values(metric), other.values(metric), strict=True))
+    defined = [x is not None and y is not None for x, y in pairs]
+    both = [pair for pair, known in zip(pairs, defined, strict=True) if known]
+    pairs.append(tuple(np.mean(np.array(both, np.float64), axis=0).tolist()) if both else (None, None))
     count = None if groups is None else len(set(groups))
     test = choose_test(report.clips, report.counts, count, resamples)
     drawn = resampled([a, b], target, groups, resamples, seed, metric)
@@ -277,11 +217,7 @@ def paired_bootstrap(
     else:
         exchanges = _with_mean(exchanged(a, b, target, groups, resamples, seed, metric), defined)
         p = [exchange_p(column) for column in exchanges.T]
-    better = -differences if metric == "mae" else differences
-    rows = [
-        _row(pair, differences[:, k], better[:, k], p[k] if pair[0] is not None and pair[1] is not None else None)
-        for k, pair in enumerate(pairs)
-    ]
+    rows = [_row(pair, differences[:, k], metric, p[k]) for k, pair in enumerate(pairs)]
     return Difference(
         names=report.names,
         metric=metric,
@@ -291,47 +227,31 @@ def paired_bootstrap(
         clips=report.clips,
         counts=report.counts,
         groups=count,
-        group_counts=group_counts(target, groups),
+        group_counts=_group_counts(target, groups),
         resamples=resamples,
         left_out=tuple(int(n) for n in np.isnan(differences[:, :-1]).sum(0)),
     )
 
 
-def group_counts(target: ArrayLike, groups: Sequence[str] | None) -> tuple[int, ...] | None:
-    """How many groups have a label, per target; None without groups."""
+def _group_counts(target: ArrayLike, groups: Sequence[str] | None) -> tuple[int, ...] | None:
+    """Return the number of groups with a label, per target; None without groups."""
     if groups is None:
         return None
     names, known = np.asarray(groups, dtype=object), ~np.isnan(np.asarray(target, np.float64))
     return tuple(len(set(names[column])) for column in known.T)
 
 
-def few_groups(names: Sequence[str], counts: Sequence[int] | None, groups: int | None) -> tuple[str, ...]:
-    """Warning that intervals from this few groups are too narrow; nothing where there are enough, or no groups.
-
-    Args:
-        names: the targets.
-        counts: groups with labels of each.
-        groups: how many there are.
-    """
-    if counts is None or min(counts) >= FEW_GROUPS:
-        return ()
-    few = ", ".join(f"{name} {n}" for name, n in zip(names, counts, strict=True) if n < FEW_GROUPS)
-    what = f"only {groups} groups" if set(counts) == {groups} else f"few groups with labels ({few})"
-    return (f"warning: {what}: the bootstrap intervals of fewer than {FEW_GROUPS} are too narrow",)
-
-
 def _with_mean(values: Values, defined: Sequence[bool]) -> Values:
-    """(rows, targets + 1) with, last, the mean over the targets that are defined over all clips.
+    """Append to (rows, targets) the mean over the targets that are defined over all clips.
 
-    It is NaN where one of them is not in a row.
+    The mean is NaN in rows where one of them is.
     """
-    chosen = values[:, list(defined)]
-    mean = chosen.mean(1) if any(defined) else np.full(len(values), np.nan)
+    mean = values[:, list(defined)].mean(1) if any(defined) else np.full(len(values), np.nan)
     return np.column_stack([values, mean])
 
 
 def _bounds(drawn: Values) -> tuple[float | None, float | None, int]:
-    """Low, high, and how many resamples were left out."""
+    """Return low, high, and the number of resamples left out."""
     defined = drawn[~np.isnan(drawn)]
     if not len(defined):
         return None, None, len(drawn)
@@ -340,27 +260,19 @@ def _bounds(drawn: Values) -> tuple[float | None, float | None, int]:
 
 
 def _row(
-    pair: tuple[float | None, float | None], drawn: Values, better: Values, p: float | None
+    pair: tuple[float | None, float | None], drawn: Values, metric: str, p: float | None
 ) -> dict[str, float | None]:
     a, b = pair
     low, high, _ = _bounds(drawn)
-    known = better[~np.isnan(better)]
+    defined = drawn[~np.isnan(drawn)]
+    better = defined < 0 if metric == "mae" else defined > 0
+    difference = None if a is None or b is None else a - b
     return {
         "a": a,
         "b": b,
-        "difference": None if a is None or b is None else a - b,
+        "difference": difference,
         "low": low,
         "high": high,
-        "p": p,
-        "a_better": float((known > 0).mean()) if len(known) else None,
+        "p": None if difference is None else p,
+        "a_better": float(better.mean()) if len(defined) else None,
     }
-
-
-def _drawn(clips: int, groups: int | None, resamples: int) -> str:
-    what = f"{clips} clips" if groups is None else f"{groups} groups of {clips} clips"
-    return f"{resamples} bootstrap resamples of {what}"
-
-
-def _left_out(names: Sequence[str], left_out: Sequence[int], resamples: int) -> list[str]:
-    some = [f"{name} {n}" for name, n in zip(names, left_out, strict=True) if n > 0]
-    return [f"of the {resamples}, left out because undefined in them: {', '.join(some)}"] if some else []

@@ -1,37 +1,39 @@
-"""Agreement of predictions with labels, in float64 over the whole split.
+"""Pearson correlation, CCC and mean absolute error of predictions, in float64 over a whole split, and their report.
 
-A label that is NaN is missing: the clip does not count for that target. A column that is constant, or has fewer than
-three labels, has neither a Pearson correlation nor a CCC: both are undefined and left out of the mean, which says over
-how many targets it was taken. They are never counted as 0.
+A NaN label is missing: the clip does not count for that target. A column that is constant, or has fewer than three
+labels, has neither a Pearson correlation nor a CCC. Both are then None, are never counted as 0, and are left out of the
+mean over targets; the report says how many targets the mean was taken over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from train_head.reports.tables import OVER_TARGETS, cell, markdown_table, text_table
 
-if TYPE_CHECKING:
-    from train_head.evaluation.intervals import Intervals
-
 Column = NDArray[np.float64]
+Bounds = tuple[float | None, ...]
 METRICS = {"pearson": "Pearson", "ccc": "CCC", "mae": "MAE"}
-"""By name, how each is printed. Of the last, lower is better."""
+"""Printed names of the metrics. Lower is better for "mae"."""
 FEWEST_CLIPS = 3
-"""Labelled clips below which a correlation is undefined: two points always lie on a line, so theirs is 1 or -1."""
+"""Labelled clips below which a correlation is undefined: with two points it is always 1 or -1."""
 FEW_CLIPS = 10
 """Labelled clips below which a warning is given."""
 CHANCE = {3: 0.997, 4: 0.950, 5: 0.878, 6: 0.811, 7: 0.754, 8: 0.707, 9: 0.666}
-"""By the number of clips, the correlation that chance exceeds in 5 % of samples, up or down (Student's t with n - 2
-degrees of freedom; Fisher 1925, table VA)."""
+"""Critical absolute correlation at the 5 % level by number of clips (Student's t with n - 2 degrees of freedom; Fisher
+1925, table VA)."""
+LEVEL = 0.95
+FEW_GROUPS = 10
+"""Groups below which a warning is given. Cameron, Gelbach and Miller (2008, Review of Economics and Statistics 90) call
+5 to 30 few, and find that tests with 5 or 10 reject far too often."""
 TRAINING_MEAN, ZEROS = "mean of the training labels", "all zeros"
 
 
 def pearson(predicted: ArrayLike, target: ArrayLike) -> float | None:
-    """Pearson correlation of two (clips,) columns where the target is not NaN, or None where it is undefined."""
+    """Return the Pearson correlation of two (clips,) columns where the target is not NaN; None if undefined."""
     a, b = _labelled(predicted, target)
     if _undefined(a, b):
         return None
@@ -41,7 +43,7 @@ def pearson(predicted: ArrayLike, target: ArrayLike) -> float | None:
 
 
 def concordance(predicted: ArrayLike, target: ArrayLike) -> float | None:
-    """Lin's concordance correlation coefficient (population moments), or None where it is undefined, as `pearson`."""
+    """Return Lin's concordance correlation coefficient (population moments); None where `pearson` is undefined."""
     a, b = _labelled(predicted, target)
     if _undefined(a, b):
         return None
@@ -50,19 +52,19 @@ def concordance(predicted: ArrayLike, target: ArrayLike) -> float | None:
 
 
 def absolute_error(predicted: ArrayLike, target: ArrayLike) -> float | None:
-    """Mean absolute error of two (clips,) columns where the target is not NaN, or None where it always is."""
+    """Return the mean absolute error of two (clips,) columns where the target is not NaN; None without labels."""
     a, b = _labelled(predicted, target)
     return float(np.abs(a - b).mean()) if len(a) else None
 
 
-def mean_of(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are defined; None where none is."""
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the defined values; None if there are none."""
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
 
 
 def label_means(values: ArrayLike) -> Column:
-    """(targets,) mean of (clips, targets) labels, each over the clips that have it; NaN where none has."""
+    """Return the (targets,) means of (clips, targets) labels over the labelled clips; NaN for a target without any."""
     labels = np.asarray(values, np.float64)
     known = ~np.isnan(labels)
     with np.errstate(invalid="ignore"):
@@ -72,15 +74,15 @@ def label_means(values: ArrayLike) -> Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What predictions that do not depend on the clip would score; they have no correlation.
+    """Scores of a constant prediction, which has no correlation.
 
     Attributes:
         name: what is predicted for every clip.
-        mae: mean absolute error per target; None where it is not known.
+        mae: mean absolute error per target; None where unknown.
     """
 
     name: str
-    mae: tuple[float | None, ...]
+    mae: Bounds
 
     @property
     def mean_mae(self) -> float | None:
@@ -89,108 +91,168 @@ class Baseline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """95 % bootstrap confidence intervals of Pearson; None where it is undefined in every resample.
+
+    Attributes:
+        names: the targets.
+        pearson: correlation over all clips.
+        low, high: bounds per target.
+        mean_pearson: mean over the targets whose correlation is defined.
+        mean_low, mean_high: bounds of that mean.
+        clips: number of clips.
+        counts: labelled clips per target.
+        groups: number of groups, resampled as wholes; None where single clips were resampled.
+        group_counts: groups with a label, per target; None without groups.
+        resamples: number of resamples.
+        left_out: per target, the resamples in which it is undefined.
+        mean_left_out: resamples in which any target of the mean is undefined.
+    """
+
+    names: tuple[str, ...]
+    pearson: Bounds
+    low: Bounds
+    high: Bounds
+    mean_pearson: float | None
+    mean_low: float | None
+    mean_high: float | None
+    clips: int
+    counts: tuple[int, ...]
+    groups: int | None
+    group_counts: tuple[int, ...] | None
+    resamples: int
+    left_out: tuple[int, ...]
+    mean_left_out: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warning about few groups; `Report.notes` has that about few clips."""
+        return few_groups(self.names, self.group_counts, self.groups)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was resampled and left out, and the warnings."""
+        return (*resampling_notes(self.names, self.clips, self.groups, self.resamples, self.left_out), *self.warnings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form, with None for what is undefined."""
+        return {
+            "level": LEVEL,
+            "clips": self.clips,
+            "groups": self.groups,
+            "resamples": self.resamples,
+            "mean_pearson": [self.mean_low, self.mean_high],
+            "pearson": {n: [a, b] for n, a, b in zip(self.names, self.low, self.high, strict=True)},
+            "left_out": dict(zip(self.names, self.left_out, strict=True)),
+            "mean_left_out": self.mean_left_out,
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Metrics of one split.
 
     Attributes:
         names: the targets.
-        clips: how many clips were compared.
-        counts: how many of them have a label, per target.
+        clips: number of clips.
+        counts: labelled clips per target.
         pearson: correlation per target, None where undefined.
         concordance: CCC per target, None where undefined.
         mae: mean absolute error per target, None without labels.
-        baselines: what constant predictions would score on the same labels.
+        baselines: scores of constant predictions on the same labels.
     """
 
     names: tuple[str, ...]
     clips: int
     counts: tuple[int, ...]
-    pearson: tuple[float | None, ...]
-    concordance: tuple[float | None, ...]
-    mae: tuple[float | None, ...]
+    pearson: Bounds
+    concordance: Bounds
+    mae: Bounds
     baselines: tuple[Baseline, ...]
 
     @property
     def mean_pearson(self) -> float | None:
-        """Mean over the targets whose correlation is defined; None where none is."""
+        """Mean over the targets with a defined correlation."""
         return mean_of(self.pearson)
 
     @property
     def mean_concordance(self) -> float | None:
-        """Mean over the targets whose CCC is defined; None where none is."""
+        """Mean over the targets with a defined CCC."""
         return mean_of(self.concordance)
 
     @property
     def mean_mae(self) -> float | None:
-        """Mean over the targets that have labels; None where none has."""
+        """Mean over the targets with labels."""
         return mean_of(self.mae)
 
-    def values(self, metric: str) -> tuple[float | None, ...]:
-        """The values per target of "pearson", "ccc" or "mae"."""
+    def values(self, metric: str) -> Bounds:
+        """Return the values per target of "pearson", "ccc" or "mae"."""
         return {"pearson": self.pearson, "ccc": self.concordance, "mae": self.mae}[metric]
 
     @property
     def undefined(self) -> tuple[str, ...]:
-        """Targets without Pearson and CCC: their labels or predictions are constant, or fewer than three."""
+        """Targets without Pearson and CCC: labels or predictions are constant, or there are fewer than three labels."""
         return tuple(name for name, value in zip(self.names, self.pearson, strict=True) if value is None)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the figures has to know: what is undefined and why, and that clips are few."""
+        """What is undefined and why, and a warning about few clips."""
         few = few_clips(self.names, self.counts, self.clips)
         return (*self._undefined_notes(), *([few] if few else []))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, with None for what is undefined."""
+        """Return a JSON-able form, with None for what is undefined."""
         return {
             "clips": self.clips,
-            "counts": dict(zip(self.names, self.counts, strict=True)),
+            "counts": self._by_name(self.counts),
             "mean_pearson": self.mean_pearson,
             "mean_concordance": self.mean_concordance,
             "mean_mae": self.mean_mae,
-            "pearson": dict(zip(self.names, self.pearson, strict=True)),
-            "concordance": dict(zip(self.names, self.concordance, strict=True)),
-            "mae": dict(zip(self.names, self.mae, strict=True)),
+            "pearson": self._by_name(self.pearson),
+            "concordance": self._by_name(self.concordance),
+            "mae": self._by_name(self.mae),
             "undefined": list(self.undefined),
             "baselines": {
-                line.name: {"mean_mae": line.mean_mae, "mae": dict(zip(self.names, line.mae, strict=True))}
-                for line in self.baselines
+                line.name: {"mean_mae": line.mean_mae, "mae": self._by_name(line.mae)} for line in self.baselines
             },
             "notes": list(self.notes),
         }
 
-    def table(self, intervals: "Intervals | None" = None) -> str:
-        """Plain-text table: a line per target, their mean, the baselines, and what a reader has to know.
+    def table(self, intervals: Intervals | None = None) -> str:
+        """Return a plain-text table of the targets, their mean and the baselines, and the notes below it.
 
         Args:
             intervals: of the same split, shown beside Pearson.
         """
         notes = (*self.notes, *(intervals.notes if intervals else ()))
-        return "\n".join([text_table(*self._cells(OVER_TARGETS, intervals, " ", "undef")), *notes])
+        return "\n".join([text_table(*self._rows(OVER_TARGETS, intervals, " ", "undef")), *notes])
 
-    def markdown(self, intervals: "Intervals | None" = None) -> str:
-        """The same table in Markdown, without the notes."""
-        header, rows = self._cells(f"**{OVER_TARGETS}**", intervals, " to ", "undefined")
+    def markdown(self, intervals: Intervals | None = None) -> str:
+        """Return the same table in Markdown, without the notes."""
+        header, rows = self._rows(f"**{OVER_TARGETS}**", intervals, " to ", "undefined")
         return markdown_table(["target", *header[1:]], rows)
 
-    def _cells(
-        self, mean: str, intervals: "Intervals | None", to: str, undefined: str
+    def _by_name(self, values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self.names, values, strict=True))
+
+    def _rows(
+        self, mean: str, intervals: Intervals | None, to: str, undefined: str
     ) -> tuple[list[str], list[list[str]]]:
-        """Header and rows; a column of counts where labels are missing, and one of intervals where there are some."""
-        lines: list[tuple[str, float | None, float | None, float | None]] = [
-            *zip(self.names, self.pearson, self.concordance, self.mae, strict=True),
-            (mean, self.mean_pearson, self.mean_concordance, self.mean_mae),
-            *((baseline.name, None, None, baseline.mean_mae) for baseline in self.baselines),
-        ]
-        header = ["", "Pearson", "CCC", "MAE"]
-        rows = [[name, *(cell(value, undefined=undefined) for value in values)] for name, *values in lines]
+        """Return header and rows; with a column of counts if labels are missing, and one of intervals if given."""
+        columns: dict[str, Sequence[str]] = {"": (*self.names, mean, *(line.name for line in self.baselines))}
+        if set(self.counts) != {self.clips}:
+            columns["clips"] = tuple(map(str, self.counts))
+        baselines = [line.mean_mae for line in self.baselines]
+        nothing: list[float | None] = [None] * len(baselines)
+        columns["Pearson"] = [cell(v, undefined=undefined) for v in (*self.pearson, self.mean_pearson, *nothing)]
         if intervals is not None:
             bounds = zip((*intervals.low, intervals.mean_low), (*intervals.high, intervals.mean_high), strict=True)
-            ranges = [to.join(cell(bound, undefined=undefined) for bound in pair) for pair in bounds]
-            _insert(header, rows, 2, "95 % interval", ranges)
-        if set(self.counts) != {self.clips}:
-            _insert(header, rows, 1, "clips", [str(count) for count in self.counts])
-        return header, rows
+            columns["95 % interval"] = [to.join(cell(end, undefined=undefined) for end in pair) for pair in bounds]
+        columns["CCC"] = [cell(v, undefined=undefined) for v in (*self.concordance, self.mean_concordance, *nothing)]
+        columns["MAE"] = [cell(v, undefined=undefined) for v in (*self.mae, self.mean_mae, *baselines)]
+        rows = range(len(columns[""]))
+        return list(columns), [[column[k] if k < len(column) else "" for column in columns.values()] for k in rows]
 
     def _undefined_notes(self) -> list[str]:
         if not self.undefined:
@@ -204,33 +266,41 @@ class Report:
         return [f"Pearson and CCC are undefined {said}; {mean}."]
 
 
-def evaluate(
-    predicted: ArrayLike, target: ArrayLike, names: Sequence[str], train_mean: ArrayLike | None = None
-) -> Report:
-    """Compare (clips, targets) predictions with labels, of which NaN is a missing one.
-
-    Args:
-        predicted: (clips, targets).
-        target: (clips, targets).
-        names: (targets,).
-        train_mean: mean of the training labels, which is scored as a baseline: (targets,), or (clips, targets) where
-            clips were predicted by runs with different training clips. None leaves it out.
+def as_columns(predicted: ArrayLike, target: ArrayLike, names: Sequence[str]) -> tuple[Column, Column]:
+    """Return predictions and labels as float64.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes are not both (clips, targets).
     """
     a, b = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] != len(names):
         raise ValueError(f"predictions have shape {a.shape}, labels {b.shape}, expected both (clips, {len(names)})")
-    constants = {} if train_mean is None else {TRAINING_MEAN: np.asarray(train_mean, np.float64)}
+    return a, b
+
+
+def evaluate(
+    predicted: ArrayLike, target: ArrayLike, names: Sequence[str], train_mean: ArrayLike | None = None
+) -> Report:
+    """Compare predictions with labels.
+
+    Args:
+        predicted: (clips, targets).
+        target: (clips, targets); NaN is a missing label.
+        names: (targets,).
+        train_mean: mean of the training labels, scored as a baseline: (targets,), or (clips, targets) if clips were
+            predicted by runs with different training clips. None leaves it out.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    a, b = as_columns(predicted, target, names)
     columns = range(a.shape[1])
+    constants: Mapping[str, ArrayLike] = {} if train_mean is None else {TRAINING_MEAN: train_mean}
 
-    def errors(values: Column) -> tuple[float | None, ...]:
-        return tuple(absolute_error(values[:, k], b[:, k]) for k in columns)
-
-    def constant(value: Column) -> tuple[float | None, ...]:
-        errors_of = errors(np.broadcast_to(value, a.shape))
-        return tuple(None if error is None or np.isnan(error) else error for error in errors_of)
+    def errors_of(constant: ArrayLike) -> Bounds:
+        full = np.broadcast_to(np.asarray(constant, np.float64), a.shape)
+        found = [absolute_error(full[:, k], b[:, k]) for k in columns]
+        return tuple(None if error is None or np.isnan(error) else error for error in found)
 
     return Report(
         names=tuple(names),
@@ -238,21 +308,21 @@ def evaluate(
         counts=tuple((~np.isnan(b)).sum(0).tolist()),
         pearson=tuple(pearson(a[:, k], b[:, k]) for k in columns),
         concordance=tuple(concordance(a[:, k], b[:, k]) for k in columns),
-        mae=errors(a),
+        mae=tuple(absolute_error(a[:, k], b[:, k]) for k in columns),
         baselines=tuple(
-            Baseline(name=name, mae=constant(value))
-            for name, value in (constants | {ZEROS: np.zeros(len(names))}).items()
+            Baseline(name=name, mae=errors_of(value))
+            for name, value in {**constants, ZEROS: np.zeros(len(names))}.items()
         ),
     )
 
 
 def few_clips(names: Sequence[str], counts: Sequence[int], clips: int) -> str | None:
-    """Warning that a correlation of this few clips says little, or None where there are enough.
+    """Return a warning that a correlation over few clips says little; None if there are enough.
 
     Args:
         names: the targets.
         counts: labelled clips of each.
-        clips: how many there are.
+        clips: number of clips.
     """
     fewest = min(counts, default=clips)
     if fewest >= FEW_CLIPS:
@@ -267,6 +337,31 @@ def few_clips(names: Sequence[str], counts: Sequence[int], clips: int) -> str | 
     return f"warning: {what}: {says}"
 
 
+def few_groups(names: Sequence[str], counts: Sequence[int] | None, groups: int | None) -> tuple[str, ...]:
+    """Return a warning that intervals from few groups are too narrow; empty if there are enough, or no groups.
+
+    Args:
+        names: the targets.
+        counts: groups with labels of each.
+        groups: number of groups.
+    """
+    if counts is None or min(counts) >= FEW_GROUPS:
+        return ()
+    few = ", ".join(f"{name} {n}" for name, n in zip(names, counts, strict=True) if n < FEW_GROUPS)
+    what = f"only {groups} groups" if set(counts) == {groups} else f"few groups with labels ({few})"
+    return (f"warning: {what}: the bootstrap intervals of fewer than {FEW_GROUPS} are too narrow",)
+
+
+def resampling_notes(
+    names: Sequence[str], clips: int, groups: int | None, resamples: int, left_out: Sequence[int]
+) -> list[str]:
+    """Return what was resampled, and for which targets resamples were left out."""
+    what = f"{clips} clips" if groups is None else f"{groups} groups of {clips} clips"
+    some = ", ".join(f"{name} {n}" for name, n in zip(names, left_out, strict=True) if n)
+    notes = [f"of the {resamples}, left out because undefined in them: {some}"] if some else []
+    return [f"{resamples} bootstrap resamples of {what}", *notes]
+
+
 def _labelled(predicted: ArrayLike, target: ArrayLike) -> tuple[Column, Column]:
     a, b = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     known = ~np.isnan(b)
@@ -275,10 +370,3 @@ def _labelled(predicted: ArrayLike, target: ArrayLike) -> tuple[Column, Column]:
 
 def _undefined(a: Column, b: Column) -> bool:
     return len(a) < FEWEST_CLIPS or bool(np.ptp(a) == 0 or np.ptp(b) == 0)
-
-
-def _insert(header: list[str], rows: list[list[str]], at: int, title: str, cells: Sequence[str]) -> None:
-    """Put a column into a table; rows without a cell get an empty one."""
-    header.insert(at, title)
-    for k, row in enumerate(rows):
-        row.insert(at, cells[k] if k < len(cells) else "")

@@ -1,10 +1,10 @@
-"""Metrics of many resamples at once, as matrix products.
+"""Compute metrics of many resamples at once, as matrix products.
 
-Pearson, CCC and the mean absolute error all follow from sums over clips. What each unit, a clip or a whole group, adds
-to the sums is computed once. A bootstrap resample is then a row of counts, an exchange of two runs' predictions a row
-of zeros and ones, and the sums of all of them are one matrix product.
+Pearson, CCC and the mean absolute error all follow from sums over clips. The contribution of each unit, a clip or a
+whole group, to the sums is computed once. A bootstrap resample is then a row of counts, an exchange of two runs'
+predictions a row of zeros and ones, and one matrix product gives the sums of all of them.
 
-A label that is NaN is missing and adds nothing.
+A NaN label is missing and contributes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,21 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from train_head.errors import LabelError
+from train_head.errors import LabelError, unknown
 from train_head.evaluation.metrics import FEWEST_CLIPS, METRICS, concordance, pearson
-from train_head.suggest import unknown
 
 Values = NDArray[np.float64]
 NUMBERS_AT_ONCE = 1_000_000
-"""Counts or signs in memory at a time: 8 MB."""
+"""Counts or signs in memory at a time (8 MB)."""
 FLAT = 1e-8
-"""Variance, of values scaled to at most 1, below which a metric is computed again from the clips themselves."""
+"""Variance of values scaled to [-1, 1] below which a metric is recomputed from the clips, because sums are rounded."""
 EXACT_UNITS = 14
-"""Units up to which all exchanges are tried: 8,192, as the other half only turns the sign of the difference."""
+"""Units up to which all exchanges are tried: 8,192, because the other half only flips the sign of the difference."""
 
 
 def draws(units: int, resamples: int, seed: int) -> Iterator[Values]:
-    """Yield how often each of `units` is drawn in each resample, as (some resamples, units) until all are drawn."""
+    """Yield how often each unit is drawn in each resample, in blocks of shape (resamples, units)."""
     rng = np.random.default_rng(seed)
     step = max(1, NUMBERS_AT_ONCE // units)
     for first in range(0, resamples, step):
@@ -37,10 +36,10 @@ def draws(units: int, resamples: int, seed: int) -> Iterator[Values]:
 
 
 def exchanges(units: int, number: int, seed: int) -> Iterator[Values]:
-    """Yield which units are exchanged, 0 or 1, as (some exchanges, units); the first row exchanges none.
+    """Yield which units are exchanged, 0 or 1, in blocks of shape (exchanges, units); the first row exchanges none.
 
-    Up to `EXACT_UNITS` units every exchange comes once, but for those that are another with all units turned round.
-    With more units `number` of them are drawn.
+    Up to `EXACT_UNITS` units every exchange comes once, up to exchanging all units. With more units `number` random
+    ones are drawn.
     """
     if units <= EXACT_UNITS:
         bits = (np.arange(2 ** (units - 1))[:, None] >> np.arange(units - 1)) & 1
@@ -54,10 +53,10 @@ def exchanges(units: int, number: int, seed: int) -> Iterator[Values]:
 
 
 def units_of(clips: int, groups: Sequence[str] | None) -> tuple[NDArray[np.intp], int]:
-    """What is resampled: the number of each clip's unit, (clips,), and how many units there are.
+    """Return the (clips,) index of each clip's unit, and the number of units.
 
     Args:
-        clips: how many.
+        clips: number of clips.
         groups: (clips,) names of groups that are drawn as wholes; None draws single clips.
 
     Raises:
@@ -70,7 +69,7 @@ def units_of(clips: int, groups: Sequence[str] | None) -> tuple[NDArray[np.intp]
         raise ValueError(f"{len(groups)} groups for {clips} clips")
     names, units = np.unique(np.array(groups, dtype=str), return_inverse=True)
     if len(names) < 2:
-        raise LabelError(f"all {clips} clips are of one group, {groups[0]!r}, and an interval needs several groups")
+        raise LabelError(f"all {clips} clips are of one group, {groups[0]!r}; an interval needs at least two groups")
     return units, len(names)
 
 
@@ -82,13 +81,13 @@ def resampled(
     seed: int = 0,
     metric: str = "pearson",
 ) -> Values:
-    """A metric of several predictions in the same bootstrap resamples.
+    """Compute a metric of several predictions in the same bootstrap resamples.
 
     Args:
         predicted: each (clips, targets).
         target: (clips, targets); NaN is a missing label.
         groups: as for `units_of`.
-        resamples: how many.
+        resamples: number of resamples.
         seed: of the draws.
         metric: "pearson", "ccc" or "mae".
 
@@ -123,23 +122,23 @@ def exchanged(
     seed: int = 0,
     metric: str = "pearson",
 ) -> Values:
-    """The difference of a metric between two predictions after exchanging them within some of the units.
+    """Compute the difference of a metric between two predictions after exchanging them within some of the units.
 
-    Pearson does not depend on the level and scale of predictions. So that mixing two runs does not either, each is
-    first brought to mean 0 and spread 1 per target, over the labelled clips.
+    Pearson ignores the level and scale of predictions. So that a mixture of two predictions ignores them too, each is
+    first standardised to mean 0 and standard deviation 1 per target, over the labelled clips.
 
     Args:
         a: (clips, targets).
         b: (clips, targets).
         target: (clips, targets); NaN is a missing label.
         groups: as for `units_of`.
-        number: how many exchanges to draw where there are more than `EXACT_UNITS` units.
+        number: exchanges to draw if there are more than `EXACT_UNITS` units.
         seed: of the draws.
         metric: "pearson", "ccc" or "mae".
 
     Returns:
-        (exchanges, targets) of the first minus the second, NaN where the metric is undefined for one of them. In the
-        first row nothing is exchanged.
+        (exchanges, targets) first minus second, NaN where the metric is undefined for one of them. The first row
+        exchanges nothing.
 
     Raises:
         ValueError, LabelError: as `units_of`.
@@ -149,10 +148,10 @@ def exchanged(
         p = _standardised(p, ~np.isnan(t))
     units, count = units_of(len(t), groups)
     sums = Sums.of(p, t, units, count, metric, alike=True)
-    total, turned = sums.per_unit.sum(0), sums.exchanged() - sums.per_unit
+    total, change = sums.per_unit.sum(0), sums.exchanged() - sums.per_unit
     parts: list[Values] = []
     for chosen in exchanges(count, number, seed):
-        values, doubtful = sums.values(total + chosen @ turned)
+        values, doubtful = sums.values(total + chosen @ change)
         for i, j, k in np.argwhere(doubtful):
             column = np.where(chosen[i, units] == 1, p[1 - j, :, k], p[j, :, k])
             values[i, j, k] = _exact(metric, column, t[:, k])
@@ -162,18 +161,18 @@ def exchanged(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sums:
-    """What each unit adds to the sums that a metric needs.
+    """Contributions of each unit to the sums that a metric needs.
 
     Attributes:
         metric: "pearson", "ccc" or "mae".
-        per_unit: (units, columns): labelled clips, in one column where no label is missing and else in one per target;
-            then blocks of one column per target. Of "mae" they are the absolute errors of each prediction. Of the
-            others they are t, t², and of each prediction p, of each p² and of each pt, all scaled.
-        weights: columns of labelled clips.
-        many: how many predictions.
-        undefined: (predictions, targets), whether a column is constant or has too few labels to begin with.
-        centre, peak: (predictions + 1, targets) of the predictions, and last of the labels: a scaled value is the value
-            less its centre, over its peak.
+        per_unit: (units, columns). First the labelled clips: one column if no label is missing, else one per target.
+            Then blocks with one column per target. For "mae" these are the absolute errors of each prediction. For the
+            others they are t, t², and p, p² and pt of each prediction, all scaled.
+        weights: number of columns of labelled clips.
+        many: number of predictions.
+        undefined: (predictions, targets), whether a column is constant or has too few labels over all clips.
+        centre, peak: (predictions + 1, targets) of the predictions, then the labels: a scaled value is
+            (value - centre) / peak.
     """
 
     metric: str
@@ -188,7 +187,7 @@ class Sums:
     def of(
         cls, p: Values, t: Values, units: NDArray[np.intp], count: int, metric: str, *, alike: bool = False
     ) -> "Sums":
-        """Sum up (predictions, clips, targets) and (clips, targets), scaled; with `alike` all predictions alike."""
+        """Sum (predictions, clips, targets) and (clips, targets); with `alike` all predictions have one scale."""
         known = ~np.isnan(t)
         weights = np.ones((len(t), 1)) if known.all() else known.astype(np.float64)
         if metric not in METRICS:
@@ -216,18 +215,18 @@ class Sums:
         )
 
     def exchanged(self) -> Values:
-        """The sums with the predictions in reverse order."""
+        """Return the sums with the predictions in reverse order."""
         targets = self.undefined.shape[1]
         first = self.weights + (0 if self.metric == "mae" else 2 * targets)
         blocks = self.per_unit[:, first:].reshape(len(self.per_unit), -1, self.many, targets)[:, :, ::-1]
         return np.hstack([self.per_unit[:, :first], blocks.reshape(len(self.per_unit), -1)])
 
     def values(self, totals: Values) -> tuple[Values, NDArray[np.bool_]]:
-        """The metric of (resamples, columns) sums.
+        """Compute the metric from (resamples, columns) sums.
 
         Returns:
-            (resamples, predictions, targets), NaN where it is undefined; and of the same shape whether a column is so
-            nearly constant that the clips themselves have to be looked at.
+            (resamples, predictions, targets), NaN where undefined; and a mask of the same shape, True where a column is
+            so nearly constant that the metric must be recomputed from the clips.
         """
         targets = self.undefined.shape[1]
         n = totals[:, None, : self.weights]
@@ -257,9 +256,10 @@ def _exact(metric: str, predicted: Values, target: Values) -> float:
 
 
 def _scale(values: Values, known: NDArray[np.bool_], alike: bool) -> tuple[Values, Values]:
-    """Mean over the labelled clips and largest distance from it, of each (clips, targets), the labels last.
+    """Return the mean over the labelled clips and the largest distance from it, of each (clips, targets) array.
 
-    Scaled by them, squares neither cancel nor underflow. With `alike` all but the last have both in common.
+    The last array holds the labels. Squares of values scaled by them neither cancel nor underflow. With `alike` all
+    arrays but the last get the same two.
     """
     centre = np.where(known, values, 0.0).sum(1) / np.maximum(known.sum(0), 1)
     if alike:
@@ -271,7 +271,7 @@ def _scale(values: Values, known: NDArray[np.bool_], alike: bool) -> tuple[Value
 
 
 def _constant(values: Values, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(…, targets) whether all labelled clips have one value."""
+    """Return (…, targets), whether all labelled clips have one value."""
     high = np.where(known, values, -np.inf).max(1, initial=-np.inf)
     low = np.where(known, values, np.inf).min(1, initial=np.inf)
     return high <= low

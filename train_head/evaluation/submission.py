@@ -1,7 +1,7 @@
-"""The file that a challenge takes: written so that it fits, and checked before it is sent.
+"""Write and check the prediction file that a challenge expects.
 
-That of Hume-Vidmimic2 looks like its labels: their header, one row per clip with an integer Filename without padding,
-in ascending order, and intensities from 0 to 1.
+For Hume-Vidmimic2 it has the layout of the labels: their header, one row per clip with an integer Filename without
+padding, in ascending order, and intensities from 0 to 1.
 """
 
 import csv
@@ -29,7 +29,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class _Sheet:
-    """A CSV as it is written: cells are not stripped, empty rows are left out."""
+    """A CSV as written: cells are not stripped, empty rows are left out."""
 
     path: str
     header: list[str]
@@ -38,22 +38,22 @@ class _Sheet:
 
     @property
     def filenames(self) -> list[str]:
-        """The Filename cells of the rows that are long enough to have one."""
+        """Filename cells of the rows that are long enough to have one."""
         column = self.header.index(FILENAME)
         return [cells[column] for cells in self.rows if len(cells) > column]
 
 
 def check_submission(predictions: StrPath, labels_or_template: StrPath, form: LabelFormat | None = None) -> list[str]:
-    """List everything for which a challenge's server would turn a prediction file down, or score it wrongly.
+    """List everything for which a challenge's server would reject a prediction file, or score it wrongly.
 
     Args:
-        predictions: the CSV to be sent.
-        labels_or_template: CSV with the header and the Filenames that are expected; its values are not looked at, and
-            a file of Filenames alone leaves the names of the targets open.
-        form: how that file is to be read; columns that are no targets belong to no submission.
+        predictions: the CSV to be submitted.
+        labels_or_template: CSV with the expected header and Filenames; its values are ignored. If it has Filenames
+            only, any target names are accepted.
+        form: how that file is to be read; a submission has only the target columns.
 
     Returns:
-        One sentence per problem, each with a count and the first five; empty where there is none.
+        One sentence per problem, each with a count and the first five; empty if there are none.
 
     Raises:
         LabelError: a file is missing, or the second has no Filename column or no rows.
@@ -79,23 +79,23 @@ def write_submission(
     template: StrPath | None = None,
     bounds: Range = UNIT,
 ) -> int:
-    """Write the file that a challenge takes.
+    """Write the file that a challenge expects.
 
     Args:
-        path: where.
-        ids: clip ids; where all are integers they are written without padding and sorted as numbers, otherwise as text.
+        path: output file.
+        ids: clip ids; if all are integers they are written without padding and sorted as numbers, otherwise as text.
         names: (targets,), the header after Filename.
         values: (clips, targets) intensities, clipped to the bounds and written with nine digits, which keep float32
             exact.
-        template: CSV whose Filenames, row order and, where it has targets, column order are taken instead.
+        template: CSV whose Filenames, row order and, if it has targets, column order are used instead.
         bounds: the range of the labels.
 
     Returns:
-        How many values lay outside the bounds.
+        The number of values outside the bounds.
 
     Raises:
-        LabelError: a value is not finite, a clip stands twice, or clips or targets differ from the template's; says how
-            many and names the first five.
+        LabelError: a value is not finite, a clip is listed twice, or clips or targets differ from the template's; with
+            a count and the first five.
         ValueError: the shapes differ.
     """
     array = np.asarray(values, np.float64)
@@ -117,7 +117,7 @@ def write_submission(
 
 
 def put(path: Path, text: str) -> None:
-    """Write a file that a user named, whole or not at all; a device or a pipe is written into."""
+    """Write a file atomically; write into a device or a pipe."""
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
     else:
@@ -125,18 +125,18 @@ def put(path: Path, text: str) -> None:
 
 
 def template_clips(template: StrPath, names: Sequence[str], ids: Sequence[str]) -> list[int]:
-    """Which clips a template asks for, checked before any is predicted.
+    """Find the clips that a template lists, and check the template before any clip is predicted.
 
     Args:
         template: as for `write_submission`.
         names: the targets that will be predicted.
-        ids: the clips that there are.
+        ids: the available clips.
 
     Returns:
-        Their numbers among `ids`, ascending.
+        Their indices in `ids`, ascending.
 
     Raises:
-        LabelError: the template has other targets, a clip twice, or one that there is not; names the first five.
+        LabelError: the template has other targets, a clip twice, or a clip that is not available; names the first five.
     """
     sheet = _read_reference(template)
     _template_columns(sheet, names)
@@ -148,7 +148,7 @@ def template_clips(template: StrPath, names: Sequence[str], ids: Sequence[str]) 
 
 
 def has_values(labels_or_template: StrPath, form: LabelFormat | None = None) -> bool:
-    """Whether a CSV has a value for some target, so that there is something to score against.
+    """Return whether a CSV has a value for any target, so that predictions can be scored against it.
 
     Args:
         labels_or_template: CSV with Filename.
@@ -173,16 +173,12 @@ def _read_sheet(path: StrPath) -> _Sheet:
 
 
 def _read_reference(path: StrPath, form: LabelFormat | None = None) -> _Sheet:
-    """The columns of a label file or template that a submission has: Filename and the targets, as they stand there."""
+    """Read the columns of a label file or template that belong to a submission: Filename and the targets, in order."""
     table = label_table(path)
     columns = choose_columns(table, form or LabelFormat())
     kept = sorted({columns.filename, *columns.targets})
-    return _Sheet(
-        table.path,
-        [table.header[i] for i in kept],
-        [[cells[i] for i in kept] for cells in table.rows],
-        table.lines,
-    )
+    rows = [[cells[i] for i in kept] for cells in table.rows]
+    return _Sheet(table.path, [table.header[i] for i in kept], rows, table.lines)
 
 
 def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
@@ -208,13 +204,11 @@ def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
 
 def _value_problems(sheet: _Sheet, bounds: Range) -> list[str]:
     column = sheet.header.index(FILENAME)
-    strange: list[str] = []
-    infinite: list[str] = []
-    outside: list[str] = []
+    strange, infinite, outside = [], [], []
     for cells in sheet.rows:
         clip = cells[column] if len(cells) > column else "?"
-        for i, (name, cell) in enumerate(zip(sheet.header, cells, strict=False)):
-            if i == column:
+        for name, cell in zip(sheet.header, cells, strict=False):
+            if name == FILENAME:
                 continue
             try:
                 value = float(cell)
@@ -233,10 +227,9 @@ def _value_problems(sheet: _Sheet, bounds: Range) -> list[str]:
 
 
 def _as_template(sheet: _Sheet, ids: Sequence[str], names: Sequence[str]) -> tuple[list[int], list[tuple[str, int]]]:
-    """Columns in the template's order; its Filenames with the rows of the predictions."""
+    """Return the columns in the template's order, and its Filenames with the rows of the predictions."""
     columns, wanted = _template_columns(sheet, names), _template_rows(sheet, ids)
-    row = {clip: i for i, clip in enumerate(ids)}
-    asked = {clip for _, clip in wanted}
+    row, asked = {clip: i for i, clip in enumerate(ids)}, {clip for _, clip in wanted}
     problems = [
         *_problem([name for name, clip in wanted if clip is None], "clips were not predicted"),
         *_problem([clip for clip in ids if clip not in asked], "predicted clips are not in it"),
@@ -246,7 +239,7 @@ def _as_template(sheet: _Sheet, ids: Sequence[str], names: Sequence[str]) -> tup
 
 
 def _template_columns(sheet: _Sheet, names: Sequence[str]) -> list[int]:
-    """The targets in the template's order, as numbers of those that the run predicts."""
+    """Return the targets in the template's order, as indices into the predicted ones."""
     targets = [name for name in sheet.header if name != FILENAME] or list(names)
     if sorted(targets) != sorted(names):
         raise LabelError(f"{sheet.path} has the targets {', '.join(targets)}, and the run predicts {', '.join(names)}")
@@ -254,7 +247,7 @@ def _template_columns(sheet: _Sheet, names: Sequence[str]) -> list[int]:
 
 
 def _template_rows(sheet: _Sheet, ids: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Its Filenames as they are written, each with the clip that it stands for, or None."""
+    """Return its Filenames as written, each with the id of its clip or None."""
     wanted = list(zip(sheet.filenames, find_ids(sheet.filenames, ids), strict=True))
     _refuse(_problem(_repeated([clip or name for name, clip in wanted]), "clips stand twice"), sheet.path)
     return wanted
@@ -275,7 +268,7 @@ def _repeated(names: Sequence[str]) -> list[str]:
 
 
 def _problem(found: Sequence[object], what: str, unit: str = "") -> list[str]:
-    """No sentence, or one with the count and the first."""
+    """Return no sentence, or one with the count and the first few."""
     first = ", ".join(f"{unit}{item}" for item in found[:SHOWN])
     return [f"{len(found)} {what} (first: {first})"] if found else []
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from train_head.errors import TrainSettingsError
+from train_head.errors import TrainSettingsError, unknown
 from train_head.heads.attention import AttentionHead
 from train_head.heads.bilstm import BilstmHead
 from train_head.heads.gru import GruHead
@@ -20,7 +20,6 @@ from train_head.heads.mlp import MlpHead
 from train_head.heads.sequence import SequenceHead
 from train_head.heads.tcn import TcnHead
 from train_head.heads.transformer import TransformerHead
-from train_head.suggest import unknown
 
 HEADS: dict[str, type[nn.Module]] = {
     "lstm": LstmHead,

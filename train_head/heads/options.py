@@ -14,9 +14,8 @@
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from train_head.errors import TrainSettingsError
+from train_head.errors import TrainSettingsError, unknown
 from train_head.heads.regressor import OUTPUTS
-from train_head.suggest import unknown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from train_head.errors import TrainSettingsError
-from train_head.suggest import unknown
+from train_head.errors import TrainSettingsError, unknown
 
 LONGEST = 300
 """Characters of the longest text that is read: bounds the depth of the tree and the size of a number."""

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from train_head.data.raters import Agreement
-from train_head.evaluation.intervals import Intervals
-from train_head.evaluation.metrics import Report, few_clips
+from train_head.evaluation.metrics import Intervals, Report, few_clips
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
 
 

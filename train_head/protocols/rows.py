@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.paths import StrPath
-from train_head.errors import TrainSettingsError
-from train_head.suggest import unknown
+from train_head.errors import TrainSettingsError, unknown
 from train_head.training.settings import TrainSettings, option_owners, resolve_settings
 
 SHARED = ("seed", "label_scale", "label_range")

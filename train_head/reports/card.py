@@ -1,18 +1,20 @@
 """The model card of a run: what it is, what it was made from, how well it does, and what it must not be used for."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from huggingface_hub import EvalResult, ModelCardData
 
-from cache.licences import Licence
+from cache.licences import UNKNOWN, Licence
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
 from train_head.errors import LabelError
-from train_head.evaluation.intervals import Intervals, bootstrap
-from train_head.evaluation.metrics import Report
+from train_head.evaluation.intervals import bootstrap
+from train_head.evaluation.metrics import METRICS, Intervals, Report, mean_of
 from train_head.heads import head_options
 from train_head.reports.tables import OVER_TARGETS
 from train_head.runs import run_folder
@@ -28,6 +30,8 @@ PAPER_BACKBONE = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
 OF_THE_MACHINE = frozenset({"seed", "device", "precision", "label_scale", "label_range"})
 """Settings in which a run does not depart from the paper."""
 FEW_CLIPS = 100
+HUB_METRICS = {"pearsonr": "pearson", "ccc": "ccc", "mae": "mae"}
+"""Names of the metrics on the Hugging Face Hub, and in a `Report`."""
 
 
 def write_card(settings: TrainSettings, inputs: "Inputs", result: "TrainResult") -> None:
@@ -56,7 +60,7 @@ def model_card(
     result: "TrainResult",
     intervals: Mapping[str, Intervals] | None = None,
 ) -> str:
-    """Markdown text; every number in it is computed from the run.
+    """Return the card: front matter of the Hugging Face Hub, then Markdown; every number is computed from the run.
 
     Args:
         settings: of the run, resolved.
@@ -74,11 +78,16 @@ def model_card(
     watched = any(record["valid_mean_pearson"] is not None for record in result.history)
     chosen = f"was best by validation Pearson, {OVER_TARGETS}" if watched else "is kept, chosen by no clip"
     optimistic = "The best epoch was chosen on these clips, so the figures are optimistic for new ones.\n"
-    test = ""
+    test, reports = "", {"validation": result.report}
     if result.test_report:
+        reports["test"] = result.test_report
         table = _table(result.test_report, intervals.get("test"))
         test = f"\n## Test\n\n{table}\n{_picture(result, 'scatter_test', 'Test labels and predictions')}"
-    return f"""# Head `{settings.head}` for {", ".join(result.report.names)}
+    return f"""---
+{front_matter(settings, source.licence, reports).to_yaml()}
+---
+
+# Head `{settings.head}` for {", ".join(result.report.names)}
 
 Predicts intensities in {scale} of a clip from features of `{fingerprint["backbone"]}`{_made(fingerprint)}.
 {made}
@@ -109,6 +118,42 @@ emi predict MEDIA --model THIS_FOLDER
 
 {_limits(inputs, result, intervals)}
 """
+
+
+def front_matter(settings: TrainSettings, licence: Licence, reports: Mapping[str, Report]) -> ModelCardData:
+    """Return what the Hugging Face Hub reads of a model card: licence, tags, and the metrics that are defined.
+
+    Args:
+        settings: of the run.
+        licence: of the backbone's weights, which the head inherits.
+        reports: by split.
+    """
+    scores = [
+        EvalResult(
+            task_type="regression",
+            dataset_type="labels",
+            dataset_name=f"{split} labels",
+            dataset_split=split,
+            metric_type=name,
+            metric_name=f"{METRICS[metric]}, {target}",
+            metric_value=value,
+        )
+        for split, report in reports.items()
+        for name, metric in HUB_METRICS.items()
+        for values in [report.values(metric)]
+        for target, value in zip((*report.names, OVER_TARGETS), (*values, mean_of(values)), strict=True)
+        if value is not None
+    ]
+    slug = re.sub(r"[^a-z0-9.]+", "-", licence.name.lower())
+    listed = licence.commercial_use == "yes" or slug.startswith("cc-") or licence == UNKNOWN
+    return ModelCardData(
+        license=slug if listed else "other",
+        license_name=None if listed else slug,
+        tags=["emotional-mimicry-intensity", settings.head],
+        metrics=list(HUB_METRICS),
+        model_name=f"{settings.head} head",
+        eval_results=scores,
+    )
 
 
 def parameters(settings: TrainSettings, inputs: "Inputs") -> int:

@@ -10,7 +10,7 @@ scatter_valid.svg, .png (and scatter_test) predictions against labels
 README.md               model card
 features.toml, model.safetensors, config.json   of a fine-tuned run: its backbone (`emi.finetuning`)
 transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.runs.transform`)
-tensorboard/            where asked for: the epochs as TensorBoard events (`train_head.reports.tensorboard`)
+tensorboard/            where asked for: the epochs as TensorBoard events (`train_head.reports.trackers`)
 all/                    where asked for: the run folder of the training on all clips, without validation
 
 A folder of several runs (`train_head.protocols`) holds config.toml, README.md and the mean of their predictions, and

@@ -1,6 +1,7 @@
 """What the trials of a sweep are trained on: the cache itself, or a smaller one derived from it once."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,29 @@ from cache.derive.derived import OnProgress, derive
 from cache.paths import StrPath
 from train_head.data.labels import Labels
 from train_head.data.splits import Split
-from train_head.runs.inputs import gather_inputs
-from train_head.sweep.worker import TrialData
+from train_head.runs.inputs import LabelFiles, gather_inputs
 
 CHEAP, SHARED = "cheap.zarr", "shared"
 """In the run folder: the derived cache, and the memory map of the trials' splits, which is removed at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialData:
+    """What trials are trained on; sent to each worker process, which opens it.
+
+    Attributes:
+        cache: the cache, derived or not.
+        label_files: the splits "train" and "valid".
+        shared: folder of the memory map that all workers read.
+        clips: number of training clips, drawn with `seed`; None takes all.
+        seed: of that draw.
+    """
+
+    cache: StrPath
+    label_files: LabelFiles
+    shared: StrPath
+    clips: int | None
+    seed: int
 
 
 def cheap_cache(

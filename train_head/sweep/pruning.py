@@ -9,12 +9,8 @@ from optuna import Study
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial
 
-from train_head.errors import TrainSettingsError
-from train_head.suggest import unknown
-
 FACTOR = 3
 """One trial of so many goes on from each rung."""
-PRUNERS = ("asha", "hyperband", "median", "none")
 
 
 class SuccessiveHalving(BasePruner):
@@ -51,11 +47,7 @@ class SuccessiveHalving(BasePruner):
 
 
 def build_pruner(name: str, epochs: int) -> BasePruner:
-    """A pruner for trials of so many epochs: a trial is first judged after a ninth of them.
-
-    Raises:
-        TrainSettingsError: an unknown name.
-    """
+    """Return a pruner for trials of this many epochs; it first judges a trial after a ninth of them."""
     least = -(-epochs // FACTOR**2)  # and then after a third of them, so that none is stopped just before its end
     match name:
         case "asha":
@@ -64,6 +56,4 @@ def build_pruner(name: str, epochs: int) -> BasePruner:
             return SuccessiveHalving(least, brackets=3)
         case "median":
             return MedianPruner(n_startup_trials=10, n_warmup_steps=least)  # keeps nothing but what was reported
-        case "none":
-            return NopPruner()
-    raise TrainSettingsError(unknown("pruner", name, PRUNERS))
+    return NopPruner()

@@ -1,6 +1,5 @@
 """report.html of a sweep: one file with its pictures inside, which opens without network."""
 
-import html
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -8,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import optuna
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from optuna import Study
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -16,22 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 from cache.system.atomic_file import write_atomically
 from train_head.reports.figures import COLOURS, GREY, drawing, svg
 from train_head.reports.tables import OVER_TARGETS, cell
-from train_head.sweep.result import SweepResult, pearson, short, state_name
+from train_head.sweep.result import Retrained, SweepResult, pearson, short, state_name
 from train_head.sweep.storage import OUTCOME, counted
 
-REPORT = "report.html"
+REPORT, TEMPLATE = "report.html", "report_template.html"
 FEWEST = 20
-"""Trials below which no importance is told: PED-ANOVA compares the best tenth with all, and needs two trials in it."""
+"""Trials below which importance is not computed: PED-ANOVA compares the best tenth with all; that must be two."""
 ROWS = 200
-"""Trials listed in the report at most, the best first; trials.csv has all."""
-CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-size: .86rem; } .wide { overflow-x: auto; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e5e5e5; white-space: nowrap; }
-th:last-child, td:last-child, td.text { text-align: left; } svg { max-width: 100%; height: auto; }
-pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; } .note { color: #555; }
-"""
+"""Trials listed in the report at most, best first; trials.csv has all."""
 
 
 def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any], best_toml: str) -> None:
@@ -40,46 +33,31 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
     Args:
         result: of the sweep.
         study: its trials.
-        settings: how the sweep went about it, for the heading.
+        settings: of the sweep, for the first paragraph.
         best_toml: settings of the best head.
     """
     trials = counted(study)
-    status = result.status
-    said = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    importance = importances(trials)
-    parts = [
-        f"<h1>Sweep of {status.finished} trials</h1>",
-        f"<p>{status.complete} complete, {status.pruned} pruned, {status.failed} failed ({html.escape(said)}). The "
-        "value of a trial is the mean validation Pearson of its best epoch.</p>",
-        "<h2>The best</h2>",
-        _best_table(result) if result.retrained else "<p>No trial was trained again.</p>",
-        f'<p class="note">{html.escape(result.agreement_line())}</p>',
-        "<p>Settings of the first, which <code>emi train-head --config best.toml</code> takes:</p>",
-        f"<pre>{html.escape(best_toml)}</pre>",
-        "<h2>History</h2>",
-        history(trials),
-        "<h2>Parallel coordinates</h2>",
-        '<p class="note">One line per trial, the better the darker, dotted where it was pruned; a line skips the '
-        "axis of a setting that its head does not have.</p>",
-        parallel_coordinates(trials),
-        "<h2>Importance</h2>",
-        '<p class="note">PED-ANOVA: how much a setting tells the best trials apart from the others, the pruned ones as '
-        "far as they came; a setting of one head, among the trials with that head.</p>",
-        bars(importance) if importance else f"<p>It takes {FEWEST} trials that differ in value to tell.</p>",
-        "<h2>Trials</h2>",
-        _trials_table(trials),
-    ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>emi sweep</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{CSS}</style></head><body>\n'
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+    environment = Environment(
+        loader=PackageLoader("train_head.sweep", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template(TEMPLATE).render(
+        result=result,
+        settings={name: value for name, value in settings.items() if value is not None},
+        over_targets=OVER_TARGETS,
+        best=[_best_row(one) for one in result.retrained],
+        best_toml=best_toml,
+        history=history(trials),
+        coordinates=parallel_coordinates(trials),
+        importance=bars(importances(trials)),
+        fewest=FEWEST,
+        trials=[_trial_row(trial) for trial in sorted(trials, key=_by_value)[:ROWS]],
+        more=max(0, len(trials) - ROWS),
     )
     write_atomically(result.folder / REPORT, page.encode())
 
 
 def importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """How much each setting matters, the most important first; empty where that cannot be told."""
+    """Return how much each setting matters, most important first; empty where that cannot be computed."""
     values = [(trial, value) for trial in trials if (value := pearson(trial)) is not None]
     if len(values) < FEWEST:
         return {}
@@ -96,8 +74,8 @@ def importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
             return {}
 
 
-def history(trials: Sequence[FrozenTrial]) -> str:
-    """SVG: the value of each trial, and the best so far."""
+def history(trials: Sequence[FrozenTrial]) -> Markup:
+    """Draw the value of each trial, and the best so far, as SVG."""
     with drawing():
         figure = Figure(figsize=(9, 3), layout="constrained")
         axes = figure.subplots()
@@ -111,16 +89,16 @@ def history(trials: Sequence[FrozenTrial]) -> str:
         axes.set_xlabel("trial")
         axes.set_ylabel("validation Pearson")
         axes.legend(loc="lower right", frameon=True)
-        return svg(figure)
+        return Markup(svg(figure))
 
 
-def parallel_coordinates(trials: Sequence[FrozenTrial]) -> str:
-    """SVG: one axis per setting, one line per trial that has a value."""
+def parallel_coordinates(trials: Sequence[FrozenTrial]) -> Markup:
+    """Draw one axis per setting and one line per trial that has a value, as SVG; empty without such trials."""
     shown = [(trial, value) for trial in trials if (value := pearson(trial)) is not None]
     shown.sort(key=lambda pair: pair[1])
     names = list(dict.fromkeys(name for trial, _ in shown for name in trial.params))
     if not shown or not names:
-        return "<p>No trial has a value.</p>"
+        return Markup()
     low, high = shown[0][1], shown[-1][1]
     with drawing():
         figure = Figure(figsize=(max(6.0, 1.35 * (len(names) + 1)), 4), layout="constrained")
@@ -150,18 +128,20 @@ def parallel_coordinates(trials: Sequence[FrozenTrial]) -> str:
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         axes.set_xlim(-0.1, len(names) + 0.45)
-        return svg(figure)
+        return Markup(svg(figure))
 
 
-def bars(importance: Mapping[str, float]) -> str:
-    """SVG: one bar per setting."""
+def bars(importance: Mapping[str, float]) -> Markup:
+    """Draw one bar per setting as SVG; empty without importances."""
+    if not importance:
+        return Markup()
     with drawing():
         figure = Figure(figsize=(7, 0.5 + 0.28 * len(importance)), layout="constrained")
         axes = figure.subplots()
         axes.barh(list(importance)[::-1], list(importance.values())[::-1], color=COLOURS[0], height=0.6)
         axes.set_xlabel("share of the importance")
         axes.grid(axis="y", visible=False)
-        return svg(figure)
+        return Markup(svg(figure))
 
 
 def _scale(name: str, trials: Sequence[FrozenTrial]) -> tuple[Any, list[tuple[float, str]]]:
@@ -180,50 +160,19 @@ def _scale(name: str, trials: Sequence[FrozenTrial]) -> tuple[Any, list[tuple[fl
     return lambda value: float((bend(value) - low) / width), marks
 
 
-def _best_table(result: SweepResult) -> str:
-    head = ("trial", "as trial", "mean over seeds", "std over seeds", "ensemble", "95 % interval", "settings")
-    rows = []
-    for one in result.retrained:
-        valid = one.result.valid
-        interval = f"{cell(valid.intervals.mean_low)} to {cell(valid.intervals.mean_high)}"
-        figures = (one.trial_pearson, valid.mean, valid.std, valid.report.mean_pearson)
-        rows.append((one.number, *map(cell, figures), interval, short(one.values)))
-    seeds = len(result.retrained[0].result.members)
-    scored = result.retrained[0].result.valid
-    note = (
-        f"Trained again on all clips and full features with {seeds} seeds each. Pearson, {OVER_TARGETS}: as a trial, "
-        "over the seeds, and of their averaged predictions (ensemble) with a bootstrap interval."
-    )
-    warnings = "".join(
-        f'<p class="note">{html.escape(text)}</p>' for text in (*scored.report.notes, *scored.intervals.warnings)
-    )
-    return f'<p class="note">{note}</p>{_table(head, rows)}{warnings}'
+def _best_row(one: Retrained) -> tuple[object, ...]:
+    valid = one.result.valid
+    interval = f"{cell(valid.intervals.mean_low)} to {cell(valid.intervals.mean_high)}"
+    figures = (one.trial_pearson, valid.mean, valid.std, valid.report.mean_pearson)
+    return (one.number, *map(cell, figures), interval, short(one.values))
 
 
-def _trials_table(trials: Sequence[FrozenTrial]) -> str:
-    listed = sorted(trials, key=lambda t: (t.state != TrialState.COMPLETE, -(pearson(t) or -2.0), t.number))
-    rows = []
-    for trial in listed[:ROWS]:
-        outcome = trial.user_attrs.get(OUTCOME, {})
-        text = outcome.get("reason") or short(trial.params)
-        rows.append(
-            (
-                trial.number,
-                state_name(trial),
-                cell(pearson(trial)),
-                outcome.get("epochs", ""),
-                outcome.get("seconds", ""),
-                text,
-            )
-        )
-    more = f'<p class="note">and {len(trials) - ROWS} more, in trials.csv</p>' if len(trials) > ROWS else ""
-    return (
-        _table(("trial", "state", f"Pearson, {OVER_TARGETS}", "epochs", "seconds", "settings, or why it failed"), rows)
-        + more
-    )
+def _by_value(trial: FrozenTrial) -> tuple[bool, float, int]:
+    return (trial.state != TrialState.COMPLETE, -(pearson(trial) or -2.0), trial.number)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    top = "".join(f"<th>{html.escape(text)}</th>" for text in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(text))}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+def _trial_row(trial: FrozenTrial) -> tuple[object, ...]:
+    outcome = trial.user_attrs.get(OUTCOME, {})
+    text = outcome.get("reason") or short(trial.params)
+    figures = (cell(pearson(trial)), outcome.get("epochs", ""), outcome.get("seconds", ""))
+    return (trial.number, state_name(trial), *figures, text)

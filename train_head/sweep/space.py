@@ -34,9 +34,8 @@ from optuna.distributions import (
 )
 
 from cache.paths import StrPath
-from train_head.errors import TrainSettingsError
+from train_head.errors import TrainSettingsError, unknown
 from train_head.heads import HEADS
-from train_head.suggest import unknown
 from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, resolve_settings
 
 HEAD = "head"

@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from cache.derive.derived import OnProgress
 from cache.paths import StrPath
 from cache.reader import open_cache
 from cache.system.atomic_file import write_atomically
-from cache.system.machine import available_cores
 from train_head.data.labels import Labels
 from train_head.data.splits import resolve_splits
 from train_head.errors import RunFolderError, TrainSettingsError
@@ -26,60 +24,19 @@ from train_head.protocols.seeds import train_seeds
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, LabelFiles, check_disjoint_splits, gather_inputs
 from train_head.sweep.changes import sweep_changes
-from train_head.sweep.data import SHARED, cheap_cache, open_splits
-from train_head.sweep.pruning import build_pruner
+from train_head.sweep.data import SHARED, TrialData, cheap_cache, open_splits
 from train_head.sweep.report import write_report
 from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, pearson, write_trials
+from train_head.sweep.settings import SweepSettings
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
-from train_head.sweep.trials import OnStatus, Status, Trials, build_sampler
-from train_head.sweep.worker import TrialData, leave_to_the_parent
+from train_head.sweep.trials import OnStatus, Status, Trials
+from train_head.sweep.worker import leave_to_the_parent
 from train_head.training.loop import SILENT, Reporter
 
 SWEEP, BEST_TOML, BEST = "sweep.json", "best.toml", "best"
 OWN = ("sampler", "pruner", "seed", "pool", "pca", "clips")
 """Settings of a sweep that all its trials have in common."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepSettings:
-    """How a sweep goes about it.
-
-    Attributes:
-        trials: how many, those of other machines included.
-        jobs: worker processes; None is one per core.
-        sampler: "tpe" or "random".
-        pruner: "asha", "hyperband", "median" or "none".
-        seed: of the sampler, of the subset, and of every trial; the best are trained again with seed, seed + 1, …
-        pool: trials see the mean of this many consecutive frames.
-        pca: trials see so many principal components; None is all features.
-        clips: trials train on so many clips, drawn once; None is all.
-        top: the best so many are trained again on all clips and full features; 0 leaves that out.
-        seeds: with so many seeds each.
-        storage: PostgreSQL URL that several machines share; None is a journal in the run folder.
-        heartbeat: seconds between signs of life to that server.
-    """
-
-    trials: int = 64
-    jobs: int | None = None
-    sampler: str = "tpe"
-    pruner: str = "asha"
-    seed: int = 0
-    pool: int = 1
-    pca: int | None = None
-    clips: int | None = None
-    top: int = 3
-    seeds: int = 3
-    storage: str | None = None
-    heartbeat: int = 10
-
-    def __post_init__(self) -> None:
-        build_sampler(self.sampler, 0, 0)
-        build_pruner(self.pruner, 1)
-        for name, low in (("trials", 1), ("jobs", 1), ("pool", 1), ("clips", 2), ("top", 0), ("seeds", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise TrainSettingsError(f"{name} must be {low} or more, got {value}")
 
 
 def sweep(
@@ -177,17 +134,7 @@ def _run_trials(
     on_status: OnStatus | None,
 ) -> Status:
     """Run the trials that are missing; trials.csv lists all in the end, also where that end is an error."""
-    trials = Trials(
-        store,
-        space,
-        data,
-        total=settings.trials,
-        jobs=settings.jobs or available_cores(),
-        sampler=settings.sampler,
-        pruner=settings.pruner,
-        seed=settings.seed,
-        on_status=on_status,
-    )
+    trials = Trials(store, space, data, settings, on_status)
     if trials.status().finished < settings.trials:
         try:
             open_splits(data)  # fills the map that the workers share, and says here what is wrong with a file

@@ -21,11 +21,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from cache.system.machine import available_cores
 from train_head.errors import TrainSettingsError
-from train_head.suggest import unknown
+from train_head.sweep.data import TrialData
 from train_head.sweep.pruning import build_pruner
+from train_head.sweep.settings import SweepSettings
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, retry
-from train_head.sweep.worker import Epoch, Finished, Ready, Running, TrialData, Worker
+from train_head.sweep.worker import Epoch, Finished, Ready, Running, Worker
 from train_head.training.settings import TrainSettings
 
 STARTUP = 10
@@ -78,11 +79,7 @@ class Trials:
         store: the study.
         space: what is tried.
         data: what is trained on.
-        total: trials of the study, those of other machines included.
-        jobs: worker processes.
-        sampler: "tpe" or "random".
-        pruner: "asha", "hyperband", "median" or "none".
-        seed: of the sampler and of every trial.
+        settings: of the sweep.
         on_status: called after each finished trial, and every half second.
     """
 
@@ -91,19 +88,13 @@ class Trials:
         store: JournalStudy | SharedStudy,
         space: Space,
         data: TrialData,
-        *,
-        total: int,
-        jobs: int,
-        sampler: str,
-        pruner: str,
-        seed: int,
+        settings: SweepSettings,
         on_status: OnStatus | None = None,
     ) -> None:
         self._store, self._study, self._space, self._data = store, store.study, space, data
-        self._total, self._jobs = total, jobs
-        self._threads = max(1, available_cores() // jobs)
-        self._sampler, self._seed = sampler, seed
-        self._study.pruner = build_pruner(pruner, most_epochs(space))
+        self._settings, self._jobs = settings, settings.jobs or available_cores()
+        self._threads = max(1, available_cores() // self._jobs)
+        self._study.pruner = build_pruner(settings.pruner, most_epochs(space))
         self._on_status = on_status or (lambda _: None)
         self._cut_off = list(store.cut_off())
         self._workers: list[Worker] = []
@@ -136,7 +127,7 @@ class Trials:
         finished = sum(t.state.is_finished() for t in trials)
         elapsed, rate = time.monotonic() - self._started, finished - self._ended_before
         return Status(
-            total=self._total,
+            total=self._settings.trials,
             complete=len(of[TrialState.COMPLETE]),
             pruned=len(of[TrialState.PRUNED]),
             failed=len(of[TrialState.FAIL]),
@@ -144,7 +135,7 @@ class Trials:
             best=best.value if best else None,
             best_number=best.number if best else None,
             per_minute=60 * self._ended_here / elapsed,
-            seconds_left=elapsed / rate * max(0, self._total - finished) if rate else None,
+            seconds_left=elapsed / rate * max(0, self._settings.trials - finished) if rate else None,
             last=last,
         )
 
@@ -155,13 +146,13 @@ class Trials:
             if trial is None:
                 break
             try:
-                settings = self._space.settings(trial.params, seed=self._seed).on_this_machine()
+                settings = self._space.settings(trial.params, seed=self._settings.seed).on_this_machine()
             except TrainSettingsError as error:
                 self._end(trial, TrialState.FAIL, Finished(0, 0, None, 0.0, str(error)))
             else:
                 self._start(trial, settings)
         trials = counted(self._study)
-        return len(trials) < self._total or any(not trial.state.is_finished() for trial in trials)
+        return len(trials) < self._settings.trials or any(not trial.state.is_finished() for trial in trials)
 
     def _start(self, trial: Trial, settings: TrainSettings) -> None:
         """Send a trial to an idle worker, or to a new one where none is idle or the idle one is dead."""
@@ -188,7 +179,7 @@ class Trials:
             else:
                 trials = counted(self._study)
                 if not any(trial.state == TrialState.WAITING for trial in trials):
-                    if len(trials) >= self._total:
+                    if len(trials) >= self._settings.trials:
                         return None
                     self._draw()
                 trial = self._study.ask()
@@ -201,7 +192,8 @@ class Trials:
         It is drawn in a copy of the study and added whole, so that whoever is killed leaves none half drawn.
         """
         trials = self._study.get_trials(deepcopy=False)
-        copy = optuna.create_study(sampler=build_sampler(self._sampler, self._seed, len(trials)), direction="maximize")
+        sampler = build_sampler(self._settings.sampler, self._settings.seed, len(trials))
+        copy = optuna.create_study(sampler=sampler, direction="maximize")
         copy.add_trials([trial for trial in trials if trial.state != TrialState.WAITING])
         drawn = copy.ask()
         params = self._space.suggest(drawn)
@@ -278,17 +270,10 @@ def most_epochs(space: Space) -> int:
 
 
 def build_sampler(name: str, seed: int, number: int) -> BaseSampler:
-    """A sampler that draws the trial of this number.
-
-    Raises:
-        TrainSettingsError: an unknown name.
-    """
-    own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    match name:
-        case "tpe":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                return TPESampler(seed=own, n_startup_trials=STARTUP, multivariate=True, group=True, constant_liar=True)
-        case "random":
-            return RandomSampler(seed=own)
-    raise TrainSettingsError(unknown("sampler", name, ("tpe", "random")))
+    """Return the sampler that draws the trial of this number."""
+    of_trial = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    if name == "random":
+        return RandomSampler(seed=of_trial)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(seed=of_trial, n_startup_trials=STARTUP, multivariate=True, group=True, constant_liar=True)

@@ -11,13 +11,16 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
 from optuna import Trial
 
 from cache.errors import EmiError
-from cache.paths import StrPath
 from cache.system.machine import KILLED
-from train_head.runs.inputs import LabelFiles
+from train_head.data.splits import Split
+from train_head.sweep.data import TrialData, open_splits
+from train_head.training.loop import Reporter
 from train_head.training.settings import TrainSettings
+from train_head.training.trainer import Trainer
 
 NO_MAIN_GUARD = 87
 """Exit code of a worker that was to run a sweep itself, because it imported a script that calls one."""
@@ -25,25 +28,6 @@ NO_MAIN_GUARD = 87
 
 class WorkerStartError(EmiError, RuntimeError):
     """The worker processes of a sweep end before they can train."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialData:
-    """What trials are trained on; given to each worker process, which opens it for itself.
-
-    Attributes:
-        cache: the cache, derived or not.
-        label_files: the splits "train" and "valid".
-        shared: folder of the memory map that all workers read.
-        clips: so many training clips, drawn with `seed`, are trained on; None takes all.
-        seed: of that draw.
-    """
-
-    cache: StrPath
-    label_files: LabelFiles
-    shared: StrPath
-    clips: int | None
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -156,10 +140,6 @@ def _work(pipe: Connection, data: TrialData, threads: int) -> None:
     pipe.send(Ready())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    import torch
-
-    from train_head.sweep.data import open_splits
-
     torch.set_num_threads(threads)
     try:
         splits = open_splits(data)
@@ -174,24 +154,24 @@ class _PrunedError(Exception):
     """The parent said so."""
 
 
-def _trial(settings: TrainSettings, splits: Mapping[str, Any], pipe: Connection) -> Finished:
-    from train_head.training.loop import Reporter
-    from train_head.training.trainer import Trainer
+class _Pruning(Reporter):
+    """Asks the parent after each epoch whether the trial continues."""
 
-    class Pruning(Reporter):
-        """Asks the parent after each epoch whether the trial continues."""
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
 
-        def epoch_finished(self, record: dict[str, Any]) -> None:
-            pipe.send(Epoch(record["epoch"], record["valid_mean_pearson"]))
-            if not pipe.recv():
-                raise _PrunedError
+    def epoch_finished(self, record: dict[str, Any]) -> None:
+        """See `Reporter`."""
+        self._pipe.send(Epoch(record["epoch"], record["valid_mean_pearson"]))
+        if not self._pipe.recv():
+            raise _PrunedError
 
-    trainer = None
 
-    reason = None
+def _trial(settings: TrainSettings, splits: Mapping[str, Split], pipe: Connection) -> Finished:
+    trainer = reason = None
     try:
         trainer = Trainer(settings, splits["train"], splits["valid"], None)
-        trainer.fit(Pruning())
+        trainer.fit(_Pruning(pipe))
     except _PrunedError:
         pass
     except EmiError as error:

@@ -11,8 +11,7 @@ from cache.paths import StrPath
 from cache.settings import setting
 from cache.system.machine import bfloat16_unit
 from train_head.data.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
-from train_head.errors import LabelError, TrainSettingsError
-from train_head.suggest import unknown
+from train_head.errors import LabelError, TrainSettingsError, unknown
 from train_head.validation import Validation
 
 if TYPE_CHECKING:

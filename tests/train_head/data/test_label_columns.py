@@ -8,7 +8,7 @@ import pytest
 from train_head.data.label_format import LabelFormat, label_format
 from train_head.data.labels import read_clips, read_labels
 from train_head.errors import LabelError
-from train_head.evaluation.scoring import score_files
+from train_head.evaluation.scoring import read_pair
 from train_head.runs.inputs import LabelFiles
 
 
@@ -149,6 +149,6 @@ def test_predictions_are_scored_beside_text_columns_and_with_named_targets(tmp_p
     labels = write(tmp_path, "Filename,age,Joy,sex,Sad\n1,20,0,f,1\n2,30,1,m,0.5\n3,40,0.5,f,0\n")
     guess = write(tmp_path, "note,Sad,Filename,Joy\nx,0,3,0.5\ny,1,1,0\nz,0.5,2,1\n", "guess.csv")
     with pytest.raises(LabelError, match="age: 20 is outside"):
-        score_files(guess, labels)
-    assert score_files(guess, labels, LabelFormat(targets=("Joy", "Sad"))).pearson == pytest.approx((1.0, 1.0))
-    assert score_files(guess, labels, LabelFormat(targets=("Sad",))).names == ("Sad",)
+        read_pair(guess, labels)
+    assert read_pair(guess, labels, LabelFormat(targets=("Joy", "Sad"))).report().pearson == pytest.approx((1.0, 1.0))
+    assert read_pair(guess, labels, LabelFormat(targets=("Sad",))).report().names == ("Sad",)

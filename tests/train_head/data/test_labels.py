@@ -8,7 +8,7 @@ import pytest
 from train_head.data.label_format import label_format
 from train_head.data.labels import read_labels, write_predictions
 from train_head.errors import LabelError
-from train_head.evaluation.scoring import score_files
+from train_head.evaluation.scoring import read_pair
 
 HUME = """Filename,Admiration,Amusement,Determination,Empathic Pain,Excitement,Joy
 0,.333333,.333333,0,0,.333333,0
@@ -78,7 +78,7 @@ def test_predictions_keep_header_order_and_every_bit(tmp_path):
 def test_scoring_matches_clips_by_id_and_columns_by_name(tmp_path):
     labels = write(tmp_path, "Filename,Joy,Sad\n1,0,1\n2,1,0.5\n3,0.5,0\n")
     guess = write(tmp_path, "Filename,Sad,Joy\n00003,0,0.5\n1,1,0\n2,0.5,1\n", "guess.csv")
-    assert score_files(guess, labels).pearson == pytest.approx((1.0, 1.0))
+    assert read_pair(guess, labels).report().pearson == pytest.approx((1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -92,4 +92,4 @@ def test_scoring_matches_clips_by_id_and_columns_by_name(tmp_path):
 def test_scoring_refuses_predictions_that_do_not_belong(tmp_path, text, message):
     labels = write(tmp_path, "Filename,Joy\n1,0\n2,1\n")
     with pytest.raises(LabelError, match=message):
-        score_files(write(tmp_path, text, "guess.csv"), labels)
+        read_pair(write(tmp_path, text, "guess.csv"), labels)

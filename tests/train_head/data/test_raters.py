@@ -152,7 +152,8 @@ def test_a_run_is_trained_on_the_mean_and_reports_the_raters(rated, labelled_cac
 
 
 def test_folds_keep_the_ratings_and_their_labels_can_be_scored(rated, labelled_cache, tmp_path):
-    from train_head.evaluation.scoring import score_files
+    from train_head.evaluation.baselines import training_mean
+    from train_head.evaluation.scoring import read_pair
 
     files = {name: rated / f"{name}.csv" for name in ("train", "valid")}
     run = emi.train_head(labelled_cache, **files, out=tmp_path / "run", folds=2, **QUICK)
@@ -160,8 +161,9 @@ def test_folds_keep_the_ratings_and_their_labels_can_be_scored(rated, labelled_c
     assert run.agreement.clips == 40
     assert json.loads((folder / "summary.json").read_text())["raters"]["raters"] == 4
     assert "one rater" in (folder / "README.md").read_text()
-    scored = score_files(folder / "predictions_folds.csv", folder / "labels_folds.csv", label_format(rater="Who"))
-    assert scored == run.report
+    guess = folder / "predictions_folds.csv"
+    pair = read_pair(guess, folder / "labels_folds.csv", label_format(rater="Who"))
+    assert pair.report(training_mean(guess, pair.labels)[0]) == run.report
 
 
 def test_a_test_split_needs_no_raters_in_ensembles_and_comparisons(labelled, labelled_cache, tmp_path):

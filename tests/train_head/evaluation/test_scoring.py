@@ -7,7 +7,7 @@ import pytest
 
 from train_head.data.label_format import label_format
 from train_head.errors import LabelError
-from train_head.evaluation.scoring import EDGES, errors_by_bin, read_pair, score_files
+from train_head.evaluation.scoring import EDGES, errors_by_bin, read_pair
 
 LABELS = "Filename,Joy,Speaker,Sad\n1,0,anna,1\n2,1,ben,0.5\n3,0.5,anna,0\n"
 
@@ -75,4 +75,4 @@ def test_predictions_come_in_the_order_of_the_labels_with_their_groups(tmp_path)
 def test_labels_without_targets_cannot_be_scored_against(tmp_path):
     guess = write(tmp_path, "Filename,Joy\n1,0\n", "guess.csv")
     with pytest.raises(LabelError, match="nothing to score against"):
-        score_files(guess, write(tmp_path, "Filename\n1\n"))
+        read_pair(guess, write(tmp_path, "Filename\n1\n"))

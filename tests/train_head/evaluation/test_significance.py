@@ -71,7 +71,7 @@ def test_over_four_groups_p_is_never_below_an_eighth(metric):
     found = paired_bootstrap(target, worse, target, NAMES, groups, metric=metric)
     assert [*found.p, found.mean["p"]] == [0.125] * 3
     text = found.table()
-    assert "exact sign-flip test over 4 groups, all 16 exchanges" in text
+    assert "exact sign-flip test over 4 groups with all 16 exchanges" in text
     assert "cannot go below 0.125" in text
     assert "warning: only 4 groups: the bootstrap intervals of fewer than 10 are too narrow" in text
     assert (
@@ -87,11 +87,11 @@ def test_over_many_groups_exchanges_are_drawn_and_close_to_all_of_them():
     assert exact.test.name == "exact sign-flip"
     with pytest.MonkeyPatch.context() as patch:
         for module in ("significance", "resampling"):
-            patch.setattr(f"train_head.{module}.EXACT_UNITS", 3)
+            patch.setattr(f"train_head.evaluation.{module}.EXACT_UNITS", 3)
         drawn = paired_bootstrap(a, b, target, NAMES, groups, resamples=4000)
     assert drawn.test.name == "random sign-flip"
     assert drawn.p == pytest.approx(exact.p, abs=0.03)
-    assert "a draw of 4000 exchanges" in drawn.table()
+    assert "4000 random exchanges" in drawn.table()
     again = paired_bootstrap(a, b, target, NAMES, groups, resamples=10)
     assert again == exact
 

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from cache.licences import Licence
 from train_head.data.labels import read_labels
 from train_head.evaluation.intervals import bootstrap
 from train_head.evaluation.metrics import evaluate
-from train_head.reports.card import departures, model_card
+from train_head.reports.card import departures, front_matter, model_card
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.runs.train import train_run
 from train_head.training.settings import TrainSettings, resolve_settings
@@ -83,6 +85,32 @@ def test_missing_labels_are_no_zeros_and_the_intervals_of_few_groups_are_warned_
     text = model_card(settings, inputs, result, {"valid": intervals})
     assert "100 % of the training labels are 0" in text
     assert "- warning: only 3 groups: the bootstrap intervals of fewer than 10 are too narrow" in text
+
+
+def test_the_hub_reads_licence_tags_and_metrics_of_the_card(run):
+    data = ModelCard.load(run[2].folder / "README.md").data
+    assert data.license == "mit"
+    assert "lstm" in data.tags
+    found = {(one.dataset_split, one.metric_name): one.metric_value for one in data.eval_results}
+    valid, test = run[2].report, run[2].test_report
+    assert found["validation", "Pearson, Joy"] == valid.pearson[0]
+    assert found["validation", "CCC, mean over targets"] == valid.mean_concordance
+    assert found["test", "MAE, Calm"] == test.mae[1]
+    assert len(found) == 2 * 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("licence", "name", "other"),
+    [
+        (Licence(name="CC BY-NC-SA 4.0", commercial_use="no"), "cc-by-nc-sa-4.0", None),
+        (Licence(name="MIT", commercial_use="yes"), "mit", None),
+        (Licence(name="our own: ask", commercial_use="unknown"), "other", "our-own-ask"),
+        (Licence(name="a research licence", commercial_use="no"), "other", "a-research-licence"),
+    ],
+)
+def test_a_licence_that_the_hub_does_not_list_is_given_by_its_name(run, licence, name, other):
+    data = front_matter(run[0], licence, {})
+    assert (data.license, data.license_name) == (name, other)
 
 
 def test_every_picture_it_shows_is_in_the_folder(run, card):

@@ -6,6 +6,7 @@ from optuna.trial import TrialState, create_trial
 
 from train_head.errors import TrainSettingsError
 from train_head.sweep.pruning import SuccessiveHalving, build_pruner
+from train_head.sweep.settings import SweepSettings
 
 
 def study_of(*histories: dict[int, float]) -> optuna.Study:
@@ -58,4 +59,4 @@ def test_the_first_rung_is_a_ninth_of_the_epochs(epochs, first):
 
 def test_an_unknown_pruner_is_named():
     with pytest.raises(TrainSettingsError, match="did you mean 'asha'"):
-        build_pruner("ashaa", 9)
+        SweepSettings(pruner="ashaa")

@@ -1,19 +1,23 @@
 """What a sweep states about its trials, and from how many."""
 
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 from scipy.stats import spearmanr
 
 from train_head.evaluation.intervals import bootstrap
 from train_head.evaluation.metrics import evaluate
 from train_head.protocols.result import ProtocolResult, Scored
-from train_head.sweep.report import importances
+from train_head.sweep.report import TEMPLATE, importances, write_report
 from train_head.sweep.result import Retrained, SweepResult
+from train_head.sweep.storage import OUTCOME
 
 NAMES = ("Joy", "Calm")
 
@@ -69,3 +73,19 @@ def test_importance_is_told_from_twenty_trials_on():
     trials = [create_trial(params={"lr": i / 20}, distributions={"lr": lr}, value=i / 20) for i in range(20)]
     assert importances(trials[:19]) == {}
     assert importances(trials) == {"lr": pytest.approx(1.0)}
+
+
+def test_the_report_escapes_what_users_wrote_and_its_template_is_in_a_wheel(tmp_path):
+    study = optuna.create_study(direction="maximize")
+    choice = CategoricalDistribution(["<script>"])
+    outcome = {OUTCOME: {"epochs": 3, "best_epoch": 1, "seconds": 1.5}}
+    trial = create_trial(params={"loss": "<script>"}, distributions={"loss": choice}, value=0.25, user_attrs=outcome)
+    study.add_trial(trial)
+    write_report(replace(sweep_of(1), folder=tmp_path), study, {"sampler": "tpe", "pca": None}, 'loss = "<b>"')
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>0</td><td>complete</td><td>0.250</td><td>3</td><td>1.5</td><td>loss=&lt;script&gt;</td>" in page
+    assert "(sampler tpe)" in page
+    assert "<script>" not in page
+    assert "<b>" not in page
+    pyproject = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    assert TEMPLATE in pyproject["tool"]["setuptools"]["package-data"]["train_head.sweep"]

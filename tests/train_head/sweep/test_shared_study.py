@@ -27,7 +27,9 @@ hidden = 32
 WORKER = """
 import sys
 from train_head.runs.inputs import LabelFiles
-from train_head.sweep import SweepSettings, read_space, sweep
+from train_head.sweep.settings import SweepSettings
+from train_head.sweep.space import read_space
+from train_head.sweep.sweep import sweep
 
 if __name__ == "__main__":
     root, out, url, trials, heartbeat = sys.argv[1:]

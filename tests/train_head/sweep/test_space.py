@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from train_head.errors import TrainSettingsError
-from train_head.sweep import read_space
+from train_head.sweep.space import read_space
 
 FULL = """
 head = ["mean", "lstm", "attention"]
