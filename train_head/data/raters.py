@@ -45,7 +45,7 @@ class Ratings:
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def take(self, rows: Sequence[int]) -> "Ratings":
-        """Those of some clips, which are numbered anew."""
+        """Return the ratings of some clips, which get new numbers."""
         if not len(rows):
             return Ratings(self.raters, self.rater[:0], self.clip[:0], self.values[:0])
         place = np.full(max(int(self.clip.max(initial=0)), max(rows)) + 1, -1)
@@ -88,7 +88,7 @@ class Agreement:
     concordance: tuple[Optional, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, with None for what is undefined."""
+        """Return a JSON-able form, with None for what is undefined."""
         return {
             "raters": self.raters,
             "clips": self.clips,
@@ -99,7 +99,7 @@ class Agreement:
         }
 
     def table(self, report: Report) -> str:
-        """Plain-text table: the raters, and beside them a model of the same targets."""
+        """Return a plain-text table: the raters, and beside them a model of the same targets."""
         width = max(14, *map(len, self.names))
         lines = [
             f"{self.raters} raters, {self.per_clip:.1f} per clip, {self.clips} clips",
@@ -112,7 +112,7 @@ class Agreement:
         return "\n".join([*lines, NOTE])
 
     def markdown(self, report: Report) -> str:
-        """The same as a Markdown table."""
+        """Return the same as a Markdown table."""
         lines = [
             "| target | reliability, ICC(1,k) | one rater: Pearson | CCC | model: Pearson | CCC |",
             "|---|---|---|---|---|---|",

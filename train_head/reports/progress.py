@@ -1,4 +1,4 @@
-"""What a training says while it runs: one line per epoch, and in long epochs one a minute."""
+"""What a training prints while it runs: one line per epoch, and in long epochs one a minute."""
 
 import time
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class EpochLines:
 
 
 def epoch_line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
-    """One epoch in words; `*` behind the Pearson says that it is the best so far.
+    """Return one epoch as a line; `*` behind the Pearson marks the best so far.
 
     Args:
         record: of the epoch, as in metrics.jsonl.
