@@ -1,35 +1,12 @@
 """Groups of clips that belong together, speakers above all: what they are, that splits share none, folds by them."""
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 
-from cache.paths import StrPath
-from train_head.data.labels import match_groups, read_clips
 from train_head.errors import LabelError
 
 Rows = list[int]
-
-
-def groups_of(clips: StrPath | Sequence[str], by: str) -> tuple[str, ...]:
-    """Name the group of each clip.
-
-    Args:
-        clips: a label CSV, whose values are not looked at, or Filenames.
-        by: a column of that CSV, or a regular expression that finds the group in Filename.
-
-    Returns:
-        One group per clip, in file order.
-
-    Raises:
-        LabelError: the file is wrong, or no group is found in some Filenames; names the first five.
-    """
-    if not isinstance(clips, str | os.PathLike):
-        return match_groups(clips, by, "these clips")
-    groups = read_clips(clips, by).groups
-    assert groups is not None
-    return groups
 
 
 def check_disjoint(train_groups: Sequence[str], valid_groups: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ def choose_columns(table: Table, wanted: LabelColumns) -> Columns:
 
 
 def read_numbers(table: Table, columns: Sequence[int]) -> NDArray[np.float64]:
-    """The numbers of some columns, NaN where a cell is missing.
+    """Return the numbers of some columns, NaN where a cell is missing.
 
     A comma is a decimal comma where cells are separated by something else, and no cell says otherwise.
 
@@ -99,7 +99,7 @@ def read_numbers(table: Table, columns: Sequence[int]) -> NDArray[np.float64]:
 
 
 def first_text(table: Table, columns: Columns) -> LabelError | None:
-    """The error that says why a file has no targets: its first cell that is no number; None where there is none."""
+    """Return the error for a file without targets, naming its first cell that is no number; None without one."""
     skipped = (columns.filename, columns.group, columns.rater)
     for i, cells in enumerate(table.rows):
         for k, cell in enumerate(cells):
@@ -109,7 +109,7 @@ def first_text(table: Table, columns: Columns) -> LabelError | None:
 
 
 def is_missing(cell: str) -> bool:
-    """Whether a cell stands for a label that was not given."""
+    """Return whether a cell stands for a missing label."""
     return cell.casefold() in MISSING
 
 

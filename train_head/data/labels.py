@@ -99,7 +99,7 @@ class Labels:
 
     @property
     def unit_values(self) -> NDArray[np.float32]:
-        """(clips, targets) float32 with the range mapped to [0, 1]: what is trained on."""
+        """Training targets: (clips, targets) float32 with the range mapped to [0, 1]."""
         if self.range == UNIT:
             return self.values
         low, high = self.range

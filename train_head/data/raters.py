@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train_head.evaluation.metrics import Report, concordance, pearson
+from train_head.evaluation.metrics import Report, concordance, mean_of, pearson
+from train_head.reports.tables import cell
 
 Optional = float | None
 Column = NDArray[np.float64]
@@ -44,7 +45,7 @@ class Ratings:
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def take(self, rows: Sequence[int]) -> "Ratings":
-        """Those of some clips, which are numbered anew."""
+        """Return the ratings of some clips, which get new numbers."""
         if not len(rows):
             return Ratings(self.raters, self.rater[:0], self.clip[:0], self.values[:0])
         place = np.full(max(int(self.clip.max(initial=0)), max(rows)) + 1, -1)
@@ -87,7 +88,7 @@ class Agreement:
     concordance: tuple[Optional, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, with None for what is undefined."""
+        """Return a JSON-able form, with None for what is undefined."""
         return {
             "raters": self.raters,
             "clips": self.clips,
@@ -98,7 +99,7 @@ class Agreement:
         }
 
     def table(self, report: Report) -> str:
-        """Plain-text table: the raters, and beside them a model of the same targets."""
+        """Return a plain-text table: the raters, and beside them a model of the same targets."""
         width = max(14, *map(len, self.names))
         lines = [
             f"{self.raters} raters, {self.per_clip:.1f} per clip, {self.clips} clips",
@@ -106,18 +107,18 @@ class Agreement:
             f"{'':<{width}}     ICC(1,k)  Pearson     CCC  Pearson     CCC",
         ]
         for name, *values in self._rows(report):
-            reliability, *others = map(_cell, values)
+            reliability, *others = (f"{cell(value):>7}" for value in values)
             lines.append(f"{name:<{width}}      {reliability}  {'  '.join(others)}")
         return "\n".join([*lines, NOTE])
 
     def markdown(self, report: Report) -> str:
-        """The same as a Markdown table."""
+        """Return the same as a Markdown table."""
         lines = [
             "| target | reliability, ICC(1,k) | one rater: Pearson | CCC | model: Pearson | CCC |",
             "|---|---|---|---|---|---|",
         ]
         for name, *values in self._rows(report):
-            lines.append(f"| {name.replace('|', chr(92) + '|')} | {' | '.join(_cell(v).strip() for v in values)} |")
+            lines.append(f"| {name.replace('|', chr(92) + '|')} | {' | '.join(cell(v) for v in values)} |")
         head = f"{self.raters} raters, {self.per_clip:.1f} per clip, {self.clips} clips."
         return "\n".join([head, "", *lines, "", NOTE])
 
@@ -194,13 +195,4 @@ def _of_target(ratings: Ratings, target: int) -> tuple[Optional, Optional, Optio
         if len(rows) >= FEWEST_CLIPS:
             correlations.append(pearson(values_shared[rows], others[rows]))
             concordances.append(concordance(values_shared[rows], others[rows]))
-    return icc1k(values, clip), _mean(correlations), _mean(concordances)
-
-
-def _mean(values: Sequence[Optional]) -> Optional:
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
-
-
-def _cell(value: Optional) -> str:
-    return "  undef" if value is None else f"{value:7.3f}"
+    return icc1k(values, clip), mean_of(correlations), mean_of(concordances)

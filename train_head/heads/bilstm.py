@@ -68,7 +68,7 @@ class BilstmHead(nn.Module):
         return out
 
     def _read(self, layer: int, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """States of both directions, (batch, frames, hidden) each in its own order of reading."""
+        """States of both directions, (batch, frames, hidden) each in the order in which it reads."""
         turned = reverse(frames, lengths)
         ahead, back = cast(nn.LSTM, self.forwards[layer]), cast(nn.LSTM, self.backwards[layer])
         return lstm_states(ahead, frames), lstm_states(back, turned)

@@ -52,7 +52,7 @@ def run(lstm: nn.LSTM, frames: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Recurrence(torch.autograd.Function):
-    """What the input adds to the gates (frames, batch, 4 hidden), weight (4 hidden, hidden) → states."""
+    """Input's share of the gates (frames, batch, 4 hidden), weight (4 hidden, hidden) → states."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Masked pooling over time. `frames` may lie in memory in any order: time-major views are what training gives."""
+"""Masked pooling over time. `frames` may have any memory layout; training passes time-major views."""
 
 import torch
 from torch import Tensor
@@ -18,12 +18,12 @@ def masked(frames: Tensor, lengths: Tensor, filler: float = 0.0) -> Tensor:
 
 
 def time_mean(frames: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, frames, dim) → (batch, dim), the mean over each clip's own frames."""
+    """(batch, frames, dim) → (batch, dim), the mean over the frames of each clip."""
     return masked(frames, lengths).sum(dim=1) / lengths[:, None]
 
 
 def mean_spread_max(frames: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, frames, dim) → (batch, 3 dim), over each clip's own frames.
+    """(batch, frames, dim) → (batch, 3 dim), over the frames of each clip.
 
     The spread is sqrt(population variance + `SPREAD_FLOOR`).
     """
@@ -35,7 +35,7 @@ def mean_spread_max(frames: Tensor, lengths: Tensor) -> Tensor:
 
 
 def last_valid(frames: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, frames, dim) → (batch, dim), each clip's last own frame."""
+    """(batch, frames, dim) → (batch, dim), the last frame of each clip."""
     return frames[torch.arange(len(frames), device=frames.device), lengths - 1]
 
 
@@ -66,7 +66,7 @@ def segment_means(frames: Tensor, lengths: Tensor, size: int) -> Tensor:
 
 
 def reverse(frames: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, frames, dim) with each clip turned round within its own length; the padding stays behind it.
+    """(batch, frames, dim) with each clip reversed within its length; the padding stays behind it.
 
     The result is time-major in memory, as recurrent layers read it.
     """

@@ -1,4 +1,4 @@
-"""The last layers of a head: from what a clip was summarised to, to one value per target."""
+"""The last layers of a head: from the summary of a clip to one value per target."""
 
 from torch import nn
 

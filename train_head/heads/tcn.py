@@ -48,7 +48,7 @@ class TcnBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, hidden) → the same shape; the zeros behind a clip are those of the convolution's own edge."""
+        """(batch, frames, hidden) → the same shape; zeros behind a clip act as the padding of the convolution."""
         own = masked(self.norm(frames), lengths)
         seen: Tensor = self.conv(own.transpose(1, 2)).transpose(1, 2)
         out: Tensor = frames + self.mix(self.dropout(seen.relu()))

@@ -15,7 +15,7 @@ FLATTEST = 1e-3
 The gradient of r grows as one over the spread of the predictions; this bounds it, and r goes to 0 as they flatten.
 """
 ROUNDING = 16
-"""A spread below so many units of rounding of the largest label is that of a constant column: its mean is rounded."""
+"""A spread below this many units of rounding of the largest label is that of a constant column: its mean is rounded."""
 
 Moments = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -177,7 +177,7 @@ def departures(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
 
 
 def licence_line(backbone: str, licence: Licence) -> str:
-    """Whether what is made with a backbone may be used commercially, in a sentence."""
+    """Return a sentence on whether products of a backbone may be used commercially."""
     return (
         f"The weights of `{backbone}`: {licence}. Their licence applies to what is made with them, this head and its "
         "predictions among it."
@@ -185,7 +185,7 @@ def licence_line(backbone: str, licence: Licence) -> str:
 
 
 def _table(report: Report, intervals: Intervals | None) -> str:
-    """The table of a split, and under it what a reader has to know of its figures."""
+    """Return the table of a split, and under it the notes on its figures."""
     notes = [f"- {note}" for note in (*report.notes, *(intervals.warnings if intervals else ()))]
     return "\n".join([report.markdown(intervals), *(["", *notes] if notes else [])])
 
@@ -248,7 +248,7 @@ def _value(value: object) -> str:
 
 
 def _made(fingerprint: Mapping[str, Any]) -> str:
-    """How the features were extracted; imported ones do not say."""
+    """Return how the features were extracted; empty for imported ones."""
     if "weights_sha256" not in fingerprint:
         return ""
     return (

@@ -1,7 +1,7 @@
 """Pictures of a run: how its epochs went, and predictions against labels, each as SVG and as PNG.
 
-Drawn through matplotlib's objects on canvases of their own: no window, no pyplot, none of the caller's styles. Equal
-numbers give equal bytes.
+Drawn with matplotlib's objects on separate canvases: no window, no pyplot, none of the caller's styles. Equal numbers
+give equal bytes.
 """
 
 import io
@@ -215,7 +215,7 @@ def save(figure: Figure, path: Path) -> tuple[Path, ...]:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an element that stands in a page."""
+    """Return the figure as an SVG element for an HTML page."""
     text = _vector(figure).decode()
     return text[text.index("<svg") :]
 
@@ -228,7 +228,7 @@ def _vector(figure: Figure) -> bytes:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Matplotlib's own style and ours, whatever the caller has set; both are as before afterwards."""
+    """Apply matplotlib's default style and ours, and restore the caller's afterwards."""
     with style.context(["default", dict(STYLE)]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield

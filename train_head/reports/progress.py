@@ -1,17 +1,19 @@
-"""What a training says while it runs: one line per epoch, and in long epochs one a minute."""
+"""What a training prints while it runs: one line per epoch, and in long epochs one a minute."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
+from train_head.reports.tables import cell
+
 
 class EpochLines:
-    """Says how each epoch went and how long the rest will take; give it to a training as `on_epoch`.
+    """Prints how each epoch went and how long the rest will take; call it with each epoch's record.
 
-    In an epoch that takes longer than a minute it says each minute how far that is.
+    During an epoch of more than a minute it prints the progress each minute.
 
     Args:
-        epochs: how many there will be.
+        epochs: number of epochs.
         say: prints one line.
         clock: gives seconds.
     """
@@ -49,17 +51,16 @@ class EpochLines:
 
 
 def epoch_line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
-    """One epoch in words; `*` behind the Pearson says that it is the best so far.
+    """Return one epoch as a line; `*` behind the Pearson marks the best so far.
 
     Args:
         record: of the epoch, as in metrics.jsonl.
-        epochs: how many there will be.
+        epochs: number of epochs.
         seconds_left: until the last is done.
     """
     parts = [f"epoch {record['epoch']:>3}/{epochs}", f"loss {record['train_loss']:.4f}"]
     if record["valid_pearson"]:
-        mean = record["valid_mean_pearson"]
-        parts.append(f"pearson {'undef' if mean is None else f'{mean:.3f}'}{'*' if record['best'] else ' '}")
+        parts.append(f"pearson {cell(record['valid_mean_pearson'])}{'*' if record['best'] else ' '}")
     parts += [
         f"{record['seconds']:.1f} s",
         f"{record['frames_per_second']:,} frames/s",

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 OVER_TARGETS = "mean over targets"
-"""The name of a row or column that averages the targets; other means are named after what they are over."""
+"""Name of a row or column that averages the targets; other means are named after what they average."""
 
 
 def cell(value: float | None, sign: str = "", undefined: str = "undef") -> str:
-    """Three digits, or that there is no number."""
+    """Return three digits, or a word for a missing number."""
     return undefined if value is None else f"{value:{sign}.3f}"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their longest cell, the first to the left, the others to the right."""
+    """Return columns as wide as their longest cell, the first aligned left, the others right."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
@@ -27,6 +27,6 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same in Markdown; a `|` in a cell does not end it."""
+    """Return the same in Markdown; a `|` in a cell does not end it."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)

@@ -1,4 +1,4 @@
-"""What a user changed between the sweep in a folder and the one that is asked for, in the user's own terms."""
+"""What a user changed between the sweep in a folder and the requested one, in the user's terms."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,7 +30,7 @@ def _changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[s
 
 
 def _of_space(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    """What is tried, then what all trials have in common."""
+    """Yield changes of what is tried, then of what all trials have in common."""
     there, now = ({kind: space.get(kind, {}) for kind in _KINDS} for space in (stored, wanted))
     tried = [dict(space["fixed"]) | {k: _range(v) for k, v in space["drawn"].items()} for space in (there, now)]
     for key in sorted(tried[0].keys() | tried[1].keys()):
@@ -43,7 +43,7 @@ def _of_space(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[
 
 
 def _range(distribution: Mapping[str, Any]) -> str:
-    """What a setting is drawn from, as Optuna writes it down."""
+    """Return what a setting is drawn from, given Optuna's JSON form."""
     fields = dict(distribution.get("attributes", {}))
     if "choices" in fields:
         return f"one of {', '.join(map(str, fields['choices']))}"

@@ -1,8 +1,7 @@
-"""Stop trials that lag behind, judged by nothing but what the trials reported.
+"""Stop trials that lag behind, judged only by the values that trials reported.
 
-Optuna's own successive halving writes down each judgement before it is acted upon, so that a trial whose sweep is
-killed in between is never judged again, and escapes. Here the judgement is made of the reported values alone: after a
-kill it comes out the same.
+Optuna's successive halving stores each judgement before acting on it: a trial whose sweep is killed in between is never
+judged again, and is not pruned. Here the judgement is computed from the reported values, and is the same after a kill.
 """
 
 from optuna import Study
@@ -10,25 +9,25 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial
 
 FACTOR = 3
-"""One trial of so many goes on from each rung."""
+"""One of this many trials continues from each rung."""
 
 
 class SuccessiveHalving(BasePruner):
     """Asynchronous successive halving (ASHA, arXiv 1810.05934), also in several brackets (Hyperband, 1603.06560).
 
-    A trial is judged where it comes to a rung: after `least` epochs, and after three, nine, … times as many. It goes on
-    where it is among the best third of the trials of its bracket that came to that rung so far; the first always does.
+    A trial is judged at each rung: after `least` epochs, and after three, nine, … times as many. It continues if it is
+    in the best third of the trials of its bracket that have reached that rung; the first always continues.
 
     Args:
         least: epochs until the first rung.
-        brackets: trials take turns in so many; each next one leaves out one rung more.
+        brackets: number of brackets, which trials join in turn; each skips one rung more than the one before.
     """
 
     def __init__(self, least: int, brackets: int = 1) -> None:
         self._least, self._brackets = least, brackets
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether the trial, which has just reported, stops here."""
+        """Return whether the trial, which has just reported, stops here."""
         bracket, now = trial.number % self._brackets, max(trial.intermediate_values, default=0)
         step = self._least * FACTOR**bracket
         while step < now:

@@ -19,8 +19,8 @@ from train_head.sweep.trials import Status
 
 TRIALS_CSV = "trials.csv"
 FEWEST_RANKED = 5
-"""Trials below which no order of them can be told from chance: two of the n! orders are perfect, one of them upside
-down, and that is below 5 % from five on."""
+"""Trials below which no rank correlation is significant: two of the n! orders are perfect, one of them reversed, which
+is less than 5 % from five on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class SweepResult:
         return None if math.isnan(value) else value
 
     def table(self) -> str:
-        """Plain text: the counts, the best few, and how well the trials told them apart."""
+        """Return plain text: the counts, the best few, and how well the order of the trials agrees with theirs."""
         status = self.status
         lines = [
             f"{status.finished} trials: {status.complete} complete, {status.pruned} pruned, {status.failed} failed; "
@@ -113,7 +113,7 @@ class SweepResult:
         )
 
     def agreement_line(self) -> str:
-        """How well the trials' order agrees with that of the retrained, in words."""
+        """Return how well the trials' order agrees with that of the retrained, in words."""
         if self.agreement is None:
             return (
                 f"Fewer than {FEWEST_RANKED} trials of different value were retrained: too few to say how well the "
@@ -144,7 +144,7 @@ def write_trials(study: Study, folder: Path) -> None:
 
 
 def ended(trial: FrozenTrial) -> str:
-    """How a trial ended, in one line."""
+    """Return how a trial ended, in one line."""
     outcome = trial.user_attrs.get(OUTCOME, {})
     if trial.state == TrialState.FAIL:
         return f"trial {trial.number}: failed: {outcome.get('reason', 'its worker died')}"

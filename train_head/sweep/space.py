@@ -92,11 +92,11 @@ class Space:
         return resolve_settings(self.config, **(given | {HEAD: head} | tables | others))
 
     def values(self, name: str) -> tuple[Any, ...]:
-        """What a setting may be drawn as: all choices, or both bounds; empty where it is not drawn."""
+        """Return the values that can be drawn for a setting: all choices, or both bounds; empty if it is fixed."""
         return _ends(self.drawn[name]) if name in self.drawn else ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, by which a sweep is known: equal for equal spaces, whatever their files are called."""
+        """Return a JSON-able form, equal for equal spaces, whatever their files are called."""
         return {
             "drawn": {name: json.loads(distribution_to_json(d)) for name, d in self.drawn.items()},
             "fixed": dict(self.fixed),
@@ -214,7 +214,7 @@ def _ends(distribution: BaseDistribution) -> tuple[Any, ...]:
 
 
 def _applies(name: str, head: str) -> bool:
-    """Whether a trial with this head takes a setting."""
+    """Return whether a trial with this head has a setting."""
     table, dot, key = name.rpartition(".")
     if dot:
         return table in (head, "augment")
@@ -223,7 +223,7 @@ def _applies(name: str, head: str) -> bool:
 
 
 def _check_value(space: Space, head: str, name: str, value: Any) -> None:
-    """Set a value by itself; where that cannot be, with what else may be drawn, as one may need the other."""
+    """Set a value alone; if that is refused, together with other values, as one may need the other."""
     try:
         space.settings({HEAD: head, name: value})
     except TrainSettingsError:

@@ -1,9 +1,9 @@
-"""Where a study lies: a journal file in the run folder, or a PostgreSQL that several machines share.
+"""Where a study is stored: a journal file in the run folder, or a PostgreSQL that several machines share.
 
-A journal belongs to one `emi sweep` at a time, which holds a lock that the kernel drops when the process dies; so a
-trial that is still called running when the lock is taken was cut off, and is run again under its own number. On
-PostgreSQL every worker says every few seconds that its trials live. One that falls silent is marked failed, and a copy
-of its trial waits for whoever asks next.
+A journal belongs to one `emi sweep` at a time. It holds a lock that the kernel drops when the process dies, so a trial
+that is still called running when the lock is taken was interrupted; it runs again under its number. On PostgreSQL every
+worker records a heartbeat for its trials. A trial without heartbeat is marked failed, and a copy of it waits for the
+next worker.
 """
 
 import os
@@ -27,11 +27,11 @@ from train_head.errors import RunFolderError, TrainSettingsError
 
 JOURNAL, LOCK = "study.journal", "sweep.lock"
 RETRIES = 3
-"""How often a trial is given to another worker; one that kills its worker each time stays failed."""
+"""Times that a trial whose worker died is run again; after that it stays failed."""
 OUTCOME = "outcome"
 """User attribute of a finished trial: epochs, best_epoch, best, seconds, and the reason where it failed."""
 HISTORY = "retry_history"
-"""System attribute of a trial that is tried again: the numbers under which it ran before; Optuna's own name for it."""
+"""System attribute of a retried trial: the numbers under which it ran before, by Optuna's name."""
 _ASKING = 0x656D69
 """Number of PostgreSQL's advisory lock under which the next trial is asked for."""
 
@@ -68,7 +68,7 @@ class JournalStudy:
             ) from error
 
     def cut_off(self) -> list[FrozenTrial]:
-        """Trials that ran when the last process died: to be run again, each under its own number."""
+        """Return the trials that ran when the last process died; each runs again under its number."""
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     @contextmanager
@@ -83,7 +83,7 @@ class JournalStudy:
         """Nobody else looks."""
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self._lock.release()
 
 
@@ -93,7 +93,7 @@ class SharedStudy:
     Args:
         url: `postgresql://USER:PASSWORD@HOST/DATABASE`.
         name: of the study, made by the first worker.
-        heartbeat: seconds between two signs of life; after six times as many a worker is taken for dead.
+        heartbeat: seconds between two heartbeats; after six times as many a worker counts as dead.
 
     Raises:
         TrainSettingsError: another kind of URL, no driver, or nobody answers.
@@ -129,7 +129,7 @@ class SharedStudy:
             ) from error
 
     def cut_off(self) -> list[FrozenTrial]:
-        """None: trials of the dead are failed, and copies of them wait."""
+        """Return nothing: trials of dead workers are marked failed, and copies of them wait."""
         return []
 
     @contextmanager
@@ -143,11 +143,11 @@ class SharedStudy:
                 connection.execute(self._sql.text("SELECT pg_advisory_unlock(:key)"), {"key": _ASKING})
 
     def begin(self, trial_id: int) -> None:
-        """Record the first sign of life of a trial; without one it is never taken for dead."""
+        """Record the first heartbeat of a trial; without one it never counts as lost."""
         self._storage.record_heartbeat(trial_id)
 
     def alive(self, trial_ids: Sequence[int]) -> None:
-        """Record a sign of life of each, and fail the trials of workers that gave none for long."""
+        """Record a heartbeat of each, and mark trials failed whose workers have stopped theirs."""
         if time.monotonic() - self._beat < self._heartbeat / 2:
             return
         self._beat = time.monotonic()
@@ -165,7 +165,7 @@ class SharedStudy:
 
 
 class _JournalLock:
-    """Of the journal; the system drops it when its process dies, where Optuna's own is waited for."""
+    """Lock of the journal, which the system drops when its process dies; Optuna's would be waited for."""
 
     def __init__(self, path: Path) -> None:
         self._lock = filelock.FileLock(path)
@@ -181,7 +181,11 @@ class _JournalLock:
 
 
 def retry(study: Study, trial: FrozenTrial) -> None:
-    """Let a copy of a trial whose worker died wait for another worker, if it has not killed too many."""
+    """Add a copy of a trial whose worker died, which waits for another worker; `RETRIES` times at most.
+
+    Optuna's `RetryHeartbeatStaleTrialCallback` copies the user attributes as well. The copy would have the outcome of
+    the failed trial, and `counted` would count it as failed if it was lost in turn before it was copied.
+    """
     history = [*trial.system_attrs.get(HISTORY, ()), trial.number]
     if len(history) <= RETRIES:
         copy = optuna.trial.create_trial(
@@ -194,25 +198,25 @@ def retry(study: Study, trial: FrozenTrial) -> None:
 
 
 def counted(study: Study) -> list[FrozenTrial]:
-    """The trials that count: all but those that died with a worker and were, or are to be, given to another."""
+    """Return the trials that count: all but those whose worker died and that were, or will be, run again."""
     trials = study.get_trials(deepcopy=False)
     heirs = {number for trial in trials for number in trial.system_attrs.get(HISTORY, ())}
     return [trial for trial in trials if trial.number not in heirs and not _orphaned(trial)]
 
 
 def _orphaned(trial: FrozenTrial) -> bool:
-    """Died with its worker, and whoever saw that died too before the copy was made."""
+    """Return whether its worker died, and the process that noticed it died before it made the copy."""
     retried = len(trial.system_attrs.get(HISTORY, ()))
     return trial.state == TrialState.FAIL and OUTCOME not in trial.user_attrs and retried < RETRIES
 
 
 def _study(storage: Any, name: str) -> Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # what it would say, `Status` says
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # `Status` reports the same
     return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off what a process that was killed had begun to write: a last line without its end."""
+    """Remove a last line without its end, which a killed process leaves."""
     if path.is_file():
         content = path.read_bytes()
         end = content.rfind(b"\n") + 1
@@ -221,7 +225,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def _postgres(url: str) -> str:
-    """The URL with the driver that emi installs."""
+    """Return the URL with the driver that emi installs."""
     scheme, colon, rest = url.partition("://")
     if not colon or scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise TrainSettingsError(

@@ -1,4 +1,4 @@
-"""A sweep from label files to its best head: many trials on cheap features, the best few again on the full ones."""
+"""A sweep from label files to its best head: many trials on cheap features, then the best few on the full ones."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ from train_head.sweep.worker import leave_to_the_parent
 from train_head.training.loop import SILENT, Reporter
 
 SWEEP, BEST_TOML, BEST = "sweep.json", "best.toml", "best"
-OWN = ("sampler", "pruner", "seed", "pool", "pca", "clips")
+SHARED_BY_TRIALS = ("sampler", "pruner", "seed", "pool", "pca", "clips")
 """Settings of a sweep that all its trials have in common."""
 
 
@@ -115,7 +115,7 @@ def sweep(
         chosen = space.settings(retrained[0].values if retrained else result.best, seed=settings.seed)
         toml = tomli_w.dumps(chosen.to_toml())
         write_atomically(folder / BEST_TOML, toml.encode())
-        write_report(result, store.study, {name: identity[name] for name in OWN}, toml)
+        write_report(result, store.study, {name: identity[name] for name in SHARED_BY_TRIALS}, toml)
     return result
 
 
@@ -133,7 +133,7 @@ def _run_trials(
     folder: Path,
     on_status: OnStatus | None,
 ) -> Status:
-    """Run the trials that are missing; trials.csv lists all in the end, also where that end is an error."""
+    """Run the missing trials; trials.csv then lists all, also after an error."""
     trials = Trials(store, space, data, settings, on_status)
     if trials.status().finished < settings.trials:
         try:
@@ -153,7 +153,7 @@ def _retrain(
     settings: SweepSettings,
     reporter: Reporter,
 ) -> Retrained:
-    """Train one of the best with several seeds into best/trial-NUMBER."""
+    """Train the settings of a trial with several seeds into best/trial-NUMBER."""
     place = folder / BEST / f"trial-{trial.number:04d}"
     of_trial = space.settings(trial.params, seed=settings.seed)
     result = train_seeds(inputs, place, of_trial, settings.seeds, reporter, reported_under=f"{place.name}/")
@@ -161,9 +161,9 @@ def _retrain(
 
 
 def best_trials(study: Study, space: Space, seed: int) -> list[FrozenTrial]:
-    """The trials that learnt something, best first, each of other settings.
+    """Return the trials with a defined score, best first, each with different settings.
 
-    Those that were trained to their end come first; then the pruned ones that came furthest.
+    Complete trials come first, then pruned ones by the number of their epochs.
     """
     ended = [trial for trial in counted(study) if pearson(trial) is not None]
     ended.sort(key=lambda trial: (-trial.user_attrs[OUTCOME]["epochs"], -(pearson(trial) or 0.0), trial.number))
@@ -181,7 +181,7 @@ def _identity(
     space: Space,
     settings: SweepSettings,
 ) -> dict[str, Any]:
-    """What must be equal for trials to belong together; their number, the jobs and the best few may change."""
+    """Return what must be equal for trials to belong to one sweep; `trials`, `jobs` and `top` may change."""
     with open_cache(cache) as store:
         features = fp.digest(store.fingerprint)
         found = resolve_splits([store], labels)
@@ -190,9 +190,9 @@ def _identity(
         f"{name}_sha256": run_folder.file_sha256(path) for name, path in label_files.files.items()
     }
     hashes |= {f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips}
-    own = {name: getattr(settings, name) for name in OWN}
+    common = {name: getattr(settings, name) for name in SHARED_BY_TRIALS}
     columns = {"group_by": None} | label_files.format.to_dict()
-    return {"features": features, **hashes, **columns, **own, "space": space.to_dict()}
+    return {"features": features, **hashes, **columns, **common, "space": space.to_dict()}
 
 
 def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:

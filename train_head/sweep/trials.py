@@ -1,9 +1,8 @@
-"""Hand trials to worker processes, hear from them after each epoch, and stop those that lag behind.
+"""Give trials to worker processes, hear from them after each epoch, and stop those that lag behind.
 
-One process, this one, speaks with the study: it asks for each trial, reports its epochs and writes down how it ended.
-The workers only train. So trials are counted exactly, a worker that dies takes one trial with it and no more, and the
-same seed draws the same trials whether or not the sweep was interrupted: what is drawn for a trial depends on its
-number and the trials that were finished, never on when the process started.
+Only this process accesses the study: it asks for each trial, reports its epochs and records how it ended. The workers
+only train. So trials are counted exactly, a worker that dies loses one trial, and the same seed draws the same trials
+whether or not the sweep was interrupted: a draw depends on the trial's number and on the finished trials.
 """
 
 import contextlib
@@ -30,9 +29,9 @@ from train_head.sweep.worker import Epoch, Finished, Ready, Running, Worker
 from train_head.training.settings import TrainSettings
 
 STARTUP = 10
-"""Trials that TPE draws at random before it learns from them."""
+"""Random trials before TPE learns from them."""
 TICK = 0.5
-"""Seconds after which one looks for dead workers and shows the time that is left."""
+"""Seconds between two checks for dead workers, which also update the time left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,8 @@ class Status:
     """How far a sweep is.
 
     Attributes:
-        total: trials that were asked for.
-        complete: trained to their end.
+        total: requested trials.
+        complete: trained for all their epochs.
         pruned: stopped early.
         failed: ended with an error, or killed their worker too often.
         running: on any machine.
@@ -65,7 +64,7 @@ class Status:
 
     @property
     def finished(self) -> int:
-        """Trials that are over."""
+        """Trials that have ended."""
         return self.complete + self.pruned + self.failed
 
 
@@ -102,7 +101,7 @@ class Trials:
         self._ended_before = sum(t.state.is_finished() for t in counted(self._study))
 
     def run(self) -> None:
-        """Train until as many trials are finished as were asked for."""
+        """Train until the requested number of trials has ended."""
         try:
             while True:
                 open_trials = self._hand_out()
@@ -120,7 +119,7 @@ class Trials:
                 worker.stop()
 
     def status(self, last: FrozenTrial | None = None) -> Status:
-        """How far it is."""
+        """Return how far the sweep is."""
         trials = counted(self._study)
         of = {state: [t for t in trials if t.state == state] for state in TrialState}
         best = max(of[TrialState.COMPLETE], key=lambda t: t.value or 0.0, default=None)
@@ -140,7 +139,7 @@ class Trials:
         )
 
     def _hand_out(self) -> bool:
-        """Give idle workers a trial each; whether any trial of the study is still open."""
+        """Give each idle worker a trial; return whether any trial of the study is still open."""
         while sum(worker.running is not None for worker in self._workers) < self._jobs:
             trial = self._ask()
             if trial is None:
@@ -172,7 +171,7 @@ class Trials:
             return
 
     def _ask(self) -> Trial | None:
-        """Start the next trial; None where there is none to start."""
+        """Start the next trial and return it; None if there is none to start."""
         with self._store.asking():
             if self._cut_off:
                 trial = Trial(self._study, self._cut_off.pop(0)._trial_id)
@@ -187,9 +186,9 @@ class Trials:
             return trial
 
     def _draw(self) -> None:
-        """Let a new trial wait, with all that it is.
+        """Add a new trial that waits, with all its settings.
 
-        It is drawn in a copy of the study and added whole, so that whoever is killed leaves none half drawn.
+        It is drawn in a copy of the study and added whole, so that a killed process leaves no trial half drawn.
         """
         trials = self._study.get_trials(deepcopy=False)
         sampler = build_sampler(self._settings.sampler, self._settings.seed, len(trials))
@@ -201,13 +200,13 @@ class Trials:
         self._study.add_trial(waiting)
 
     def _hear(self, worker: Worker) -> None:
-        """Take what a worker sent, and answer."""
+        """Receive what a worker sent, and answer."""
         running = worker.running
         assert running is not None
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            self._bury(worker, running.trial)
+            self._fail(worker, running.trial)
             return
         if isinstance(message, Ready):
             worker.ready = True
@@ -215,10 +214,12 @@ class Trials:
         if isinstance(message, Epoch):
             try:
                 running.pruned = self._report(running, message)
-            except UpdateFinishedTrialError:  # this process was silent for so long that others took it for dead
+            except (
+                UpdateFinishedTrialError
+            ):  # this process sent no heartbeat for so long that others marked its trial failed
                 self._dismiss(worker)
                 return
-            with contextlib.suppress(OSError):  # one that died meanwhile is heard of next
+            with contextlib.suppress(OSError):  # a worker that died meanwhile is found next
                 worker.pipe.send(not running.pruned)
             return
         worker.running = None
@@ -230,7 +231,7 @@ class Trials:
             self._end(running.trial, TrialState.FAIL if message.reason else state, message)
 
     def _report(self, running: "Running", epoch: Epoch) -> bool:
-        """Tell the study; whether the trial is to stop. What let it through before it was cut off does so again."""
+        """Report to the study; return whether the trial stops. Epochs before an interruption are not judged again."""
         if epoch.pearson is None or epoch.number < running.reported:
             return False
         if epoch.number > running.reported:
@@ -246,14 +247,14 @@ class Trials:
         self._ended_here += 1
         self._on_status(self.status(frozen))
 
-    def _bury(self, worker: Worker, trial: Trial) -> None:
-        """A worker died: its trial failed, and is tried again a few times, as that may have been bad luck.
+    def _fail(self, worker: Worker, trial: Trial) -> None:
+        """Mark the trial of a dead worker failed, and let it run again unless that has happened too often.
 
         Raises:
-            WorkerStartError: it was no bad luck.
+            WorkerStartError: workers cannot start at all.
         """
         worker.check_start()
-        trial.set_user_attr(OUTCOME, {"epochs": 0, "best_epoch": 0, "seconds": 0.0, "reason": worker.died_of()})
+        trial.set_user_attr(OUTCOME, {"epochs": 0, "best_epoch": 0, "seconds": 0.0, "reason": worker.exit_text()})
         self._dismiss(worker)
         frozen = self._study.tell(trial, state=TrialState.FAIL)
         retry(self._study, frozen)
@@ -265,7 +266,7 @@ class Trials:
 
 
 def most_epochs(space: Space) -> int:
-    """The most epochs that a trial may have."""
+    """Return the most epochs that a trial may have."""
     return max(space.settings({"epochs": epochs} if epochs else {}).epochs for epochs in space.values("epochs") or (0,))
 
 

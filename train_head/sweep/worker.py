@@ -1,4 +1,4 @@
-"""A process that trains one trial after the other on a split that it shares with the others."""
+"""A process that trains one trial after another on splits that all workers share."""
 
 import os
 import signal
@@ -23,11 +23,11 @@ from train_head.training.settings import TrainSettings
 from train_head.training.trainer import Trainer
 
 NO_MAIN_GUARD = 87
-"""Exit code of a worker that was to run a sweep itself, because it imported a script that calls one."""
+"""Exit code of a worker that would have started a sweep, because it imported a script that calls one."""
 
 
 class WorkerStartError(EmiError, RuntimeError):
-    """The worker processes of a sweep end before they can train."""
+    """The worker processes of a sweep exit before they can train."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch of a trial is done; the worker waits to hear whether to go on."""
+    """An epoch of a trial is done; the worker waits for the answer whether to continue."""
 
     number: int
     pearson: float | None
@@ -45,7 +45,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial is over: after its last epoch, pruned, or failed for a reason."""
+    """A trial has ended: after its last epoch, pruned, or failed for a reason."""
 
     epochs: int
     best_epoch: int
@@ -60,7 +60,7 @@ class Running:
 
     Attributes:
         trial: of the study.
-        reported: the last epoch that was reported before the trial was cut off; 0 where it was not.
+        reported: the last epoch that was reported before an interruption; 0 without one.
         pruned: whether the worker was told to stop.
     """
 
@@ -77,7 +77,7 @@ class Worker:
         process: the child.
         pipe: settings go in, `Epoch` and `Finished` come out, True or False answers an epoch.
         running: what it trains; None while it is idle.
-        ready: whether it has come as far as the code of this file.
+        ready: whether it has started to run the code of this file.
     """
 
     process: BaseProcess
@@ -96,13 +96,13 @@ class Worker:
         return cls(process, ours)
 
     def stop(self) -> None:
-        """End the process at once; what it trained is given up."""
+        """Kill the process; its trial is lost."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
 
     def check_start(self) -> None:
-        """Raise where a process that is over never started its work: all others will end in the same way.
+        """Raise if a process exited before it started its work: all others would exit in the same way.
 
         Raises:
             WorkerStartError: says what to do.
@@ -119,8 +119,8 @@ class Worker:
         )
         raise WorkerStartError(f'{what}; put the call under `if __name__ == "__main__":`') from None
 
-    def died_of(self) -> str:
-        """How the process ended, in words."""
+    def exit_text(self) -> str:
+        """Return how the process ended, in words."""
         self.process.join()
         code = self.process.exitcode or 0
         if code < 0:
@@ -130,15 +130,15 @@ class Worker:
 
 
 def leave_to_the_parent() -> None:
-    """End this process where it is a worker that is still importing the script which started the sweep."""
+    """Exit if this process is a worker that is still importing the script which started the sweep."""
     if getattr(current_process(), "_inheriting", False):
         sys.exit(NO_MAIN_GUARD)
 
 
 def _work(pipe: Connection, data: TrialData, threads: int) -> None:
-    """The child: train what comes in until the parent is gone."""
+    """Train the settings that the parent sends, until it is gone."""
     pipe.send(Ready())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     try:
@@ -151,7 +151,7 @@ def _work(pipe: Connection, data: TrialData, threads: int) -> None:
 
 
 class _PrunedError(Exception):
-    """The parent said so."""
+    """The parent stopped the trial."""
 
 
 class _Pruning(Reporter):
@@ -178,7 +178,7 @@ def _trial(settings: TrainSettings, splits: Mapping[str, Split], pipe: Connectio
         reason = str(error)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
-    except Exception as error:  # whatever a head raises, the other trials go on
+    except Exception as error:  # whatever a head raises, the other trials continue
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}, line {where.lineno})"
     history = trainer.history if trainer is not None else []

@@ -1,14 +1,16 @@
 """Groups from a column or from file names, splits that share none, and folds by them."""
 
+import csv
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from train_head.data.groups import check_disjoint, groups_of, speaker_folds
+import emi
+from train_head.data.groups import check_disjoint, speaker_folds
 from train_head.data.label_format import label_format
-from train_head.data.labels import read_labels
+from train_head.data.labels import match_groups, read_clips, read_labels
 from train_head.errors import LabelError
 
 TEXT = (
@@ -28,7 +30,7 @@ def test_a_column_gives_the_groups_and_is_no_target(labels):
     assert read.names == ("Joy", "Sad")
     np.testing.assert_array_equal(read.values, [[0, 1], [1, 0.5], [0.5, 0]])
     assert read.take([1, 0]).groups == ("ben", "anna")
-    assert groups_of(labels, "Speaker") == read.groups
+    assert read_clips(labels, "Speaker").groups == read.groups
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_a_regular_expression_finds_the_group_in_the_filename(tmp_path, pattern,
     (tmp_path / "l.csv").write_text(TEXT.replace(",Speaker", "").replace(",anna", "").replace(", ben ", ""))
     assert read_labels(tmp_path / "l.csv", label_format(group_by=pattern)).groups == tuple(expected)
     names = [line.split(",")[0] for line in TEXT.splitlines()[1:]]
-    assert groups_of(names, pattern) == tuple(expected)
+    assert match_groups(names, pattern, "these clips") == tuple(expected)
 
 
 def test_without_a_wish_there_are_no_groups(tmp_path):
@@ -60,7 +62,7 @@ def test_without_a_wish_there_are_no_groups(tmp_path):
 )
 def test_a_pattern_that_finds_no_group_is_refused_with_the_first_names(by, message):
     with pytest.raises(LabelError, match=message):
-        groups_of([*map(str, range(7)), "Actor_02"], by)
+        match_groups([*map(str, range(7)), "Actor_02"], by, "these clips")
 
 
 def test_an_empty_group_is_an_error_with_its_line(labels):
@@ -104,3 +106,16 @@ def test_the_seed_decides_which_speakers_meet():
 def test_more_folds_than_speakers_are_refused(folds, message):
     with pytest.raises(LabelError, match=message):
         speaker_folds(["a", "b", "c", "a"], folds, seed=0)
+
+
+def test_an_empty_group_in_the_test_file_is_an_error_that_names_its_line(labelled, labelled_cache, tmp_path):
+    for name in ("train", "valid", "test"):
+        with (labelled / f"{'valid' if name == 'test' else name}.csv").open(newline="") as file:
+            rows = list(csv.reader(file))
+        speakers = ["speaker", *(f"{name}{i % 3}" for i in range(len(rows) - 1))]
+        speakers[3] = "" if name == "test" else speakers[3]
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([*row, speaker] for row, speaker in zip(rows, speakers, strict=True))
+    files = (labelled_cache, tmp_path / "train.csv", tmp_path / "valid.csv", tmp_path / "run")
+    with pytest.raises(LabelError, match="line 4, speaker: the group is empty"):
+        emi.train_head(*files, test=tmp_path / "test.csv", group_by="speaker", head="mean", epochs=2)

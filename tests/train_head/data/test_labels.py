@@ -93,3 +93,31 @@ def test_scoring_refuses_predictions_that_do_not_belong(tmp_path, text, message)
     labels = write(tmp_path, "Filename,Joy\n1,0\n2,1\n")
     with pytest.raises(LabelError, match=message):
         read_pair(write(tmp_path, text, "guess.csv"), labels)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("Filename,Joy\ncaf\u00e9,0.5\n".encode("latin-1"), "is not in UTF-8"),
+        ("Filename,Joy\na,0.5\n".encode("utf-16-be"), "is not in UTF-8"),
+        (b'Filename,Joy\n"a,0.5\n' + b"x" * 200_000, "does a quote never end"),
+        (b"Filename,Joy\na,0_1\n", "'0_1' is not a number"),
+        ("Filename,Joy\na,\u0660.\u0665\n".encode(), "is not a number"),
+    ],
+)
+def test_a_file_that_is_no_label_csv_is_refused_in_one_sentence(tmp_path, content, said):
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(LabelError, match=said):
+        read_labels(tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize("number", ["0.5", " .5", "5e-1", "+0.5", "5E-1", "0.50"])
+def test_every_plain_way_to_write_a_number_is_read(tmp_path, number):
+    (tmp_path / "labels.csv").write_text(f"Filename,Joy\na,{number}\n")
+    assert read_labels(tmp_path / "labels.csv").values.item() == np.float32(0.5)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_a_scale_that_is_not_positive_is_refused(labelled, scale):
+    with pytest.raises(LabelError, match="must be above 0"):
+        read_labels(labelled / "train.csv", label_format(label_scale=scale))

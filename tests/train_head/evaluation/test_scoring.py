@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import emi
 from train_head.data.label_format import label_format
 from train_head.errors import LabelError
 from train_head.evaluation.scoring import EDGES, errors_by_bin, read_pair
@@ -76,3 +77,11 @@ def test_labels_without_targets_cannot_be_scored_against(tmp_path):
     guess = write(tmp_path, "Filename,Joy\n1,0\n", "guess.csv")
     with pytest.raises(LabelError, match="nothing to score against"):
         read_pair(guess, write(tmp_path, "Filename\n1\n"))
+
+
+def test_folds_of_a_part_of_the_clips_can_be_scored_with_the_labels_beside_them(labelled, labelled_cache, tmp_path):
+    text = (labelled / "train.csv").read_text() + "gone,0.5,0.5\n"
+    (tmp_path / "train.csv").write_text(text)
+    how = {"folds": 2, "skip_missing": True, "head": "mean", "epochs": 2}
+    emi.train_head(labelled_cache, tmp_path / "train.csv", out=tmp_path / "run", **how)
+    assert read_pair(tmp_path / "run" / "predictions_folds.csv", tmp_path / "run" / "labels_folds.csv").report()

@@ -9,6 +9,7 @@ import scipy.stats
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+import emi
 from cache.licences import Licence
 from train_head.data.labels import read_labels
 from train_head.evaluation.intervals import bootstrap
@@ -174,3 +175,14 @@ def test_a_run_without_a_choice_is_not_called_optimistic(run):
 def test_a_column_name_cannot_break_the_table():
     report = evaluate([[0.0], [1.0]], [[0.0], [0.5]], ["a|b"])
     assert len(set(map(len, [re.split(r"(?<!\\)\|", line) for line in report.markdown().splitlines()]))) == 1
+
+
+def test_the_card_warns_of_validation_clips_that_are_training_clips(labelled, labelled_cache, tmp_path):
+    lines = (labelled / "train.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "valid.csv").write_text((labelled / "valid.csv").read_text() + "".join(lines[1:4]))
+    for name, valid in (("run", tmp_path), ("plain", labelled)):
+        files = (labelled_cache, labelled / "train.csv", valid / "valid.csv")
+        emi.train_head(*files, tmp_path / name, head="mean", epochs=2)
+    said = "3 of the 15 validation clips are training clips as well"
+    assert said in " ".join((tmp_path / "run" / "README.md").read_text().split())
+    assert "training clips as well" not in (tmp_path / "plain" / "README.md").read_text()
