@@ -16,7 +16,7 @@ from cache.ids import stored_form
 from cache.licences import LICENCE
 from cache.reader import FeatureCache, open_cache
 from cache.version import version
-from cache.writer import CacheWriter
+from cache.writer import CacheWriter, seal
 from extract.backbones import Identity, identify
 from extract.errors import ExtractSettingsError
 from extract.failures import Failure, Note, write_failures, write_truncated
@@ -198,6 +198,7 @@ def extract(
         stats=stats or PipelineStats(),
     )
     if not planned.todo:
+        seal(cache)
         return summary
     tried: set[str] = set()
 
