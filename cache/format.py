@@ -185,7 +185,7 @@ class Header:
         }
         if extras:
             attributes["extras_crc32c"] = extras_crc32c(extras)
-        return attributes | {"header_crc32c": _header_crc32c(attributes)}
+        return with_checksum(attributes)
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> "Header":
@@ -216,6 +216,11 @@ class Header:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CacheFormatError(f"{where} has a damaged header: {error!r}; restore it from a copy") from error
+
+
+def with_checksum(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return root attributes with the checksum over all of them."""
+    return {**attributes, "header_crc32c": _header_crc32c(attributes)}
 
 
 def _header_crc32c(attributes: Mapping[str, Any]) -> int:

@@ -139,7 +139,17 @@ def read_segment_index(container: Container, name: str, digest: str) -> SegmentI
         Exception: it is missing or damaged; a container may raise anything over damaged bytes.
         ValueError: it does not match its checksum, or was made with another fingerprint.
     """
-    attributes, arrays, places = container.read_segment(name)
+    return checked_index(name, *container.read_segment(name), digest)
+
+
+def checked_index(
+    name: str, attributes: Mapping[str, Any], arrays: Mapping[str, Array], places: Mapping[str, Any], digest: str
+) -> SegmentIndex:
+    """Return the index of a segment from what `Container.read_segment` read.
+
+    Raises:
+        ValueError: it does not match its checksum, or was made with another fingerprint.
+    """
     ids = arrays["ids"].tolist()
     index = [np.asarray(arrays[key]) for key in ("offsets", "seconds", "checksums")]
     if index_crc32c(ids, *index) != attributes["index_crc32c"]:
@@ -183,12 +193,12 @@ def pack(segments: Sequence[SegmentIndex]) -> bytes:
     return _HEAD.pack(_MAGIC, google_crc32c.value(body)) + body
 
 
-def names_in(block: bytes) -> list[str]:
-    """The segments that a block covers; none where it is damaged."""
+def places_in(block: bytes) -> dict[str, Any]:
+    """Return the `places` of each segment that a block covers, by name; none where the block is damaged."""
     try:
-        return [entry["name"] for entry in _checked(block)[0]]
+        return {entry["name"]: entry["places"] for entry in _checked(block)[0]}
     except ValueError:
-        return []
+        return {}
 
 
 def unpack(block: bytes) -> list[SegmentIndex]:

@@ -29,7 +29,8 @@ SEGMENTS_PER_BLOCK = 64
 class CacheWriter:
     """Appends clips to a cache, which it creates where there is none.
 
-    Use it as a context manager: leaving it commits what is pending, also after Ctrl-C or an error.
+    Use it as a context manager: leaving it commits what is pending, also after Ctrl-C or an error. An HDF5 file is
+    written when it is left without an error (`cache.containers.hdf5_file`).
 
     Args:
         path: `NAME.zarr` or `NAME.h5`.
@@ -156,8 +157,26 @@ class CacheWriter:
         try:
             self.commit()
             self._write_block()
+            if kind is None:
+                with write_errors(self._container.path):
+                    self._container.seal()
         finally:
             self._container.close()
+
+
+def seal(path: StrPath) -> None:
+    """Finish an HDF5 cache whose writer was stopped when all clips were committed; nothing is done to any other.
+
+    Raises:
+        CacheLockedError: another process is writing it.
+        CacheWriteError: there is no room, or no right to write; nothing is lost.
+    """
+    container = open_container(path)
+    try:
+        with write_errors(container.path):
+            container.seal()
+    finally:
+        container.close()
 
 
 def new_segment(
@@ -167,7 +186,7 @@ def new_segment(
     index = [np.asarray(arrays[key]) for key in ("offsets", "seconds", "checksums")]
     attributes = {
         "clips": len(ids),
-        "frames": len(arrays["frames"]),
+        "frames": arrays["frames"].shape[0],
         "fingerprint_sha256": fp.digest(header.fingerprint),
         "index_crc32c": index_crc32c(ids, *index),
     }

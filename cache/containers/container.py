@@ -27,8 +27,6 @@ class Rows(Protocol):
     def dtype(self) -> Any:
         """As NumPy has it."""
 
-    def __len__(self) -> int: ...
-
     def __getitem__(self, rows: slice, /) -> Array: ...
 
 
@@ -88,6 +86,9 @@ class Container(Protocol):
 
         Whatever `problems` finds with the whole is mended.
         """
+
+    def seal(self) -> bool:
+        """Finish writing, where a container has to; returns whether it wrote anything."""
 
     def problems(self, segment: "SegmentIndex | None" = None) -> list[str]:
         """What is wrong with stored bytes that no clip's checksum covers: of the whole, or of one segment."""

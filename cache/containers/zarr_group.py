@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import zarr
@@ -139,6 +139,11 @@ class ZarrContainer:
         attributes = dict(zarr.open_group(self.path, path=f"segments/{name}", mode="r").attrs)
         return attributes, {array: np.asarray(self._array(name, array)[:]) for array in INDEX_ARRAYS}, {}
 
+    def whole_segment(self, name: str) -> NewSegment:
+        """Return a segment with all its arrays, to be written elsewhere."""
+        group = zarr.open_group(self.path, path=f"segments/{name}", mode="r")
+        return NewSegment(name=name, arrays=cast(dict[str, Rows], dict(group.arrays())), attributes=dict(group.attrs))
+
     def read_blocks(self) -> list[bytes]:
         """The only chunk of each array in `index`; one that is half written or just removed is passed over."""
         store, prototype = self._group().store, default_buffer_prototype()
@@ -216,6 +221,10 @@ class ZarrContainer:
                 self._remove_segment(name)
         self._layouts.clear()
         self._arrays.clear()
+
+    def seal(self) -> bool:
+        """Nothing: each segment is whole when it is committed."""
+        return False
 
     def problems(self, segment: SegmentIndex | None = None) -> list[str]:
         """Group metadata that plain zarr would stumble over; around a local segment's rows, whatever is not a row."""
@@ -338,11 +347,11 @@ def _write_array(path: str, values: Rows, shard_bytes: int = SHARD_BYTES) -> Non
     """
     if values.dtype == object:
         values = np.asarray(values, np.dtypes.StringDType())
-        step, chunks, shards = len(values), values.shape, None
+        step, chunks, shards = values.shape[0], values.shape, None
     else:
         row_bytes = max(1, values.dtype.itemsize * int(np.prod(values.shape[1:])))
-        rows = min(len(values), max(1, CHUNK_BYTES // row_bytes))
-        step = min(-(-len(values) // rows), max(1, shard_bytes // (rows * row_bytes))) * rows
+        rows = min(values.shape[0], max(1, CHUNK_BYTES // row_bytes))
+        step = min(-(-values.shape[0] // rows), max(1, shard_bytes // (rows * row_bytes))) * rows
         chunks, shards = (rows, *values.shape[1:]), (step, *values.shape[1:])
     array = zarr.create_array(
         path,
@@ -355,7 +364,7 @@ def _write_array(path: str, values: Rows, shard_bytes: int = SHARD_BYTES) -> Non
         overwrite=True,  # of what a crash left
         config={"write_empty_chunks": True},
     )
-    for start in range(0, len(values), step):
+    for start in range(0, values.shape[0], step):
         array[start : start + step] = values[start : start + step]
 
 

@@ -18,7 +18,7 @@ from cache.format import Clip, Header
 from cache.paths import StrPath, at_home, readable
 from cache.reader import open_cache
 from cache.version import version
-from cache.writer import CacheWriter
+from cache.writer import CacheWriter, seal
 
 DTYPES = ("float16", "float32")
 NAMED = 5
@@ -164,6 +164,8 @@ class _Import:
                 writer.add(stored)
                 self.summary.written += 1
                 self.summary.seconds += clip.seconds
+        if writer is None:
+            seal(self.cache)
 
     def _clips(self, files: Sequence[FeatureFile]) -> Iterator[tuple[FeatureFile, Clip]]:
         """Read files as clips; those that cannot be read are noted as failures."""

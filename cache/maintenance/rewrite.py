@@ -16,7 +16,7 @@ from cache import fingerprint as fp
 from cache.containers.container import Container, NewSegment, open_container
 from cache.errors import DamagedCacheError
 from cache.format import Array, Header
-from cache.index import LoadedIndex, SegmentIndex, pack, read_segment_index
+from cache.index import LoadedIndex, SegmentIndex, load_index, pack, read_segment_index
 from cache.maintenance.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
 from cache.paths import StrPath
 from cache.sources import REFRESHED, SOURCES, has_sources, read_sources
@@ -139,6 +139,9 @@ def compact(
         changed = bool(replacements or index.replaced or index.uncovered or container.leftovers()[0])
         if changed:
             _rewrite(container, header, index, replacements)
+        else:
+            with write_errors(container.path):
+                changed = container.seal()
         after = len(open_damaged(container)[1].segments)
         return RewriteSummary(segments=(before, after), clips=len(seen), changed=changed)
     finally:
@@ -205,11 +208,8 @@ class JoinedRows:
         self.dtype = dtype
         self._written = written
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def __getitem__(self, rows: slice) -> Array:
-        start, stop, _ = rows.indices(len(self))
+        start, stop, _ = rows.indices(self.shape[0])
         out = np.empty((stop - start, self.shape[1]), self.dtype)
         first = int(np.searchsorted(self._starts, start, "right")) - 1
         for number in range(first, len(self._pieces)):
@@ -254,10 +254,8 @@ def _rewrite(
         # First: what says that they are replaced may be replaced itself.
         container.rewrite([(sorted(index.replaced), None), *replacements])
     with contextlib.suppress(Exception):  # the segments are committed
-        container.lock()
         digest = fp.digest(header.fingerprint)
-        names = container.segment_names()
-        if names:
+        if names := load_index(container, header).uncovered:
             block = pack([read_segment_index(container, name, digest) for name in names])
             container.write_block(segment_name(), block)
 

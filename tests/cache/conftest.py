@@ -75,24 +75,39 @@ def contents(path: Path | str) -> dict[str, Record]:
         return {clip_id: record(store[clip_id]) for clip_id in store}
 
 
+def folder_of(path: Path) -> Path:
+    """The hidden folder with what is not yet in an HDF5 file."""
+    return path.with_name(f".{path.name}.zarr")
+
+
+def everything_of(path: Path) -> list[Path]:
+    """Every file and folder of a cache."""
+    return [p for root in (path, folder_of(path)) if root.exists() for p in (root, *root.rglob("*"))]
+
+
 def files_of(path: Path) -> list[Path]:
     """Every file of a cache."""
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return sorted(p for p in everything_of(path) if p.is_file())
 
 
 def state_of(path: Path) -> dict[Path, object]:
     """Every file and folder of a cache with its bytes and time of change."""
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in files}
+    return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in everything_of(path)}
+
+
+def beside(path: Path) -> list[Path]:
+    """What lies beside a cache under its name."""
+    return [p for p in path.parent.iterdir() if path.name in p.name and p != path]
 
 
 def copied(path: Path, to: Path) -> Path:
     """A cache once more, with what lies beside it, in the place of what was there."""
-    for old in to.parent.glob(f"{to.name}*"):
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    for file in path.parent.glob(f"{path.name}*"):
+    for old in (to, *beside(to)):
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    for file in (path, *beside(path)):
         copy = to.parent / file.name.replace(path.name, to.name)
-        shutil.copytree(file, copy) if file.is_dir() else shutil.copyfile(file, copy)
+        if file.exists():
+            shutil.copytree(file, copy) if file.is_dir() else shutil.copyfile(file, copy)
     return to
 
 
@@ -147,8 +162,10 @@ for function in (
     record,
     expected,
     contents,
+    folder_of,
     files_of,
     state_of,
+    beside,
     copied,
     flipped,
     plain,
@@ -242,19 +259,20 @@ def exit_code() -> Callable[[int], int]:
     return lambda child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def count_hdf5_steps(step: Callable[[Any, str], None]) -> None:
-    """What the HDF5 container changes the disk with; the calls of h5py do so where a file is rewritten."""
-    for name in ("pwrite", "ftruncate", "fsync", "link", "replace", "unlink"):
-        step(os, name)
-    for kind, name in ((h5py.Group, "copy"), (h5py.Group, "create_dataset"), (h5py.Dataset, "__setitem__")):
-        step(kind, name)
-
-
 def count_zarr_steps(step: Callable[[Any, str], None]) -> None:
-    """The same for Zarr."""
+    """Calls with which a Zarr cache changes the disk."""
     for name in ("unlink", "rmdir"):
         step(os, name)
     step(zarr.storage.LocalStore, "set")
+
+
+def count_hdf5_steps(step: Callable[[Any, str], None]) -> None:
+    """Calls with which an HDF5 cache does: those on its folder, and those that seal the file."""
+    count_zarr_steps(step)
+    for name in ("fsync", "rename", "replace"):
+        step(os, name)
+    for kind, name in ((h5py.Group, "copy"), (h5py.Group, "create_dataset"), (h5py.Dataset, "__setitem__")):
+        step(kind, name)
 
 
 def die_at_step(number: int, suffix: str) -> None:
@@ -262,16 +280,11 @@ def die_at_step(number: int, suffix: str) -> None:
     taken = [0]
 
     def half_done(name: str, *arguments: Any) -> None:
-        if name == "pwrite":
-            descriptor, data, offset = arguments
-            written(descriptor, data[: len(data) // 2], offset)
         if name == "set":  # zarr writes a temporary file and renames it
             store, key, value = arguments
             file = (store.root / key).with_suffix(".0123.partial")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(value.to_bytes()[: len(value) // 2])
-
-    written = os.pwrite
 
     def counted(owner: Any, name: str) -> None:
         real = getattr(owner, name)

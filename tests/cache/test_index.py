@@ -10,10 +10,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cache.containers.hdf5_file
+import cache.containers.sealed_file
 from cache import CacheWriter, DamagedCacheError, open_cache
 from cache.containers.zarr_group import ZarrContainer
-from cache.index import SegmentIndex, names_in, pack, unpack
+from cache.index import SegmentIndex, pack, places_in, unpack
 from cache.maintenance.rewrite import compact, repair
 from cache.maintenance.verify import verify
 
@@ -56,7 +56,7 @@ quick = settings(deadline=None, derandomize=True, database=None, max_examples=50
 def test_a_block_gives_back_what_was_packed(segments):
     block = pack(segments)
     assert [fields(s) for s in unpack(block)] == [fields(s) for s in segments]
-    assert names_in(block) == [s.name for s in segments]
+    assert places_in(block) == {s.name: dict(s.places) for s in segments}
 
 
 @quick
@@ -67,7 +67,7 @@ def test_a_block_that_is_cut_off_or_changed_is_refused(segments, data):
     changed = bytearray(block)
     changed[at] ^= data.draw(st.integers(1, 255))
     for damaged in (block[:at], bytes(changed), block + b"\0"):
-        assert names_in(damaged) == []
+        assert places_in(damaged) == {}
         with pytest.raises(ValueError, match="block"):
             unpack(damaged)
 
@@ -98,14 +98,18 @@ def commit_and_die(fork, exit_code, make_header, make_clip):
 def segments_read(path, monkeypatch):
     """How often the index that a segment carries was read through zarr or h5py."""
     read = []
-    owner, name = (ZarrContainer, "read_segment") if path.suffix == ".zarr" else (cache.containers.hdf5_file, "_parse")
-    real = getattr(owner, name)
 
-    def counted(*arguments):
-        read.append(arguments[-1])
-        return real(*arguments)
+    def count(owner, name):
+        real = getattr(owner, name)
 
-    monkeypatch.setattr(owner, name, counted)
+        def counted(*arguments):
+            read.append(arguments[-1])
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(ZarrContainer, "read_segment")
+    count(cache.containers.sealed_file, "_parse")
     return read
 
 

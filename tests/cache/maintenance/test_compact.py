@@ -128,7 +128,7 @@ def test_a_clip_that_two_writers_made_is_kept_once(
 
 def test_memory_does_not_hold_a_whole_segment_while_segments_are_joined(path, make_header, make_clip, monkeypatch):
     """No read asks for more than a piece of it."""
-    monkeypatch.setattr("cache.containers.hdf5_file._COPY_BYTES", 800)
+    monkeypatch.setattr("cache.containers.sealed_file._COPY_BYTES", 800)
     monkeypatch.setattr("cache.containers.zarr_group.REWRITTEN_SHARD_BYTES", 800)
     monkeypatch.setattr("cache.containers.zarr_group.CHUNK_BYTES", 100)
     monkeypatch.setattr("cache.gather.RUN_BYTES", 800)
@@ -154,7 +154,7 @@ def test_memory_does_not_hold_a_whole_segment_while_segments_are_joined(path, ma
 
 @pytest.mark.parametrize("stride", [31, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_killed_at_any_step_it_leaves_the_old_or_the_new_and_the_next_finishes_the_job(
-    three, stride, dies, copied, expected, contents, faults
+    three, stride, dies, copied, beside, expected, contents, faults
 ):
     run = three.with_stem("run")
     for step in itertools.count(1, stride):
@@ -166,6 +166,7 @@ def test_killed_at_any_step_it_leaves_the_old_or_the_new_and_the_next_finishes_t
         compact(run)
         faults.survived(expected(IDS), contents(run))
         assert_one_segment_and_nothing_else(run)
+        assert run.suffix == ".zarr" or beside(run) == []
         assert compact(run).changed is False
     assert step > 5
 
@@ -173,7 +174,6 @@ def test_killed_at_any_step_it_leaves_the_old_or_the_new_and_the_next_finishes_t
 def assert_one_segment_and_nothing_else(path):
     (name,) = segments_of(path)
     if path.suffix == ".h5":
-        assert [p.name for p in path.parent.glob(f"{path.name}?*")] == []
         return
     assert [p.name for p in (path / "segments").iterdir() if p.is_dir()] == [name]
     assert [p for p in path.rglob("*.partial") if "segments" in p.parts] == []
@@ -247,9 +247,7 @@ def test_a_reader_from_before_goes_on_or_is_told_to_open_again(three, expected, 
                 read()
 
 
-def test_a_reader_that_opens_its_file_anew_is_told_to_open_again_where_its_segment_moved(
-    tmp_path, make_header, make_clip
-):
+def test_a_reader_that_opens_its_file_anew_finds_a_segment_where_it_is_now(tmp_path, make_header, make_clip, record):
     """In HDF5 a segment that is left as it is lies elsewhere in the new file."""
     path = tmp_path / "a.h5"
     with CacheWriter(path, make_header()) as writer:
@@ -259,8 +257,7 @@ def test_a_reader_that_opens_its_file_anew_is_told_to_open_again_where_its_segme
     with open_cache(path) as store:
         assert compact(path, segment_bytes=100 * 8).segments == (3, 2)
         store.close()  # as a process does to which the reader is sent
-        with pytest.raises(DamagedCacheError, match="open it again"):
-            store["large"]
+        assert record(store["large"]) == record(make_header().stored(make_clip("large", frames=500)))
 
 
 def test_what_killed_writers_left_is_removed(tmp_path, make_cache, dies, expected, contents):

@@ -176,9 +176,9 @@ def test_a_repair_that_is_killed_at_any_step_loses_no_sound_clip_and_can_be_run_
 
 
 def leftovers_of(path):
-    """Files beside an HDF5 cache, or of segments that do not count in a Zarr one."""
+    """What lies beside an HDF5 cache, or segments that do not count in a Zarr one."""
     if path.suffix == ".h5":
-        return [p.name for p in path.parent.glob(f"{path.name}?*")]
+        return [p.name for p in path.parent.iterdir() if path.name in p.name and p != path]
     with open_cache(path) as store:
         return sorted({p.name for p in (path / "segments").iterdir() if p.is_dir()} - set(store.segments))
 

@@ -1,0 +1,249 @@
+"""Read and write a whole HDF5 file of a cache: `cache.containers.hdf5_file` says when.
+
+Every array is contiguous and uncompressed, so that reading rows is one seek, for us as for plain `h5py`. Attributes
+that are mappings or lists are JSON text.
+
+The file is parsed once, through h5py, into attributes, index arrays, and the place of each large array in the file.
+After that, reads need no HDF5 state, no right to write, and survive a fork.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cache import fingerprint as fp
+from cache.containers import old_journal
+from cache.containers.container import NewSegment, Rows
+from cache.containers.file_rows import copy_from_file
+from cache.containers.hdf5_bytes import Hdf5Bytes, reading_strings
+from cache.errors import DamagedCacheError
+from cache.format import FORMAT, INDEX_ARRAYS, Array
+from cache.index import SegmentIndex, checked_index, pack, places_in, unpack
+from cache.system.disk import open_binary
+
+_LIBVER = ("v108", "v108")
+"""The file format of HDF5 1.8 (2008), with a checksum over each piece of its metadata. In the one before, h5py's
+default, a flipped byte could make segments vanish unnoticed, or crash the interpreter."""
+_COPY_BYTES = 16 << 20
+"""Bytes of an array copied at a time."""
+Parsed = tuple[dict[str, Any], dict[str, Array], dict[str, Any]]
+"""What `Container.read_segment` returns."""
+
+
+class SealedFile:
+    """An open file, parsed; it stays readable after another was renamed over it.
+
+    Attributes:
+        attributes: of the root.
+        names: of the segments.
+        blocks: of the index (`cache.index`).
+        places: of the large arrays of each segment: array -> [offset in the file, shape, dtype].
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = open_binary(path)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._extents = old_journal.pending(path, self._descriptor)
+        with self.open() as file:
+            self.attributes = _attributes(file)
+            ours = self.attributes.get("format") == FORMAT
+            self.names = _segment_names(file) if ours else []
+            self._names = frozenset(self.names)
+            self.blocks = _blocks(file) if ours else []
+            self.places = {name: places for block in self.blocks for name, places in places_in(block).items()}
+            self._segments: dict[str, Parsed] = {}
+            for name in self.names:
+                if name not in self.places:
+                    with contextlib.suppress(Exception):  # raised where the segment is asked for
+                        self._segments[name] = _parse(file[f"segments/{name}"])
+                        self.places[name] = self._segments[name][2]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def open(self) -> h5py.File:
+        """Open it with h5py."""
+        return h5py.File(Hdf5Bytes(self._descriptor, self._extents), "r")
+
+    def is_at(self, path: Path) -> bool:
+        """Return whether this is still the file at a path."""
+        return os.path.samestat(os.fstat(self._descriptor), path.stat())
+
+    def identity(self) -> str:
+        """Return a hash of its header and its segments' names."""
+        content = json.dumps([self.attributes.get("header_crc32c"), *sorted(self.names)])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def read_extras(self) -> dict[str, Array]:
+        """Read the arrays of the group `extras`."""
+        with self.open() as file:
+            return {name: np.asarray(a[()]) for name, a in file["extras"].items()} if "extras" in file else {}
+
+    def read_segment(self, name: str) -> Parsed:
+        """Read attributes, index arrays and places of one segment."""
+        if name in self._segments:
+            return self._segments[name]
+        with self.open() as file:
+            return _parse(file[f"segments/{name}"])
+
+    def read_into(self, segment: str, array: str, starts: Sequence[int], outs: Sequence[Array]) -> None:
+        """See `Container.read_into`."""
+        offset, shape, dtype = self.places[segment][array]
+        columns, row_bytes = tuple(shape[1:]), np.dtype(dtype).itemsize * math.prod(shape[1:])
+        places: list[tuple[int, memoryview]] = []
+        for start, out in zip(starts, outs, strict=True):
+            if out.shape[1:] != columns or out.dtype != dtype or not 0 <= start <= start + len(out) <= shape[0]:
+                raise ValueError(f"{len(out)} rows of {out.dtype} {out.shape[1:]} from {start} on are not in {shape}")
+            if out.size:
+                places.append((offset + start * row_bytes, memoryview(out).cast("B")))  # type: ignore[arg-type]
+        if self._extents:
+            content = Hdf5Bytes(self._descriptor, self._extents)
+            for at, view in places:
+                view[:] = content.read_at(at, len(view))
+        else:
+            copy_from_file(self._descriptor, places)
+
+
+def write_sealed(
+    path: Path,
+    old: SealedFile | None,
+    attributes: Mapping[str, Any],
+    extras: Mapping[str, Array],
+    segments: Sequence[NewSegment],
+    *,
+    without: Collection[str] = (),
+    blocks: Sequence[bytes] = (),
+) -> None:
+    """Write a file with the segments of an old one, then new ones, and one block that indexes all of them.
+
+    Args:
+        path: of the new file.
+        old: to copy from, array by array as stored; what is damaged stays so, under the checksums it was written with.
+        attributes: of the root.
+        extras: arrays beside the segments.
+        segments: to add; one that the old file holds is skipped.
+        without: segments to leave out.
+        blocks: of the index so far; they know the clips of a segment whose own index was damaged since.
+
+    Raises:
+        DamagedCacheError: a block knows a segment that is in neither place; it would be forgotten.
+    """
+    covered: dict[str, SegmentIndex] = {}
+    for block in blocks:
+        with contextlib.suppress(ValueError):  # damaged: its segments are indexed from what they hold
+            covered |= {segment.name: segment for segment in unpack(block)}
+    with h5py.File(path, "w", libver=_LIBVER) as file:
+        _set_attributes(file, attributes)
+        for name, values in extras.items():
+            file.create_dataset(f"extras/{name}", data=values)
+        group = file.create_group("segments")
+        if old is not None:
+            with old.open() as source:
+                for name in old.names:
+                    if name not in without:
+                        _attributes(source[f"segments/{name}"])  # copied without a check of its strings
+                        source.copy(source[f"segments/{name}"], group, name=name)
+        for segment in segments:
+            if segment.name not in group and segment.name not in without:
+                _write_segment(group.create_group(segment.name), segment)
+        group.attrs["count"] = len(group)
+        if lost := covered.keys() - set(group) - set(without):
+            raise DamagedCacheError(
+                f"segment {min(lost)} is gone; `emi cache verify` names its clips, and `emi cache repair` drops them"
+            )
+        if index := _index(group, covered, fp.digest(attributes["fingerprint"])):
+            file.create_dataset("index/all", data=np.frombuffer(pack(index), np.uint8))
+
+
+def _index(group: Any, covered: Mapping[str, SegmentIndex], digest: str) -> list[SegmentIndex]:
+    """The index of every segment in a group, but of those whose index is damaged."""
+    index = []
+    for name in group:
+        if name in covered:
+            index.append(replace(covered[name], places=_places(group[name])))
+        else:
+            with contextlib.suppress(ValueError):  # found when the cache is opened
+                index.append(checked_index(name, *_parse(group[name]), digest))
+    return index
+
+
+def _write_segment(group: Any, segment: NewSegment) -> None:
+    """Write arrays that may not fit in memory."""
+    for key, values in segment.arrays.items():
+        if key == "ids":
+            group.create_dataset(key, data=_utf8(values))
+            continue
+        array = group.create_dataset(key, shape=values.shape, dtype=values.dtype)
+        rows = max(1, _COPY_BYTES // max(1, array.dtype.itemsize * math.prod(values.shape[1:])))
+        for start in range(0, values.shape[0], rows):
+            array[start : start + rows] = values[start : start + rows]
+    _set_attributes(group, segment.attributes)
+
+
+def _segment_names(file: h5py.File) -> list[str]:
+    """All segments; their number is stored beside them, since a damaged list may look like a shorter one."""
+    names = list(file["segments"])
+    if len(names) != file["segments"].attrs["count"]:
+        raise OSError(f"{len(names)} segments are listed of {file['segments'].attrs['count']}")
+    return names
+
+
+def _blocks(file: h5py.File) -> list[bytes]:
+    """The data sets of `index`; an empty one for each that cannot be read, over which HDF5 may raise anything."""
+    try:
+        blocks = list(file["index"].values()) if "index" in file else []
+    except Exception:
+        return [b""]
+    contents = []
+    for block in blocks:
+        try:
+            contents.append(bytes(block[()]))
+        except Exception:
+            contents.append(b"")
+    return contents
+
+
+def _parse(group: Any) -> Parsed:
+    index = {key: np.asarray(group[key][()]) for key in INDEX_ARRAYS if key != "ids"}
+    index["ids"] = np.asarray(group["ids"].asstr()[()], dtype=object)
+    return _attributes(group), index, _places(group)
+
+
+def _places(group: Any) -> dict[str, Any]:
+    return {
+        name: [array.id.get_offset(), list(array.shape), array.dtype.str]
+        for name, array in group.items()
+        if name not in INDEX_ARRAYS
+    }
+
+
+def _utf8(ids: Rows) -> Array:
+    """Fixed-length UTF-8: contiguous bytes that checksums and memory maps can see, unlike HDF5's string heap."""
+    encoded = [text.encode() for text in ids[:]]
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    with reading_strings():
+        return {key: _decoded(value) for key, value in node.attrs.items()}
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, str):
+        return json.loads(value) if value[:1] in ("{", "[") else value
+    return value.item()
+
+
+def _set_attributes(node: Any, attributes: Mapping[str, Any]) -> None:
+    for key, value in attributes.items():
+        node.attrs[key] = json.dumps(value) if isinstance(value, dict | list) else value
