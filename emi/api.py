@@ -293,7 +293,7 @@ def table1(
     from emi.finetuning.start import FinetuneData
     from emi.finetuning.table1 import table1 as run_table
 
-    columns, validation = take(LabelColumns, settings), take(Validation, settings)
+    columns, validation = take(LabelColumns, settings), Validation(group_by=settings.pop("group_by", None))
     form = resolve(config, **settings)[0].label_format(columns, validation)
     label_files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
     data = FinetuneData(media=media, label_files=label_files, backbone=backbone, media_root=media_root)

@@ -53,7 +53,7 @@ def train_for(setup: Setup, train: Split, valid: Split, hidden: int, seconds: fl
         "clips": [len(train), len(valid)],
         "dim": train.dim,
         "hidden": settings.head_options["hidden"] or train.dim,
-        "feature_gb": train.frames.numel() * train.frames.element_size() / 1e9,
+        "feature_gb": train.rows.numel() * train.rows.element_size() / 1e9,
         "seconds_to_device": loaded,
         "epochs": len(records),
         "of_epochs": epochs,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
@@ -41,6 +41,7 @@ def by_loop(frames, pool):
     return np.array([frames[i : i + pool].astype(np.float64).mean(0) for i in range(0, len(frames), pool)])
 
 
+@settings(deadline=None)
 @given(frames=st.integers(1, 33), pool=st.integers(1, 12), half=st.booleans(), seed=st.integers(0, 99))
 def test_pooling_is_the_mean_of_each_window_and_of_what_is_left(frames, pool, half, seed):
     values = np.random.default_rng(seed).normal(size=(frames, 3)).astype(np.float16 if half else np.float32)

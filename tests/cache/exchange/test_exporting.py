@@ -176,7 +176,7 @@ def test_some_clips_come_out_in_the_order_they_are_asked_for(one, kind, out):
 
 def test_memory_is_bounded_in_bytes_and_not_in_clips(store, tmp_path, monkeypatch, record):
     for module in ("exporting", "export_arrow"):
-        monkeypatch.setattr(f"cache.{module}.CHUNK_BYTES", 200)
+        monkeypatch.setattr(f"cache.exchange.{module}.CHUNK_BYTES", 200)
     expected = [record(store[clip_id]) for clip_id in store]
     for kind, read in READ.items():
         export(store, tmp_path / kind, kind)
