@@ -87,13 +87,16 @@ def load_index(container: Container, header: Header) -> LoadedIndex:
     """Read the index of every segment, from blocks where there are some.
 
     Blocks are read before the segments are listed: one that `compact` removes in between is named in the `replaces` of
-    the segment that took its place. Where a segment goes after it was listed, everything is read again.
+    the segment that took its place. Where a segment goes after it was listed, or seems lost (an HDF5 file may have
+    been replaced between two reads), everything is read again.
     """
-    digest = fp.digest(header.fingerprint)
+    digest, lost = fp.digest(header.fingerprint), frozenset[str]()
     for _ in range(_ATTEMPTS):
         loaded = _load(container, digest)
-        if not loaded.broken or loaded.broken.keys() <= set(container.segment_names()):
+        listed = not loaded.broken or loaded.broken.keys() <= set(container.segment_names())
+        if listed and loaded.lost == lost:
             break
+        lost = loaded.lost
     return loaded
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cache import fingerprint as fp
 from cache.containers.container import NewSegment, Rows, open_container
-from cache.errors import CacheError, CacheWriteError
+from cache.errors import CacheError, CacheLockedError, CacheWriteError
 from cache.format import Array, Clip, Header, index_crc32c, segment_arrays
 from cache.index import pack, read_segment_index
 from cache.paths import StrPath
@@ -167,13 +167,14 @@ class CacheWriter:
 def seal(path: StrPath) -> None:
     """Finish an HDF5 cache whose writer was stopped when all clips were committed; nothing is done to any other.
 
+    Nor is anything done where another process is writing the cache, which seals it.
+
     Raises:
-        CacheLockedError: another process is writing it.
         CacheWriteError: there is no room, or no right to write; nothing is lost.
     """
     container = open_container(path)
     try:
-        with write_errors(container.path):
+        with write_errors(container.path), contextlib.suppress(CacheLockedError):
             container.seal()
     finally:
         container.close()

@@ -26,11 +26,12 @@ from train_head.protocols import train as run_training
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.runs.train import TrainResult
 from train_head.sweep.settings import SweepSettings
+from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import resolve_settings
 from train_head.validation import Validation
 
 if TYPE_CHECKING:
-    from emi.finetuning.table1 import Table1, TableReporter
+    from emi.finetuning.table1 import Table1
     from train_head.sweep.result import SweepResult
     from train_head.sweep.space import Space
 
@@ -88,12 +89,13 @@ def train_head(
     Raises:
         EmiError: see `train_head.protocols.train`.
     """
+    place = _needed(out)
     columns, validation = take(LabelColumns, settings), take(Validation, settings)
     validation.check_split(valid)
     resolved = resolve_settings(config, **settings)
     form = resolved.label_format(columns, validation)
     label_files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
-    return run_training(gather_inputs(cache, label_files), _needed(out), resolved, validation).result
+    return run_training(gather_inputs(cache, label_files), place, resolved, validation).result
 
 
 @takes_paths
@@ -267,7 +269,7 @@ def table1(
     config: StrPath | None = None,
     media_root: StrPath | None = None,
     skip_missing: bool = False,
-    reporter: "TableReporter | None" = None,
+    reporter: Reporter = SILENT,
     **settings: Any,
 ) -> "Table1":
     """Run the paper's Table 1 for audio on any data, resumable row by row.

@@ -1,13 +1,11 @@
 """Fill a feature cache from media: plan, skip what the cache holds, extract the rest."""
 
-import contextlib
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache.errors import CacheLockedError
 from cache.paths import StrPath
 from cache.writer import CacheWriter, seal
 from extract.failures import Failure, Note, OnResult, write_failures, write_truncated
@@ -102,8 +100,7 @@ def extract(
         stats=stats or PipelineStats(),
     )
     if not planned.todo:
-        with contextlib.suppress(CacheLockedError):  # the process that is writing it seals it
-            seal(cache)
+        seal(cache)
         return summary
     tried: set[str] = set()
 

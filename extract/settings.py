@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache.settings import setting
 from cache.system.machine import available_cores, bfloat16_unit
 from extract.errors import ExtractSettingsError
 
@@ -49,45 +50,37 @@ DEFAULT = DecodeOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractSettings:
-    """How features are made.
+    """How features are made."""
 
-    Attributes:
-        backbone: name, Hugging Face id or local folder.
-        revision: branch, tag or commit of a Hugging Face id; the main branch by default.
-        max_seconds: only this much of each clip is used (12 in the paper).
-        precision: of the backbone's arithmetic; "auto" is the precision of an existing cache, else bf16 where the
-            device multiplies it in hardware, else fp32.
-        device: "auto" takes CUDA where it is available.
-        dtype: storage dtype of the frames.
-        media_root: folder that the paths of a CSV or list are relative to; its own folder by default.
-        shard: this job's share as "I/N" (I from 1 to N), or None for everything.
-        batch_seconds: upper limit of clips x longest clip in one batch.
-        workers: decoding threads or processes; 0 starts one per core.
-        processes: processes that share the work, each with its own GPU; 0 starts one per GPU, or one on a CPU. With
-            the engine "ray", the maximum number of actors; 0 starts one per GPU of the cluster, or one per CPU core.
-        engine: "local", or "ray" for the machines of a Ray cluster (`extract.workers.ray_engine`).
-        address: of the cluster, as "auto" or HOST:PORT; None starts one on this machine for the run.
-        track: see `DecodeOptions`.
-        allow_truncated: see `DecodeOptions`; clips used in this way are listed in truncated.csv beside the cache.
-        refresh: extract clips again whose media changed since.
-    """
-
-    backbone: str = "silero"
-    revision: str | None = None
-    max_seconds: float = 12.0
-    precision: str = "auto"
-    device: str = "auto"
-    dtype: str = "float16"
-    media_root: str | Path | None = None
-    shard: str | None = None
-    batch_seconds: float | None = None
-    workers: int = 0
-    processes: int = 0
-    engine: str = "local"
-    address: str | None = None
-    track: int | None = None
-    allow_truncated: bool = False
-    refresh: bool = False
+    backbone: str = setting("silero", "silero, a Hugging Face id, or a local checkpoint folder.")
+    revision: str | None = setting(None, "Branch, tag or commit of a Hugging Face id.", shown="main")
+    max_seconds: float = setting(12.0, "Use this much of each clip.")
+    precision: str = setting(
+        "auto",
+        "Of arithmetic: fp32, bf16, fp16, or auto: as in the cache, else bf16 where the hardware has it, else fp32.",
+    )
+    device: str = setting("auto", "auto (CUDA where available), cpu or cuda.")
+    dtype: str = setting("float16", "Storage of the frames: float16 or float32.")
+    media_root: str | Path | None = setting(None, "Where the paths of a CSV or list start.", shown="its own folder")
+    shard: str | None = setting(None, "Do only this share of the clips, from 1/N to N/N.", metavar="I/N")
+    batch_seconds: float | None = setting(
+        None, "Upper bound in seconds on clips x longest clip of a batch.", shown="by device"
+    )
+    workers: int = setting(0, "Threads or processes that decode; 0 starts one per core.")
+    processes: int = setting(
+        0, "Processes that share the work, a GPU each (Zarr only); 0 starts one per GPU. With Ray, the most actors."
+    )
+    engine: str = setting("local", "local, or ray: an actor per GPU or CPU core of a Ray cluster.")
+    address: str | None = setting(
+        None, "Ray cluster: auto or HOST:PORT.", shown="one started on this machine for the run"
+    )
+    track: int | None = setting(
+        None, "Audio track, counted from 1.", metavar="N", shown="the one marked default, else the first"
+    )
+    allow_truncated: bool = setting(
+        False, "Use files that are cut off or damaged as far as they decode; truncated.csv lists them."
+    )
+    refresh: bool = setting(False, "Extract clips again whose media changed since; the old ones are replaced.")
 
     def __post_init__(self) -> None:
         choices = (("precision", PRECISIONS), ("dtype", STORAGE_DTYPES), ("device", DEVICES), ("engine", ENGINES))

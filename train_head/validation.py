@@ -49,11 +49,6 @@ class Validation:
                 "--folds or --train-on-all"
             )
 
-    @property
-    def one_run(self) -> bool:
-        """Whether a single run is validated."""
-        return self.seeds is None and self.folds is None
-
     def check_split(self, valid: object | None) -> None:
         """Refuse to train without a validation split, unless folds are cut.
 

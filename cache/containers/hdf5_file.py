@@ -11,7 +11,7 @@ same command resumes it. The folder states in its root attribute `appends_to` wh
 attribute, it is the beginning of a file that is not there yet. A folder that continues another file, because a copy was
 restored over it or because the file was deleted, is no part of the cache: readers ignore it, and the next writer
 renames it to `NAME.h5.stopped-<time>.zarr`, a complete cache. A folder that was sealed by a process that died before it
-removed it is ignored too, since the file has its segments, by name, and removed by the next writer.
+removed it is ignored too; the next writer removes it where the file has its segments by name.
 """
 
 import errno
@@ -26,7 +26,7 @@ from cache.containers.container import NewSegment
 from cache.containers.old_journal import journal_path
 from cache.containers.sealed_file import Parsed, SealedFile, write_sealed
 from cache.containers.zarr_group import ZarrContainer
-from cache.errors import CacheFormatError, CacheLockedError
+from cache.errors import CacheFormatError, CacheLockedError, DamagedCacheError
 from cache.format import Array, with_checksum
 from cache.index import SegmentIndex
 from cache.system.atomic_file import replacing
@@ -63,6 +63,7 @@ class Hdf5Container:
         self._folder = ZarrContainer(str(self._place))
         self._file: SealedFile | None = None
         self._lock: FolderLock | None = None
+        self._committed: set[str] = set()
 
     def read_attributes(self) -> dict[str, Any] | None:
         """Return the root attributes of the file, or else of the folder; None where there is neither."""
@@ -130,11 +131,13 @@ class Hdf5Container:
     def write_segment(self, segment: NewSegment) -> None:
         """Commit a segment in the folder."""
         self._begin().write_segment(segment)
+        self._committed.add(segment.name)
 
     def rewrite(self, replacements: Sequence[tuple[Collection[str], NewSegment | None]]) -> None:
         """Seal the cache with new segments in the place of old ones."""
         self.lock()
         gone = {name for old, _ in replacements for name in old}
+        self._committed -= gone
         self._seal([new for _, new in replacements if new is not None], gone)
 
     def seal(self) -> bool:
@@ -143,6 +146,7 @@ class Hdf5Container:
         Raises:
             OSError: there is no room, or no right to write; the file and the folder are as they were.
         """
+        self._check_committed()
         journal = journal_path(self._path).exists()
         if not (self._place.exists() or journal):
             return False
@@ -204,7 +208,13 @@ class Hdf5Container:
 
     def _continued(self) -> ZarrContainer | None:
         """The folder, where there is one that continues the file at the path."""
-        attributes = self._folder.read_attributes()
+        try:
+            attributes = self._folder.read_attributes()
+        except CacheFormatError as error:
+            raise CacheFormatError(
+                f"{self._place}, which holds unfinished work on {self.path}, cannot be read ({error}); remove that "
+                "folder to return to the file without that work"
+            ) from error
         if attributes is None:
             return None
         file = self._current()
@@ -240,6 +250,7 @@ class Hdf5Container:
         """The folder, to be written to."""
         self.lock()
         if self._continued() is None:
+            self._check_committed()
             file = self._current()
             if file is None:
                 raise FileNotFoundError(f"{self._path} was removed meanwhile")
@@ -255,6 +266,8 @@ class Hdf5Container:
         else:
             attributes, extras = file.attributes, file.read_extras()
         assert attributes is not None
+        self._temporary().unlink(missing_ok=True)
+        shutil.rmtree(self._removed, ignore_errors=True)
         free, needed = shutil.disk_usage(self._path.parent).free, self.stored()[1]
         if free < needed:
             raise OSError(
@@ -265,10 +278,29 @@ class Hdf5Container:
         names = folder.segment_names() if folder is not None else []
         segments = [*new, *(self._folder.whole_segment(name) for name in names if name not in gone)]
         with replacing(self._path) as temporary:
-            write_sealed(temporary, file, attributes, extras, segments, without=gone, blocks=self.read_blocks())
+            try:
+                write_sealed(temporary, file, attributes, extras, segments, without=gone, blocks=self.read_blocks())
+            except DamagedCacheError as error:
+                raise DamagedCacheError(f"{self.path}: {error}") from error
+            if file is not None:
+                shutil.copymode(self._path, temporary)
         sync(self._path.parent)
         self._remove_folder()
         journal_path(self._path).unlink(missing_ok=True)
+
+    def _check_committed(self) -> None:
+        """Refuse to forget what this process committed.
+
+        Raises:
+            FileNotFoundError: somebody removed the folder, or took the file away that had its segments.
+        """
+        if self._place.exists() and self._continued() is None:
+            return  # it is put aside, which says so
+        if lost := self._committed - set(self.segment_names()):
+            raise FileNotFoundError(
+                f"{len(lost)} segments that were committed to {self._place} are gone: the folder was removed while "
+                "this ran; run the same command again"
+            )
 
     def _put_aside(self) -> Path | None:
         """Remove a folder without more segments than the file; rename one that continues another, and say to where."""

@@ -53,6 +53,7 @@ class SealedFile:
     def __init__(self, path: Path) -> None:
         self._descriptor = open_binary(path)
         weakref.finalize(self, os.close, self._descriptor)
+        self._state = _state_of(os.fstat(self._descriptor))
         self._extents = old_journal.pending(path, self._descriptor)
         with self.open() as file:
             self.attributes = _attributes(file)
@@ -76,8 +77,8 @@ class SealedFile:
         return h5py.File(Hdf5Bytes(self._descriptor, self._extents), "r")
 
     def is_at(self, path: Path) -> bool:
-        """Return whether this is still the file at a path."""
-        return os.path.samestat(os.fstat(self._descriptor), path.stat())
+        """Return whether this is still the file at a path, and was not overwritten in place, as `cp` does."""
+        return _state_of(path.stat()) == self._state
 
     def identity(self) -> str:
         """Return a hash of its header and its segments' names."""
@@ -112,6 +113,10 @@ class SealedFile:
                 view[:] = content.read_at(at, len(view))
         else:
             copy_from_file(self._descriptor, places)
+
+
+def _state_of(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def write_sealed(
@@ -159,7 +164,8 @@ def write_sealed(
         group.attrs["count"] = len(group)
         if lost := covered.keys() - set(group) - set(without):
             raise DamagedCacheError(
-                f"segment {min(lost)} is gone; `emi cache verify` names its clips, and `emi cache repair` drops them"
+                f"segment {min(lost)} is gone; `emi cache verify` names its clips, and `emi cache repair` on the cache "
+                "drops them"
             )
         if index := _index(group, covered, fp.digest(attributes["fingerprint"])):
             file.create_dataset("index/all", data=np.frombuffer(pack(index), np.uint8))

@@ -30,6 +30,7 @@ from cache.format import ARRAYS, INDEX_ARRAYS, Array
 from cache.index import SegmentIndex
 from cache.sources import SOURCES
 from cache.system import disk
+from cache.system.disk import sync as sync_file
 
 if TYPE_CHECKING:
     from cache.system.locks import FolderLock
@@ -96,6 +97,9 @@ class ZarrContainer:
             _write_array(f"{self.path}/extras/{name}", values)
         with contextlib.suppress(zarr.errors.ContainsGroupError):
             zarr.create_group(self.path, attributes=dict(attributes), zarr_format=3)
+        if self._local is not None:
+            for place in (*self._local.rglob("zarr.json"), self._local, self._local.parent):
+                sync_file(place)
 
     def read_extras(self) -> dict[str, Array]:
         """The arrays of the group `extras`, which most caches lack."""

@@ -28,7 +28,7 @@ class HeldError(BlockingIOError):
 class Lock:
     """An exclusive lock of a file or folder that exists.
 
-    With `flock` the file itself is locked, which HDF5 respects. Elsewhere, as on Windows, where a locked file cannot be
+    With `flock` the file itself is locked. Elsewhere, as on Windows, where a locked file cannot be
     read, a file beside it is locked.
     """
 

@@ -118,7 +118,7 @@ def main() -> None:
             streams.write_out()
         sys.exit(1 if sentence is None else 2)
     if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this
-        streams.say("emi: stopped; what was finished is kept, and the same command goes on from there")
+        streams.say("emi: stopped; what was finished is kept, and the same command resumes there")
     sys.exit(code)
 
 

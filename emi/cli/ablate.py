@@ -22,6 +22,7 @@ EXAMPLE = (
     LabelColumns,
     Validation,
     only="epochs lr seed label_scale label_range targets rater group_by",
+    group_by="What names the speaker: a label column, or a regular expression on Filename. Splits share no group.",
 )
 def ablate(
     cache: options.Caches,

@@ -1,13 +1,15 @@
 """`emi extract`: media into a feature cache."""
 
+import contextlib
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cache.settings import take
 from emi.cli import options
 from emi.cli.media_notes import first_of, tell_left_out, tell_notes
+from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,113 +25,68 @@ IN_PART = ("truncated", "damaged", "two files in one")
 """Reasons of failures that `--allow-truncated` passes over."""
 
 
+@options.takes(ExtractSettings)
 def extract(
     media: Annotated[
         str, typer.Argument(help="Folder (searched recursively), CSV with a Filename column, or text list.")
     ],
     cache: Annotated[str, typer.Option(help="Feature cache to fill: NAME.zarr or NAME.h5.")],
-    backbone: Annotated[str, typer.Option(help="silero, a Hugging Face id, or a local checkpoint folder.")] = "silero",
-    revision: options.Revision = None,
-    max_seconds: Annotated[float, typer.Option(help="Use this much of each clip.")] = 12.0,
-    precision: Annotated[str, typer.Option(help="auto (bf16 where the hardware has it), fp32, bf16 or fp16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Storage of the frames: float16 or float32.")] = "float16",
-    media_root: Annotated[
-        Path | None, typer.Option(help="Where the paths of a CSV or list start [default: its own folder].")
-    ] = None,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Do only this share of the clips, from 1/N to N/N.")
-    ] = None,
-    batch_seconds: Annotated[
-        float | None, typer.Option(help="Bound on clips x longest clip of a batch [default: by device].")
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Threads or processes that decode; 0 takes one per core.")] = 0,
-    processes: Annotated[
-        int, typer.Option(help="Processes that share the work, a GPU each; 0 takes one per GPU (Zarr only).")
-    ] = 0,
-    engine: Annotated[
-        str, typer.Option(help="local, or ray: an actor per GPU or CPU core of a Ray cluster, at most --processes.")
-    ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster: auto or HOST:PORT [default: one started on this machine for the run]."),
-    ] = None,
-    track: options.Track = None,
-    allow_truncated: options.AllowTruncated = False,
-    refresh: Annotated[
-        bool,
-        typer.Option("--refresh", help="Extract clips again whose media changed since; the old ones are replaced."),
-    ] = False,
+    *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and what it would take, and write nothing.")
     ] = False,
+    given: options.Given,
 ) -> None:
-    """Turn media into a feature cache. Run it again to go on where it stopped.
+    """Turn media into a feature cache. Run it again to resume where it stopped.
 
-    Files that cannot be read are listed in failures.csv beside the cache, the others go on, and the exit code is 1.
-    Files that --allow-truncated uses in part are listed in truncated.csv.
+    Files that cannot be read are listed in failures.csv beside the cache, the others are extracted, and the exit code
+    is 1. Files that --allow-truncated uses in part are listed in truncated.csv.
     """
     from emi.cli.weights import tell_licence
-    from emi.console import Progress
-    from extract import run
     from extract.estimate import estimate
-    from extract.plan import plan as make_plan
-    from extract.settings import ExtractSettings
-    from extract.stats import PipelineStats
+    from extract.plan import plan
 
-    settings = ExtractSettings(
-        backbone=backbone,
-        revision=revision,
-        max_seconds=max_seconds,
-        precision=precision,
-        device=device,
-        dtype=dtype,
-        media_root=media_root,
-        shard=shard,
-        batch_seconds=batch_seconds,
-        workers=workers,
-        processes=processes,
-        engine=engine,
-        address=address,
-        track=track,
-        allow_truncated=allow_truncated,
-        refresh=refresh,
-    )
-    tell_licence(backbone)
+    settings = take(ExtractSettings, given)
+    tell_licence(settings.backbone)
     if dry_run:
-        planned = make_plan(media, cache, settings)
+        planned = plan(media, cache, settings)
         _show_plan(planned, cache, settings.resolved_device().type)
         tell_left_out(planned.left_out)
         _show_changed(planned.changed, refresh=settings.refresh)
         typer.echo(estimate(planned, settings).text())
         return
-    progress: Progress | None = None
-    stats = PipelineStats()
-
-    def show(done: int, total: int, seconds: float) -> None:
-        if progress is not None:
-            progress(done, total, seconds)
-
-    def on_plan(plan: "ExtractPlan") -> None:
-        nonlocal progress
-        tell_left_out(plan.left_out)
-        if plan.refresh:
-            _show_changed(plan.changed, refresh=True)
-        if plan.todo:
-            _show_plan(plan, cache, settings.resolved_device().type)
-            progress = Progress(plan.todo, "extracting", stats.waiting).__enter__()
-
     started = time.monotonic()
-    try:
-        summary = run.extract(media, cache, settings, on_plan=on_plan, on_progress=show, stats=stats)
-    finally:
-        if progress is not None:
-            progress.__exit__(None, None, None)
+    summary = _extract(media, cache, settings)
     _show_summary(summary, time.monotonic() - started)
     tell_notes([*summary.tracks, *summary.truncated], summary.truncated_file)
     _show_changed(summary.changed, refresh=False)
     if summary.failures:
         raise typer.Exit(1)
+
+
+def _extract(media: str, cache: str, settings: ExtractSettings) -> "ExtractSummary":
+    """Extract, and show what is planned and how far it is."""
+    from emi.console import Progress
+    from extract import run
+    from extract.stats import PipelineStats
+
+    stats = PipelineStats()
+    with contextlib.ExitStack() as stack:
+        shown: list[Progress] = []
+
+        def on_plan(plan: "ExtractPlan") -> None:
+            tell_left_out(plan.left_out)
+            if plan.refresh:
+                _show_changed(plan.changed, refresh=True)
+            if plan.todo:
+                _show_plan(plan, cache, settings.resolved_device().type)
+                shown.append(stack.enter_context(Progress(plan.todo, "extracting", stats.waiting)))
+
+        def on_progress(done: int, total: int, seconds: float) -> None:
+            for progress in shown:
+                progress(done, total, seconds)
+
+        return run.extract(media, cache, settings, on_plan=on_plan, on_progress=on_progress, stats=stats)
 
 
 def _show_plan(plan: "ExtractPlan", cache: str, device: str) -> None:

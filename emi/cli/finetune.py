@@ -19,7 +19,7 @@ EXAMPLE = (
 )
 
 
-@options.takes(FinetuneSettings, TrainSettings, LabelColumns, Validation)
+@options.takes(FinetuneSettings, TrainSettings, options.HeadOptions, LabelColumns, Validation)
 def finetune(
     media: options.Media,
     train: options.Train,
@@ -51,10 +51,11 @@ def finetune(
     from emi.cli.weights import tell_licence
     from emi.console import Progress
     from emi.finetuning.processes import first
-    from emi.finetuning.start import FinetuneData, FinetuneReporter, resolve_with_head
+    from emi.finetuning.start import FinetuneData, resolve_with_head
     from emi.finetuning.start import finetune as run
     from train_head.reports.trackers import Trackers
     from train_head.runs.inputs import LabelFiles
+    from train_head.training.loop import SILENT
     from train_head.training.settings import read_assignments
 
     columns, validation = take(LabelColumns, given), take(Validation, given)
@@ -78,7 +79,7 @@ def finetune(
         Trackers(out, [*(tracker or ()), *["tensorboard"] * tensorboard]) as trackers,
         Progress(None, "decoding") as decoding,
     ):
-        reporter = TrainingOutput(decoding, trackers) if speaks else FinetuneReporter()
+        reporter = TrainingOutput(decoding, trackers) if speaks else SILENT
         outcome = run(data, out, settings, tuning, validation, reporter)
     if first():
         print_outcome(outcome, out, "their media are missing or unreadable")

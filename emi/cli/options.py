@@ -102,13 +102,13 @@ class HeadOptions:
     output: str | None = setting(None, "linear, tanh or sigmoid.", shown="linear")
 
 
-def takes(*kinds: type["DataclassInstance"], only: str = "", **defaults: str) -> Callable[[Callable[..., None]], Any]:
+def takes(*kinds: type["DataclassInstance"], only: str = "", **helps: str) -> Callable[[Callable[..., None]], Any]:
     """Add options to a command for the fields of dataclasses; it gets those that were given as `given`.
 
     Args:
         *kinds: dataclasses whose fields have help texts.
         only: names of the fields that become options, separated by spaces; all by default.
-        **defaults: what `--help` prints as the default of an option, where it is another in this command.
+        **helps: help texts of options that mean something else in this command.
     """
     wanted = set(only.split())
 
@@ -116,7 +116,7 @@ def takes(*kinds: type["DataclassInstance"], only: str = "", **defaults: str) ->
         signature = inspect.signature(command, eval_str=True)
         typed = [parameter for parameter in signature.parameters.values() if parameter.name != "given"]
         added = {
-            name: _parameter(name, field, get_type_hints(kind)[field.name], defaults.get(name))
+            name: _parameter(name, field, get_type_hints(kind)[field.name], helps.get(name, field.metadata["help"]))
             for kind in kinds
             for field in fields(kind)
             if (name := field.metadata.get("option", field.name)) and (not wanted or name in wanted)
@@ -127,7 +127,7 @@ def takes(*kinds: type["DataclassInstance"], only: str = "", **defaults: str) ->
             given = {name: values.pop(name) for name in added}
             command(**values, given={name: value for name, value in given.items() if value is not None})
 
-        parameters = [*typed, *(one for name, one in added.items() if name not in signature.parameters)]
+        parameters = [*typed, *added.values()]
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
@@ -135,11 +135,11 @@ def takes(*kinds: type["DataclassInstance"], only: str = "", **defaults: str) ->
     return decorate
 
 
-def _parameter(name: str, field: "Field[Any]", hint: Any, shown: str | None) -> inspect.Parameter:
+def _parameter(name: str, field: "Field[Any]", hint: Any, text: str) -> inspect.Parameter:
     kind = next((one for one in get_args(hint) or (hint,) if one is not NoneType), str)
     kind = kind if kind in (bool, int, float, str) and not isinstance(field.default, tuple) else str
-    shown = shown or field.metadata.get("shown") or _shown(field.default)
-    text = field.metadata["help"].removesuffix(".") + (f" [default: {shown}]." if shown else ".")
+    shown = field.metadata.get("shown") or _shown(field.default)
+    text = text.removesuffix(".") + (f" [default: {shown}]." if shown else ".")
     option = typer.Option(metavar=field.metadata.get("metavar"), help=text)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

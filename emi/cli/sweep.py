@@ -29,6 +29,7 @@ EXAMPLE = (
     SweepSettings,
     only="trials jobs sampler pruner pool pca clips top seeds seed storage label_scale label_range targets rater "
     "group_by",
+    group_by="What names the speaker: a label column, or a regular expression on Filename. Splits share no group.",
 )
 def sweep(
     cache: Annotated[str, typer.Option(help="Feature cache.")],

@@ -25,6 +25,8 @@ EXAMPLE = (
     Validation,
     only="freeze backbone_lr batch_seconds checkpointing lr epochs device label_scale label_range targets rater "
     "group_by",
+    group_by="What names the speaker: a label column, or a regular expression on Filename. Splits share no group.",
+    freeze="What is never trained in the unfrozen rows: none, cnn or layers:N (the CNN and the first N layers).",
 )
 def table1(
     media: options.Media,

@@ -6,13 +6,12 @@ from pathlib import Path
 import typer
 
 from emi.cli.media_notes import tell_notes
-from emi.finetuning.table1 import TableReporter
 from extract.failures import Note
 from train_head.protocols import Outcome, ProtocolResult
 from train_head.reports.progress import EpochLines
 from train_head.reports.trackers import Trackers
 from train_head.runs.inputs import LabelFiles
-from train_head.training.loop import Record
+from train_head.training.loop import Record, Reporter
 from train_head.training.settings import TrainSettings
 
 
@@ -32,7 +31,7 @@ def print_labels(label_files: LabelFiles) -> None:
         typer.echo(f"{labels.unlabelled} clips of {path} were left out because they have no label", err=True)
 
 
-class TrainingOutput(TableReporter):
+class TrainingOutput(Reporter):
     """Prints a heading per run where there are several, and one line per epoch.
 
     Args:
@@ -45,9 +44,10 @@ class TrainingOutput(TableReporter):
     ) -> None:
         self._decoding, self._trackers = decoding, trackers
         self._lines: EpochLines | None = None
+        self._noted: set[str] = set()
 
     def row_started(self, name: str) -> None:
-        """See `TableReporter`."""
+        """See `Reporter`."""
         typer.echo(f"row {name}")
 
     def run_started(self, name: str, folder: Path, settings: TrainSettings) -> None:
@@ -71,16 +71,18 @@ class TrainingOutput(TableReporter):
             self._lines.on_step(epoch, what, done, total)
 
     def note(self, text: str) -> None:
-        """See `Reporter`."""
-        typer.echo(text, err=True)
+        """See `Reporter`; a sentence is printed once."""
+        if text not in self._noted:
+            typer.echo(text, err=True)
+        self._noted.add(text)
 
     def clip_decoded(self, done: int, total: int, seconds: float) -> None:
-        """See `FinetuneReporter`."""
+        """See `Reporter`."""
         if self._decoding is not None:
             self._decoding(done, total, seconds)
 
     def media_notes(self, notes: Sequence[Note]) -> None:
-        """See `FinetuneReporter`."""
+        """See `Reporter`."""
         tell_notes(notes)
 
 

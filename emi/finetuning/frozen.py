@@ -21,7 +21,7 @@ from torch import Tensor
 _HEADER = struct.Struct("<16sqqI")
 """Hash of the clip's samples, frames, width, CRC-32C of the bytes that follow."""
 FREE_SHARE = 2
-"""The disk must have so many times the room that the file will take."""
+"""The disk must have this many times the size of the file free."""
 
 
 class FrozenOutputs:

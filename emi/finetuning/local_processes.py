@@ -136,7 +136,7 @@ class _Worker:
             ) from error
 
     def wait(self, seconds: float) -> None:
-        """Until it has ended, but no longer."""
+        """Wait for the process to exit, up to a timeout."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
 

@@ -1,4 +1,4 @@
-"""The processes of one training, as `helpers`, torchrun or `accelerate launch` start them; alone, one is all."""
+"""The processes that share a training, started by `local_processes`, torchrun or `accelerate launch`."""
 
 from collections.abc import Iterable
 from datetime import timedelta

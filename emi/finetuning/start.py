@@ -19,14 +19,13 @@ from emi.finetuning.processes import Processes
 from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.sharding import check_sharding
 from extract.backbones import Identity, identify, load_trainable
-from extract.failures import Note
 from train_head.data.labels import read_labels
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.protocols import Outcome, train
 from train_head.runs.inputs import LabelFiles
 from train_head.runs.load import TrainedHead, load_head
 from train_head.runs.run_folder import CONFIG
-from train_head.training.loop import Reporter
+from train_head.training.loop import SILENT, Reporter
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings, resolve_settings
 from train_head.validation import Validation
@@ -58,16 +57,6 @@ class FinetuneData:
     media_root: StrPath | None = None
 
 
-class FinetuneReporter(Reporter):
-    """Also hears of the media."""
-
-    def clip_decoded(self, done: int, total: int, seconds: float) -> None:
-        """Hear of a decoded clip: its number, the number of all clips, and its seconds."""
-
-    def media_notes(self, notes: Sequence[Note]) -> None:
-        """Hear what should be known of the media, if there is something."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Job:
     """What each of the processes that share a training does; picklable."""
@@ -79,7 +68,7 @@ class _Job:
     validation: Validation
     identity: Identity
 
-    def run(self, reporter: FinetuneReporter | None = None) -> Outcome:
+    def run(self, reporter: Reporter = SILENT) -> Outcome:
         data, settings, tuning, identity = self.data, self.settings, self.tuning, self.identity
         if settings.device == "cpu":
             spare_time_or_memory(tuning)
@@ -87,8 +76,8 @@ class _Job:
         check_sharding(tuning, processes.count)
         if not (self.out / CONFIG).is_file():
             check_backbone(identity, settings, tuning)
-        if reporter is None or not processes.first:
-            reporter = FinetuneReporter()
+        if not processes.first:
+            reporter = SILENT
         head = load_init_head(data.init_head, identity, settings) if data.init_head is not None else None
         if head is not None:
             targets = read_labels(data.label_files.files["train"], data.label_files.format).names
@@ -120,7 +109,7 @@ def finetune(
     settings: TrainSettings | None = None,
     tuning: FinetuneSettings | None = None,
     validation: Validation | None = None,
-    reporter: FinetuneReporter | None = None,
+    reporter: Reporter = SILENT,
 ) -> Outcome:
     """Train backbone and head together, one run or several by a protocol; called again it resumes.
 
@@ -144,7 +133,7 @@ def finetune(
     validation = validation or Validation()
     validation.check_split(data.label_files.files.get("valid"))
     identity = identify(data.backbone, data.revision)
-    if reporter is not None and identity.note:
+    if identity.note:
         reporter.note(identity.note)
     tuning = tuning or FinetuneSettings()
     job = _Job(

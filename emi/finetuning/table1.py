@@ -18,7 +18,6 @@ from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.sharding import check_sharding
 from emi.finetuning.start import (
     FinetuneData,
-    FinetuneReporter,
     check_backbone,
     finetune,
     on_this_machine,
@@ -33,6 +32,7 @@ from train_head.protocols import Outcome, ProtocolResult, train
 from train_head.protocols.pool import check_apart
 from train_head.reports.tables import OVER_TARGETS
 from train_head.runs.inputs import check_disjoint_splits, gather_inputs
+from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings
 from train_head.validation import Validation
 
@@ -180,20 +180,13 @@ _NOTE = (
 )
 
 
-class TableReporter(FinetuneReporter):
-    """Also hears of the rows."""
-
-    def row_started(self, name: str) -> None:
-        """Hear that a row begins."""
-
-
 def table1(
     data: FinetuneData,
     out: StrPath,
     *,
     seeds: int = 3,
     config: StrPath | None = None,
-    reporter: TableReporter | None = None,
+    reporter: Reporter = SILENT,
     **settings: Any,
 ) -> Table1:
     """Run every row; called again it resumes with the first that is not finished.
@@ -213,7 +206,7 @@ def table1(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainSettingsError("emi table1 runs in no torchrun; give --set processes=N, or train its rows one by one")
-    folder, reporter, tested = Path(out), reporter or TableReporter(), "test" in data.label_files.files
+    folder, tested = Path(out), "test" in data.label_files.files
     resolved = [resolve(config, **(settings | row.overrides)) for row in ROWS]
     _check(data, resolved[-1])
     labels = data.label_files.read()
@@ -256,7 +249,7 @@ def _extract(
     settings: TrainSettings,
     tuning: FinetuneSettings,
     labels: Mapping[str, Labels],
-    reporter: TableReporter,
+    reporter: Reporter,
 ) -> None:
     """Extract in the precision and on the device of the rows that are not frozen."""
     cache.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Checkpoints of the Hugging Face hub: from the local cache, or downloaded, only the files that are used."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -50,8 +51,8 @@ def from_hub(name: str, revision: str | None = None) -> Path:
             url = huggingface_hub.hf_hub_url(repository, "config.json", revision=wanted)
             huggingface_hub.get_hf_file_metadata(url, timeout=10)
             folder = _download(repository, wanted)
-        except Exception:
-            if local is None:
+        except Exception as error:  # the hub's client has types of its own for a network that fails, by version
+            if local is None or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
                 raise
             return local  # without the processor's file, which whatever downloaded the rest may have skipped
     except HFValidationError:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.paths import StrPath
+from train_head.errors import TrainSettingsError
 from train_head.protocols.folds import train_folds, train_one_fold
 from train_head.protocols.on_all import AllResult, train_one_and_all, train_seeds_on_all
 from train_head.protocols.pool import pool
@@ -63,6 +64,10 @@ def train(
     """
     validation = validation or Validation()
     validation.check_split(inputs.splits.get("valid"))
+    if validation.group_by not in (None, inputs.label_files.format.group_by):
+        raise TrainSettingsError(
+            f"the labels were read without the groups of {validation.group_by!r}; give it to `label_format` too"
+        )
     if validation.folds is not None and validation.only_fold is not None:
         fold = train_one_fold(inputs, out, settings, validation.folds, validation.only_fold, reporter)
         return Outcome(fold.together or fold.result, missing_folds=fold.missing)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cache.paths import StrPath
-from train_head.errors import RunFolderError
+from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.protocols.members import listed_members, prepare_protocol, write_ensemble, write_mean, write_summary
 from train_head.protocols.result import ProtocolResult
 from train_head.runs.inputs import Inputs, rater_agreement
@@ -38,9 +38,12 @@ def train_seeds(
         reported_under: what precedes the names of the runs that it hears.
 
     Raises:
+        TrainSettingsError: fewer than one seed.
         RunFolderError: the folder holds something else, or more seeds.
         LabelError: training and validation share a group.
     """
+    if seeds < 1:
+        raise TrainSettingsError(f"seeds must be 1 or more, got {seeds}")
     settings, folder = settings.on_this_machine(), Path(out)
     inputs.check_groups()
     members = tuple(f"seed-{i}" for i in range(seeds))

@@ -56,9 +56,7 @@ class Trackers:
         """Pass one epoch on."""
         records = [record]
         if self._names and not self._open:
-            from accelerate import PartialState
-
-            PartialState()  # trackers ask it which process writes
+            _say_which_process_writes()
             records = [*self._before(record["epoch"]), record]
             self._open = [self._start(name, records[0]["epoch"]) for name in self._names]
         for each in records:
@@ -103,6 +101,22 @@ class Trackers:
         if hasattr(tracker, "start"):  # older accelerate starts it when it is made
             tracker.start()
         return tracker
+
+
+def _say_which_process_writes() -> None:
+    """Make the state that accelerate's trackers ask which process writes.
+
+    Runs that torchrun starts side by side, and that share no step, must not wait for one another here.
+    """
+    from accelerate import PartialState
+    from torch import distributed
+
+    names = () if distributed.is_initialized() else ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        PartialState()
+    finally:
+        os.environ.update(hidden)
 
 
 def _check(names: Sequence[str]) -> None:

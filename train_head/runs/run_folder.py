@@ -3,7 +3,7 @@
 config.toml             all settings, resolved, what the run was made from and with, the licence of its backbone
 metrics.jsonl           one line per epoch
 best.safetensors        weights of the best epoch, or their moving average
-last.pt                 everything needed to go on exactly where a run stopped
+last.pt                 everything needed to resume exactly where a run stopped
 predictions_valid.csv   (and predictions_test.csv) from the best weights, header as in the labels
 curves.svg, .png        loss and validation Pearson by epoch (`train_head.reports.figures`)
 scatter_valid.svg, .png (and scatter_test) predictions against labels
@@ -168,7 +168,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive may raise anything
-        raise RunFolderError(f"{path} is damaged, and the run cannot go on from it; {_RESTORE}") from error
+        raise RunFolderError(f"{path} is damaged, and the run cannot resume from it; {_RESTORE}") from error
     return state
 
 

@@ -73,8 +73,8 @@ def train_run(
         RunFolderError: the folder holds something else or is damaged, or another process trains into it.
         DivergedError: the loss is not finite.
     """
-    from train_head.reports.card import write_card  # half a second, which a command that trains nothing need not wait
-    from train_head.reports.figures import draw_run
+    from train_head.reports.card import write_card
+    from train_head.reports.figures import draw_run  # takes half a second, which a finished run need not wait
 
     settings, folder = settings.on_this_machine(), Path(out)
     run_folder.prepare_folder(folder, run_config(settings, inputs))

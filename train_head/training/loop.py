@@ -36,7 +36,16 @@ class Reporter:
         """Hear of a step within an epoch, which may take hours; `what` is "training" or "validating"."""
 
     def note(self, text: str) -> None:
-        """Hear a sentence about the run, before it resumes."""
+        """Hear a sentence about the run, before it begins or resumes."""
+
+    def row_started(self, name: str) -> None:
+        """Hear that a row of a table begins (`emi table1`)."""
+
+    def clip_decoded(self, done: int, total: int, seconds: float) -> None:
+        """Hear of a decoded clip: its number, the number of all clips, and its seconds (fine-tuning)."""
+
+    def media_notes(self, notes: Sequence[Any]) -> None:
+        """Hear `extract.failures.Note`s, where there is something to know of the media (fine-tuning)."""
 
 
 SILENT = Reporter()

@@ -109,7 +109,7 @@ class TrainSettings:
         object.__setattr__(self, "head_options", resolved)
 
     def on_this_machine(self) -> "TrainSettings":
-        """The same with device and precision settled, as a run records them.
+        """Return the settings with device and precision resolved, as a run records them.
 
         Raises:
             TrainSettingsError: there is no CUDA device, and one is asked for.
@@ -132,7 +132,7 @@ class TrainSettings:
         return LabelFormat(
             targets=columns.targets,
             rater=columns.rater,
-            group_by=validation.group_by if validation else None,
+            group_by=validation.group_by if validation else columns.group_by,
             scale=self.label_scale,
             range=self.label_range,
         )

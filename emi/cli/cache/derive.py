@@ -30,7 +30,7 @@ def derive(
         bool, typer.Option("--skip-missing", help="Fit without training clips that SRC does not hold.")
     ] = False,
 ) -> None:
-    """Make a small cache from a large one, for fast sweeps on a CPU. Run it again to go on where it stopped."""
+    """Make a small cache from a large one, for fast sweeps on a CPU. Run it again to resume where it stopped."""
     from cache.derive.derived import derive as run
     from emi.console import Stages
     from train_head.data.labels import read_clips

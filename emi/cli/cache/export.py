@@ -27,7 +27,7 @@ def export(
 ) -> None:
     """Write the clips of a cache in a format that other tools read, with what they were made from.
 
-    Run it again to go on where it stopped (npz), or to hear that there is nothing to do.
+    Run it again to resume where it stopped (npz), or to hear that there is nothing to do.
     """
     from cache.exchange.exporting import export as run
     from cache.reader import open_cache

@@ -17,7 +17,7 @@ def convert(
         str | None, typer.Option(help="Storage of the frames: float16 or float32 [default: as in the source].")
     ] = None,
 ) -> None:
-    """Copy a cache into the other container or another dtype. Run it again to go on where it stopped."""
+    """Copy a cache into the other container or another dtype. Run it again to resume where it stopped."""
     _transfer([source], target, dtype)
 
 

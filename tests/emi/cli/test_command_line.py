@@ -124,7 +124,7 @@ def test_an_interrupted_extraction_keeps_what_is_done_and_goes_on(labelled, tmp_
     process.send_signal(name)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"the same command goes on from there" in errors
+    assert b"the same command resumes there" in errors
     kept = len(open_cache(cache))
     assert 0 < kept < 6000
 

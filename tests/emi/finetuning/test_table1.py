@@ -8,10 +8,11 @@ import pytest
 
 import emi
 from emi.finetuning import table1
-from emi.finetuning.table1 import ROWS, TableReporter, _whole_by_older_decoder
+from emi.finetuning.table1 import ROWS, _whole_by_older_decoder
 from extract.settings import ExtractSettings
 from train_head.errors import LabelError
 from train_head.runs.inputs import LabelFiles
+from train_head.training.loop import Reporter
 
 SETTINGS = {"hidden": 8, "epochs": 1, "lr": 3e-3, "batch_size": 8, "seeds": 2, "device": "cpu", "backbone_lr": 1e-3}
 
@@ -21,13 +22,13 @@ def test_every_row_is_run_once_and_the_papers_numbers_stand_beside(labelled, che
     files = (labelled / "audio", labelled / "train.csv", labelled / "valid.csv", out)
     settings = SETTINGS | {"backbone": str(checkpoint), "test": labelled / "valid.csv"}
 
-    class Stop(TableReporter):
+    class Stop(Reporter):
         def row_started(self, name: str) -> None:
             begun.append(name)
             if name == "+ dropout":
                 raise KeyboardInterrupt
 
-    class Epochs(TableReporter):
+    class Epochs(Reporter):
         def epoch_finished(self, record) -> None:
             trained.append(record)
 

@@ -1,6 +1,9 @@
 """Figures for trackers: TensorBoard's are read back by its reader, others by a tracker of this test."""
 
 import json
+import os
+import subprocess
+import sys
 from typing import ClassVar
 
 import accelerate.tracking
@@ -167,3 +170,12 @@ def test_the_command_line_names_trackers(labelled, labelled_cache, tmp_path, opt
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     assert [step for step, _ in read(tmp_path / "run")["train/loss"]] == [1, 2]
+
+
+def test_runs_that_share_no_step_do_not_wait_for_one_another(tmp_path):
+    """As where torchrun starts a fold for each process."""
+    code = f"from train_head.reports.trackers import Trackers as T\nwith T({str(tmp_path)!r}, ['tensorboard']) as t: "
+    code += f"t({record_of(1)!r})"
+    several = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | several, check=True, timeout=120)
+    assert [step for step, _ in read(tmp_path)["train/loss"]] == [1]
