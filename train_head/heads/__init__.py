@@ -7,12 +7,12 @@ add its line here; `tests/train_head/heads/test_every_head.py` then holds it to 
 from dataclasses import fields
 from typing import Any
 
-from torch import nn
-
 from train_head.errors import TrainSettingsError, unknown
 from train_head.heads.attention import AttentionHead
 from train_head.heads.bilstm import BilstmHead
+from train_head.heads.encoder import Encoder
 from train_head.heads.gru import GruHead
+from train_head.heads.head import Head
 from train_head.heads.hierarchical import HierarchicalHead
 from train_head.heads.lstm import LstmHead
 from train_head.heads.mean import MeanHead
@@ -21,7 +21,7 @@ from train_head.heads.sequence import SequenceHead
 from train_head.heads.tcn import TcnHead
 from train_head.heads.transformer import TransformerHead
 
-HEADS: dict[str, type[nn.Module]] = {
+HEADS: dict[str, type[Head]] = {
     "lstm": LstmHead,
     "mean": MeanHead,
     "mlp": MlpHead,
@@ -34,11 +34,17 @@ HEADS: dict[str, type[nn.Module]] = {
     "sequence": SequenceHead,
 }
 
+ENCODERS: dict[str, type[Encoder]] = {name: head.Encoder for name, head in HEADS.items()}
+"""The parts of the heads that read a stream, which a fusion joins; they take the options of the head of their name."""
+
 __all__ = [
+    "ENCODERS",
     "HEADS",
     "AttentionHead",
     "BilstmHead",
+    "Encoder",
     "GruHead",
+    "Head",
     "HierarchicalHead",
     "LstmHead",
     "MeanHead",
@@ -59,7 +65,7 @@ def head_options(name: str, options: dict[str, Any]) -> Any:
     """
     if name not in HEADS:
         raise TrainSettingsError(unknown("head", name, HEADS))
-    kind: Any = HEADS[name].Options  # type: ignore[attr-defined]
+    kind = HEADS[name].Options
     known = [field.name for field in fields(kind)]
     for key in options:
         if key not in known:
@@ -67,7 +73,15 @@ def head_options(name: str, options: dict[str, Any]) -> Any:
     return kind(**options)
 
 
-def build_head(name: str, options: dict[str, Any], dim: int, targets: int) -> nn.Module:
-    """A head with fresh weights for (batch, frames, dim) features."""
+def build_head(name: str, options: dict[str, Any], dim: int, targets: int, *, rows: bool = False) -> Head:
+    """Make a head with fresh weights for (batch, rows, dim) features.
+
+    Args:
+        name: a key of `HEADS`.
+        options: those that are given; the others take their defaults.
+        dim: size of a row.
+        targets: values that are predicted.
+        rows: predict every row instead of the clip.
+    """
     resolved = head_options(name, options)
-    return HEADS[name](dim, targets, resolved)
+    return HEADS[name](dim, targets, resolved, rows=rows)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from train_head.heads.encoder import Encoded, Encoder
+from train_head.heads.head import Head
 from train_head.heads.options import check_options
-from train_head.heads.pooling import masked, time_mean, valid
-from train_head.heads.regressor import OUTPUTS
+from train_head.heads.pooling import masked, row_mask, time_mean
+from train_head.heads.regressor import two_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,41 +34,42 @@ class AttentionOptions:
         check_options(self)
 
 
-class AttentionHead(nn.Module):
-    """softmax over time of frame · query / sqrt(dim), weighted mean per query → Linear → Tanh → Linear.
+class AttentionEncoder(Encoder):
+    """softmax over time of row · query / sqrt(dim); the summary is a weighted mean per query.
 
     With learned queries, linear keys and values add nothing but weights: a key matrix folds into the query, and a value
-    matrix into the layer behind the pooling, where it is applied per clip instead of per frame.
+    matrix into the layer behind the pooling, where it is applied per clip instead of per row.
     """
 
-    Options = AttentionOptions
-
-    def __init__(self, dim: int, targets: int, options: AttentionOptions) -> None:
+    def __init__(self, dim: int, options: AttentionOptions) -> None:
         super().__init__()
-        hidden = options.hidden or dim
         self.queries = nn.Linear(dim, options.heads, bias=False)
         self.global_vector = options.global_vector
-        self.regressor = nn.Sequential(
-            nn.Dropout(options.dropout),
-            nn.Linear((options.heads + options.global_vector) * dim, hidden),
-            nn.Tanh(),
-            nn.Dropout(options.dropout),
-            nn.Linear(hidden, targets),
-            OUTPUTS[options.output](),
-        )
+        self.summary_width = (options.heads + options.global_vector) * dim
 
-    def weights(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, heads) float32: how much each frame counts; sums to 1 over a clip, 0 behind its end."""
-        scores = self.queries(frames).float() * frames.shape[2] ** -0.5
-        outside = ~valid(lengths, frames.shape[1]).unsqueeze(-1)
-        return scores.masked_fill(outside, -torch.inf).softmax(dim=1)
+    def weights(self, rows: Tensor, inside: Tensor) -> Tensor:
+        """(batch, rows, heads) float32: how much each row counts; sums to 1 over a clip, 0 outside the mask."""
+        scores = self.queries(rows).float() * rows.shape[2] ** -0.5
+        return scores.masked_fill(~inside.unsqueeze(-1), -torch.inf).softmax(dim=1)
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        frames = masked(frames, lengths)
-        pooled = self.weights(frames, lengths).transpose(1, 2) @ frames  # (batch, heads, dim)
-        summary = pooled.flatten(1)
+    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+        """See `Encoder`."""
+        inside = row_mask(rows, lengths, valid)
+        rows = masked(rows, inside)
+        summary = (self.weights(rows, inside).transpose(1, 2) @ rows).flatten(1)  # (batch, heads * dim)
         if self.global_vector:
-            summary = torch.cat([time_mean(frames, lengths).to(summary.dtype), summary], dim=1)
-        out: Tensor = self.regressor(summary)
-        return out
+            summary = torch.cat([time_mean(rows, inside).to(summary.dtype), summary], dim=1)
+        return Encoded(summary)
+
+
+class AttentionHead(Head):
+    """Attention pooling → concat [time mean of the input, mean per query] → Linear → Tanh → Linear."""
+
+    Options = AttentionOptions
+    Encoder = AttentionEncoder
+
+    @staticmethod
+    def make_regressor(width: int, targets: int, options: AttentionOptions) -> nn.Module:
+        """See `Head`: `hidden` is the size of the layer behind the pooling."""
+        dim = width // (options.heads + options.global_vector)
+        return two_layers(width, options.hidden or dim, targets, options.dropout, options.output)

@@ -6,10 +6,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from train_head.heads.encoder import Encoded, Encoder, with_mean
+from train_head.heads.head import Head
 from train_head.heads.options import check_options
-from train_head.heads.pooling import last_valid, masked, reverse, time_mean
+from train_head.heads.pooling import last_valid, masked, reverse, row_mask
 from train_head.heads.recurrent import lstm_states
-from train_head.heads.regressor import build_regressor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +35,14 @@ class BilstmOptions:
         check_options(self)
 
 
-class BilstmHead(nn.Module):
-    """Bidirectional LSTM → concat [time mean, last state forwards, last state backwards] → Linear → Tanh → Linear.
+class BilstmEncoder(Encoder):
+    """Bidirectional LSTM; the summary is [time mean of the input, last state forwards, last state backwards].
 
     Each direction is an LSTM that reads forwards, and the second one gets each clip reversed within its own length.
     That gives the numbers of a packed bidirectional LSTM without packing, which on CPU costs ten times the time.
     """
 
-    Options = BilstmOptions
-
-    def __init__(self, dim: int, targets: int, options: BilstmOptions) -> None:
+    def __init__(self, dim: int, options: BilstmOptions) -> None:
         super().__init__()
         hidden = options.hidden or dim
         sizes = [dim] + [2 * hidden] * (options.layers - 1)
@@ -51,24 +50,30 @@ class BilstmHead(nn.Module):
         self.backwards = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in sizes)
         self.dropout = nn.Dropout(options.dropout)
         self.global_vector = options.global_vector
-        width = 2 * hidden + dim * options.global_vector
-        self.regressor = build_regressor(width, targets, options.dropout, options.output)
+        self.state_width = 2 * hidden
+        self.summary_width = 2 * hidden + dim * options.global_vector
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        frames = masked(frames, lengths)
-        ahead, turned = self._read(0, frames, lengths)
+    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+        """See `Encoder`."""
+        inside = row_mask(rows, lengths, valid)
+        rows = masked(rows, inside)
+        ahead, turned = self._read(0, rows, lengths)
         for layer in range(1, len(self.forwards)):
-            states = torch.cat([ahead, reverse(turned, lengths)], dim=2)  # (batch, frames, 2 hidden)
+            states = torch.cat([ahead, reverse(turned, lengths)], dim=2)  # (batch, rows, 2 hidden)
             ahead, turned = self._read(layer, self.dropout(states), lengths)
-        summary = [last_valid(ahead, lengths), last_valid(turned, lengths)]
-        if self.global_vector:
-            summary.insert(0, time_mean(frames, lengths))
-        out: Tensor = self.regressor(torch.cat(summary, dim=1))
-        return out
+        summary = torch.cat([last_valid(ahead, lengths), last_valid(turned, lengths)], dim=1)
+        both = torch.cat([ahead, reverse(turned, lengths)], dim=2) if self.wants_states else None
+        return Encoded(with_mean(rows, inside, summary) if self.global_vector else summary, both)
 
-    def _read(self, layer: int, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """States of both directions, (batch, frames, hidden) each in the order in which it reads."""
-        turned = reverse(frames, lengths)
+    def _read(self, layer: int, rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """States of both directions, (batch, rows, hidden) each in the order in which it reads."""
+        turned = reverse(rows, lengths)
         ahead, back = cast(nn.LSTM, self.forwards[layer]), cast(nn.LSTM, self.backwards[layer])
-        return lstm_states(ahead, frames), lstm_states(back, turned)
+        return lstm_states(ahead, rows), lstm_states(back, turned)
+
+
+class BilstmHead(Head):
+    """Bidirectional LSTM → concat [time mean, both last states] → Linear → Tanh → Linear."""
+
+    Options = BilstmOptions
+    Encoder = BilstmEncoder

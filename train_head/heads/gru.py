@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from train_head.heads.options import check_options
-from train_head.heads.pooling import last_valid, masked, time_mean
+from train_head.heads.encoder import RecurrentEncoder
+from train_head.heads.head import Head
+from train_head.heads.options import between_layers, check_options
 from train_head.heads.recurrent import cudnn_states
-from train_head.heads.regressor import build_regressor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,29 +32,21 @@ class GruOptions:
         check_options(self)
 
 
-class GruHead(nn.Module):
-    """GRU → concat [time mean of the input, last state] → Linear → Tanh → Linear.
+class GruEncoder(RecurrentEncoder):
+    """GRU; the summary is [time mean of the input, last state]."""
 
-    A GRU in one direction never sees the padding behind a clip before the clip's last state, so padded batches give the
-    numbers of a PackedSequence.
-    """
+    def __init__(self, dim: int, options: GruOptions) -> None:
+        hidden = options.hidden or dim
+        super().__init__(dim, hidden, global_vector=options.global_vector)
+        self.gru = nn.GRU(dim, hidden, options.layers, batch_first=True, dropout=between_layers(options))
+
+    def read(self, rows: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002
+        """See `RecurrentEncoder`."""
+        return cudnn_states(self.gru, rows)
+
+
+class GruHead(Head):
+    """GRU → concat [time mean of the input, last state] → Linear → Tanh → Linear."""
 
     Options = GruOptions
-
-    def __init__(self, dim: int, targets: int, options: GruOptions) -> None:
-        super().__init__()
-        hidden = options.hidden or dim
-        between = options.dropout if options.layers > 1 else 0.0
-        self.gru = nn.GRU(dim, hidden, options.layers, batch_first=True, dropout=between)
-        self.global_vector = options.global_vector
-        self.regressor = build_regressor(hidden + dim * options.global_vector, targets, options.dropout, options.output)
-
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        frames = masked(frames, lengths)
-        states = cudnn_states(self.gru, frames)  # (batch, frames, hidden)
-        summary = last_valid(states, lengths)
-        if self.global_vector:
-            summary = torch.cat([time_mean(frames, lengths), summary], dim=1)
-        out: Tensor = self.regressor(summary)
-        return out
+    Encoder = GruEncoder

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from train_head.heads.options import check_options
-from train_head.heads.pooling import last_valid, segment_lengths, segment_means, time_mean
+from train_head.heads.encoder import Encoded, Encoder, with_mean
+from train_head.heads.head import Head
+from train_head.heads.options import between_layers, check_options
+from train_head.heads.pooling import last_valid, row_mask, segment_means
 from train_head.heads.recurrent import lstm_states
-from train_head.heads.regressor import build_regressor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +35,29 @@ class HierarchicalOptions:
         check_options(self)
 
 
-class HierarchicalHead(nn.Module):
-    """Means of segments → LSTM → concat [time mean of the input, last state] → Linear → Tanh → Linear.
+class HierarchicalEncoder(Encoder):
+    """LSTM over means of segments; the summary is [time mean of the input, last state].
 
-    The last segment of a clip averages the frames it has.
+    The last segment of a clip averages the rows it has.
     """
 
-    Options = HierarchicalOptions
-
-    def __init__(self, dim: int, targets: int, options: HierarchicalOptions) -> None:
+    def __init__(self, dim: int, options: HierarchicalOptions) -> None:
         super().__init__()
         hidden = options.hidden or dim
-        between = options.dropout if options.layers > 1 else 0.0
-        self.lstm = nn.LSTM(dim, hidden, options.layers, batch_first=True, dropout=between)
-        self.pool_frames, self.global_vector = options.pool_frames, options.global_vector
-        width = hidden + dim * options.global_vector
-        self.regressor = build_regressor(width, targets, options.dropout, options.output)
+        self.lstm = nn.LSTM(dim, hidden, options.layers, batch_first=True, dropout=between_layers(options))
+        self.stride, self.global_vector = options.pool_frames, options.global_vector
+        self.state_width, self.summary_width = hidden, hidden + dim * options.global_vector
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        states = lstm_states(self.lstm, segment_means(frames, lengths, self.pool_frames))  # (batch, segments, hidden)
-        summary = last_valid(states, segment_lengths(lengths, self.pool_frames))
-        if self.global_vector:
-            summary = torch.cat([time_mean(frames, lengths), summary], dim=1)
-        out: Tensor = self.regressor(summary)
-        return out
+    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+        """See `Encoder`."""
+        inside = row_mask(rows, lengths, valid)
+        states = lstm_states(self.lstm, segment_means(rows, inside, self.stride)[0])  # (batch, segments, hidden)
+        summary = last_valid(states, (lengths + self.stride - 1).div(self.stride, rounding_mode="floor"))
+        return Encoded(with_mean(rows, inside, summary) if self.global_vector else summary, states)
+
+
+class HierarchicalHead(Head):
+    """Means of segments → LSTM → concat [time mean of the input, last state] → Linear → Tanh → Linear."""
+
+    Options = HierarchicalOptions
+    Encoder = HierarchicalEncoder

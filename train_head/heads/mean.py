@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from train_head.heads.encoder import Encoded, Encoder
+from train_head.heads.head import Head
 from train_head.heads.options import check_options
-from train_head.heads.pooling import time_mean
-from train_head.heads.regressor import OUTPUTS
+from train_head.heads.pooling import row_mask, time_mean
+from train_head.heads.regressor import one_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,18 +27,25 @@ class MeanOptions:
         check_options(self)
 
 
-class MeanHead(nn.Module):
+class MeanEncoder(Encoder):
+    """The time mean."""
+
+    def __init__(self, dim: int, options: MeanOptions) -> None:  # noqa: ARG002
+        super().__init__()
+        self.summary_width = dim
+
+    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+        """See `Encoder`."""
+        return Encoded(time_mean(rows, row_mask(rows, lengths, valid)))
+
+
+class MeanHead(Head):
     """Time mean → Linear."""
 
     Options = MeanOptions
+    Encoder = MeanEncoder
 
-    def __init__(self, dim: int, targets: int, options: MeanOptions) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(options.dropout)
-        self.linear = nn.Linear(dim, targets)
-        self.output = OUTPUTS[options.output]()
-
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        out: Tensor = self.output(self.linear(self.dropout(time_mean(frames, lengths))))
-        return out
+    @staticmethod
+    def make_regressor(width: int, targets: int, options: MeanOptions) -> nn.Module:
+        """See `Head`: one layer."""
+        return one_layer(width, targets, options.dropout, options.output)

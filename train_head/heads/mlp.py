@@ -5,8 +5,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from train_head.heads.encoder import Encoded, Encoder
+from train_head.heads.head import Head
 from train_head.heads.options import check_options
-from train_head.heads.pooling import mean_spread_max
+from train_head.heads.pooling import mean_spread_max, row_mask
 from train_head.heads.regressor import OUTPUTS
 
 
@@ -30,20 +32,28 @@ class MlpOptions:
         check_options(self)
 
 
-class MlpHead(nn.Module):
+class MlpEncoder(Encoder):
+    """[mean, standard deviation, maximum] over time → (Linear → ReLU → Dropout) per layer."""
+
+    def __init__(self, dim: int, options: MlpOptions) -> None:
+        super().__init__()
+        self.summary_width = options.hidden or dim
+        self.layers = nn.Sequential()
+        for before, after in pairwise([3 * dim] + [self.summary_width] * options.layers):
+            self.layers.extend([nn.Linear(before, after), nn.ReLU(), nn.Dropout(options.dropout)])
+
+    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+        """See `Encoder`."""
+        return Encoded(self.layers(mean_spread_max(rows, row_mask(rows, lengths, valid))))
+
+
+class MlpHead(Head):
     """[mean, standard deviation, maximum] over time → (Linear → ReLU → Dropout) per layer → Linear."""
 
     Options = MlpOptions
+    Encoder = MlpEncoder
 
-    def __init__(self, dim: int, targets: int, options: MlpOptions) -> None:
-        super().__init__()
-        hidden = options.hidden or dim
-        self.layers = nn.Sequential()
-        for before, after in pairwise([3 * dim] + [hidden] * options.layers):
-            self.layers.extend([nn.Linear(before, after), nn.ReLU(), nn.Dropout(options.dropout)])
-        self.regressor = nn.Sequential(nn.Linear(hidden, targets), OUTPUTS[options.output]())
-
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        out: Tensor = self.regressor(self.layers(mean_spread_max(frames, lengths)))
-        return out
+    @staticmethod
+    def make_regressor(width: int, targets: int, options: MlpOptions) -> nn.Module:
+        """See `Head`: one layer."""
+        return nn.Sequential(nn.Linear(width, targets), OUTPUTS[options.output]())

@@ -5,17 +5,19 @@
 | `hidden` | size of what the head computes per frame or clip; 0 takes the input's size |
 | `layers` | layers of the part that gives the head its name |
 | `dropout` | between those layers, and before the regressor's |
+| `causal` | whether a row sees only those up to it |
 | `global_vector` | whether the time mean of the input stands beside the summary |
 | `pool_frames` | consecutive frames that are averaged into one before anything else |
 | `heads` | attention heads |
+| `activation` | between the layers of a fusion: "tanh", "relu" or "gelu" |
 | `output` | activation of the predictions: "linear", "tanh" or "sigmoid" |
 """
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from train_head.errors import TrainSettingsError, unknown
-from train_head.heads.regressor import OUTPUTS
+from train_head.heads.regressor import ACTIVATIONS, OUTPUTS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -39,5 +41,13 @@ def check_options(options: "DataclassInstance") -> None:
             raise TrainSettingsError(f"dropout must lie in [0, 1), got {value!r}")
         if name == "output" and value not in OUTPUTS:
             raise TrainSettingsError(unknown("output", value, OUTPUTS))
-        if name == "global_vector" and not isinstance(value, bool):
-            raise TrainSettingsError(f"global_vector must be true or false, got {value!r}")
+        if name == "activation" and value not in ACTIVATIONS:
+            raise TrainSettingsError(unknown("activation", value, ACTIVATIONS))
+        if name in ("global_vector", "causal") and not isinstance(value, bool):
+            raise TrainSettingsError(f"{name} must be true or false, got {value!r}")
+
+
+def between_layers(options: Any) -> float:
+    """Return the dropout between stacked recurrent layers: 0 where there is one, of which torch would warn."""
+    dropout: float = options.dropout if options.layers > 1 else 0.0
+    return dropout

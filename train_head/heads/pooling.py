@@ -12,26 +12,38 @@ def valid(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
-def masked(frames: Tensor, lengths: Tensor, filler: float = 0.0) -> Tensor:
-    """(batch, frames, dim) with `filler` behind each clip's end; whatever stood there, NaN too, gets gradient 0."""
-    return torch.where(valid(lengths, frames.shape[1]).unsqueeze(-1), frames, filler)
+def row_mask(frames: Tensor, lengths: Tensor, only: Tensor | None = None) -> Tensor:
+    """(batch, frames) mask, True where a frame belongs to its clip and, where `only` is given, is True there."""
+    inside = valid(lengths, frames.shape[1])
+    return inside if only is None else inside & only
 
 
-def time_mean(frames: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, frames, dim) → (batch, dim), the mean over the frames of each clip."""
-    return masked(frames, lengths).sum(dim=1) / lengths[:, None]
+def masked(frames: Tensor, mask: Tensor, filler: float = 0.0) -> Tensor:
+    """(batch, frames, dim) with `filler` where the mask is False; whatever stood there, NaN too, gets gradient 0."""
+    return torch.where(mask.unsqueeze(-1), frames, filler)
 
 
-def mean_spread_max(frames: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, frames, dim) → (batch, 3 dim), over the frames of each clip.
+def counts(mask: Tensor) -> Tensor:
+    """(batch, 1) int64, how many frames of each clip count; 1 where none does."""
+    return mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def time_mean(frames: Tensor, mask: Tensor) -> Tensor:
+    """(batch, frames, dim) → (batch, dim), the mean over the frames that count; 0 where none does."""
+    return masked(frames, mask).sum(dim=1) / counts(mask)
+
+
+def mean_spread_max(frames: Tensor, mask: Tensor) -> Tensor:
+    """(batch, frames, dim) → (batch, 3 dim), over the frames that count; 0 where none does.
 
     The spread is sqrt(population variance + `SPREAD_FLOOR`).
     """
-    own = masked(frames, lengths)
-    mean = own.sum(dim=1) / lengths[:, None]
-    apart = masked(own - mean.unsqueeze(1), lengths)
-    spread = (apart.square().sum(dim=1) / lengths[:, None] + SPREAD_FLOOR).sqrt()
-    return torch.cat([mean, spread, masked(frames, lengths, -torch.inf).amax(dim=1)], dim=1)
+    inside = masked(frames, mask)
+    mean = inside.sum(dim=1) / counts(mask)
+    apart = masked(inside - mean.unsqueeze(1), mask)
+    spread = (apart.square().sum(dim=1) / counts(mask) + SPREAD_FLOOR).sqrt()
+    highest = masked(frames, mask, -torch.inf).amax(dim=1)
+    return torch.cat([mean, spread, highest.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)], dim=1)
 
 
 def last_valid(frames: Tensor, lengths: Tensor) -> Tensor:
@@ -39,30 +51,26 @@ def last_valid(frames: Tensor, lengths: Tensor) -> Tensor:
     return frames[torch.arange(len(frames), device=frames.device), lengths - 1]
 
 
-def segment_lengths(lengths: Tensor, size: int) -> Tensor:
-    """(batch,) int64, how many segments of `size` frames a clip has, the last one perhaps partial."""
-    return (lengths + size - 1).div(size, rounding_mode="floor")
-
-
-def segment_means(frames: Tensor, lengths: Tensor, size: int) -> Tensor:
+def segment_means(frames: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Means over consecutive segments of `size` frames.
 
     Args:
         frames: (batch, frames, dim).
-        lengths: (batch,) int64; `segment_lengths` counts the segments they leave.
-        size: frames per segment; the last one of a clip averages the frames it has.
+        mask: (batch, frames), True where a frame counts.
+        size: frames per segment; one in which fewer count averages those.
 
     Returns:
-        (batch, ceil(frames / size), dim), zeros behind a clip's last segment.
+        (batch, ceil(frames / size), dim), zero where no frame of a segment counts, and a mask of those where one does.
     """
-    own = masked(frames, lengths)
-    whole, rest = divmod(frames.shape[1], size)
-    sums = own[:, : whole * size].unflatten(1, (whole, size)).sum(dim=2)
-    if rest:
-        sums = torch.cat([sums, own[:, whole * size :].sum(dim=1, keepdim=True)], dim=1)
-    begins = torch.arange(sums.shape[1], device=lengths.device) * size
-    counts = (lengths[:, None] - begins).clamp(min=1, max=size)  # (batch, segments)
-    return sums / counts.unsqueeze(-1)
+    missing = -frames.shape[1] % size
+    inside, count = masked(frames, mask), mask
+    whole = frames.shape[1] // size
+    sums = inside[:, : whole * size].unflatten(1, (whole, size)).sum(dim=2)
+    if missing:
+        sums = torch.cat([sums, inside[:, whole * size :].sum(dim=1, keepdim=True)], dim=1)
+        count = torch.nn.functional.pad(mask, (0, missing))
+    number = count.unflatten(1, (-1, size)).sum(dim=2)  # (batch, segments)
+    return sums / number.clamp(min=1).unsqueeze(-1), number > 0
 
 
 def reverse(frames: Tensor, lengths: Tensor) -> Tensor:

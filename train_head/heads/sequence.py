@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from train_head.heads.options import check_options
-from train_head.heads.pooling import masked, time_mean
+from train_head.heads.encoder import RecurrentEncoder
+from train_head.heads.head import Head
+from train_head.heads.options import between_layers, check_options
 from train_head.heads.recurrent import lstm_states
-from train_head.heads.regressor import OUTPUTS
+from train_head.heads.regressor import one_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,28 +31,27 @@ class SequenceOptions:
         check_options(self)
 
 
-class SequenceHead(nn.Module):
-    """LSTM → Linear per frame; a clip's prediction is the mean over its frames.
+class SequenceEncoder(RecurrentEncoder):
+    """LSTM; a state depends on the rows up to its own, never on later ones."""
 
-    A value at a frame depends on the frames up to it, never on later ones.
-    """
+    def __init__(self, dim: int, options: SequenceOptions) -> None:
+        hidden = options.hidden or dim
+        super().__init__(dim, hidden, global_vector=False)
+        self.lstm = nn.LSTM(dim, hidden, options.layers, batch_first=True, dropout=between_layers(options))
+
+    def read(self, rows: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002
+        """See `RecurrentEncoder`."""
+        return lstm_states(self.lstm, rows)
+
+
+class SequenceHead(Head):
+    """LSTM → Linear per row; a clip's prediction is the mean over its rows."""
 
     Options = SequenceOptions
+    Encoder = SequenceEncoder
+    readout = "mean-of-rows"
 
-    def __init__(self, dim: int, targets: int, options: SequenceOptions) -> None:
-        super().__init__()
-        hidden = options.hidden or dim
-        between = options.dropout if options.layers > 1 else 0.0
-        self.lstm = nn.LSTM(dim, hidden, options.layers, batch_first=True, dropout=between)
-        self.dropout = nn.Dropout(options.dropout)
-        self.linear = nn.Linear(hidden, targets)
-        self.output = OUTPUTS[options.output]()
-
-    def per_frame(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, frames, targets), zeros behind each clip's end."""
-        states = lstm_states(self.lstm, masked(frames, lengths))
-        return masked(self.output(self.linear(self.dropout(states))), lengths)
-
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        return time_mean(self.per_frame(frames, lengths), lengths)
+    @staticmethod
+    def make_regressor(width: int, targets: int, options: SequenceOptions) -> nn.Module:
+        """See `Head`: one layer."""
+        return one_layer(width, targets, options.dropout, options.output)

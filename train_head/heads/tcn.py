@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from train_head.errors import TrainSettingsError
+from train_head.heads.encoder import Encoded, Encoder, with_mean
+from train_head.heads.head import Head
 from train_head.heads.options import check_options
-from train_head.heads.pooling import masked, time_mean
-from train_head.heads.regressor import build_regressor
+from train_head.heads.pooling import masked, row_mask, time_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,8 @@ class TcnOptions:
     Attributes:
         hidden: channels; 0 takes the input's size.
         layers: residual blocks; block i dilates by 2**i.
-        kernel: taps of a convolution, an odd number.
+        kernel: taps of a convolution, an odd number where it is not causal.
+        causal: whether a frame sees only those up to it.
         dropout: in each block, and before the regressor's layers.
         global_vector: whether the time mean of the input stands beside that of the last block.
         output: "linear", "tanh" or "sigmoid".
@@ -27,59 +29,69 @@ class TcnOptions:
     hidden: int = 128
     layers: int = 6
     kernel: int = 3
+    causal: bool = False
     dropout: float = 0.1
     global_vector: bool = True
     output: str = "linear"
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.kernel % 2 == 0:
+        if self.kernel % 2 == 0 and not self.causal:
             raise TrainSettingsError(f"kernel must be odd, so that a frame stays in the middle, got {self.kernel}")
 
 
 class TcnBlock(nn.Module):
     """x + Linear(Dropout(ReLU(dilated convolution(LayerNorm(x))))), as in MS-TCN (arXiv 1903.01945, figure 3)."""
 
-    def __init__(self, hidden: int, kernel: int, dilation: int, dropout: float) -> None:
+    def __init__(self, hidden: int, kernel: int, dilation: int, dropout: float, *, causal: bool = False) -> None:
         super().__init__()
+        before = dilation * (kernel - 1) if causal else dilation * (kernel // 2)
+        self.padding = (before, dilation * (kernel - 1) - before)
         self.norm = nn.LayerNorm(hidden)
-        self.conv = nn.Conv1d(hidden, hidden, kernel, dilation=dilation, padding=dilation * (kernel // 2))
+        self.conv = nn.Conv1d(hidden, hidden, kernel, dilation=dilation, padding=0 if causal else before)
+        self.causal = causal
         self.mix = nn.Linear(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, hidden) → the same shape; zeros behind a clip act as the padding of the convolution."""
-        own = masked(self.norm(frames), lengths)
-        seen: Tensor = self.conv(own.transpose(1, 2)).transpose(1, 2)
+    def forward(self, frames: Tensor, inside: Tensor) -> Tensor:
+        """(batch, frames, hidden) → the same shape; zeros outside the mask act as the padding of the convolution."""
+        channels = masked(self.norm(frames), inside).transpose(1, 2)
+        seen: Tensor = self.conv(functional.pad(channels, self.padding) if self.causal else channels).transpose(1, 2)
         out: Tensor = frames + self.mix(self.dropout(seen.relu()))
         return out
 
 
-class TcnHead(nn.Module):
-    """Linear → residual blocks → concat [time means of the input and of the last block] → Linear → Tanh → Linear."""
+class TcnEncoder(Encoder):
+    """Linear → residual blocks; the summary is the time means of the input and of the last block."""
 
-    Options = TcnOptions
-
-    def __init__(self, dim: int, targets: int, options: TcnOptions) -> None:
+    def __init__(self, dim: int, options: TcnOptions) -> None:
         super().__init__()
         hidden = options.hidden or dim
         self.project = nn.Linear(dim, hidden)
         self.blocks = nn.ModuleList(
-            TcnBlock(hidden, options.kernel, 2**i, options.dropout) for i in range(options.layers)
+            TcnBlock(hidden, options.kernel, 2**i, options.dropout, causal=options.causal)
+            for i in range(options.layers)
         )
         self.norm = nn.LayerNorm(hidden)
         self.global_vector = options.global_vector
-        width = hidden + dim * options.global_vector
-        self.regressor = build_regressor(width, targets, options.dropout, options.output)
+        self.state_width, self.summary_width = hidden, hidden + dim * options.global_vector
+        before, after = (sum(sides) for sides in zip(*(block.padding for block in self.blocks), strict=True))
+        self.reach = (int(before), int(after))
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        frames = masked(frames, lengths)
-        seen = self.project(frames)  # (batch, frames, hidden)
+    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+        """See `Encoder`."""
+        inside = row_mask(rows, lengths, valid)
+        rows = masked(rows, inside)
+        states = self.project(rows)  # (batch, rows, hidden)
         for block in self.blocks:
-            seen = block(seen, lengths)
-        summary = time_mean(self.norm(seen), lengths)
-        if self.global_vector:
-            summary = torch.cat([time_mean(frames, lengths), summary], dim=1)
-        out: Tensor = self.regressor(summary)
-        return out
+            states = block(states, inside)
+        states = self.norm(states)
+        summary = time_mean(states, inside)
+        return Encoded(with_mean(rows, inside, summary) if self.global_vector else summary, states)
+
+
+class TcnHead(Head):
+    """Linear → residual blocks → concat [time means of the input and of the last block] → Linear → Tanh → Linear."""
+
+    Options = TcnOptions
+    Encoder = TcnEncoder

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from train_head.errors import TrainSettingsError
+from train_head.heads.encoder import Encoded, Encoder, with_mean
+from train_head.heads.head import Head
 from train_head.heads.options import check_options
-from train_head.heads.pooling import segment_lengths, segment_means, time_mean, valid
-from train_head.heads.regressor import build_regressor
+from train_head.heads.pooling import row_mask, segment_means, time_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +46,16 @@ class TransformerOptions:
             )
 
 
-class TransformerHead(nn.Module):
-    """Pooled frames → Linear + positions → pre-norm encoder → concat [time means of the input and of it] → regressor.
+class TransformerEncoder(Encoder):
+    """Pooled rows → Linear + positions → pre-norm layers; the summary is the time means of the input and of these.
 
     Attention never looks at padding, and what padded positions hold is never pooled.
     """
 
-    Options = TransformerOptions
-
-    def __init__(self, dim: int, targets: int, options: TransformerOptions) -> None:
+    def __init__(self, dim: int, options: TransformerOptions) -> None:
         super().__init__()
         hidden = options.hidden or math.ceil(dim / options.heads) * options.heads
-        self.pool_frames, self.global_vector = options.pool_frames, options.global_vector
+        self.stride, self.global_vector = options.pool_frames, options.global_vector
         self.project = nn.Linear(dim, hidden)
         layer = nn.TransformerEncoderLayer(
             hidden,
@@ -69,21 +68,26 @@ class TransformerHead(nn.Module):
         )
         norm = nn.LayerNorm(hidden)
         self.encoder = nn.TransformerEncoder(layer, options.layers, norm, enable_nested_tensor=False)
-        width = hidden + dim * options.global_vector
-        self.regressor = build_regressor(width, targets, options.dropout, options.output)
+        self.state_width, self.summary_width = hidden, hidden + dim * options.global_vector
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, targets)."""
-        pooled = segment_means(frames, lengths, self.pool_frames)  # (batch, positions, dim)
-        positions = segment_lengths(lengths, self.pool_frames)
+    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+        """See `Encoder`."""
+        inside = row_mask(rows, lengths, valid)
+        pooled, present = segment_means(rows, inside, self.stride)  # (batch, positions, dim)
         projected = self.project(pooled)
         projected = projected + sinusoids(pooled.shape[1], projected.shape[2], projected)
-        seen = self.encoder(projected, src_key_padding_mask=~valid(positions, pooled.shape[1]))
-        summary = time_mean(seen, positions)
-        if self.global_vector:
-            summary = torch.cat([time_mean(frames, lengths), summary], dim=1)
-        out: Tensor = self.regressor(summary)
-        return out
+        ignored = ~present
+        ignored[:, 0] = False  # of a clip without a valid row, which attention cannot be taken over
+        states = self.encoder(projected, src_key_padding_mask=ignored)
+        summary = time_mean(states, present)
+        return Encoded(with_mean(rows, inside, summary) if self.global_vector else summary, states)
+
+
+class TransformerHead(Head):
+    """Pooled rows → transformer → concat [time means of the input and of the states] → Linear → Tanh → Linear."""
+
+    Options = TransformerOptions
+    Encoder = TransformerEncoder
 
 
 def sinusoids(positions: int, width: int, like: Tensor) -> Tensor:

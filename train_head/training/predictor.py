@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from train_head.data.label_format import UNIT
 from train_head.heads import build_head
-from train_head.heads.pooling import masked
+from train_head.heads.head import SUMMARY
+from train_head.heads.pooling import masked, row_mask
 from train_head.losses import decode, outputs_per_target
 from train_head.training.settings import TrainSettings
 from train_head.training.standardise import Standardise
@@ -45,13 +46,13 @@ class Predictor(nn.Module):
     @property
     def has_timeline(self) -> bool:
         """Whether the head gives a value per frame."""
-        return hasattr(self.head, "per_frame")
+        return self.head.readout != SUMMARY
 
     def per_frame(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, targets) intensities per frame, of a head that has them; zeros behind a clip's end."""
-        values: Tensor = self.head.per_frame(self.standardise(frames), lengths)  # type: ignore[operator]
+        values: Tensor = self.head.per_frame(self.standardise(frames), lengths)
         intensities = self._on_labels_scale(decode(values.float(), self.targets))
-        return intensities if self._range == UNIT else masked(intensities, lengths)
+        return intensities if self._range == UNIT else masked(intensities, row_mask(intensities, lengths))
 
     def _on_labels_scale(self, values: Tensor) -> Tensor:
         if self._range == UNIT:

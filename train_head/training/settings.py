@@ -200,7 +200,7 @@ def option_owners(key: str) -> list[str]:
 
     if key in {f.name for f in fields(TrainSettings)}:
         return []
-    kinds: dict[str, Any] = {name: head.Options for name, head in HEADS.items()}  # type: ignore[attr-defined]
+    kinds: dict[str, Any] = {name: head.Options for name, head in HEADS.items()}
     return [name for name, kind in kinds.items() if key in {f.name for f in fields(kind)}]
 
 

@@ -1,0 +1,104 @@
+"""What heads promise where rows are not valid, and where every row is predicted."""
+
+import pytest
+import torch
+
+from tests.train_head.heads.test_every_head import (
+    DIM,
+    FILLERS,
+    LENGTHS,
+    SMALL,
+    TARGETS,
+    has,
+    make_clips,
+    pad,
+    small_head,
+)
+from train_head.errors import TrainSettingsError
+from train_head.heads import ENCODERS, HEADS, build_head
+
+BY_ROW = [name for name in HEADS if name not in ("mean", "mlp", "attention")]
+WITHIN_REACH = 1e-6
+
+
+def row_head(name: str, seed: int = 0, **options):
+    torch.manual_seed(seed)
+    known = {key: value for key, value in (SMALL | options).items() if has(name, key)}
+    return build_head(name, known, DIM, TARGETS, rows=True).eval()
+
+
+def some_valid(lengths: torch.Tensor, rows: int) -> torch.Tensor:
+    mask = torch.rand(len(lengths), rows, generator=torch.Generator().manual_seed(1)) < 0.6
+    mask[:, 0] = True
+    return mask
+
+
+@pytest.mark.parametrize("filler", FILLERS)
+@pytest.mark.parametrize("name", HEADS)
+def test_what_rows_hold_that_are_not_valid_changes_no_value_and_no_gradient(name, filler):
+    frames, lengths = pad(make_clips(LENGTHS))
+    mask = some_valid(lengths, frames.shape[1])
+    head = small_head(name).eval()
+    expected = head(frames * mask.unsqueeze(-1), lengths, mask)
+    changed = torch.where(mask.unsqueeze(-1), frames, filler).requires_grad_()
+    found = head(changed, lengths, mask)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    found.square().sum().backward()
+    assert (changed.grad[~mask] == 0).all()
+    assert changed.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("name", ["mean", "mlp", "attention"])
+def test_a_summary_over_valid_rows_is_that_of_the_clip_without_the_others(name):
+    clips = make_clips(LENGTHS)
+    frames, lengths = pad(clips)
+    mask = some_valid(lengths, frames.shape[1])
+    head = small_head(name).eval()
+    kept = [clip[mask[i, : len(clip)]] for i, clip in enumerate(clips)]
+    torch.testing.assert_close(head(frames, lengths, mask), head(*pad(kept)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_predicts_every_row_or_says_that_it_cannot(name):
+    if name not in BY_ROW:
+        with pytest.raises(TrainSettingsError, match=r"summarises a clip.*take gru"):
+            row_head(name)
+        return
+    values = row_head(name).per_frame(*pad(make_clips(LENGTHS)))
+    assert values.shape == (len(LENGTHS), max(LENGTHS), TARGETS)
+    assert all((values[i, length:] == 0).all() for i, length in enumerate(LENGTHS))
+
+
+@pytest.mark.parametrize("name", BY_ROW)
+def test_values_of_rows_are_those_of_the_clip_alone(name):
+    clips = make_clips(LENGTHS)
+    head = row_head(name)
+    together = head.per_frame(*pad(clips, filler=1e30, extra=5))
+    for i, clip in enumerate(clips):
+        torch.testing.assert_close(together[i, : len(clip)], head.per_frame(*pad([clip]))[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"causal": True, "kernel": 4}, {"kernel": 5, "layers": 2}])
+def test_a_tcns_states_see_as_far_as_their_reach_and_no_farther(options):
+    head = row_head("tcn", **({"layers": 3} | options))
+    before, after = head.encoder.reach
+    (clip,) = make_clips([80])
+    row = 40
+    frames = clip[None].clone().requires_grad_()
+    head.per_frame(frames, torch.tensor([80]))[0, row].square().sum().backward()
+    seen = (frames.grad[0] != 0).any(dim=1).nonzero().flatten()
+    assert seen.min() == row - before
+    assert seen.max() == row + after
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "sequence"])
+def test_recurrent_heads_in_one_direction_do_not_see_later_rows(name):
+    head = row_head(name)
+    (clip,) = make_clips([30])
+    whole, part = head.per_frame(*pad([clip])), head.per_frame(*pad([clip[:12]]))
+    torch.testing.assert_close(whole[0, :12], part[0], atol=WITHIN_REACH, rtol=1e-5)
+
+
+def test_every_head_has_its_encoder():
+    assert list(ENCODERS) == list(HEADS)

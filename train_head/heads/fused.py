@@ -1,0 +1,107 @@
+"""Several streams, or targets per row: an encoder per stream, and a fusion of what they give."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from train_head.errors import TrainSettingsError
+from train_head.heads.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one stream for a batch of clips.
+
+    Attributes:
+        frames: (batch, rows, dim) float32.
+        lengths: (batch,) int64; 0 where a clip has nothing of this stream.
+        valid: (batch, rows) bool, where there was something; None where every row within its clip is valid.
+        at: (batch, reference rows) int64, the row that holds at each reference row, −1 where none does; None where
+            clips are predicted.
+    """
+
+    frames: Tensor
+    lengths: Tensor
+    valid: Tensor | None = None
+    at: Tensor | None = None
+
+
+class FusedHead(nn.Module):
+    """Encoders → a vector per stream → fusion.
+
+    The vector is a clip's summary or, for targets per row, the state that holds at each reference row. Where a clip or
+    a reference row has nothing of a stream, a learned vector stands for it.
+
+    Args:
+        encoders: by the stream's name.
+        make_fusion: makes the layers that join the streams from the sizes of their vectors.
+        rows: predict every reference row instead of the clip.
+
+    Raises:
+        TrainSettingsError: rows are to be predicted, and an encoder has only a summary; or a name that torch keeps for
+            itself.
+    """
+
+    def __init__(
+        self, encoders: Mapping[str, Encoder], make_fusion: Callable[[Mapping[str, int]], nn.Module], *, rows: bool
+    ) -> None:
+        super().__init__()
+        self.rows = rows
+        reserved = next((name for name in encoders if hasattr(nn.ModuleDict, name)), None)
+        if reserved is not None:
+            raise TrainSettingsError(
+                f"a stream cannot be called {reserved!r}, a name that torch uses itself; rename it"
+            )
+        for encoder in encoders.values():
+            encoder.wants_states = rows
+        self.encoders = nn.ModuleDict(encoders)
+        widths = {name: e.state_width if rows else e.summary_width for name, e in encoders.items()}
+        self.missing = nn.ParameterDict({name: nn.Parameter(torch.zeros(width)) for name, width in widths.items()})
+        self.fusion = make_fusion(widths)
+
+    def forward(self, streams: Mapping[str, Rows]) -> Tensor:
+        """Predict a batch: (batch, targets), or (batch, reference rows, targets)."""
+        vectors = {name: self._vector(name, streams[name]) for name in self.encoders}
+        out: Tensor = self.fusion(vectors)
+        return out
+
+    def _vector(self, name: str, rows: Rows) -> Tensor:
+        """(batch, width) summaries, or (batch, reference rows, width) states, of one stream."""
+        encoder, missing = self.encoders[name], self.missing[name]
+        encoded = encoder(rows.frames, rows.lengths.clamp(min=1), rows.valid)
+        if not self.rows:
+            return torch.where(rows.lengths[:, None] > 0, encoded.summary, missing.to(encoded.summary.dtype))
+        assert rows.at is not None
+        return states_at(encoded.states, rows.at, encoder.stride, missing)
+
+
+def states_at(states: Tensor, at: Tensor, stride: int, missing: Tensor) -> Tensor:
+    """Take the state that holds at each reference row.
+
+    Args:
+        states: (batch, steps, width).
+        at: (batch, reference rows) int64 row numbers, −1 where no row holds.
+        stride: rows per state.
+        missing: (width,) stands where no row holds.
+
+    Returns:
+        (batch, reference rows, width).
+    """
+    step = at.clamp(min=0).div(stride, rounding_mode="floor").unsqueeze(-1)
+    found = states.gather(1, step.expand(-1, -1, states.shape[2]))
+    return torch.where((at >= 0).unsqueeze(-1), found, missing.to(states.dtype))
+
+
+def check_rows(name: str, encoder: Encoder) -> None:
+    """Refuse an encoder that cannot serve targets per row.
+
+    Raises:
+        TrainSettingsError: it gives only a summary.
+    """
+    if not encoder.state_width:
+        raise TrainSettingsError(
+            f"the head {name!r} summarises a clip and has no state per row, which targets per frame need; take gru, "
+            "lstm, bilstm, tcn, transformer, hierarchical or sequence"
+        )
