@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +70,12 @@ class FusedHead(nn.Module):
 
     def _vector(self, name: str, rows: Rows) -> Tensor:
         """(batch, width) summaries, or (batch, reference rows, width) states, of one stream."""
-        encoder, missing = self.encoders[name], self.missing[name]
+        encoder, missing = cast(Encoder, self.encoders[name]), self.missing[name]
         encoded = encoder(rows.frames, rows.lengths.clamp(min=1), rows.valid)
         if not self.rows:
             return torch.where(rows.lengths[:, None] > 0, encoded.summary, missing.to(encoded.summary.dtype))
         assert rows.at is not None
+        assert encoded.states is not None
         return states_at(encoded.states, rows.at, encoder.stride, missing)
 
 
