@@ -41,8 +41,7 @@ class FusedHead(nn.Module):
         rows: predict every reference row instead of the clip.
 
     Raises:
-        TrainSettingsError: rows are to be predicted, and an encoder has only a summary; or a name that torch keeps for
-            itself.
+        TrainSettingsError: a name that torch keeps for itself.
     """
 
     def __init__(
@@ -96,14 +95,15 @@ def states_at(states: Tensor, at: Tensor, stride: int, missing: Tensor) -> Tenso
     return torch.where((at >= 0).unsqueeze(-1), found, missing.to(states.dtype))
 
 
-def check_rows(name: str, encoder: Encoder) -> None:
-    """Refuse an encoder that cannot serve targets per row.
+class Alone(nn.Module):
+    """The regressor of a head on the vectors of the only stream."""
 
-    Raises:
-        TrainSettingsError: it gives only a summary.
-    """
-    if not encoder.state_width:
-        raise TrainSettingsError(
-            f"the head {name!r} summarises a clip and has no state per row, which targets per frame need; take gru, "
-            "lstm, bilstm, tcn, transformer, hierarchical or sequence"
-        )
+    def __init__(self, regressor: nn.Module) -> None:
+        super().__init__()
+        self.regressor = regressor
+
+    def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """(..., width) of one stream → (..., targets)."""
+        (vector,) = vectors.values()
+        out: Tensor = self.regressor(vector)
+        return out

@@ -4,42 +4,31 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from train_head.errors import TrainSettingsError
 from train_head.heads.encoder import Encoder
 from train_head.heads.pooling import masked, row_mask, time_mean
 from train_head.heads.regressor import two_layers
 
-SUMMARY, ROWS, MEAN_OF_ROWS = "summary", "rows", "mean-of-rows"
-"""What the regressor reads: a clip's summary; each state; or each state, whose values are averaged over the clip."""
+SUMMARY, MEAN_OF_ROWS = "summary", "mean-of-rows"
+"""What the regressor reads: a clip's summary; or each state, whose values are averaged over the clip."""
 
 
 class Head(nn.Module):
-    """One stream in, one value per target out, for a clip or for each row.
+    """One stream in, one value per target and clip out.
 
     Args:
         dim: size of a row.
         targets: values that are predicted.
         options: an instance of `Options`.
-        rows: predict every row instead of the clip.
-
-    Raises:
-        TrainSettingsError: rows are to be predicted, and the encoder gives only a summary.
     """
 
     Options: ClassVar[Any]
     Encoder: ClassVar[type[Encoder]]
     readout: str = SUMMARY
 
-    def __init__(self, dim: int, targets: int, options: Any, *, rows: bool = False) -> None:
+    def __init__(self, dim: int, targets: int, options: Any) -> None:
         super().__init__()
         self.encoder: Encoder = self.Encoder(dim, options)
-        self.readout = ROWS if rows else type(self).readout
         width = self.encoder.summary_width if self.readout == SUMMARY else self.encoder.state_width
-        if not width:
-            raise TrainSettingsError(
-                f"{type(self).__name__} summarises a clip and has no state per row, which targets per frame need; take "
-                "gru, lstm, bilstm, tcn, transformer, hierarchical or sequence"
-            )
         self.encoder.wants_states = self.readout != SUMMARY
         self.regressor = self.make_regressor(width, targets, options)
         self.register_load_state_dict_pre_hook(_rename_old)
