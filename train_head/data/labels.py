@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -63,6 +64,11 @@ class Labels:
         range: the ends of the labels' scale.
         unlabelled: clips that were left out because none of their labels is there.
         ratings: the labels of single raters, whose mean `values` is; None where no raters were asked for.
+        offsets: (clips + 1,) int64 where there are labels per frame: those of clip i are the rows from offsets[i] to
+            offsets[i + 1] of `values`. None where there is one row per clip.
+        clock: column that says when a row is: "time" in seconds, "frame" by number from 0; empty where rows follow each
+            other, one per frame.
+        moments: (rows,) float64, what stands in that column.
     """
 
     path: str
@@ -75,12 +81,37 @@ class Labels:
     range: Range = UNIT
     unlabelled: int = 0
     ratings: Ratings | None = None
+    offsets: NDArray[np.int64] | None = None
+    clock: str = ""
+    moments: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def by_frame(self) -> bool:
+        """Whether there are labels per frame."""
+        return self.offsets is not None
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(clips,) rows of each clip."""
+        return np.ones(len(self), np.int64) if self.offsets is None else np.diff(self.offsets)
+
     def take(self, rows: Sequence[int]) -> "Labels":
-        """The split restricted to some of its rows."""
+        """The split restricted to some of its clips."""
+        if self.offsets is not None:
+            bounds = [slice(int(self.offsets[i]), int(self.offsets[i + 1])) for i in rows]
+            at = np.concatenate([np.arange(b.start, b.stop) for b in bounds]) if bounds else np.empty(0, np.int64)
+            return replace(
+                self,
+                filenames=tuple(self.filenames[i] for i in rows),
+                ids=tuple(self.ids[i] for i in rows),
+                values=self.values[at],
+                groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
+                offsets=np.concatenate([[0], np.cumsum(self.lengths[list(rows)])]).astype(np.int64),
+                moments=None if self.moments is None else self.moments[at],
+            )
         return replace(
             self,
             filenames=tuple(self.filenames[i] for i in rows),
@@ -92,7 +123,10 @@ class Labels:
 
     def labelled(self) -> "Labels":
         """The split without the clips that have no label at all."""
-        rows = np.flatnonzero(~np.isnan(self.values).all(axis=1)).tolist()
+        labelled = np.atleast_1d(~np.isnan(self.values).all(axis=1))
+        if self.offsets is not None:
+            labelled = np.array([labelled[a:b].any() for a, b in itertools.pairwise(self.offsets)], np.bool_)
+        rows = np.flatnonzero(labelled).tolist()
         if len(rows) == len(self):
             return self
         return replace(self.take(rows), unlabelled=self.unlabelled + len(self) - len(rows))
