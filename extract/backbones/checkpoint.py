@@ -31,6 +31,10 @@ class Checkpoint:
     preprocessor: Mapping[str, Any]
     commit: str | None = None
 
+    def display_name(self, source: str) -> str:
+        """Return a hub id unchanged, and of a folder its name only, so that moving it changes nothing."""
+        return self.folder.resolve().name if self.commit is None else source
+
     def weight_files(self) -> list[Path]:
         """Return the files that hold the weights, in a fixed order."""
         missing = missing_weights(self.folder)
