@@ -14,15 +14,8 @@ from train_head.protocols.result import ProtocolResult, Scored
 from train_head.reports.tables import licence_line
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs
-from train_head.runs.train import (
-    Predictions,
-    TrainResult,
-    fit,
-    predict_splits,
-    run_config,
-    score_splits,
-    train_run,
-)
+from train_head.runs.result import Predictions, TrainResult
+from train_head.runs.train import fit, predict_splits, run_config, score_splits, train_run
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings, with_seed
 
