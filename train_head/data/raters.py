@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train_head.evaluation.metrics import Report, concordance, mean_of, pearson
-from train_head.reports.tables import cell
+from train_head.reports.tables import cell, markdown_table, text_table
 
 Optional = float | None
 Column = NDArray[np.float64]
@@ -100,34 +100,22 @@ class Agreement:
 
     def table(self, report: Report) -> str:
         """Return a plain-text table: the raters, and beside them a model of the same targets."""
-        width = max(14, *map(len, self.names))
-        lines = [
-            f"{self.raters} raters, {self.per_clip:.1f} per clip, {self.clips} clips",
-            f"{'':<{width}}  reliability    one rater          model",
-            f"{'':<{width}}     ICC(1,k)  Pearson     CCC  Pearson     CCC",
-        ]
-        for name, *values in self._rows(report):
-            reliability, *others = (f"{cell(value):>7}" for value in values)
-            lines.append(f"{name:<{width}}      {reliability}  {'  '.join(others)}")
-        return "\n".join([*lines, NOTE])
+        return "\n".join([self._who(), text_table(["", *_HEADER], self._rows(report)), NOTE])
 
     def markdown(self, report: Report) -> str:
         """Return the same as a Markdown table."""
-        lines = [
-            "| target | reliability, ICC(1,k) | one rater: Pearson | CCC | model: Pearson | CCC |",
-            "|---|---|---|---|---|---|",
-        ]
-        for name, *values in self._rows(report):
-            lines.append(f"| {name.replace('|', chr(92) + '|')} | {' | '.join(cell(v) for v in values)} |")
-        head = f"{self.raters} raters, {self.per_clip:.1f} per clip, {self.clips} clips."
-        return "\n".join([head, "", *lines, "", NOTE])
+        return "\n".join([f"{self._who()}.", "", markdown_table(["target", *_HEADER], self._rows(report)), "", NOTE])
 
-    def _rows(self, report: Report) -> list[tuple[Any, ...]]:
+    def _who(self) -> str:
+        return f"{self.raters} raters, {self.per_clip:.1f} per clip, {self.clips} clips"
+
+    def _rows(self, report: Report) -> list[list[str]]:
         model = dict(zip(report.names, zip(report.pearson, report.concordance, strict=True), strict=True))
         people = zip(self.names, self.reliability, self.pearson, self.concordance, strict=True)
-        return [(name, *values, *model[name]) for name, *values in people]
+        return [[name, *map(cell, (*values, *model[name]))] for name, *values in people]
 
 
+_HEADER = ("reliability, ICC(1,k)", "one rater: Pearson", "CCC", "model: Pearson", "CCC")
 NOTE = (
     "One rater: each against the mean of a clip's other raters, mean over the raters. The model is compared with the "
     "mean of all, which is less noisy, and may do better than one rater."

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import UNIT, Range
 from train_head.data.labels import Labels, read_labels
-from train_head.evaluation.metrics import Column, pearson
+from train_head.evaluation.metrics import Column, as_columns, pearson
 from train_head.reports.tables import OVER_TARGETS, cell
 
 _LOG = logging.getLogger("matplotlib")
@@ -111,17 +111,17 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]
 
 
 def _pearson_lines(axes: Axes, history: Sequence[Mapping[str, Any]], at: int) -> tuple[list[Line2D], list[str]]:
-    """Draw them; the handles and texts of a legend with the values at the best epoch, the best target first."""
+    """Draw them; return handles and texts of a legend with the values at the best epoch, the best target first."""
     epochs = [record["epoch"] for record in history]
     names = list(history[-1]["valid_pearson"])
     axes.set_title("validation Pearson", loc="left")
-    mean = _gaps([record["valid_mean_pearson"] for record in history])
+    mean = np.array([record["valid_mean_pearson"] for record in history], np.float64)  # None becomes NaN, a gap
     if np.isnan(mean).all():
         axes.text(0.5, 0.5, "undefined" if names else "not watched", transform=axes.transAxes, ha="center")
         return [], []
     entries: list[tuple[float, Line2D, str]] = []
     for k, name in enumerate(names):
-        column = _gaps([record["valid_pearson"].get(name) for record in history])
+        column = np.array([record["valid_pearson"].get(name) for record in history], np.float64)
         colour, dashes = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
         (line,) = axes.plot(epochs, column, color=colour, linestyle=dashes, linewidth=1.2, marker=".", markersize=2.5)
         axes.plot(epochs[at], column[at], "o", color=colour, markersize=3)
@@ -155,9 +155,7 @@ def scatter(
     Raises:
         ValueError: the shapes differ.
     """
-    a, b = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
-    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != len(names):
-        raise ValueError(f"predictions have shape {a.shape}, labels {b.shape}, expected both (clips, {len(names)})")
+    a, b = as_columns(predicted, target, names)
     columns = len(names) if len(names) <= 4 else 3 if len(names) in (5, 6, 9) else 4
     rows = math.ceil(len(names) / columns)
     low, high, margin = min(span[0], a.min(initial=span[0])), max(span[1], a.max(initial=span[1])), _margin(span)
@@ -183,7 +181,7 @@ def _margin(span: Range) -> float:
 
 
 def _panel(axes: Axes, predicted: Column, target: Column, edges: Column, span: Range) -> None:
-    """The points of one target, and the histogram of predictions where it is the least."""
+    """Draw the points of one target, and the histogram of predictions where its label is the lowest."""
     (low, high), margin = span, _margin(span)
     alpha = float(np.clip(12 / math.sqrt(max(1, len(target))), 0.12, 0.7))
     axes.plot(span, span, color=GREY, linewidth=1, linestyle=(0, (4, 2)), zorder=3)
@@ -234,14 +232,10 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def _gaps(values: Sequence[float | None]) -> Column:
-    return np.array([math.nan if value is None else value for value in values])
-
-
 def _number(value: float | None) -> str:
     return cell(None if value is None or math.isnan(value) else value).replace("-", "−")
 
 
 def _short(name: str, most: int = 24) -> str:
-    """The name, or its two ends."""
+    """Return the name, or its two ends where it is long."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"

@@ -45,10 +45,6 @@ class EpochLines:
         which = f"epoch {epoch:>3}/{self._epochs}  " if epoch else ""
         self._say(f"{which}{what}: {done} of {total} steps{left}")
 
-    def note(self, text: str) -> None:
-        """Report a sentence about the run."""
-        self._say(text)
-
 
 def epoch_line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
     """Return one epoch as a line; `*` behind the Pearson marks the best so far.
@@ -72,12 +68,12 @@ def epoch_line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
 
 
 def speed(rate: float, what: str) -> str:
-    """A rate per second in the unit in which it has digits."""
+    """Return a rate per second, or per minute where it is below one per second."""
     return f"{rate:.1f} {what}/s" if rate >= 1 else f"{60 * rate:.1f} {what}/min"
 
 
 def clock_time(seconds: float) -> str:
-    """Seconds as 0:05 or 1:02:05."""
+    """Return seconds as 0:05 or 1:02:05."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,6 +1,8 @@
-"""Figures as text: the same number of digits everywhere, and tables for the terminal and for Markdown."""
+"""Text that several reports share: figures with the same number of digits, tables, and a sentence on the licence."""
 
 from collections.abc import Sequence
+
+from cache.licences import Licence
 
 OVER_TARGETS = "mean over targets"
 """Name of a row or column that averages the targets; other means are named after what they average."""
@@ -30,3 +32,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return the same in Markdown; a `|` in a cell does not end it."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)
+
+
+def licence_line(backbone: str, licence: Licence) -> str:
+    """Return a sentence on whether products of a backbone may be used commercially."""
+    return (
+        f"The weights of `{backbone}`: {licence}. Their licence applies to what is made with them, this head and its "
+        "predictions among it."
+    )
