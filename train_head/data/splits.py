@@ -1,7 +1,6 @@
-"""Splits in memory: the cached features of all in one array, beside their labels, and the batches made of it."""
+"""Splits in memory: the rows of every stream, the labels, and the batches made of them."""
 
-import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,84 +8,168 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.containers.file_rows import page_aligned
-from cache.errors import ClipNameError, StaleCacheError
-from cache.fingerprint import differences
-from cache.format import Array
-from cache.ids import match_ids
-from cache.paths import StrPath
-from cache.reader import FeatureCache, open_cache
-from cache.shared import shared_load
 from train_head.data.labels import Labels
-from train_head.errors import LabelError
+from train_head.data.streams import Rows, Stream
+from train_head.data.windows import Window, make_windows
 
-POOL_BATCHES, POOL_SHARE = 32, 4
-"""Batches that are sorted by length together, but at most a quarter of all: enough to leave little padding (3 % of the
-frames of Hume-Vidmimic2), few enough to keep epochs random."""
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples side by side.
+
+    Attributes:
+        streams: rows of each stream.
+        targets: (batch, targets) in [0, 1], NaN where a label is missing; (batch, label rows, targets) for labels per
+            frame, NaN behind a sample's end too.
+    """
+
+    streams: Mapping[str, Rows]
+    targets: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The clips of one label file; several splits may share `rows`.
+    """The clips of one label file; several splits may share the rows of their streams.
+
+    A sample is a clip or, for labels per frame, a window of its label rows.
 
     Attributes:
         labels: ids and targets.
-        rows: of all clips: (total frames, dim) features in the cache's storage dtype, or (total samples,) of audio.
-        starts: (clips,) int64, the first row of a clip.
-        lengths: (clips,) int64, number of rows of a clip.
-        targets: (clips, targets) float32 in [0, 1], NaN where a label is missing.
+        streams: by name, the rows of each sample.
+        targets: (clips, targets) float32 in [0, 1], or (label rows, targets) for labels per frame; NaN where a label is
+            missing.
+        windows: for labels per frame, the samples; None for labels per clip.
+        at: for labels per frame, by stream, (label rows,) int64: the row of the clip that holds at each label row, from
+            0 at the clip's first row of that stream; -1 where none does.
+        skipped: for labels per frame, by stream, (samples,) int64: rows of the clip before those of each sample.
     """
 
     labels: Labels
-    rows: Tensor
-    starts: Tensor
-    lengths: Tensor
+    streams: Mapping[str, Stream]
     targets: Tensor
+    windows: Sequence[Window] | None = None
+    at: Mapping[str, Tensor] | None = None
+    skipped: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def dim(self) -> int:
-        """Size of a frame, VAD included."""
-        return self.rows.shape[1]
+    def only(self) -> Stream:
+        """The stream, where there is one."""
+        (stream,) = self.streams.values()
+        return stream
+
+    @property
+    def costs(self) -> Tensor:
+        """(samples,) int64: rows of all streams, by which samples that share a batch are chosen."""
+        lengths = [stream.lengths for stream in self.streams.values()]
+        return lengths[0] if len(lengths) == 1 else torch.stack(lengths).sum(dim=0)
 
     def take(self, clips: Sequence[int]) -> "Split":
-        """Return some of its clips, on the same rows."""
+        """Return some of the clips, on the same rows; of labels per frame, before they are cut into windows."""
         at = torch.as_tensor(clips, dtype=torch.int64)
-        return Split(self.labels.take(clips), self.rows, self.starts[at], self.lengths[at], self.targets[at])
+        labels = self.labels.take(clips)
+        streams = {name: stream.take(at) for name, stream in self.streams.items()}
+        rows = at if self.labels.offsets is None else torch.from_numpy(_label_rows(self.labels, clips))
+        held = None if self.at is None else {name: row[rows] for name, row in self.at.items()}
+        return Split(labels, streams, self.targets[rows], whole_clips(labels), held)
 
-    def clips(self) -> Iterator[Tensor]:
-        """Yield the (frames, dim) of each clip, in storage dtype."""
-        for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
-            yield self.rows[start : start + length]
-
-    def batch(self, clips: Sequence[int], workspace: "Workspace | None" = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return some clips side by side.
+    def windowed(self, window: int, hop: int, *, labelled: bool = False) -> "Split":
+        """Return the same label rows in windows; a split with labels per clip stays as it is.
 
         Args:
-            clips: their numbers.
-            workspace: where the frames are put; they hold until its next use. Fresh memory where not given.
+            window: label rows of a window; 0 takes whole clips.
+            hop: label rows from one window to the next; 0 takes `window`.
+            labelled: leave out windows without any label.
+        """
+        if self.at is None or self.labels.offsets is None:
+            return self
+        offsets = self.labels.offsets
+        windows = make_windows(self.labels.lengths.tolist(), window, hop)
+        if labelled:
+            known = ~self.targets.isnan().all(dim=1)
+            windows = [w for w in windows if known[offsets[w.clip] + w.first :][: w.rows].any()]
+        clips = torch.tensor([w.clip for w in windows], dtype=torch.int64)
+        streams, skipped = {}, {}
+        for name, stream in self.streams.items():
+            held = [self.at[name][offsets[w.clip] + w.first :][: w.rows] for w in windows]
+            spans = torch.tensor([_span(rows) for rows in held], dtype=torch.int64).reshape(-1, 2)
+            skipped[name] = spans[:, 0]
+            streams[name] = replace(stream, starts=stream.starts[clips] + spans[:, 0], lengths=spans[:, 1])
+        return replace(self, streams=streams, windows=windows, skipped=skipped)
 
-        Returns:
-            (batch, frames, dim) float32 zero-padded, time-major in memory, which is how recurrent heads read it;
-            (batch,) lengths; (batch, targets).
+    def batch(self, samples: Sequence[int], workspace: "Workspace | None" = None) -> Batch:
+        """Return some samples side by side.
+
+        Args:
+            samples: their numbers.
+            workspace: where the rows are put; they hold until its next use. Fresh memory where not given.
         """
         workspace = workspace or Workspace()
-        at = torch.as_tensor(clips, dtype=torch.int64, device=self.starts.device)
-        lengths = self.lengths[at]
-        step = torch.arange(int(lengths.max()), device=at.device)[:, None]
-        outside = step >= lengths  # (frames, batch)
-        source = (self.starts[at] + step).masked_fill_(outside, 0)
-        stored = workspace.tensor("stored", (source.numel(), self.dim), self.rows)
-        torch.index_select(self.rows, 0, source.view(-1), out=stored)
-        frames = workspace.tensor("frames", (*source.shape, self.dim), self.targets)
+        streams = {name: self._rows(name, samples, workspace) for name in self.streams}
+        if self.windows is None:
+            return Batch(streams, self.targets[torch.as_tensor(samples, dtype=torch.int64, device=self.targets.device)])
+        return Batch(streams, self._per_label_row(samples, self.targets, float("nan")))
+
+    def _rows(self, name: str, samples: Sequence[int], workspace: "Workspace") -> Rows:
+        """Frames are zero-padded, and time-major in memory, which is how recurrent encoders read them."""
+        stream = self.streams[name]
+        at = torch.as_tensor(samples, dtype=torch.int64, device=stream.starts.device)
+        lengths = stream.lengths[at]
+        step = torch.arange(max(1, int(lengths.max())), device=at.device)[:, None]
+        outside = step >= lengths  # (rows, batch)
+        source = (stream.starts[at] + step).masked_fill_(outside, 0)
+        stored = workspace.tensor(f"stored {name}", (source.numel(), stream.dim), stream.rows)
+        torch.index_select(stream.rows, 0, source.view(-1), out=stored)
+        frames = workspace.tensor(f"frames {name}", (*source.shape, stream.dim), self.targets)
         frames.copy_(stored.view(frames.shape)).masked_fill_(outside.unsqueeze(-1), 0.0)
-        return frames.transpose(0, 1), lengths, self.targets[at]
+        valid = None if stream.valid is None else (stream.valid[source] & ~outside).T
+        return Rows(frames.transpose(0, 1), lengths, valid, self._held(name, samples))
+
+    def _held(self, name: str, samples: Sequence[int]) -> Tensor | None:
+        """(batch, label rows) row of each sample that holds, from its first; -1 where none does or behind its end."""
+        if self.at is None:
+            return None
+        held = self._per_label_row(samples, self.at[name], -1)
+        if self.skipped is None:
+            return held
+        before = self.skipped[name][torch.as_tensor(samples, device=held.device)][:, None]
+        return torch.where(held >= 0, held - before, held)
+
+    def _per_label_row(self, samples: Sequence[int], values: Tensor, filler: float) -> Tensor:
+        """Values of the label rows of some windows, (batch, label rows, …), with a filler behind each."""
+        assert self.windows is not None
+        assert self.labels.offsets is not None
+        windows = [self.windows[i] for i in samples]
+        firsts = torch.tensor([int(self.labels.offsets[w.clip]) + w.first for w in windows], device=values.device)
+        counts = torch.tensor([w.rows for w in windows], device=values.device)
+        step = torch.arange(int(counts.max()), device=values.device)
+        outside = step >= counts[:, None]  # (batch, label rows)
+        found = values[(firsts[:, None] + step).masked_fill_(outside, 0)]
+        return found.masked_fill(outside.view(*outside.shape, *[1] * (found.ndim - 2)), filler)
+
+
+def whole_clips(labels: Labels) -> Sequence[Window] | None:
+    """Return a window per clip that has label rows; None for labels per clip."""
+    return make_windows(labels.lengths.tolist(), 0) if labels.by_frame else None
+
+
+def _label_rows(labels: Labels, clips: Sequence[int]) -> NDArray[np.int64]:
+    """Numbers of the label rows of some clips."""
+    assert labels.offsets is not None
+    parts = [np.arange(labels.offsets[i], labels.offsets[i + 1]) for i in clips]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _span(rows: Tensor) -> tuple[int, int]:
+    """First row and number of rows that hold at some label row; none where no row does."""
+    held = rows[rows >= 0]
+    return (int(held.min()), int(held.max() - held.min()) + 1) if len(held) else (0, 0)
 
 
 class Placer:
-    """Puts splits on a device, where the frames lie in their storage dtype; splits that share them share one copy."""
+    """Puts splits on a device, where the rows lie in their storage dtype; splits that share them share one copy."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -94,13 +177,20 @@ class Placer:
 
     def __call__(self, split: Split) -> Split:
         """Return the same clips on the device."""
-        if split.starts.device.type == self._device.type:
+        if split.targets.device.type == self._device.type:
             return split
-        place = (split.rows.data_ptr(), split.rows.shape)  # two tensors may be one array
+        streams = {name: s.to(self._device, self._copy(s.rows)) for name, s in split.streams.items()}
+        at, skipped = (
+            None if part is None else {name: rows.to(self._device) for name, rows in part.items()}
+            for part in (split.at, split.skipped)
+        )
+        return replace(split, streams=streams, targets=split.targets.to(self._device), at=at, skipped=skipped)
+
+    def _copy(self, rows: Tensor) -> Tensor:
+        place = (rows.data_ptr(), rows.shape)  # two tensors may be one array
         if place not in self._copies:  # the original is kept too, so that its address stays its own
-            self._copies[place] = (split.rows, split.rows.to(self._device))
-        tensors = (t.to(self._device) for t in (split.starts, split.lengths, split.targets))
-        return Split(split.labels, self._copies[place][1], *tensors)
+            self._copies[place] = (rows, rows.to(self._device))
+        return self._copies[place][1]
 
 
 class Workspace:
@@ -118,129 +208,28 @@ class Workspace:
         return block[:size].view(shape)
 
 
-def open_caches(paths: Sequence[StrPath]) -> list[FeatureCache]:
-    """Open the caches whose clips are trained on together.
+POOL_BATCHES, POOL_SHARE = 32, 4
+"""Batches that are sorted by length together, but at most a quarter of all: enough to leave little padding (3 % of the
+frames of Hume-Vidmimic2), few enough to keep epochs random."""
 
-    Raises:
-        StaleCacheError: their fingerprints differ; names the fields.
+
+def shuffled_batches(costs: Tensor, batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """Return random batches of samples of similar length.
+
+    The samples are shuffled, cut into pools of several batches, sorted by length inside each pool, cut into batches,
+    and the batches shuffled: which samples meet changes from epoch to epoch, and little is padding.
     """
-    stores = [open_cache(path) for path in paths]
-    for store in stores[1:]:
-        differing = differences(stores[0].fingerprint, store.fingerprint)
-        if differing:
-            raise StaleCacheError(
-                f"{stores[0].path} and {store.path} were made in different ways: {'; '.join(differing)}; extract both "
-                "with the same settings, or train on one"
-            )
-    return stores
-
-
-def gather(
-    stores: Sequence[FeatureCache],
-    labels: Mapping[str, Labels],
-    *,
-    skip_missing: bool = False,
-    shared: StrPath | None = None,
-) -> dict[str, Split]:
-    """Load the clips of label files into memory, all into one array.
-
-    Args:
-        stores: caches with equal fingerprints; the first that holds a clip gives it.
-        labels: by split, which clips in which order, by their ids (`resolve_splits`).
-        skip_missing: leave out clips that no cache holds instead of refusing.
-        shared: folder of a memory map that every process which asks for the same clips of one cache has in common;
-            see `cache.shared.shared_load`.
-
-    Raises:
-        LabelError: clips are missing; says how many and names the first five.
-    """
-    labels = {name: _held(stores, part, skip_missing) for name, part in labels.items()}
-    clips = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
-    if shared is None:
-        clips, frames, lengths = _load(stores, clips)
-    else:
-        (store,) = stores
-        stored, offsets = shared_load(store, clips, shared)
-        frames = np.load(stored.filename, mmap_mode="c")  # type: ignore[attr-defined]  # torch knows no read-only arrays
-        lengths = np.diff(offsets)
-    place = dict(zip(clips, zip((np.cumsum(lengths) - lengths).tolist(), lengths.tolist(), strict=True), strict=True))
-    return {name: _split(part, torch.from_numpy(frames), place) for name, part in labels.items()}
-
-
-def _load(stores: Sequence[FeatureCache], clips: Sequence[str]) -> tuple[list[str], Array, NDArray[np.int64]]:
-    """Load clips from the first cache that holds each.
-
-    Returns:
-        The clips in the order in which they are loaded; (total frames, dim) frames; (clips,) numbers of frames.
-    """
-    owner = {clip: next(i for i, store in enumerate(stores) if clip in store) for clip in clips}
-    of_store = [[clip for clip in clips if owner[clip] == i] for i in range(len(stores))]
-    lengths = [np.diff(store.offsets(ids)) for store, ids in zip(stores, of_store, strict=True)]
-    first, header = 0, stores[0].header
-    frames = page_aligned((sum(int(n.sum()) for n in lengths), header.dim + len(header.vad_names)), header.dtype)
-    for store, ids, numbers in zip(stores, of_store, lengths, strict=True):
-        store.load(ids, out=frames[first : first + int(numbers.sum())])
-        first += int(numbers.sum())
-    return list(itertools.chain(*of_store)), frames, np.concatenate(lengths)
-
-
-def shuffled_batches(lengths: Tensor, batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """Random batches of clips of similar length.
-
-    The clips are shuffled, cut into pools of several batches, sorted by length inside each pool, cut into batches, and
-    the batches shuffled: which clips meet changes from epoch to epoch, and little is padding.
-    """
-    lengths = lengths.cpu()
-    order = torch.randperm(len(lengths), generator=generator)
+    costs = costs.cpu()
+    order = torch.randperm(len(costs), generator=generator)
     batches: list[list[int]] = []
-    pool_batches = max(1, min(POOL_BATCHES, len(lengths) // (batch_size * POOL_SHARE)))
+    pool_batches = max(1, min(POOL_BATCHES, len(costs) // (batch_size * POOL_SHARE)))
     for pool in order.split(batch_size * pool_batches):
-        by_length = pool[lengths[pool].argsort(stable=True)]
+        by_length = pool[costs[pool].argsort(stable=True)]
         batches += [batch.tolist() for batch in by_length.split(batch_size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def sorted_batches(lengths: Tensor, batch_size: int) -> list[list[int]]:
-    """Every clip once, by length: for evaluation."""
-    return [batch.tolist() for batch in lengths.cpu().argsort(stable=True).split(batch_size)]
-
-
-def _split(labels: Labels, frames: Tensor, place: Mapping[str, tuple[int, int]]) -> Split:
-    rows = torch.tensor([place[clip] for clip in labels.ids], dtype=torch.int64)
-    return Split(labels, frames, rows[:, 0].contiguous(), rows[:, 1].contiguous(), torch.from_numpy(labels.unit_values))
-
-
-def resolve(labels: Labels, known: Collection[str]) -> Labels:
-    """Return the labels with the ids by which `known` has their clips; a clip that it lacks keeps its own.
-
-    Raises:
-        LabelError: a Filename may be several clips, or two rows are one clip; names them.
-    """
-    try:
-        found = match_ids(labels.filenames, known)
-    except ClipNameError as error:
-        raise LabelError(f"{labels.path}: {error}") from error
-    return replace(labels, ids=tuple(clip or own for clip, own in zip(found, labels.ids, strict=True)))
-
-
-def resolve_splits(stores: Sequence[FeatureCache], labels: Mapping[str, Labels]) -> dict[str, Labels]:
-    """`resolve` the splits of one training against the caches that hold their clips."""
-    known: Collection[str] = stores[0] if len(stores) == 1 else dict.fromkeys(itertools.chain(*stores))
-    return {name: resolve(part, known) for name, part in labels.items()}
-
-
-def _held(stores: Sequence[FeatureCache], labels: Labels, skip_missing: bool) -> Labels:
-    """Return the labels of clips that a cache holds; refuse missing ones unless they are skipped."""
-    missing = {i for i, clip in enumerate(labels.ids) if not any(clip in store for store in stores)}
-    if not missing:
-        return labels
-    if skip_missing and len(missing) < len(labels):
-        return labels.take([i for i in range(len(labels)) if i not in missing])
-    first = ", ".join(labels.filenames[i] for i in sorted(missing)[:5])
-    advice = "extract them (failures.csv beside the cache says why a clip failed), or give --skip-missing"
-    if len(missing) == len(labels) and len(stores[0]):
-        advice = f"the cache's ids look like {stores[0].ids[0]!r}, so the two do not belong together"
-    raise LabelError(
-        f"{len(missing)} of the {len(labels)} clips of {labels.path} are not in "
-        f"{' and '.join(store.path for store in stores)} (first: {first}); {advice}"
-    )
+def sorted_batches(costs: Tensor, batch_size: int) -> Iterator[list[int]]:
+    """Yield every sample once, by length: for evaluation."""
+    for batch in costs.cpu().argsort(stable=True).split(batch_size):
+        yield batch.tolist()

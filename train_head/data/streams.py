@@ -65,7 +65,7 @@ class Stream:
 
         Args:
             sample: its number.
-            seconds: (times,) from the beginning of the clip.
+            seconds: (times,) from the beginning of the clip; NaN where no row is wanted.
 
         Returns:
             (times,) row numbers from the sample's first; -1 where no row holds.
@@ -77,9 +77,29 @@ class Stream:
                     f"the rows of the stream {self.name!r} have neither a hop nor times, so nothing says which row "
                     "belongs to which label; import them with --hop"
                 )
-            found = np.floor(seconds / self.hop + ROUNDING).astype(np.int64)
+            found = np.floor(np.nan_to_num(seconds, nan=-1.0) / self.hop + ROUNDING).astype(np.int64)
             return np.where((found >= 0) & (found < length), found, -1)
+        if not length:
+            return np.full(len(seconds), -1)
         times, moment = self.times[start : start + length].numpy(), seconds.astype(np.float32)
         found = np.searchsorted(times[:, 0], moment, side="right") - 1
         holds = (found >= 0) & (moment < times[np.maximum(found, 0), 1])
         return np.where(holds, found, -1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one stream for a batch of clips.
+
+    Attributes:
+        frames: (batch, rows, dim) float32.
+        lengths: (batch,) int64; 0 where a clip has nothing of this stream.
+        valid: (batch, rows) bool, where there was something; None where every row within its clip is valid.
+        at: (batch, reference rows) int64, the row that holds at each reference row, −1 where none does; None where
+            clips are predicted.
+    """
+
+    frames: Tensor
+    lengths: Tensor
+    valid: Tensor | None = None
+    at: Tensor | None = None

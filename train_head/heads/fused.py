@@ -1,32 +1,14 @@
 """Several streams, or targets per row: an encoder per stream, and a fusion of what they give."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from train_head.data.streams import Rows
 from train_head.errors import TrainSettingsError
 from train_head.heads.encoder import Encoder
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one stream for a batch of clips.
-
-    Attributes:
-        frames: (batch, rows, dim) float32.
-        lengths: (batch,) int64; 0 where a clip has nothing of this stream.
-        valid: (batch, rows) bool, where there was something; None where every row within its clip is valid.
-        at: (batch, reference rows) int64, the row that holds at each reference row, −1 where none does; None where
-            clips are predicted.
-    """
-
-    frames: Tensor
-    lengths: Tensor
-    valid: Tensor | None = None
-    at: Tensor | None = None
 
 
 class FusedHead(nn.Module):

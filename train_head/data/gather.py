@@ -1,0 +1,168 @@
+"""From caches and label files to splits: join clips by id, load each stream into one array, set the reference clock."""
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache.containers.file_rows import page_aligned
+from cache.errors import ClipNameError, StaleCacheError
+from cache.fingerprint import differences
+from cache.format import Array
+from cache.ids import match_ids
+from cache.paths import StrPath
+from cache.reader import FeatureCache, open_cache
+from cache.shared import shared_load
+from train_head.data.clock import rows_at_labels
+from train_head.data.labels import Labels
+from train_head.data.splits import Split, whole_clips
+from train_head.data.streams import Stream
+from train_head.errors import LabelError
+
+Stores = Mapping[str, Sequence[FeatureCache]]
+"""By stream, caches with equal fingerprints that together hold its clips."""
+
+
+def open_stores(caches: Mapping[str, Sequence[StrPath]]) -> dict[str, list[FeatureCache]]:
+    """Open the caches of every stream.
+
+    Raises:
+        StaleCacheError: the fingerprints of one stream's caches differ; names the fields.
+    """
+    return {name: open_caches(paths) for name, paths in caches.items()}
+
+
+def open_caches(paths: Sequence[StrPath]) -> list[FeatureCache]:
+    """Open caches whose clips are trained on together.
+
+    Raises:
+        StaleCacheError: their fingerprints differ; names the fields.
+    """
+    stores = [open_cache(path) for path in paths]
+    for store in stores[1:]:
+        differing = differences(stores[0].fingerprint, store.fingerprint)
+        if differing:
+            raise StaleCacheError(
+                f"{stores[0].path} and {store.path} were made in different ways: {'; '.join(differing)}; extract both "
+                "with the same settings, train on one, or name them with --cache NAME=PATH to use them as two streams"
+            )
+    return stores
+
+
+def gather(
+    stores: Stores,
+    labels: Mapping[str, Labels],
+    *,
+    skip_missing: bool = False,
+    shared: StrPath | None = None,
+    fps: float = 0.0,
+) -> dict[str, Split]:
+    """Load the clips of label files into memory, each stream into one array.
+
+    A clip that lacks some of the streams is used.
+
+    Args:
+        stores: the caches of every stream; the first that holds a clip gives it.
+        labels: by split, which clips in which order, by their ids (`resolve_splits`).
+        skip_missing: leave out clips of which no stream has anything instead of refusing.
+        shared: folder of memory maps that all processes which ask for the same clips have in common, one per stream;
+            each stream of one cache. See `cache.shared.shared_load`.
+        fps: label rows per second, for labels per frame; 0 where they are the rows of a stream with times.
+
+    Raises:
+        LabelError: clips are missing; says how many and names the first five.
+    """
+    labels = {name: _held(stores, part, skip_missing) for name, part in labels.items()}
+    clips = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
+    loaded = {name: _load(caches, clips, shared) for name, caches in stores.items()}
+    splits = {}
+    for name, part in labels.items():
+        streams = {stream: rows.stream(stream, stores[stream][0], part.ids) for stream, rows in loaded.items()}
+        at = rows_at_labels(part, streams, fps) if part.by_frame else None
+        splits[name] = Split(part, streams, torch.from_numpy(part.unit_values), whole_clips(part), at)
+    return splits
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Rows of the clips of one stream, and where each clip's are."""
+
+    rows: Array
+    places: Mapping[str, tuple[int, int]]
+
+    def stream(self, name: str, store: FeatureCache, clips: Sequence[str]) -> Stream:
+        """Return the stream of some of the clips; a clip that is not there has no rows."""
+        at = torch.tensor([self.places.get(clip, (0, 0)) for clip in clips], dtype=torch.int64).reshape(-1, 2)
+        starts, lengths = at[:, 0].contiguous(), at[:, 1].contiguous()
+        return Stream(name, torch.from_numpy(self.rows), starts, lengths, store.hop_seconds)
+
+
+def _load(
+    stores: Sequence[FeatureCache],
+    clips: Sequence[str],
+    shared: StrPath | None,
+) -> _Loaded:
+    """Load the clips that the caches of one stream hold."""
+    owner = {clip: i for clip in clips for i, store in reversed(list(enumerate(stores))) if clip in store}
+    of_store = [[clip for clip in clips if owner.get(clip) == i] for i in range(len(stores))]
+    if shared is None:
+        frames, lengths = _read(stores, of_store)
+    else:
+        stored, offsets = shared_load(stores[0], of_store[0], shared)
+        frames = np.load(stored.filename, mmap_mode="c")  # type: ignore[attr-defined]  # torch knows no read-only arrays
+        lengths = np.diff(offsets)
+    found = list(itertools.chain(*of_store))
+    firsts = np.cumsum(lengths) - lengths
+    return _Loaded(frames, dict(zip(found, zip(firsts.tolist(), lengths.tolist(), strict=True), strict=True)))
+
+
+def _read(stores: Sequence[FeatureCache], of_store: Sequence[Sequence[str]]) -> tuple[Array, NDArray[np.int64]]:
+    """Read clips of each cache into (total rows, dim), and their numbers of rows."""
+    lengths = [np.diff(store.offsets(ids)) for store, ids in zip(stores, of_store, strict=True)]
+    first, header = 0, stores[0].header
+    frames = page_aligned((sum(int(n.sum()) for n in lengths), header.dim + len(header.vad_names)), header.dtype)
+    for store, ids, numbers in zip(stores, of_store, lengths, strict=True):
+        store.load(ids, out=frames[first : first + int(numbers.sum())])
+        first += int(numbers.sum())
+    return frames, np.concatenate(lengths)
+
+
+def resolve(labels: Labels, known: Collection[str]) -> Labels:
+    """Return the labels with the ids by which `known` has their clips; a clip that it lacks keeps its own.
+
+    Raises:
+        LabelError: a Filename may be several clips, or two rows are one clip; names them.
+    """
+    try:
+        found = match_ids(labels.filenames, known)
+    except ClipNameError as error:
+        raise LabelError(f"{labels.path}: {error}") from error
+    return replace(labels, ids=tuple(clip or own for clip, own in zip(found, labels.ids, strict=True)))
+
+
+def resolve_splits(stores: Stores, labels: Mapping[str, Labels]) -> dict[str, Labels]:
+    """`resolve` the splits of one training against the caches that hold their clips."""
+    every = list(itertools.chain(*stores.values()))
+    known: Collection[str] = every[0] if len(every) == 1 else dict.fromkeys(itertools.chain(*every))
+    return {name: resolve(part, known) for name, part in labels.items()}
+
+
+def _held(stores: Stores, labels: Labels, skip_missing: bool) -> Labels:
+    """Return the labels of clips that some stream has; refuse missing ones unless they are skipped."""
+    every = list(itertools.chain(*stores.values()))
+    missing = {i for i, clip in enumerate(labels.ids) if not any(clip in store for store in every)}
+    if not missing:
+        return labels
+    if skip_missing and len(missing) < len(labels):
+        return labels.take([i for i in range(len(labels)) if i not in missing])
+    first = ", ".join(labels.filenames[i] for i in sorted(missing)[:5])
+    advice = "extract them (failures.csv beside the cache says why a clip failed), or give --skip-missing"
+    if len(missing) == len(labels) and len(every[0]):
+        advice = f"the cache's ids look like {every[0].ids[0]!r}, so the two do not belong together"
+    raise LabelError(
+        f"{len(missing)} of the {len(labels)} clips of {labels.path} are not in "
+        f"{' and '.join(store.path for store in every)} (first: {first}); {advice}"
+    )
