@@ -11,13 +11,9 @@ from torch import nn
 
 from train_head.errors import TrainSettingsError, unknown
 from train_head.heads.attention import AttentionHead
-from train_head.heads.bilstm import BilstmHead
-from train_head.heads.gru import GruHead
-from train_head.heads.hierarchical import HierarchicalHead
-from train_head.heads.lstm import LstmHead
 from train_head.heads.mean import MeanHead
 from train_head.heads.mlp import MlpHead
-from train_head.heads.sequence import SequenceHead
+from train_head.heads.rnn import BilstmHead, GruHead, HierarchicalHead, LstmHead, SequenceHead
 from train_head.heads.tcn import TcnHead
 from train_head.heads.transformer import TransformerHead
 
@@ -68,6 +64,5 @@ def head_options(name: str, options: dict[str, Any]) -> Any:
 
 
 def build_head(name: str, options: dict[str, Any], dim: int, targets: int) -> nn.Module:
-    """A head with fresh weights for (batch, frames, dim) features."""
-    resolved = head_options(name, options)
-    return HEADS[name](dim, targets, resolved)
+    """Return a head with fresh weights for (batch, frames, dim) features."""
+    return HEADS[name](dim, targets, head_options(name, options))

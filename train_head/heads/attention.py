@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train_head.heads.options import check_options
+from train_head.heads.options import OUTPUTS, HeadOptions
 from train_head.heads.pooling import masked, time_mean, valid
-from train_head.heads.regressor import OUTPUTS
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionOptions:
+class AttentionOptions(HeadOptions):
     """Settings of `AttentionHead`.
 
     Attributes:
@@ -27,9 +26,6 @@ class AttentionOptions:
     dropout: float = 0.1
     global_vector: bool = True
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class AttentionHead(nn.Module):
@@ -64,8 +60,7 @@ class AttentionHead(nn.Module):
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) and (batch,) → (batch, targets)."""
         frames = masked(frames, lengths)
-        pooled = self.weights(frames, lengths).transpose(1, 2) @ frames  # (batch, heads, dim)
-        summary = pooled.flatten(1)
+        summary = (self.weights(frames, lengths).transpose(1, 2) @ frames).flatten(1)  # (batch, heads * dim)
         if self.global_vector:
             summary = torch.cat([time_mean(frames, lengths).to(summary.dtype), summary], dim=1)
         out: Tensor = self.regressor(summary)

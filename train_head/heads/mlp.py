@@ -5,13 +5,12 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from train_head.heads.options import check_options
+from train_head.heads.options import OUTPUTS, HeadOptions
 from train_head.heads.pooling import mean_spread_max
-from train_head.heads.regressor import OUTPUTS
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlpOptions:
+class MlpOptions(HeadOptions):
     """Settings of `MlpHead`.
 
     Attributes:
@@ -25,9 +24,6 @@ class MlpOptions:
     layers: int = 1
     dropout: float = 0.1
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class MlpHead(nn.Module):

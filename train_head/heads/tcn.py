@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from train_head.errors import TrainSettingsError
-from train_head.heads.options import check_options
+from train_head.heads.options import HeadOptions, Regressor
 from train_head.heads.pooling import masked, time_mean
-from train_head.heads.regressor import build_regressor
 
 
 @dataclass(frozen=True, kw_only=True)
-class TcnOptions:
+class TcnOptions(HeadOptions):
     """Settings of `TcnHead`; with the defaults an output sees 127 frames, 2.5 s at 50 Hz.
 
     Attributes:
@@ -32,7 +30,7 @@ class TcnOptions:
     output: str = "linear"
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.kernel % 2 == 0:
             raise TrainSettingsError(f"kernel must be odd, so that a frame stays in the middle, got {self.kernel}")
 
@@ -68,9 +66,7 @@ class TcnHead(nn.Module):
             TcnBlock(hidden, options.kernel, 2**i, options.dropout) for i in range(options.layers)
         )
         self.norm = nn.LayerNorm(hidden)
-        self.global_vector = options.global_vector
-        width = hidden + dim * options.global_vector
-        self.regressor = build_regressor(width, targets, options.dropout, options.output)
+        self.regressor = Regressor(dim, hidden, targets, options)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) and (batch,) → (batch, targets)."""
@@ -78,8 +74,4 @@ class TcnHead(nn.Module):
         seen = self.project(frames)  # (batch, frames, hidden)
         for block in self.blocks:
             seen = block(seen, lengths)
-        summary = time_mean(self.norm(seen), lengths)
-        if self.global_vector:
-            summary = torch.cat([time_mean(frames, lengths), summary], dim=1)
-        out: Tensor = self.regressor(summary)
-        return out
+        return self.regressor.predict(time_mean(self.norm(seen), lengths), frames, lengths)

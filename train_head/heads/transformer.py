@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from train_head.errors import TrainSettingsError
-from train_head.heads.options import check_options
+from train_head.heads.options import HeadOptions, Regressor
 from train_head.heads.pooling import segment_lengths, segment_means, time_mean, valid
-from train_head.heads.regressor import build_regressor
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerOptions:
+class TransformerOptions(HeadOptions):
     """Settings of `TransformerHead`.
 
     Attributes:
@@ -37,7 +36,7 @@ class TransformerOptions:
     output: str = "linear"
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.hidden % self.heads:
             near = math.ceil(self.hidden / self.heads) * self.heads
             raise TrainSettingsError(
@@ -56,7 +55,7 @@ class TransformerHead(nn.Module):
     def __init__(self, dim: int, targets: int, options: TransformerOptions) -> None:
         super().__init__()
         hidden = options.hidden or math.ceil(dim / options.heads) * options.heads
-        self.pool_frames, self.global_vector = options.pool_frames, options.global_vector
+        self.pool_frames = options.pool_frames
         self.project = nn.Linear(dim, hidden)
         layer = nn.TransformerEncoderLayer(
             hidden,
@@ -69,8 +68,7 @@ class TransformerHead(nn.Module):
         )
         norm = nn.LayerNorm(hidden)
         self.encoder = nn.TransformerEncoder(layer, options.layers, norm, enable_nested_tensor=False)
-        width = hidden + dim * options.global_vector
-        self.regressor = build_regressor(width, targets, options.dropout, options.output)
+        self.regressor = Regressor(dim, hidden, targets, options)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) and (batch,) → (batch, targets)."""
@@ -79,11 +77,7 @@ class TransformerHead(nn.Module):
         projected = self.project(pooled)
         projected = projected + sinusoids(pooled.shape[1], projected.shape[2], projected)
         seen = self.encoder(projected, src_key_padding_mask=~valid(positions, pooled.shape[1]))
-        summary = time_mean(seen, positions)
-        if self.global_vector:
-            summary = torch.cat([time_mean(frames, lengths), summary], dim=1)
-        out: Tensor = self.regressor(summary)
-        return out
+        return self.regressor.predict(time_mean(seen, positions), frames, lengths)
 
 
 def sinusoids(positions: int, width: int, like: Tensor) -> Tensor:
