@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from train_head.errors import TrainSettingsError, unknown
+from train_head.errors import check_known
 from train_head.heads.attention import AttentionHead
 from train_head.heads.mean import MeanHead
 from train_head.heads.mlp import MlpHead
@@ -53,13 +53,9 @@ def head_options(name: str, options: dict[str, Any]) -> Any:
     Raises:
         TrainSettingsError: unknown head or option, or a value out of range.
     """
-    if name not in HEADS:
-        raise TrainSettingsError(unknown("head", name, HEADS))
+    check_known("head", [name], HEADS)
     kind: Any = HEADS[name].Options  # type: ignore[attr-defined]
-    known = [field.name for field in fields(kind)]
-    for key in options:
-        if key not in known:
-            raise TrainSettingsError(unknown(f"option of head {name!r}", key, known))
+    check_known(f"option of head {name!r}", options, [field.name for field in fields(kind)])
     return kind(**options)
 
 

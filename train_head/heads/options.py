@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train_head.errors import TrainSettingsError, unknown
+from train_head.errors import TrainSettingsError, check_known
 from train_head.heads.pooling import time_mean
 
 OUTPUTS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
@@ -44,8 +44,8 @@ class HeadOptions:
                 raise TrainSettingsError(f"{name} must be a whole number, {LOWEST[name]} or more, got {value!r}")
             if name == "dropout" and not (number and 0 <= value < 1):
                 raise TrainSettingsError(f"dropout must lie in [0, 1), got {value!r}")
-            if name == "output" and value not in OUTPUTS:
-                raise TrainSettingsError(unknown("output", value, OUTPUTS))
+            if name == "output":
+                check_known("output", [value], OUTPUTS)
             if name == "global_vector" and not isinstance(value, bool):
                 raise TrainSettingsError(f"global_vector must be true or false, got {value!r}")
 

@@ -26,7 +26,7 @@ class Objective(nn.Module):
         super().__init__()
         self.terms = tuple(terms)
         self.weights = weights
-        self.outputs = _outputs(self.terms)
+        self.outputs = max(LOSSES[term.name].outputs for term in self.terms)
 
     def decode(self, outputs: Tensor) -> Tensor:
         """(batch, targets * outputs) to (batch, targets) predictions."""
@@ -86,7 +86,7 @@ def outputs_per_target(expression: str) -> int:
     Raises:
         TrainSettingsError: as `parse`.
     """
-    return _outputs(parse(expression))
+    return Objective(parse(expression)).outputs
 
 
 def decode(outputs: Tensor, targets: int) -> Tensor:
@@ -134,7 +134,3 @@ def compares_clips(expression: str) -> list[str]:
 def is_mean_over_clips(expression: str, weighting: str) -> bool:
     """Whether the objective of a batch is the mean over its labels; weights are relative to the whole batch."""
     return weighting == "none" and all(LOSSES[term.name].by_clip for term in parse(expression))
-
-
-def _outputs(terms: Sequence[Term]) -> int:
-    return max(LOSSES[term.name].outputs for term in terms)

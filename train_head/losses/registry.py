@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from train_head.losses import correlation, elementwise
-from train_head.losses.balanced import balanced_mse
+from train_head.losses import batchwise, elementwise
 from train_head.losses.expression import keyword_options
 
 
@@ -58,27 +57,20 @@ class Loss:
         weight = None if weight is None else weight.to(exact)
         predicted, target = predicted.to(exact), target.to(exact)
         missing = target.isnan()
-        if missing.any():
-            predicted, target, weight = _without(missing, predicted, target, weight)
+        if missing.any():  # weight 0, and finite numbers: 0 times NaN would be NaN, in the gradient too
+            predicted = predicted.masked_fill(missing.repeat(1, self.outputs), 0.0)
+            target = target.masked_fill(missing, 0.0)
+            weight = (torch.ones_like(target) if weight is None else weight).masked_fill(missing, 0.0)
         return self.compute(predicted, target, weight, **options)
-
-
-def _without(
-    missing: Tensor, predicted: Tensor, target: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give missing labels weight 0, and put finite numbers there: 0 times NaN would be NaN, in the gradient too."""
-    columns = missing.repeat(1, predicted.shape[1] // missing.shape[1])
-    weight = torch.ones_like(target) if weight is None else weight
-    return predicted.masked_fill(columns, 0.0), target.masked_fill(missing, 0.0), weight.masked_fill(missing, 0.0)
 
 
 LOSSES: dict[str, Loss] = {
     "mse": Loss(elementwise.mse),  # the paper's
     "mae": Loss(elementwise.mae),
     "huber": Loss(elementwise.huber),
-    "pearson": Loss(correlation.pearson, compares=True, by_clip=False),
-    "ccc": Loss(correlation.ccc, compares=True, by_clip=False),
-    "balanced_mse": Loss(balanced_mse, compares=True, by_clip=False),
+    "pearson": Loss(batchwise.pearson, compares=True, by_clip=False),
+    "ccc": Loss(batchwise.ccc, compares=True, by_clip=False),
+    "balanced_mse": Loss(batchwise.balanced_mse, compares=True, by_clip=False),
     "focal_r": Loss(elementwise.focal_r),
     "zero_inflated": Loss(elementwise.zero_inflated, outputs=2, by_clip=False),
 }

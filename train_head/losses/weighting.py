@@ -153,11 +153,10 @@ def _parse(text: str) -> Term:
 
 
 def _table(rule: Weighting, options: dict[str, float], cells: NDArray[np.int64]) -> Cells:
-    """The weights of a target by cell; 1 where no training clip has a label of it."""
+    """Return the weights of a target by cell, mean 1 over the training clips; 1 where none of these has a label."""
     counts = np.bincount(cells, minlength=rule.cells).astype(np.float64)
-    return _mean_one(rule.compute(counts, **options), counts) if len(cells) else np.ones(rule.cells)
-
-
-def _mean_one(weights: Cells, counts: Cells) -> Cells:
-    scaled: Cells = weights * (counts.sum() / (counts @ weights))
-    return scaled
+    if not len(cells):
+        return np.ones(rule.cells)
+    weights = rule.compute(counts, **options)
+    weights *= counts.sum() / (counts @ weights)
+    return weights

@@ -18,8 +18,8 @@ from train_head.evaluation.metrics import Column, Report, evaluate, label_means
 from train_head.protocols.result import ProtocolResult, Scored
 from train_head.reports.card import licence_line
 from train_head.runs import run_folder
-from train_head.runs.inputs import Inputs
-from train_head.runs.train import run_config
+from train_head.runs.inputs import Inputs, rater_agreement
+from train_head.runs.train import TrainResult, run_config
 from train_head.training.settings import TrainSettings
 
 SUMMARY = "summary.json"
@@ -98,15 +98,58 @@ def several_groups(labels: Labels) -> tuple[str, ...] | None:
     return labels.groups if labels.groups is not None and len(set(labels.groups)) > 1 else None
 
 
-def write_summary(result: ProtocolResult, settings: TrainSettings, inputs: Inputs, title: str) -> None:
-    """Write summary.json and README.md."""
-    summary = json.dumps(result.to_dict(), indent=2) + "\n"
-    write_atomically(result.folder / SUMMARY, summary.encode())
-    write_atomically(result.folder / run_folder.CARD, _readme(result, settings, inputs, title).encode())
+def finish(
+    folder: Path,
+    kind: str,
+    inputs: Inputs,
+    settings: TrainSettings,
+    results: Sequence[TrainResult],
+    *,
+    valid: Scored,
+    labels: Labels,
+    train: Labels,
+    notes: tuple[str, ...],
+    before: tuple[str, ...],
+) -> ProtocolResult:
+    """Write what finished runs predict together for "test", summary.json, README.md, and last ensemble.toml.
+
+    Args:
+        folder: that holds the runs.
+        kind: "seeds" or "folds".
+        inputs: of all runs together.
+        settings: of every run, but for its seed.
+        results: the runs.
+        valid: their scores on the clips that were kept from training.
+        labels: of those clips.
+        train: labels that the runs were trained on.
+        notes: what a reader must know about the figures.
+        before: the runs that the folder listed before this call.
+    """
+    members = tuple(result.folder.name for result in results)
+    trained = sum(len(result.history) - result.resumed_at for result in results)
+    test = inputs.splits.get("test")
+    tested = [result.predictions["test"] for result in results] if test is not None else []
+    done = ProtocolResult(
+        folder=folder,
+        kind=kind,
+        members=members,
+        best_epochs=tuple(result.best_epoch for result in results),
+        valid=valid,
+        test=write_mean(folder, "test", tested, test.labels, train) if test is not None else None,
+        agreement=rater_agreement(labels),
+        notes=notes,
+        skipped=inputs.skipped,
+        epochs_trained=trained,
+        nothing_to_do=trained == 0 and before == members,
+    )
+    write_atomically(folder / SUMMARY, (json.dumps(done.to_dict(), indent=2) + "\n").encode())
+    write_atomically(folder / run_folder.CARD, _readme(done, settings, inputs).encode())
+    write_ensemble(folder, kind, members)
+    return done
 
 
-def _readme(result: ProtocolResult, settings: TrainSettings, inputs: Inputs, title: str) -> str:
-    return f"""# {title}
+def _readme(result: ProtocolResult, settings: TrainSettings, inputs: Inputs) -> str:
+    return f"""# {len(result.members)} {result.kind} of one head for {", ".join(inputs.labels["train"].names)}
 
 Head `{settings.head}`, loss `{settings.loss}`; all settings are in `config.toml`, all numbers in `summary.json`.
 Each run has its own model card: {", ".join(f"[{name}]({name}/README.md)" for name in result.members)}.

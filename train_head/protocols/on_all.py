@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
 from train_head.evaluation.metrics import Report
@@ -14,17 +13,9 @@ from train_head.protocols.result import ProtocolResult, Scored
 from train_head.reports.card import licence_line
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs
-from train_head.runs.train import (
-    Predictions,
-    TrainResult,
-    fit,
-    predict_splits,
-    run_config,
-    score_splits,
-    train_run,
-)
+from train_head.runs.train import Predictions, fit, predict_splits, run_config, score_splits
 from train_head.training.loop import SILENT, Reporter
-from train_head.training.settings import TrainSettings, with_seed
+from train_head.training.settings import TrainSettings
 
 ALL = "all"
 
@@ -46,21 +37,6 @@ class AllResult:
     epochs_trained: int
 
 
-def train_one_and_all(
-    inputs: Inputs, out: StrPath, settings: TrainSettings, reporter: Reporter = SILENT
-) -> tuple[TrainResult, AllResult]:
-    """Train the ordinary run in `out`, then out/all on all clips for its best number of epochs.
-
-    Raises:
-        LabelError: a clip is in both splits.
-        RunFolderError: a folder holds another run.
-    """
-    reporter.run_started(Path(out).name, Path(out), settings)
-    result = train_run(inputs, out, settings, reporter=reporter)
-    reporter.run_started(ALL, Path(out) / ALL, replace(settings, stop_after=result.best_epoch))
-    return result, train_on_all(inputs, Path(out) / ALL, settings, result.best_epoch, reporter)[0]
-
-
 def train_seeds_on_all(
     inputs: Inputs, seeds: ProtocolResult, settings: TrainSettings, reporter: Reporter = SILENT
 ) -> AllResult:
@@ -79,7 +55,7 @@ def train_seeds_on_all(
     prepare_protocol(folder, settings, inputs, {"kind": ALL})
     trained, predictions = 0, []
     for i, (name, epochs) in enumerate(zip(seeds.members, seeds.best_epochs, strict=True)):
-        of_run = with_seed(settings, settings.seed + i)
+        of_run = replace(settings, seed=settings.seed + i)
         place = seeds.folder / name / ALL
         reporter.run_started(f"{name}/{ALL}", place, replace(of_run, stop_after=epochs))
         result, predicted = train_on_all(inputs, place, of_run, epochs, reporter)

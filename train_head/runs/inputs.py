@@ -109,10 +109,6 @@ class Inputs:
         """Number of labelled clips that were left out because there is nothing of them."""
         return sum(len(self.labels[name]) - len(split) for name, split in self.splits.items())
 
-    def check_groups(self) -> None:
-        """See `check_disjoint_splits`."""
-        check_disjoint_splits(self.labels)
-
 
 def check_disjoint_splits(labels: Mapping[str, Labels]) -> None:
     """Refuse training and validation clips of common groups, where groups were asked for.

@@ -17,11 +17,9 @@ mixup = [0.0, 0.2, 0.4]
 import contextlib
 import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, product
-from pathlib import Path
 from typing import Any
 
 from optuna import Trial
@@ -36,7 +34,7 @@ from optuna.distributions import (
 from cache.paths import StrPath
 from train_head.errors import TrainSettingsError, unknown
 from train_head.heads import HEADS
-from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, resolve_settings
+from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, read_toml, resolve_settings
 
 HEAD = "head"
 SHARED = ("seed", "label_scale", "label_range", "device", "precision")
@@ -123,13 +121,7 @@ def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Spa
         TrainSettingsError: no such file, not TOML, nothing to try, an unknown or shared setting, a range that is none,
             a value out of range; names the setting.
     """
-    place = Path(path)
-    if not place.is_file():
-        raise TrainSettingsError(f"there is no file of a space at {place}")
-    try:
-        values = tomllib.loads(place.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TrainSettingsError(f"{place} is not valid TOML: {error}") from error
+    values = read_toml(path, "file of a space")
     drawn: dict[str, BaseDistribution] = {}
     fixed: dict[str, Any] = {}
     try:
@@ -147,7 +139,7 @@ def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Spa
         space = Space(drawn, fixed, given, config)
         _check(space)
     except TrainSettingsError as error:
-        raise TrainSettingsError(f"{place}: {error}") from error
+        raise TrainSettingsError(f"{path}: {error}") from error
     return space
 
 

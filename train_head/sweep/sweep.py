@@ -20,7 +20,7 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.labels import Labels
 from train_head.data.splits import resolve_splits
 from train_head.errors import RunFolderError, TrainSettingsError
-from train_head.protocols.seeds import train_seeds
+from train_head.protocols.run import train_seeds
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, LabelFiles, check_disjoint_splits, gather_inputs
 from train_head.sweep.changes import sweep_changes
