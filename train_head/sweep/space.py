@@ -23,19 +23,14 @@ from itertools import islice, product
 from typing import Any
 
 from optuna import Trial
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 
 from cache.paths import StrPath
 from train_head.errors import TrainSettingsError, unknown
 from train_head.heads import HEADS
 from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, read_toml, resolve_settings
 
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 HEAD = "head"
 SHARED = ("seed", "label_scale", "label_range", "device", "precision")
 """Settings that all trials have in common: given beside the space, not in it."""
@@ -56,7 +51,7 @@ class Space:
         config: TOML file of settings, or None.
     """
 
-    drawn: Mapping[str, BaseDistribution]
+    drawn: Mapping[str, Distribution]
     fixed: Mapping[str, Any]
     base: Mapping[str, Any]
     config: StrPath | None = None
@@ -66,7 +61,7 @@ class Space:
         values: dict[str, Any] = {}
         for name, distribution in self.drawn.items():
             if _applies(name, self._head(values)):
-                values[name] = _draw(trial, name, distribution)
+                values[name] = _suggest(trial, name, distribution)
         return values
 
     def settings(self, values: Mapping[str, Any], **others: Any) -> TrainSettings:
@@ -91,7 +86,12 @@ class Space:
 
     def values(self, name: str) -> tuple[Any, ...]:
         """Return the values that can be drawn for a setting: all choices, or both bounds; empty if it is fixed."""
-        return _ends(self.drawn[name]) if name in self.drawn else ()
+        distribution = self.drawn.get(name)
+        if distribution is None:
+            return ()
+        if isinstance(distribution, CategoricalDistribution):
+            return tuple(distribution.choices)
+        return distribution.low, distribution.high
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form, equal for equal spaces, whatever their files are called."""
@@ -122,7 +122,7 @@ def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Spa
             a value out of range; names the setting.
     """
     values = read_toml(path, "file of a space")
-    drawn: dict[str, BaseDistribution] = {}
+    drawn: dict[str, Distribution] = {}
     fixed: dict[str, Any] = {}
     try:
         for name, value in _flat(values):
@@ -154,7 +154,7 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             raise TrainSettingsError(f"{key} must be a table of options, got {value!r}")
 
 
-def _distribution(name: str, value: list[Any] | dict[str, Any]) -> BaseDistribution:
+def _distribution(name: str, value: list[Any] | dict[str, Any]) -> Distribution:
     if isinstance(value, list):
         if not value or not all(isinstance(choice, bool | int | float | str) for choice in value):
             raise TrainSettingsError(f"{name}: the choices must be numbers, strings, true or false, got {value!r}")
@@ -184,25 +184,13 @@ def _distribution(name: str, value: list[Any] | dict[str, Any]) -> BaseDistribut
         raise TrainSettingsError(f"{name}: {error}") from error
 
 
-def _draw(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
-    match distribution:
-        case CategoricalDistribution():
-            return trial.suggest_categorical(name, distribution.choices)
-        case IntDistribution(low=low, high=high, step=step, log=log):
-            return trial.suggest_int(name, low, high, step=step, log=log)
-        case FloatDistribution(low=low, high=high, step=step, log=log):
-            return trial.suggest_float(name, low, high, step=step, log=log)
-    raise AssertionError(distribution)
-
-
-def _ends(distribution: BaseDistribution) -> tuple[Any, ...]:
-    """The values by which a distribution is checked: all choices, or both bounds."""
-    match distribution:
-        case CategoricalDistribution():
-            return distribution.choices
-        case IntDistribution(low=low, high=high) | FloatDistribution(low=low, high=high):
-            return low, high
-    raise AssertionError(distribution)
+def _suggest(trial: Trial, name: str, distribution: Distribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    low, high, log = distribution.low, distribution.high, distribution.log
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, int(low), int(high), step=distribution.step, log=log)
+    return trial.suggest_float(name, low, high, step=distribution.step, log=log)
 
 
 def _applies(name: str, head: str) -> bool:

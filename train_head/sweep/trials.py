@@ -9,7 +9,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 
 import numpy as np
@@ -20,12 +20,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from cache.system.machine import available_cores
 from train_head.errors import TrainSettingsError
-from train_head.sweep.data import TrialData
 from train_head.sweep.pruning import build_pruner
 from train_head.sweep.settings import SweepSettings
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, retry
-from train_head.sweep.worker import Epoch, Finished, Ready, Running, Worker
+from train_head.sweep.worker import Epoch, Finished, OpenSplits, Worker
 from train_head.training.settings import TrainSettings
 
 STARTUP = 10
@@ -77,7 +76,7 @@ class Trials:
     Args:
         store: the study.
         space: what is tried.
-        data: what is trained on.
+        open_data: opens the splits that are trained on.
         settings: of the sweep.
         on_status: called after each finished trial, and every half second.
     """
@@ -86,16 +85,17 @@ class Trials:
         self,
         store: JournalStudy | SharedStudy,
         space: Space,
-        data: TrialData,
+        open_data: OpenSplits,
         settings: SweepSettings,
         on_status: OnStatus | None = None,
     ) -> None:
-        self._store, self._study, self._space, self._data = store, store.study, space, data
+        self._store, self._study, self._space, self._open_data = store, store.study, space, open_data
         self._settings, self._jobs = settings, settings.jobs or available_cores()
         self._threads = max(1, available_cores() // self._jobs)
-        self._study.pruner = build_pruner(settings.pruner, most_epochs(space))
+        longest = max(space.settings({"epochs": n} if n else {}).epochs for n in space.values("epochs") or (0,))
+        self._study.pruner = build_pruner(settings.pruner, longest)
         self._on_status = on_status or (lambda _: None)
-        self._cut_off = list(store.cut_off())
+        self._cut_off = list(store.cut_off)
         self._workers: list[Worker] = []
         self._started, self._ended_here = time.monotonic(), 0
         self._ended_before = sum(t.state.is_finished() for t in counted(self._study))
@@ -105,14 +105,14 @@ class Trials:
         try:
             while True:
                 open_trials = self._hand_out()
-                busy = [worker for worker in self._workers if worker.running is not None]
+                busy = [worker for worker in self._workers if worker.trial is not None]
                 if not busy and not open_trials:
                     return
                 if not busy:
                     time.sleep(TICK)  # other machines train the last ones; one that dies leaves its trial to us
                 for pipe in wait([worker.pipe for worker in busy], TICK):
                     self._hear(next(worker for worker in busy if worker.pipe is pipe))
-                self._store.alive([w.running.trial._trial_id for w in self._workers if w.running is not None])
+                self._store.alive([w.trial._trial_id for w in self._workers if w.trial is not None])
                 self._on_status(self.status())
         finally:
             for worker in self._workers:
@@ -140,7 +140,7 @@ class Trials:
 
     def _hand_out(self) -> bool:
         """Give each idle worker a trial; return whether any trial of the study is still open."""
-        while sum(worker.running is not None for worker in self._workers) < self._jobs:
+        while sum(worker.trial is not None for worker in self._workers) < self._jobs:
             trial = self._ask()
             if trial is None:
                 break
@@ -155,20 +155,16 @@ class Trials:
 
     def _start(self, trial: Trial, settings: TrainSettings) -> None:
         """Send a trial to an idle worker, or to a new one where none is idle or the idle one is dead."""
-        running = Running(trial, reported=max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=0))
         while True:
-            worker = next((worker for worker in self._workers if worker.running is None), None)
+            worker = next((worker for worker in self._workers if worker.trial is None), None)
             if worker is None:
-                worker = Worker.start(self._data, self._threads)
+                worker = Worker.start(self._open_data, self._threads)
                 self._workers.append(worker)
             try:
-                worker.pipe.send(settings)
+                return worker.train(trial, settings)
             except OSError:
                 worker.check_start()
                 self._dismiss(worker)
-                continue
-            worker.running = running
-            return
 
     def _ask(self) -> Trial | None:
         """Start the next trial and return it; None if there is none to start."""
@@ -201,42 +197,38 @@ class Trials:
 
     def _hear(self, worker: Worker) -> None:
         """Receive what a worker sent, and answer."""
-        running = worker.running
-        assert running is not None
+        trial = worker.trial
+        assert trial is not None
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            self._fail(worker, running.trial)
+            self._fail(worker, trial)
             return
-        if isinstance(message, Ready):
-            worker.ready = True
-            return
+        worker.ready = True
         if isinstance(message, Epoch):
             try:
-                running.pruned = self._report(running, message)
-            except (
-                UpdateFinishedTrialError
-            ):  # this process sent no heartbeat for so long that others marked its trial failed
+                worker.pruned = self._report(worker, trial, message)
+            except UpdateFinishedTrialError:  # no heartbeat for so long that another process marked the trial failed
                 self._dismiss(worker)
                 return
             with contextlib.suppress(OSError):  # a worker that died meanwhile is found next
-                worker.pipe.send(not running.pruned)
-            return
-        worker.running = None
-        if message.reason is None and message.best is None:
-            reason = "no epoch had a defined correlation: constant predictions or labels, or too few of them"
-            message = Finished(message.epochs, 0, None, message.seconds, reason)
-        state = TrialState.PRUNED if running.pruned else TrialState.COMPLETE
-        with contextlib.suppress(UpdateFinishedTrialError):
-            self._end(running.trial, TrialState.FAIL if message.reason else state, message)
+                worker.pipe.send(not worker.pruned)
+        elif isinstance(message, Finished):
+            worker.trial = None
+            if message.reason is None and message.best is None:
+                reason = "no epoch had a defined correlation: constant predictions or labels, or too few of them"
+                message = replace(message, best_epoch=0, reason=reason)
+            state = TrialState.FAIL if message.reason else TrialState.PRUNED if worker.pruned else TrialState.COMPLETE
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self._end(trial, state, message)
 
-    def _report(self, running: "Running", epoch: Epoch) -> bool:
+    def _report(self, worker: Worker, trial: Trial, epoch: Epoch) -> bool:
         """Report to the study; return whether the trial stops. Epochs before an interruption are not judged again."""
-        if epoch.pearson is None or epoch.number < running.reported:
+        if epoch.pearson is None or epoch.number < worker.reported:
             return False
-        if epoch.number > running.reported:
-            running.trial.report(epoch.pearson, epoch.number)
-        return running.trial.should_prune()
+        if epoch.number > worker.reported:
+            trial.report(epoch.pearson, epoch.number)
+        return trial.should_prune()
 
     def _end(self, trial: Trial, state: TrialState, outcome: Finished) -> None:
         record = {"epochs": outcome.epochs, "best_epoch": outcome.best_epoch, "seconds": round(outcome.seconds, 3)}
@@ -263,11 +255,6 @@ class Trials:
     def _dismiss(self, worker: Worker) -> None:
         self._workers.remove(worker)
         worker.stop()
-
-
-def most_epochs(space: Space) -> int:
-    """Return the most epochs that a trial may have."""
-    return max(space.settings({"epochs": epochs} if epochs else {}).epochs for epochs in space.values("epochs") or (0,))
 
 
 def build_sampler(name: str, seed: int, number: int) -> BaseSampler:
