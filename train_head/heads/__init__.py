@@ -61,4 +61,5 @@ def head_options(name: str, options: dict[str, Any]) -> Any:
 
 def build_head(name: str, options: dict[str, Any], dim: int, targets: int) -> nn.Module:
     """Return a head with fresh weights for (batch, frames, dim) features."""
-    return HEADS[name](dim, targets, head_options(name, options))
+    resolved = head_options(name, options)
+    return HEADS[name](dim, targets, resolved)

@@ -86,11 +86,7 @@ class _Run:
 
     place: Path
     config: Mapping[str, Any]
-
-    @property
-    def data(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.config.get("data", {})
-        return found
+    data: Mapping[str, Any]
 
     def predictions(self, split: str) -> Path:
         return self.place / f"predictions_{split}.csv"
@@ -117,7 +113,8 @@ def ensemble(
         LabelError: their clips or labels differ, or the labels are gone.
     """
     folder, shares = Path(out), _shares(runs, weights)
-    found = [_Run(Path(run), run_folder.read_config_file(Path(run))) for run in runs]
+    configs = [run_folder.read_config_file(Path(run)) for run in runs]
+    found = [_Run(Path(run), config, config.get("data", {})) for run, config in zip(runs, configs, strict=True)]
     if folder.resolve() in {run.place.resolve() for run in found}:
         raise TrainSettingsError(f"{out} is one of the runs; give the ensemble another --out")
     _check_alike(found)
@@ -136,7 +133,7 @@ def ensemble(
         write_predictions(folder / f"predictions_{split}.csv", first, first.names, mean)
         truth = truths[split]
         if truth is not None:
-            at = _rows(first, truth)
+            at = [row for row in match_rows(truth, first) if row is not None]
             baseline, _ = training_mean(found[0].predictions(split), truth)
             reports = [evaluate(part[at], truth.values, truth.names, baseline) for part in predicted]
             scored[split] = score(mean[at], truth, reports, baseline)
@@ -241,10 +238,6 @@ def _recorded(runs: Sequence[_Run], split: str) -> Path:
     what = "has changed since they were made" if place.is_file() else "is gone"
     where = "name it with --labels CSV" if split == "valid" else "restore it from a copy"
     raise LabelError(f"the {split} labels of these runs, {place}: the file {what}; {where}")
-
-
-def _rows(predicted: Labels, truth: Labels) -> list[int]:
-    return [row for row in match_rows(truth, predicted) if row is not None]
 
 
 def _config(runs: Sequence[_Run], names: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import math
 import os
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,7 @@ def load_heads(folder: StrPath) -> list[WeightedHead]:
         RunFolderError: see `load_head`; features may differ.
     """
     place = Path(folder)
-    members = members_of(place)
-    loaded = [(_load_run(member), weight) for member, weight in members]
+    loaded = [(_load_run(member), weight) for member, weight in members_of(place)]
     first = loaded[0][0]
     groups: dict[str, list[tuple[TrainedHead, float]]] = {}
     for head, weight in loaded:
@@ -134,7 +133,8 @@ def load_heads(folder: StrPath) -> list[WeightedHead]:
         if head.label_range != first.label_range:
             raise _unlike(place, first, head, "label ranges")
         own = head.folder if (head.folder / run_folder.FEATURES).is_file() else ""
-        groups.setdefault(f"{own} {json.dumps(_made(head.features), sort_keys=True)}", []).append((head, weight))
+        made = {key: value for key, value in head.features.items() if key not in ("source", "revision")}
+        groups.setdefault(f"{own} {json.dumps(made, sort_keys=True)}", []).append((head, weight))
     return [_together(place, group) for group in groups.values()]
 
 
@@ -188,8 +188,7 @@ def _listed(place: Path) -> tuple[list[str], list[float]]:
 def _load_run(place: Path) -> TrainedHead:
     config = run_folder.read_config_file(place)
     features = run_folder.read_features(place, config)
-    weights = place / run_folder.BEST
-    if not weights.is_file():
+    if not (place / run_folder.BEST).is_file():
         raise RunFolderError(f"{place} has no {run_folder.BEST} yet; run `emi train-head` on it to the end")
     settings = resolve_settings(place / run_folder.CONFIG)
     names = tuple(config["data"]["targets"])
@@ -205,11 +204,4 @@ def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> WeightedHe
     if len(group) == 1:
         return WeightedHead(first, weights[0])
     head = Ensemble([member.head for member, _ in group], weights).eval()
-    return WeightedHead(
-        TrainedHead(place, head, first.names, first.features, first.label_range, first.transform), sum(weights)
-    )
-
-
-def _made(features: dict[str, Any]) -> dict[str, Any]:
-    """What decides the numbers: not the place where the backbone was."""
-    return {key: value for key, value in features.items() if key not in ("source", "revision")}
+    return WeightedHead(replace(first, folder=place, head=head), sum(weights))

@@ -11,9 +11,10 @@ from cache.derive.derived import describe
 from cache.licences import LICENCE, Licence, licence_of
 from cache.paths import StrPath
 from cache.reader import FeatureCache
+from cache.system.atomic_file import write_atomically
 from train_head.data.splits import Split
 from train_head.errors import TrainSettingsError
-from train_head.runs.transform import save_transform, stored_transform
+from train_head.runs.transform import TRANSFORM, stored_transform
 from train_head.training.loop import TrainingLoop
 from train_head.training.settings import TrainSettings
 from train_head.training.trainer import Trainer
@@ -110,7 +111,9 @@ class CachedFeatures:
 
     def prepare(self, folder: Path) -> None:
         """See `DataSource`: what the features were derived with, where they are derived."""
-        save_transform(folder, self.stores)
+        transform = stored_transform(self.stores)
+        if transform is not None and not (folder / TRANSFORM).is_file():
+            write_atomically(folder / TRANSFORM, transform)
 
     def training(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> Trainer:
         """See `DataSource`.

@@ -11,7 +11,6 @@ from cache.derive.derived import transform_of
 from cache.derive.transform import Transform
 from cache.errors import StaleCacheError
 from cache.reader import FeatureCache
-from cache.system.atomic_file import write_atomically
 from train_head.errors import RunFolderError
 
 TRANSFORM = "transform.safetensors"
@@ -33,13 +32,6 @@ def stored_transform(stores: Sequence[FeatureCache]) -> bytes | None:
                 "derive one cache from all their clips"
             )
     return contents[0]
-
-
-def save_transform(folder: Path, stores: Sequence[FeatureCache]) -> None:
-    """Put it beside the weights, where there is one."""
-    content = stored_transform(stores)
-    if content is not None and not (folder / TRANSFORM).is_file():
-        write_atomically(folder / TRANSFORM, content)
 
 
 def load_transform(folder: Path, features: Mapping[str, Any]) -> Transform | None:

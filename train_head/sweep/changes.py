@@ -3,43 +3,37 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from train_head.runs.changes import changed, option
-
-_KINDS = ("drawn", "fixed", "base", "config")
+from train_head.runs.changes import changed, differing, option
 
 
 def sweep_changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """One text per change, such as `--sampler (there 'tpe', now 'random')`; see `train_head.sweep.sweep`."""
+    """Return one text per change, such as `--sampler (there 'tpe', now 'random')`; see `train_head.sweep.sweep`."""
     return list(_changes(stored, wanted))
 
 
 def _changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    differing = {key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)}
-    if "features" in differing:
+    found = {key: values for key, *values in differing(stored, wanted)}
+    if "features" in found:
         yield "--cache (its features are others)"
     for name in ("train", "valid"):
-        if f"{name}_sha256" in differing:
+        if f"{name}_sha256" in found:
             yield f"--{name} (its contents are others)"
-        elif f"{name}_missing" in differing and "features" not in differing:
+        elif f"{name}_missing" in found and "features" not in found:
             yield f"which clips of --{name} the cache holds (--skip-missing)"
-    for key in sorted(differing):
+    for key, values in found.items():
         if key not in ("features", "space") and not key.endswith(("_sha256", "_missing")):
-            yield changed(f"--{key.replace('_', '-')}", stored.get(key), wanted.get(key))
-    if "space" in differing:
-        yield from _of_space(stored["space"], wanted["space"])
+            yield changed(f"--{key.replace('_', '-')}", *values)
+    if "space" in found:
+        for key, there, now in differing(*map(_tried, found["space"])):
+            yield changed(f"{key} in --space", there, now)
+        common = ({**space.get("config", {}), **space.get("base", {})} for space in found["space"])
+        for key, there, now in differing(*common):
+            yield changed(option(key), there, now)
 
 
-def _of_space(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    """Yield changes of what is tried, then of what all trials have in common."""
-    there, now = ({kind: space.get(kind, {}) for kind in _KINDS} for space in (stored, wanted))
-    tried = [dict(space["fixed"]) | {k: _range(v) for k, v in space["drawn"].items()} for space in (there, now)]
-    for key in sorted(tried[0].keys() | tried[1].keys()):
-        if tried[0].get(key) != tried[1].get(key):
-            yield changed(f"{key} in --space", tried[0].get(key), tried[1].get(key))
-    common = [{**space["config"], **space["base"]} for space in (there, now)]
-    for key in sorted(common[0].keys() | common[1].keys()):
-        if common[0].get(key) != common[1].get(key):
-            yield changed(option(key), common[0].get(key), common[1].get(key))
+def _tried(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what each setting of a space is drawn from, or its one value."""
+    return dict(space.get("fixed", {})) | {key: _range(drawn) for key, drawn in space.get("drawn", {}).items()}
 
 
 def _range(distribution: Mapping[str, Any]) -> str:
