@@ -54,8 +54,7 @@ class AttentionHead(nn.Module):
     def weights(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, heads) float32: how much each frame counts; sums to 1 over a clip, 0 behind its end."""
         scores = self.queries(frames).float() * frames.shape[2] ** -0.5
-        outside = ~valid(lengths, frames.shape[1]).unsqueeze(-1)
-        return scores.masked_fill(outside, -torch.inf).softmax(dim=1)
+        return scores.masked_fill(~valid(lengths, frames.shape[1]).unsqueeze(-1), -torch.inf).softmax(dim=1)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) and (batch,) → (batch, targets)."""

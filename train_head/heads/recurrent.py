@@ -34,15 +34,11 @@ def cudnn_states(rnn: nn.RNNBase, frames: Tensor) -> Tensor:
     gradients are lost where the loss is not scaled: beside bfloat16 they run in float32, of which the matrix units take
     10 bits (TF32).
     """
-    if _would_be_float16(frames):
+    kind = frames.device.type
+    if kind != "cpu" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
         return _in_float32(rnn, frames)
     states: Tensor = rnn(frames)[0]
     return states
-
-
-def _would_be_float16(frames: Tensor) -> bool:
-    kind = frames.device.type
-    return kind != "cpu" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
 
 
 def _in_float32(rnn: nn.RNNBase, frames: Tensor) -> Tensor:
@@ -59,8 +55,9 @@ def _widened(lstm: nn.LSTM, frames: Tensor) -> Tensor:
     """
     hidden = lstm.hidden_size
     wide_input, wide = (-(-n // _MULTIPLE) * _MULTIPLE if n % 2 else n for n in (lstm.input_size, hidden))
-    wanted = (wide_input, wide) != (lstm.input_size, hidden)
-    if not wanted or not hasattr(torch, "lstm"):  # a function that torch has, and does not document
+    if (wide_input, wide) == (lstm.input_size, hidden) or not hasattr(
+        torch, "lstm"
+    ):  # a function that torch has, and does not document
         plain: Tensor = lstm(frames)[0]
         return plain
     weights = []

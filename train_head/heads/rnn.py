@@ -180,8 +180,7 @@ class HierarchicalHead(nn.Module):
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim) and (batch,) → (batch, targets)."""
         states = lstm_states(self.lstm, segment_means(frames, lengths, self.pool_frames))  # (batch, segments, hidden)
-        summary = last_valid(states, segment_lengths(lengths, self.pool_frames))
-        return self.regressor.predict(summary, frames, lengths)
+        return self.regressor.predict(last_valid(states, segment_lengths(lengths, self.pool_frames)), frames, lengths)
 
 
 class SequenceHead(nn.Module):

@@ -47,8 +47,7 @@ class TcnBlock(nn.Module):
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, hidden) → the same shape; zeros behind a clip act as the padding of the convolution."""
-        own = masked(self.norm(frames), lengths)
-        seen: Tensor = self.conv(own.transpose(1, 2)).transpose(1, 2)
+        seen: Tensor = self.conv(masked(self.norm(frames), lengths).transpose(1, 2)).transpose(1, 2)
         out: Tensor = frames + self.mix(self.dropout(seen.relu()))
         return out
 

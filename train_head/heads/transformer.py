@@ -66,8 +66,7 @@ class TransformerHead(nn.Module):
             batch_first=True,
             norm_first=True,
         )
-        norm = nn.LayerNorm(hidden)
-        self.encoder = nn.TransformerEncoder(layer, options.layers, norm, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, options.layers, nn.LayerNorm(hidden), enable_nested_tensor=False)
         self.regressor = Regressor(dim, hidden, targets, options)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.labels import read_labels
 from train_head.errors import RunFolderError, TrainSettingsError, check_known
 from train_head.evaluation.intervals import Difference, paired_bootstrap
-from train_head.protocols.members import several_groups
 from train_head.protocols.pool import csv_text
-from train_head.protocols.result import ProtocolResult
+from train_head.protocols.result import ProtocolResult, several_groups
 from train_head.protocols.run import train_seeds
 from train_head.reports.tables import OVER_TARGETS, cell, markdown_table, text_table
 from train_head.runs.inputs import Inputs
@@ -122,10 +121,9 @@ class Ablation:
         for record in self.records():
             spread = "" if record["pearson_std"] is None else f" ± {cell(record['pearson_std'])}"
             interval = f"{cell(record['low'])}{to}{cell(record['high'])}"
-            known = record["p"] is not None
-            versus = (cell(record["difference"], "+"), f"{record['p']:.4f}") if known else ("", "")
             figures = (cell(record["pearson_mean"]) + spread, cell(record["ensemble"]), interval)
-            rows.append([record["row"], *figures, *versus])
+            p = "" if record["p"] is None else f"{record['p']:.4f}"
+            rows.append([record["row"], *figures, p and cell(record["difference"], "+"), p])
         return header, rows
 
     def _notes(self) -> list[str]:

@@ -18,8 +18,7 @@ from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.evaluation.baselines import LABELS_FOLDS, training_mean
 from train_head.evaluation.metrics import evaluate
 from train_head.evaluation.scoring import align, match_rows
-from train_head.protocols.members import SUMMARY, score, write_ensemble
-from train_head.protocols.result import Scored
+from train_head.protocols.result import SUMMARY, Scored, score, write_ensemble
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
 from train_head.runs import run_folder
 from train_head.runs.load import load_heads, members_of

@@ -14,9 +14,8 @@ from train_head.data.labels import FILENAME, write_predictions
 from train_head.data.splits import Split
 from train_head.errors import LabelError
 from train_head.evaluation.baselines import FOLDS, LABELS_FOLDS, fold_means
-from train_head.protocols.members import finish, listed_members, prepare_protocol, score
 from train_head.protocols.pool import csv_text, pool, pooled_csv, trainable
-from train_head.protocols.result import ProtocolResult
+from train_head.protocols.result import ProtocolResult, finish, listed_members, prepare_protocol, score
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs
 from train_head.runs.train import TrainResult, finished_run, train_run
@@ -95,13 +94,17 @@ class _Folds:
         files: dict[str, StrPath] = dict.fromkeys(splits, self.folder / LABELS_FOLDS)
         if "test" in self.inputs.splits:
             splits["test"], files["test"] = self.inputs.splits["test"], self.inputs.label_files.files["test"]
-        digest = hashlib.sha256(ids.encode()).hexdigest()
         return replace(
             self.inputs,
             label_files=replace(self.inputs.label_files, files=files),
             splits=splits,
             labels={name: split.labels for name, split in splits.items()},
-            protocol={"kind": "fold", "number": number, "folds": len(self.cut), "clips_sha256": digest},
+            protocol={
+                "kind": "fold",
+                "number": number,
+                "folds": len(self.cut),
+                "clips_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+            },
         )
 
     def train(self, number: int, reporter: Reporter) -> TrainResult:

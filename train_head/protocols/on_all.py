@@ -7,9 +7,8 @@ from pathlib import Path
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
 from train_head.evaluation.metrics import Report
-from train_head.protocols.members import prepare_protocol, write_ensemble, write_mean
 from train_head.protocols.pool import pool, trainable
-from train_head.protocols.result import ProtocolResult, Scored
+from train_head.protocols.result import ProtocolResult, Scored, prepare_protocol, write_ensemble, write_mean
 from train_head.reports.card import licence_line
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs
@@ -53,23 +52,25 @@ def train_seeds_on_all(
     """
     settings, folder = settings.on_this_machine(), seeds.folder / ALL
     prepare_protocol(folder, settings, inputs, {"kind": ALL})
-    trained, predictions = 0, []
+    trained = []
     for i, (name, epochs) in enumerate(zip(seeds.members, seeds.best_epochs, strict=True)):
         of_run = replace(settings, seed=settings.seed + i)
         place = seeds.folder / name / ALL
         reporter.run_started(f"{name}/{ALL}", place, replace(of_run, stop_after=epochs))
-        result, predicted = train_on_all(inputs, place, of_run, epochs, reporter)
-        trained += result.epochs_trained
-        predictions.append(predicted)
+        trained.append(train_on_all(inputs, place, of_run, epochs, reporter))
     members = [f"../{name}/{ALL}" for name in seeds.members]
     test, scored = inputs.splits.get("test"), None
     if test is not None:
-        scored = write_mean(folder, "test", [part["test"] for part in predictions], test.labels, pool(inputs).labels)
-    card = _ensemble_card(inputs, members, seeds.best_epochs, scored)
-    write_atomically(folder / run_folder.CARD, card.encode())
+        predictions = [predicted["test"] for _, predicted in trained]
+        scored = write_mean(folder, "test", predictions, test.labels, pool(inputs).labels)
+    write_atomically(folder / run_folder.CARD, _ensemble_card(inputs, members, seeds.best_epochs, scored).encode())
     write_ensemble(folder, ALL, members)
-    report = scored.report if scored else None
-    return AllResult(folder=folder, epochs=seeds.best_epochs, test_report=report, epochs_trained=trained)
+    return AllResult(
+        folder=folder,
+        epochs=seeds.best_epochs,
+        test_report=scored.report if scored else None,
+        epochs_trained=sum(result.epochs_trained for result, _ in trained),
+    )
 
 
 def train_on_all(
@@ -97,8 +98,8 @@ def train_on_all(
     predictions = predict_splits(loop, splits, folder)
     report = score_splits(splits, predictions).get("test")
     write_atomically(folder / run_folder.CARD, _card(inputs, settings, report).encode())
-    trained = len(loop.history) - before
-    return AllResult(folder=folder, epochs=(epochs,), test_report=report, epochs_trained=trained), predictions
+    done = len(loop.history) - before
+    return AllResult(folder=folder, epochs=(epochs,), test_report=report, epochs_trained=done), predictions
 
 
 def _clips(inputs: Inputs) -> str:

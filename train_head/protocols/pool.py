@@ -28,14 +28,13 @@ def pool(inputs: Inputs) -> Split:
         return train
     one, other = train.labels, valid.labels
     check_apart(one, other)
-    groups = None if one.groups is None or other.groups is None else one.groups + other.groups
     labels = replace(
         one,
         path=f"{one.path} and {other.path}",
         filenames=one.filenames + other.filenames,
         ids=one.ids + other.ids,
         values=np.concatenate([one.values, other.values]),
-        groups=groups,
+        groups=None if one.groups is None or other.groups is None else one.groups + other.groups,
         ratings=one.ratings.joined(other.ratings, len(one)) if one.ratings and other.ratings else None,
     )
     return Split(

@@ -6,10 +6,9 @@ from pathlib import Path
 from cache.paths import StrPath
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.protocols.folds import train_folds
-from train_head.protocols.members import finish, listed_members, prepare_protocol, write_mean
 from train_head.protocols.on_all import ALL, AllResult, train_on_all, train_seeds_on_all
 from train_head.protocols.pool import pool
-from train_head.protocols.result import ProtocolResult
+from train_head.protocols.result import ProtocolResult, finish, listed_members, prepare_protocol, write_mean
 from train_head.runs.inputs import Inputs, check_disjoint_splits
 from train_head.runs.train import TrainResult, train_run
 from train_head.training.loop import SILENT, Reporter

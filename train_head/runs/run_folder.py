@@ -9,7 +9,7 @@ curves.svg, .png        loss and validation Pearson by epoch (`train_head.report
 scatter_valid.svg, .png (and scatter_test) predictions against labels
 README.md               model card
 features.toml, model.safetensors, config.json   of a fine-tuned run: its backbone (`emi.finetuning`)
-transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.runs.transform`)
+transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.runs.source`)
 tensorboard/            where asked for: the epochs as TensorBoard events (`train_head.reports.trackers`)
 all/                    where asked for: the run folder of the training on all clips, without validation
 
@@ -66,7 +66,7 @@ def prepare_folder(folder: Path, config: Mapping[str, Any]) -> None:
         if changes:
             raise RunFolderError(f"{folder} holds another run: {changes}. {changes.advice}")
         return
-    if folder.exists() and (not folder.is_dir() or any(map(_foreign, folder.iterdir()))):
+    if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(folder.glob(f"{CONFIG}.*.tmp"))):
         if (folder / CONFIG).is_file():  # another process was faster
             prepare_folder(folder, config)
             return
@@ -92,11 +92,6 @@ def _write_once(path: Path, data: bytes) -> None:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _foreign(path: Path) -> bool:
-    """Whether a file in a folder without a config.toml is something else than one that is being written."""
-    return not (path.name.startswith(f"{CONFIG}.") and path.name.endswith(".tmp"))
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:

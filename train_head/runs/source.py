@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cache.derive.derived import describe
+from safetensors.numpy import load, save
+
+from cache.derive.derived import describe, transform_of
+from cache.derive.transform import Transform
+from cache.errors import StaleCacheError
 from cache.licences import LICENCE, Licence, licence_of
 from cache.paths import StrPath
 from cache.reader import FeatureCache
 from cache.system.atomic_file import write_atomically
 from train_head.data.splits import Split
-from train_head.errors import TrainSettingsError
-from train_head.runs.transform import TRANSFORM, stored_transform
+from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.training.loop import TrainingLoop
 from train_head.training.settings import TrainSettings
 from train_head.training.trainer import Trainer
+
+TRANSFORM = "transform.safetensors"
+"""In the folder of a run on derived features: their transform, so that prediction can start from media."""
 
 
 class DataSource(Protocol):
@@ -124,3 +130,46 @@ class CachedFeatures:
         if settings.precision == "fp16":
             raise TrainSettingsError("precision fp16 is for `emi finetune` on a GPU; heads train in fp32 or bf16")
         return Trainer(settings, train, valid, folder)
+
+
+def stored_transform(stores: Sequence[FeatureCache]) -> bytes | None:
+    """The arrays with which caches were derived, as a safetensors file; None where nothing was fitted for them.
+
+    Raises:
+        StaleCacheError: the caches, though fitted on the same clips, have others: on two machines, rounding may differ.
+        CacheError: a transform is damaged.
+    """
+    arrays = [{} if (transform := transform_of(store)) is None else transform.to_arrays() for store in stores]
+    contents = [save(a) if a else None for a in arrays]
+    for store, content in zip(stores, contents, strict=True):
+        if content != contents[0]:
+            raise StaleCacheError(
+                f"{stores[0].path} and {store.path} were derived with transforms that are not equal to the last bit; "
+                "derive one cache from all their clips"
+            )
+    return contents[0]
+
+
+def load_transform(folder: Path, features: Mapping[str, Any]) -> Transform | None:
+    """The transform of a run; None where it was trained on extracted features.
+
+    Args:
+        folder: run folder.
+        features: the `[features]` table of its config.toml.
+
+    Raises:
+        RunFolderError: the file is gone, or is not the one the head was trained with.
+    """
+    recipe = features["fingerprint"].get("derived")
+    if recipe is None:
+        return None
+    if "transform_sha256" not in features:
+        return Transform.from_arrays({}, recipe)
+    path = folder / TRANSFORM
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != features["transform_sha256"]:
+        raise RunFolderError(
+            f"{path} is {'damaged' if content else 'missing'}, without which the features of media cannot be derived; "
+            "run `emi train-head` into a new folder, or restore the file from a copy"
+        )
+    return Transform.from_arrays(load(content), recipe)

@@ -41,8 +41,7 @@ class SuccessiveHalving(BasePruner):
             and other.number % self._brackets == bracket
             and step in other.intermediate_values
         ]
-        better = sum(value > trial.intermediate_values[step] for value in rivals)
-        return better >= max(1, (len(rivals) + 1) // FACTOR)
+        return sum(value > trial.intermediate_values[step] for value in rivals) >= max(1, (len(rivals) + 1) // FACTOR)
 
 
 def build_pruner(name: str, epochs: int) -> BasePruner:

@@ -84,8 +84,7 @@ def history(trials: Sequence[FrozenTrial]) -> Markup:
             numbers, values = [number for number, _ in of], [value for _, value in of]
             axes.scatter(numbers, values, s=14, color=colour, marker=marker, label=state)
             if state == "complete":
-                best = list(accumulate(values, max))
-                axes.step(numbers, best, where="post", color=COLOURS[1], label="best so far")
+                axes.step(numbers, list(accumulate(values, max)), where="post", color=COLOURS[1], label="best so far")
         axes.set_xlabel("trial")
         axes.set_ylabel("validation Pearson")
         axes.legend(loc="lower right", frameon=True)

@@ -135,8 +135,7 @@ def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Spa
         if not drawn:
             raise TrainSettingsError("nothing to try; write lr = { log = [1e-5, 1e-2] } or head = [...] in it")
         drawn = {name: drawn[name] for name in sorted(drawn, key=lambda name: name != HEAD)}
-        given = {key: value for key, value in base.items() if value is not None}
-        space = Space(drawn, fixed, given, config)
+        space = Space(drawn, fixed, {key: value for key, value in base.items() if value is not None}, config)
         _check(space)
     except TrainSettingsError as error:
         raise TrainSettingsError(f"{path}: {error}") from error
@@ -168,8 +167,9 @@ def _distribution(name: str, value: list[Any] | dict[str, Any]) -> Distribution:
     bounds, step = value[kind], value.get("step")
     whole = kind in ("int", "log_int")
     numbers = [*bounds, *([] if step is None else [step])] if isinstance(bounds, list) else []
-    kind_of = int if whole else int | float
-    plain = all(isinstance(n, kind_of) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    plain = all(
+        isinstance(n, int if whole else int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers
+    )
     if not plain or not isinstance(bounds, list) or len(bounds) != 2:
         what = "whole numbers" if whole else "finite numbers"
         raise TrainSettingsError(f"{name}: {kind} needs a lowest and a highest value, both {what}, got {value!r}")

@@ -192,8 +192,7 @@ class Trials:
         copy.add_trials([trial for trial in trials if trial.state != TrialState.WAITING])
         drawn = copy.ask()
         params = self._space.suggest(drawn)
-        waiting = create_trial(state=TrialState.WAITING, params=params, distributions=drawn.distributions)
-        self._study.add_trial(waiting)
+        self._study.add_trial(create_trial(state=TrialState.WAITING, params=params, distributions=drawn.distributions))
 
     def _hear(self, worker: Worker) -> None:
         """Receive what a worker sent, and answer."""

@@ -139,8 +139,7 @@ def _work(pipe: Connection, open_data: OpenSplits, threads: int) -> None:
     try:
         splits = open_data()
         while True:
-            settings: TrainSettings = pipe.recv()
-            pipe.send(_trial(settings, splits, pipe))
+            pipe.send(_trial(pipe.recv(), splits, pipe))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 

@@ -90,5 +90,4 @@ def _mask_time(steps: Tensor, lengths: Tensor, masks: int, longest: int, generat
     start = (drawn[1] * (1 + lengths - width)).floor()
     step = torch.arange(len(steps), device=steps.device)[:, None]
     masked = ((step >= start) & (step < start + width)).any(0)  # (frames, batch)
-    mean = steps.sum(0) / lengths[:, None]
-    return torch.where(masked.unsqueeze(-1), mean, steps)
+    return torch.where(masked.unsqueeze(-1), steps.sum(0) / lengths[:, None], steps)

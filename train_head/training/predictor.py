@@ -30,8 +30,8 @@ class Predictor(nn.Module):
         self.targets = targets
         self._range = settings.label_range
         self.standardise: nn.Module = Standardise(dim) if settings.standardise else nn.Identity()
-        columns = targets * outputs_per_target(settings.loss)
-        self.head = build_head(settings.head, dict(settings.head_options), dim, columns)
+        outputs = targets * outputs_per_target(settings.loss)
+        self.head = build_head(settings.head, dict(settings.head_options), dim, outputs)
 
     def outputs(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(batch, targets * columns per target) float32: what the loss sees."""

@@ -52,7 +52,14 @@ class Standardise(nn.Module):
             mean += step * (rows / total)
             squares += block.sub_(middle).square_().sum(dim=0) + step.square() * (count * rows / total)
             count = total
-        self._check(count, mean, squares)
+        if not count:
+            raise TrainSettingsError("there are no frames to standardise by")
+        wrong = (~(mean.isfinite() & squares.isfinite())).nonzero().flatten().tolist()
+        if wrong:
+            raise TrainSettingsError(
+                f"{len(wrong)} of {dim} features hold NaN or infinite values (first: feature {wrong[0]}); "
+                "look at the cache with `emi cache verify`, and if float16 was too narrow, extract with --dtype float32"
+            )
         variance = squares / count
         rounding = torch.finfo(torch.float64).eps * count
         constant = variance <= rounding * variance + (rounding * mean).square()
@@ -62,16 +69,6 @@ class Standardise(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """(batch, frames, dim) → the same shape, laid out in memory as it came."""
         return frames.sub(self.mean).div_(self.scale)
-
-    def _check(self, count: int, mean: Tensor, squares: Tensor) -> None:
-        if not count:
-            raise TrainSettingsError("there are no frames to standardise by")
-        wrong = (~(mean.isfinite() & squares.isfinite())).nonzero().flatten().tolist()
-        if wrong:
-            raise TrainSettingsError(
-                f"{len(wrong)} of {len(mean)} features hold NaN or infinite values (first: feature {wrong[0]}); "
-                "look at the cache with `emi cache verify`, and if float16 was too narrow, extract with --dtype float32"
-            )
 
 
 def _blocks(chunks: Iterable[Tensor], dim: int) -> Iterator[Tensor]:
