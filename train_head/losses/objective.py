@@ -28,10 +28,6 @@ class Objective(nn.Module):
         self.weights = weights
         self.outputs = max(LOSSES[term.name].outputs for term in self.terms)
 
-    def decode(self, outputs: Tensor) -> Tensor:
-        """(batch, targets * outputs) to (batch, targets) predictions."""
-        return decode(outputs, outputs.shape[-1] // self.outputs)
-
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the sum; a loss that takes fewer columns than the head gives sees the decoded predictions.
 
@@ -49,7 +45,7 @@ class Objective(nn.Module):
         if missing.any():  # before anything is computed of them, so that no gradient is 0 times infinity
             outputs = outputs.masked_fill(missing.repeat(1, self.outputs), 0.0)
         weight = None if self.weights is None else self.weights(targets)
-        predicted = self.decode(outputs)
+        predicted = decode(outputs, outputs.shape[-1] // self.outputs)
         total = outputs.new_zeros(())
         for term in self.terms:
             loss = LOSSES[term.name]

@@ -1,4 +1,4 @@
-"""Several runs as one: the files that they make together, the spread over them, and how far their mean can be trusted."""
+"""Several runs as one: the files that they make together, their spread, and how far their mean can be trusted."""
 
 import json
 import tomllib

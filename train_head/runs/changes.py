@@ -55,13 +55,11 @@ class Changes:
     """
 
     def __init__(self, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        self.named: list[str] = []
-        self.back: list[str] = []
-        stored, wanted = _plain(stored), _plain(wanted)
-        for change in (_protocol, _settings, _labels, _features, _backbone, _rest):
-            for text, back in change(stored, wanted):
-                self.named.append(text)
-                self.back += [back] if back else []
+        configs = _plain(stored), _plain(wanted)
+        kinds = (_protocol, _settings, _labels, _features, _backbone, _rest)
+        found = [change for kind in kinds for change in kind(*configs)]
+        self.named = [text for text, _ in found]
+        self.back = [back for _, back in found if back]
 
     def __bool__(self) -> bool:
         return bool(self.named)

@@ -70,8 +70,8 @@ class LabelFiles:
                 f"{train.path} has no label in the column {empty[0]!r}; name the columns that are labels with --targets"
             )
         form = replace(self.format, targets=train.names)
-        others = {name: _read(name, path, form, train) for name, path in self.files.items() if name != "train"}
-        return {"train": train.labelled(), **others}
+        others = ((name, path) for name, path in self.files.items() if name != "train")
+        return {"train": train.labelled(), **{name: _read(name, path, form, train) for name, path in others}}
 
 
 @dataclass(frozen=True, kw_only=True)

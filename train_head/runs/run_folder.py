@@ -61,19 +61,15 @@ def prepare_folder(folder: Path, config: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: it holds another run, naming what was changed (`train_head.runs.changes`), or something else.
     """
-    if (folder / CONFIG).is_file():
-        changes = Changes(read_config_file(folder), config)
-        if changes:
-            raise RunFolderError(f"{folder} holds another run: {changes}. {changes.advice}")
-        return
-    if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(folder.glob(f"{CONFIG}.*.tmp"))):
-        if (folder / CONFIG).is_file():  # another process was faster
-            prepare_folder(folder, config)
-            return
-        raise RunFolderError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose a new --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_once(folder / CONFIG, tomli_w.dumps(config).encode())
-    prepare_folder(folder, config)  # of jobs that ask for different runs all but one hear of it
+    taken = folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(folder.glob(f"{CONFIG}.*.tmp")))
+    if not (folder / CONFIG).is_file():  # looked for last, since another process may be making the folder
+        if taken:
+            raise RunFolderError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose a new --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_once(folder / CONFIG, tomli_w.dumps(config).encode())
+    changes = Changes(read_config_file(folder), config)  # of jobs that ask for different runs all but one hear of it
+    if changes:
+        raise RunFolderError(f"{folder} holds another run: {changes}. {changes.advice}")
 
 
 def _write_once(path: Path, data: bytes) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,48 +58,26 @@ class DataSource(Protocol):
         """Make a training loop on splits of this source."""
 
 
-@dataclass(frozen=True)
 class CachedFeatures:
-    """Features of caches with equal fingerprints.
+    """Features of caches with equal fingerprints: a `DataSource` whose rows are frames.
 
-    Attributes:
+    Args:
         paths: the caches, as given.
         stores: the same, opened.
     """
 
-    paths: Sequence[StrPath]
-    stores: Sequence[FeatureCache]
-
-    @property
-    def fingerprint(self) -> Mapping[str, Any]:
-        """See `DataSource`."""
-        return self.stores[0].fingerprint
-
-    @property
-    def row_seconds(self) -> float:
-        """See `DataSource`: a row is a frame."""
-        return self.stores[0].hop_seconds
-
-    @property
-    def dim(self) -> int:
-        """See `DataSource`."""
-        header = self.stores[0].header
-        return header.dim + len(header.vad_names)
-
-    @property
-    def note(self) -> str:
-        """See `DataSource`."""
+    def __init__(self, paths: Sequence[StrPath], stores: Sequence[FeatureCache]) -> None:
+        self._paths, self._stores, self._header = paths, stores, stores[0].header
+        self.fingerprint: Mapping[str, Any] = stores[0].fingerprint
+        self.row_seconds = stores[0].hop_seconds
+        self.dim = self._header.dim + len(self._header.vad_names)
+        self.licence = licence_of(self._header)
         recipe = self.fingerprint.get("derived")
-        return f"These are derived by `emi cache derive`: {describe(recipe)}." if recipe else ""
-
-    @property
-    def licence(self) -> Licence:
-        """See `DataSource`."""
-        return licence_of(self.stores[0].header)
+        self.note = f"These are derived by `emi cache derive`: {describe(recipe)}." if recipe else ""
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """See `DataSource`."""
-        header = self.stores[0].header
+        header = self._header
         features: dict[str, Any] = {
             "dim": header.dim,
             "vad_names": list(header.vad_names),
@@ -109,15 +86,15 @@ class CachedFeatures:
             **({"revision": header.provenance["revision"]} if "revision" in header.provenance else {}),
             "fingerprint": dict(header.fingerprint),
         }
-        transform = stored_transform(self.stores)
+        transform = stored_transform(self._stores)
         if transform is not None:
             features["transform_sha256"] = hashlib.sha256(transform).hexdigest()
-        places = [os.path.abspath(p) if "://" not in os.fspath(p) else os.fspath(p) for p in self.paths]
+        places = [os.path.abspath(p) if "://" not in os.fspath(p) else os.fspath(p) for p in self._paths]
         return {"data": {"caches": places}, "features": features, LICENCE: self.licence.to_dict()}
 
     def prepare(self, folder: Path) -> None:
         """See `DataSource`: what the features were derived with, where they are derived."""
-        transform = stored_transform(self.stores)
+        transform = stored_transform(self._stores)
         if transform is not None and not (folder / TRANSFORM).is_file():
             write_atomically(folder / TRANSFORM, transform)
 

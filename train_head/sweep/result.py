@@ -133,10 +133,9 @@ def write_trials(study: Study, folder: Path) -> None:
     rows: list[list[Any]] = [fields]
     for trial in trials:
         outcome = trial.user_attrs.get(OUTCOME, {})
-        record = {name: outcome.get(name) for name in ("best_epoch", "epochs", "seconds", "reason")}
-        lost = {"state": "lost", "reason": record["reason"] or "its worker died; the trial was run again"}
-        value = {"number": trial.number, "state": state_name(trial), "value": pearson(trial)}
-        row = value | record | (lost if trial.number not in held else {}) | trial.params
+        row = {"number": trial.number, "state": state_name(trial), "value": pearson(trial)} | outcome | trial.params
+        if trial.number not in held:
+            row |= {"state": "lost", "reason": outcome.get("reason") or "its worker died; the trial was run again"}
         rows.append([row.get(name) for name in fields])
     write_atomically(folder / TRIALS_CSV, csv_text(rows).encode())
 

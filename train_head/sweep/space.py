@@ -163,14 +163,11 @@ def _distribution(name: str, value: list[Any] | dict[str, Any]) -> Distribution:
         kind = next((key for key in kinds if key not in RANGES), "")
         hint = unknown("kind of range", kind, RANGES) if kind else f"one of {', '.join(RANGES)} is needed"
         raise TrainSettingsError(f"{name}: {hint}; write {name} = {{ log = [1e-5, 1e-2] }}, for one")
-    (kind,) = kinds
-    bounds, step = value[kind], value.get("step")
-    whole = kind in ("int", "log_int")
-    numbers = [*bounds, *([] if step is None else [step])] if isinstance(bounds, list) else []
-    plain = all(
-        isinstance(n, int if whole else int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers
-    )
-    if not plain or not isinstance(bounds, list) or len(bounds) != 2:
+    kind, step = kinds[0], value.get("step")
+    bounds, whole = value[kind] if isinstance(value[kind], list) else [], kind in ("int", "log_int")
+    numbers = [*bounds, *([] if step is None else [step])]
+    plain = (isinstance(n, int if whole else int | float) and not isinstance(n, bool) for n in numbers)
+    if len(bounds) != 2 or not all(plain) or not all(map(math.isfinite, numbers)):
         what = "whole numbers" if whole else "finite numbers"
         raise TrainSettingsError(f"{name}: {kind} needs a lowest and a highest value, both {what}, got {value!r}")
     log, (low, high) = kind in ("log", "log_int"), bounds

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ from train_head.data.splits import Split, resolve_splits
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.protocols.run import train_seeds
 from train_head.runs import run_folder
+from train_head.runs.changes import changed, differing, option
 from train_head.runs.inputs import LabelFiles, check_disjoint_splits, gather_inputs
-from train_head.sweep.changes import sweep_changes
 from train_head.sweep.report import write_report
 from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, pearson, write_trials
 from train_head.sweep.settings import SweepSettings
@@ -242,12 +242,52 @@ def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored != wanted:
-            differing = "; ".join(sweep_changes(stored, wanted)) or "its settings"
             raise RunFolderError(
-                f"{folder} holds another sweep: {differing}. Choose a new --out, or remove that folder"
+                f"{folder} holds another sweep: {'; '.join(sweep_changes(stored, wanted)) or 'its settings'}. Choose a "
+                "new --out, or remove that folder"
             )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFolderError(f"{folder} exists and is no sweep (it has no {SWEEP}); choose a new --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def sweep_changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return one text per change, such as `--sampler (there 'tpe', now 'random')`; see `sweep`."""
+    return list(_changes(stored, wanted))
+
+
+def _changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    found = {key: values for key, *values in differing(stored, wanted)}
+    if "features" in found:
+        yield "--cache (its features are others)"
+    for name in ("train", "valid"):
+        if f"{name}_sha256" in found:
+            yield f"--{name} (its contents are others)"
+        elif f"{name}_missing" in found and "features" not in found:
+            yield f"which clips of --{name} the cache holds (--skip-missing)"
+    for key, values in found.items():
+        if key not in ("features", "space") and not key.endswith(("_sha256", "_missing")):
+            yield changed(f"--{key.replace('_', '-')}", *values)
+    if "space" in found:
+        for key, there, now in differing(*map(_tried, found["space"])):
+            yield changed(f"{key} in --space", there, now)
+        common = ({**space.get("config", {}), **space.get("base", {})} for space in found["space"])
+        for key, there, now in differing(*common):
+            yield changed(option(key), there, now)
+
+
+def _tried(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what each setting of a space is drawn from, or its one value."""
+    return dict(space.get("fixed", {})) | {key: _range(drawn) for key, drawn in space.get("drawn", {}).items()}
+
+
+def _range(distribution: Mapping[str, Any]) -> str:
+    """Return what a setting is drawn from, given Optuna's JSON form."""
+    fields = dict(distribution.get("attributes", {}))
+    if "choices" in fields:
+        return f"one of {', '.join(map(str, fields['choices']))}"
+    scale = ", log" if fields.get("log") else ""
+    step = f", step {fields['step']}" if fields.get("step") not in (None, 1) else ""
+    return f"{fields.get('low')} to {fields.get('high')}{scale}{step}"

@@ -2,11 +2,12 @@
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cache.errors import EmiError
 from cache.paths import StrPath
 from cache.settings import setting
 from cache.system.machine import bfloat16_unit
@@ -19,6 +20,14 @@ RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versio
 TABLES = ("augment",)
 """Tables of settings, beside those that hold a head's options."""
 PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda")
+_RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("lr label_scale clip_value batch_size epochs", lambda value: value > 0, "be above 0"),
+    ("lr label_scale clip_value weight_decay warmup_epochs", math.isfinite, "be finite"),
+    ("weight_decay warmup_epochs patience stop_after seed", lambda value: value >= 0, "not be negative"),
+    ("seed", lambda value: value < 2**32, "be below 2^32"),
+    ("ema", lambda value: 0 <= value < 1, "lie in [0, 1)"),
+)
+"""Names of settings, what their values must satisfy, and the same in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,25 +125,16 @@ class TrainSettings:
             raise TrainSettingsError(f"label_range: {error}") from error
         if self.label_scale != 1.0 and self.label_range != UNIT:
             raise TrainSettingsError(BOTH)
-        for name, low in (("lr", 0.0), ("label_scale", 0.0), ("clip_value", 0.0), ("batch_size", 0), ("epochs", 0)):
-            if not getattr(self, name) > low:
-                raise TrainSettingsError(f"{name} must be above {low:g}, got {getattr(self, name)}")
-        for name in ("lr", "label_scale", "clip_value", "weight_decay", "warmup_epochs"):
-            if not math.isfinite(getattr(self, name)):
-                raise TrainSettingsError(f"{name} must be finite, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "patience", "stop_after", "seed"):
-            if getattr(self, name) < 0:
-                raise TrainSettingsError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.seed >= 2**32:
-            raise TrainSettingsError(f"seed must be below 2^32, got {self.seed}")
+        for names, fits, rule in _RULES:
+            for name in names.split():
+                if not fits(getattr(self, name)):
+                    raise TrainSettingsError(f"{name} must {rule}, got {getattr(self, name)}")
         if self.batch_size == 1 and (names := compares_clips(self.loss)):
             raise TrainSettingsError(
                 f"the loss {names[0]} compares the clips of a batch, and is constant for one; give batch_size 2 or more"
             )
         if self.stop_after > self.epochs:
             raise TrainSettingsError(f"stop_after must not be above epochs ({self.epochs}), got {self.stop_after}")
-        if not 0 <= self.ema < 1:
-            raise TrainSettingsError(f"ema must lie in [0, 1), got {self.ema}")
         for name, known in (("precision", PRECISIONS), ("device", DEVICES)):
             check_known(name, [getattr(self, name)], known)
         object.__setattr__(self, "head_options", asdict(head_options(self.head, dict(self.head_options))))
@@ -241,23 +241,24 @@ def option_owners(key: str) -> list[str]:
     return [name for name, kind in kinds.items() if key in {f.name for f in fields(kind)}]
 
 
-def read_toml(path: StrPath, what: str) -> dict[str, Any]:
-    """Read a TOML file that a user gave.
+def read_toml(path: StrPath, what: str, error: type[EmiError] = TrainSettingsError) -> dict[str, Any]:
+    """Read a TOML file.
 
     Args:
         path: of the file.
         what: kind of file, as errors call it.
+        error: is raised.
 
     Raises:
-        TrainSettingsError: no such file, or not TOML.
+        EmiError: no such file, or not TOML.
     """
     place = Path(path)
     if not place.is_file():
-        raise TrainSettingsError(f"there is no {what} at {place}")
+        raise error(f"there is no {what} at {place}")
     try:
         return tomllib.loads(place.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TrainSettingsError(f"{place} is not valid TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
+        raise error(f"{place} is not valid TOML: {wrong}") from wrong
 
 
 def read_config(path: StrPath) -> dict[str, Any]:

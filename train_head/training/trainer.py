@@ -99,9 +99,8 @@ class Trainer(TrainingLoop):
         started = time.perf_counter()
         seed = epoch_seed(self.settings.seed, number)
         torch.manual_seed(seed)
-        self._order = torch.Generator().manual_seed(seed)
         self._noise = torch.Generator(self.device).manual_seed(seed)
-        order = shuffled_batches(self.train.lengths, self.settings.batch_size, self._order)
+        order = shuffled_batches(self.train.lengths, self.settings.batch_size, torch.Generator().manual_seed(seed))
         self.predictor.train()
         total = 0.0
         for step, rows in enumerate(order[:batches]):
@@ -110,9 +109,11 @@ class Trainer(TrainingLoop):
             self._reporter.step_finished(number, "training", step + 1, len(order))
         trained = time.perf_counter() - started
         clips = [row for rows in order[:batches] for row in rows]
-        record: Record = {"epoch": number, "train_loss": total / len(clips), "lr": lr}
-        record |= self.validation_record(self.evaluate(self.valid) if self.valid is not None else None)
-        return record | {
+        return {
+            "epoch": number,
+            "train_loss": total / len(clips),
+            "lr": lr,
+            **self.validation_record(self.evaluate(self.valid) if self.valid is not None else None),
             "seconds": round(time.perf_counter() - started, 3),
             "frames_per_second": round(int(self.train.lengths[clips].sum()) / trained),
         }
@@ -178,7 +179,5 @@ def predict(
             frames, lengths, _ = split.batch(batch, workspace)
             found.append(predictor(frames, lengths))
             rows += batch
-    values = torch.cat(found).cpu().numpy()
-    out = np.empty_like(values)
-    out[rows] = values
-    return out
+    values: NDArray[np.float32] = torch.cat(found).cpu().numpy()
+    return values[np.argsort(rows)]

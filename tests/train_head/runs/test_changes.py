@@ -13,7 +13,7 @@ from emi.finetuning.settings import FinetuneSettings
 from train_head.errors import RunFolderError
 from train_head.runs.changes import NOT_COMPARED, OPTIONS, Changes
 from train_head.runs.run_folder import prepare_folder, read_config_file
-from train_head.sweep.changes import sweep_changes
+from train_head.sweep.sweep import sweep_changes
 from train_head.training.settings import TrainSettings, resolve_settings
 
 
