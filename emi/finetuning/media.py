@@ -36,7 +36,7 @@ OnNotes = Callable[[Sequence[Note]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedMedia:
-    """Decoded audio and a backbone; see `train_head.runs.source.DataSource`. The rows of its splits are samples.
+    """Decoded audio and a backbone; see `train_head.runs.inputs.DataSource`. The rows of its splits are samples.
 
     Attributes:
         root: where the media are.

@@ -161,8 +161,7 @@ def pearson(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> 
         target: (batch, targets).
         weight: (batch, targets) weights of the moments, or None.
     """
-    _, own, labels, shared = _moments(predicted, target, weight)
-    varies = _varies(labels, target)
+    _, own, labels, shared, varies = _moments(predicted, target, weight)
     labels = torch.where(varies, labels, 1.0)
     return _mean_where(varies, 1.0 - shared / (own.clamp_min(FLATTEST**2 * labels) * labels).sqrt())
 
@@ -175,8 +174,7 @@ def ccc(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tens
         target: (batch, targets).
         weight: (batch, targets) weights of the moments, or None.
     """
-    apart, own, labels, shared = _moments(predicted, target, weight)
-    varies = _varies(labels, target)
+    apart, own, labels, shared, varies = _moments(predicted, target, weight)
     return _mean_where(varies, 1.0 - 2.0 * shared / (own + torch.where(varies, labels, 1.0) + apart.square()))
 
 
@@ -206,23 +204,23 @@ def balanced_mse(predicted: Tensor, target: Tensor, weight: Tensor | None = None
 
 
 def _moments(predicted: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:
-    """Difference of the means, variance of the predictions, of the labels, and covariance; (targets,) each."""
+    """Return the difference of the means, the variances of predictions and labels, their covariance, (targets,) each.
+
+    The last of five is True where the labels of a target vary.
+    """
     weight = torch.ones_like(target) if weight is None else weight
     total = weight.sum(0)
     share = weight / torch.where(total > 0, total, 1.0)
     predicted_mean, target_mean = (share * predicted).sum(0), (share * target).sum(0)
     a, b = predicted - predicted_mean, target - target_mean
+    variance, rounding = (share * b.square()).sum(0), ROUNDING * torch.finfo(target.dtype).eps * target.abs().amax(0)
     return (
         predicted_mean - target_mean,
         (share * a.square()).sum(0),
-        (share * b.square()).sum(0),
+        variance,
         (share * a * b).sum(0),
+        variance > rounding.square(),
     )
-
-
-def _varies(variance: Tensor, target: Tensor) -> Tensor:
-    rounding = ROUNDING * torch.finfo(target.dtype).eps * target.abs().amax(0)
-    return variance > rounding.square()
 
 
 def _mean_where(varies: Tensor, values: Tensor) -> Tensor:

@@ -115,7 +115,6 @@ class Ablation:
         return csv_text([list(records[0]), *(record.values() for record in records)])
 
     def _cells(self, to: str) -> tuple[list[str], list[list[str]]]:
-        """Header and rows."""
         header = ["", "mean ± std over seeds", "ensemble", "95 % interval", "against the row before", "p"]
         rows = []
         for record in self.records():

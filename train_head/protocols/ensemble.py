@@ -161,7 +161,6 @@ def _shares(runs: Sequence[StrPath], weights: Sequence[float] | None) -> tuple[f
 
 
 def _check_alike(runs: Sequence[_Run]) -> None:
-    """The same targets in the same units."""
     first = runs[0]
     for run in runs[1:]:
         one, other = (tuple(r.data.get("targets", ())) for r in (first, run))

@@ -156,9 +156,11 @@ def train_seeds(
     results = []
     for i in range(seeds):
         name = f"seed-{i}"
-        of_run = replace(settings, seed=settings.seed + i)
+        of_run, part = (
+            replace(settings, seed=settings.seed + i),
+            replace(inputs, protocol={"kind": "seed", "number": i}),
+        )
         reporter.run_started(f"{reported_under}{name}", folder / name, of_run)
-        part = replace(inputs, protocol={"kind": "seed", "number": i})
         results.append(train_run(part, folder / name, of_run, reporter=reporter))
     splits = inputs.splits
     predictions = [result.predictions["valid"] for result in results]
@@ -260,10 +262,8 @@ Intensities describe how strongly an emotion is *shown*; they say nothing about 
 
 
 def _card(inputs: Inputs, settings: TrainSettings, report: Report | None) -> str:
-    names = inputs.splits["train"].labels.names
-    scale = range_text(settings.label_range)
-    test = f"\n## Test\n\n```\n{report.table()}\n```\n" if report else ""
-    return f"""# Head `{settings.head}` for {", ".join(names)}, trained on all clips
+    scale, test = range_text(settings.label_range), f"\n## Test\n\n```\n{report.table()}\n```\n" if report else ""
+    return f"""# Head `{settings.head}` for {", ".join(inputs.labels["train"].names)}, trained on all clips
 
 Predicts intensities in {scale} of a clip from features of `{inputs.source.fingerprint["backbone"]}`.
 Trained on all {_clips(inputs)}.
@@ -280,10 +280,9 @@ the last epoch is kept. Loss `{settings.loss}`, seed {settings.seed}; all settin
 
 
 def _ensemble_card(inputs: Inputs, members: Sequence[str], epochs: Sequence[int], scored: Scored | None) -> str:
-    names = inputs.splits["train"].labels.names
     rows = "\n".join(f"| [{name}]({name}/README.md) | {n} |" for name, n in zip(members, epochs, strict=True))
     test = f"\n## Test\n\n```\n{scored.table()}\n```\n" if scored else ""
-    return f"""# Mean of {len(members)} heads for {", ".join(names)}, trained on all clips
+    return f"""# Mean of {len(members)} heads for {", ".join(inputs.labels["train"].names)}, trained on all clips
 
 Each was trained on all {_clips(inputs)}.
 

@@ -258,7 +258,6 @@ def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _given(key: str, value: object) -> str:
-    """A setting as it is typed."""
     name = option(key)
     if not name.startswith("--set"):
         if isinstance(value, bool):

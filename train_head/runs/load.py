@@ -19,7 +19,7 @@ from cache.paths import StrPath
 from train_head.data.label_format import UNIT, Range
 from train_head.errors import RunFolderError
 from train_head.runs import run_folder
-from train_head.runs.source import load_transform
+from train_head.runs.inputs import load_transform
 from train_head.training.predictor import Predictor
 from train_head.training.settings import read_toml, resolve_settings
 

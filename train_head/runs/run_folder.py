@@ -9,7 +9,7 @@ curves.svg, .png        loss and validation Pearson by epoch (`train_head.report
 scatter_valid.svg, .png (and scatter_test) predictions against labels
 README.md               model card
 features.toml, model.safetensors, config.json   of a fine-tuned run: its backbone (`emi.finetuning`)
-transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.runs.source`)
+transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.runs.inputs`)
 tensorboard/            where asked for: the epochs as TensorBoard events (`train_head.reports.trackers`)
 all/                    where asked for: the run folder of the training on all clips, without validation
 

@@ -24,7 +24,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cache.system.locks import HeldError, Lock
 from train_head.errors import RunFolderError, TrainSettingsError
-from train_head.sweep.settings import SweepSettings
 
 JOURNAL, LOCK = "study.journal", "sweep.lock"
 RETRIES = 3
@@ -64,7 +63,8 @@ class JournalStudy:
         path = folder / JOURNAL
         # the system drops this lock when its process dies; Optuna's own would be waited for
         lock = cast(Any, filelock.FileLock(folder / f"{JOURNAL}.lock"))
-        _drop_torn_line(path)
+        if path.is_file():  # a killed process leaves a last line without its end
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         try:
             self.study = _study(JournalStorage(JournalFileBackend(str(path), lock)), name)
         except (ValueError, KeyError) as error:
@@ -166,13 +166,6 @@ class SharedStudy:
             engine.dispose()
 
 
-def open_study(folder: Path, name: str, settings: SweepSettings) -> JournalStudy | SharedStudy:
-    """Open or create the study of a sweep where its settings say."""
-    if settings.storage is None:
-        return JournalStudy(folder, name)
-    return SharedStudy(settings.storage, name, settings.heartbeat)
-
-
 def retry(study: Study, trial: FrozenTrial) -> None:
     """Add a copy of a trial whose worker died, which waits for another worker; `RETRIES` times at most.
 
@@ -206,12 +199,6 @@ def _orphaned(trial: FrozenTrial) -> bool:
 def _study(storage: Any, name: str) -> Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # `Status` reports the same
     return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Remove a last line without its end, which a killed process leaves."""
-    if path.is_file():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def _postgres(url: str) -> str:

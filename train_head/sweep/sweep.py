@@ -30,7 +30,7 @@ from train_head.sweep.report import write_report
 from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, pearson, write_trials
 from train_head.sweep.settings import SweepSettings
 from train_head.sweep.space import Space
-from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, open_study
+from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
 from train_head.sweep.trials import OnStatus, Status, Trials
 from train_head.sweep.worker import OpenSplits, leave_to_the_parent
 from train_head.training.loop import SILENT, Reporter
@@ -77,7 +77,9 @@ def sweep(
     identity = _identity(cache, label_files, labels, space, settings)
     _prepare(folder, identity)
     name = "emi-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    with closing(open_study(folder, name, settings)) as store:
+    url = settings.storage
+    store = SharedStudy(url, name, settings.heartbeat) if url is not None else JournalStudy(folder, name)
+    with closing(store):
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
         trial_cache = _trial_cache(cache, labels["train"], label_files, folder, settings, on_derive)
         open_data = partial(open_splits, trial_cache, label_files, folder / SHARED, settings.clips, settings.seed)
@@ -227,13 +229,14 @@ def _identity(
         features = fp.digest(store.fingerprint)
         found = resolve_splits([store], labels)
         missing = {name: [clip for clip in part.ids if clip not in store] for name, part in found.items()}
-    hashes: dict[str, Any] = {
-        f"{name}_sha256": run_folder.file_sha256(path) for name, path in label_files.files.items()
+    return {
+        "features": features,
+        **{f"{name}_sha256": run_folder.file_sha256(path) for name, path in label_files.files.items()},
+        **{f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips},
+        **({"group_by": None} | label_files.format.to_dict()),
+        **{name: getattr(settings, name) for name in SHARED_BY_TRIALS},
+        "space": space.to_dict(),
     }
-    hashes |= {f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips}
-    common = {name: getattr(settings, name) for name in SHARED_BY_TRIALS}
-    columns = {"group_by": None} | label_files.format.to_dict()
-    return {"features": features, **hashes, **columns, **common, "space": space.to_dict()}
 
 
 def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -253,12 +256,8 @@ def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:
         write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
-def sweep_changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return one text per change, such as `--sampler (there 'tpe', now 'random')`; see `sweep`."""
-    return list(_changes(stored, wanted))
-
-
-def _changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+def sweep_changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one text per change, such as `--sampler (there 'tpe', now 'random')`, given two identities of sweeps."""
     found = {key: values for key, *values in differing(stored, wanted)}
     if "features" in found:
         yield "--cache (its features are others)"

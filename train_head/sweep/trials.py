@@ -14,13 +14,14 @@ from multiprocessing.connection import wait
 
 import numpy as np
 import optuna
+from optuna import Study
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from cache.system.machine import available_cores
 from train_head.errors import TrainSettingsError
-from train_head.sweep.pruning import build_pruner
 from train_head.sweep.settings import SweepSettings
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, retry
@@ -29,6 +30,8 @@ from train_head.training.settings import TrainSettings
 
 STARTUP = 10
 """Random trials before TPE learns from them."""
+FACTOR = 3
+"""One of this many trials continues from each rung."""
 TICK = 0.5
 """Seconds between two checks for dead workers, which also update the time left."""
 
@@ -264,3 +267,51 @@ def build_sampler(name: str, seed: int, number: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return TPESampler(seed=of_trial, n_startup_trials=STARTUP, multivariate=True, group=True, constant_liar=True)
+
+
+class SuccessiveHalving(BasePruner):
+    """Asynchronous successive halving (ASHA, arXiv 1810.05934), also in several brackets (Hyperband, 1603.06560).
+
+    Optuna's stores each judgement before acting on it: a trial whose sweep is killed in between is never judged again,
+    and is not pruned. Here the judgement is computed from the reported values alone, and is the same after a kill.
+
+    A trial is judged at each rung: after `least` epochs, and after three, nine, … times as many. It continues if it is
+    in the best third of the trials of its bracket that have reached that rung; the first always continues.
+
+    Args:
+        least: epochs until the first rung.
+        brackets: number of brackets, which trials join in turn; each skips one rung more than the one before.
+    """
+
+    def __init__(self, least: int, brackets: int = 1) -> None:
+        self._least, self._brackets = least, brackets
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Return whether the trial, which has just reported, stops here."""
+        bracket, now = trial.number % self._brackets, max(trial.intermediate_values, default=0)
+        step = self._least * FACTOR**bracket
+        while step < now:
+            step *= FACTOR
+        if step != now:
+            return False
+        rivals = [
+            other.intermediate_values[step]
+            for other in study.get_trials(deepcopy=False)
+            if other.number != trial.number
+            and other.number % self._brackets == bracket
+            and step in other.intermediate_values
+        ]
+        return sum(value > trial.intermediate_values[step] for value in rivals) >= max(1, (len(rivals) + 1) // FACTOR)
+
+
+def build_pruner(name: str, epochs: int) -> BasePruner:
+    """Return a pruner for trials of this many epochs; it first judges a trial after a ninth of them."""
+    least = -(-epochs // FACTOR**2)  # and then after a third of them, so that none is stopped just before its end
+    match name:
+        case "asha":
+            return SuccessiveHalving(least)
+        case "hyperband":
+            return SuccessiveHalving(least, brackets=3)
+        case "median":
+            return MedianPruner(n_startup_trials=10, n_warmup_steps=least)  # keeps nothing but what was reported
+    return NopPruner()

@@ -125,8 +125,8 @@ class TrainSettings:
             raise TrainSettingsError(f"label_range: {error}") from error
         if self.label_scale != 1.0 and self.label_range != UNIT:
             raise TrainSettingsError(BOTH)
-        for names, fits, rule in _RULES:
-            for name in names.split():
+        for group, fits, rule in _RULES:
+            for name in group.split():
                 if not fits(getattr(self, name)):
                     raise TrainSettingsError(f"{name} must {rule}, got {getattr(self, name)}")
         if self.batch_size == 1 and (names := compares_clips(self.loss)):
@@ -235,10 +235,8 @@ def option_owners(key: str) -> list[str]:
     """Return the heads that have an option; none for a setting of the training."""
     from train_head.heads import HEADS
 
-    if key in _SETTINGS:
-        return []
     kinds: dict[str, Any] = {name: head.Options for name, head in HEADS.items()}  # type: ignore[attr-defined]
-    return [name for name, kind in kinds.items() if key in {f.name for f in fields(kind)}]
+    return [name for name, kind in kinds.items() if key not in _SETTINGS and key in {f.name for f in fields(kind)}]
 
 
 def read_toml(path: StrPath, what: str, error: type[EmiError] = TrainSettingsError) -> dict[str, Any]:
