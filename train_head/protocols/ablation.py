@@ -158,14 +158,22 @@ def ablate(
         TrainSettingsError: no rows, or two that share a folder.
         RunFolderError: a folder holds something else.
     """
-    folder, names = Path(out), [Row(name).folder for name, _ in rows]
+    folder, labels = Path(out), inputs.splits["valid"].labels
     check_names([name for name, _ in rows])
     _prepare(folder, rows)
     results: list[ProtocolResult] = []
     differences: list[Difference | None] = []
-    for i, (name, (_, settings)) in enumerate(zip(names, rows, strict=True)):
-        results.append(train_seeds(inputs, folder / name, settings, seeds, reporter, reported_under=f"{name}/"))
-        differences.append(_against(inputs, folder / names[i - 1], folder / name) if i else None)
+    before = None
+    for name, settings in rows:
+        place = folder / Row(name).folder
+        results.append(train_seeds(inputs, place, settings, seeds, reporter, reported_under=f"{place.name}/"))
+        values = read_labels(place / "predictions_valid.csv", check_range=False).values
+        differences.append(
+            paired_bootstrap(values, before, labels.values, labels.names, groups=several_groups(labels))
+            if before is not None
+            else None
+        )
+        before = values
     done = Ablation(
         folder=folder,
         names=tuple(name for name, _ in rows),
@@ -253,9 +261,3 @@ def _prepare(folder: Path, rows: Sequence[tuple[str, TrainSettings]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tables = [{"name": name, "folder": Row(name).folder} for name, _ in rows]
     write_atomically(folder / ROWS, tomli_w.dumps({"row": tables}).encode())
-
-
-def _against(inputs: Inputs, before: Path, after: Path) -> Difference:
-    labels = inputs.splits["valid"].labels
-    new, old = (read_labels(p / "predictions_valid.csv", check_range=False).values for p in (after, before))
-    return paired_bootstrap(new, old, labels.values, labels.names, groups=several_groups(labels))

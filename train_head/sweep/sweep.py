@@ -78,21 +78,18 @@ def sweep(
     _prepare(folder, identity)
     name = "emi-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     url = settings.storage
-    store = SharedStudy(url, name, settings.heartbeat) if url is not None else JournalStudy(folder, name)
-    with closing(store):
+    with closing(
+        SharedStudy(url, name, settings.heartbeat) if url is not None else JournalStudy(folder, name)
+    ) as store:
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
         trial_cache = _trial_cache(cache, labels["train"], label_files, folder, settings, on_derive)
         open_data = partial(open_splits, trial_cache, label_files, folder / SHARED, settings.clips, settings.seed)
         status = _run_trials(store, space, settings, open_data, folder, on_status)
         best = best_trials(store.study, space, settings.seed)
         if not best:
-            reasons = [trial.user_attrs.get(OUTCOME, {}).get("reason") for trial in counted(store.study)]
-            first = next(
-                (f"the first that failed says: {reason}" for reason in reasons if reason), "no trial has ended"
-            )
             raise TrainSettingsError(
-                f"none of the {status.finished} trials learnt anything: {first}. {folder} keeps {TRIALS_CSV}; change "
-                "the space, and choose a new --out"
+                f"none of the {status.finished} trials learnt anything: {_reason(store.study)}. {folder} keeps "
+                f"{TRIALS_CSV}; change the space, and choose a new --out"
             )
         retrained = _retrain(best[: settings.top], cache, label_files, folder, space, settings, reporter)
         result = SweepResult(
@@ -102,8 +99,8 @@ def sweep(
             retrained=tuple(retrained),
             nothing_to_do=finished_before >= settings.trials and all(one.result.nothing_to_do for one in retrained),
         )
-        chosen = space.settings(retrained[0].values if retrained else result.best, seed=settings.seed)
-        toml = tomli_w.dumps(chosen.to_toml())
+        chosen = retrained[0].values if retrained else result.best
+        toml = tomli_w.dumps(space.settings(chosen, seed=settings.seed).to_toml())
         write_atomically(folder / BEST_TOML, toml.encode())
         write_report(result, store.study, {name: identity[name] for name in SHARED_BY_TRIALS}, toml)
     return result
@@ -215,6 +212,11 @@ def best_trials(study: Study, space: Space, seed: int) -> list[FrozenTrial]:
     for trial in ended:
         first.setdefault(json.dumps(space.settings(trial.params, seed=seed).to_toml(), sort_keys=True), trial)
     return list(first.values())
+
+
+def _reason(study: Study) -> str:
+    reasons = [trial.user_attrs.get(OUTCOME, {}).get("reason") for trial in counted(study)]
+    return next((f"the first that failed says: {reason}" for reason in reasons if reason), "no trial has ended")
 
 
 def _identity(
