@@ -27,9 +27,8 @@ from train_head.data.splits import Split, resolve
 from train_head.errors import LabelError
 from train_head.runs.inputs import Inputs, LabelFiles
 from train_head.runs.load import TrainedHead
-from train_head.training.augment import AugmentSettings
 from train_head.training.predictor import Predictor
-from train_head.training.settings import TrainSettings
+from train_head.training.settings import AugmentSettings, TrainSettings
 
 OnDecode = Callable[[int, int, float], None]
 OnNotes = Callable[[Sequence[Note]], None]
@@ -37,7 +36,7 @@ OnNotes = Callable[[Sequence[Note]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedMedia:
-    """Decoded audio and a backbone; see `train_head.runs.source.DataSource`. The rows of its splits are samples.
+    """Decoded audio and a backbone; see `train_head.runs.inputs.DataSource`. The rows of its splits are samples.
 
     Attributes:
         root: where the media are.

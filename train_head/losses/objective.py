@@ -26,11 +26,7 @@ class Objective(nn.Module):
         super().__init__()
         self.terms = tuple(terms)
         self.weights = weights
-        self.outputs = _outputs(self.terms)
-
-    def decode(self, outputs: Tensor) -> Tensor:
-        """(batch, targets * outputs) to (batch, targets) predictions."""
-        return decode(outputs, outputs.shape[-1] // self.outputs)
+        self.outputs = max(LOSSES[term.name].outputs for term in self.terms)
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the sum; a loss that takes fewer columns than the head gives sees the decoded predictions.
@@ -49,7 +45,7 @@ class Objective(nn.Module):
         if missing.any():  # before anything is computed of them, so that no gradient is 0 times infinity
             outputs = outputs.masked_fill(missing.repeat(1, self.outputs), 0.0)
         weight = None if self.weights is None else self.weights(targets)
-        predicted = self.decode(outputs)
+        predicted = decode(outputs, outputs.shape[-1] // self.outputs)
         total = outputs.new_zeros(())
         for term in self.terms:
             loss = LOSSES[term.name]
@@ -86,7 +82,7 @@ def outputs_per_target(expression: str) -> int:
     Raises:
         TrainSettingsError: as `parse`.
     """
-    return _outputs(parse(expression))
+    return Objective(parse(expression)).outputs
 
 
 def decode(outputs: Tensor, targets: int) -> Tensor:
@@ -134,7 +130,3 @@ def compares_clips(expression: str) -> list[str]:
 def is_mean_over_clips(expression: str, weighting: str) -> bool:
     """Whether the objective of a batch is the mean over its labels; weights are relative to the whole batch."""
     return weighting == "none" and all(LOSSES[term.name].by_clip for term in parse(expression))
-
-
-def _outputs(terms: Sequence[Term]) -> int:
-    return max(LOSSES[term.name].outputs for term in terms)

@@ -51,8 +51,7 @@ class Weights(nn.Module):
         low = torch.where(missing.all(0), 0.0, low)
         span = torch.where(missing.all(0), 0.0, labels.masked_fill(missing, -torch.inf).amax(0) - low)
         self.register_buffer("low", low, persistent=False)
-        per_unit = torch.where(span > 0, (rule.cells - 1) / span, 0.0)
-        self.register_buffer("per_unit", per_unit, persistent=False)
+        self.register_buffer("per_unit", torch.where(span > 0, (rule.cells - 1) / span, 0.0), persistent=False)
         self.register_buffer("table", labels.new_ones(rule.cells, labels.shape[1]), persistent=False)
         cells, there = self._cells(labels).T.cpu().numpy(), ~missing.T.cpu().numpy()
         columns = [_table(rule, options, cells[k][there[k]]) for k in range(labels.shape[1])]
@@ -68,8 +67,7 @@ class Weights(nn.Module):
     def _cells(self, targets: Tensor) -> Tensor:
         """Nearest cell, so that labels given in equal steps do not fall on the border of two."""
         targets = torch.where(targets.isnan(), self.low, targets)
-        cells = ((targets - self.low) * self.per_unit).round()
-        return cells.clamp(0, len(self.table) - 1).long()
+        return ((targets - self.low) * self.per_unit).round().clamp(0, len(self.table) - 1).long()
 
 
 def uniform(counts: Cells) -> Cells:
@@ -153,11 +151,10 @@ def _parse(text: str) -> Term:
 
 
 def _table(rule: Weighting, options: dict[str, float], cells: NDArray[np.int64]) -> Cells:
-    """The weights of a target by cell; 1 where no training clip has a label of it."""
+    """Return the weights of a target by cell, mean 1 over the training clips; 1 where none of these has a label."""
     counts = np.bincount(cells, minlength=rule.cells).astype(np.float64)
-    return _mean_one(rule.compute(counts, **options), counts) if len(cells) else np.ones(rule.cells)
-
-
-def _mean_one(weights: Cells, counts: Cells) -> Cells:
-    scaled: Cells = weights * (counts.sum() / (counts @ weights))
-    return scaled
+    if not len(cells):
+        return np.ones(rule.cells)
+    weights = rule.compute(counts, **options)
+    weights *= counts.sum() / (counts @ weights)
+    return weights

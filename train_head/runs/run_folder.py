@@ -9,7 +9,7 @@ curves.svg, .png        loss and validation Pearson by epoch (`train_head.report
 scatter_valid.svg, .png (and scatter_test) predictions against labels
 README.md               model card
 features.toml, model.safetensors, config.json   of a fine-tuned run: its backbone (`emi.finetuning`)
-transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.runs.transform`)
+transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.runs.inputs`)
 tensorboard/            where asked for: the epochs as TensorBoard events (`train_head.reports.trackers`)
 all/                    where asked for: the run folder of the training on all clips, without validation
 
@@ -61,19 +61,15 @@ def prepare_folder(folder: Path, config: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: it holds another run, naming what was changed (`train_head.runs.changes`), or something else.
     """
-    if (folder / CONFIG).is_file():
-        changes = Changes(read_config_file(folder), config)
-        if changes:
-            raise RunFolderError(f"{folder} holds another run: {changes}. {changes.advice}")
-        return
-    if folder.exists() and (not folder.is_dir() or any(map(_foreign, folder.iterdir()))):
-        if (folder / CONFIG).is_file():  # another process was faster
-            prepare_folder(folder, config)
-            return
-        raise RunFolderError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose a new --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_once(folder / CONFIG, tomli_w.dumps(config).encode())
-    prepare_folder(folder, config)  # of jobs that ask for different runs all but one hear of it
+    taken = folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(folder.glob(f"{CONFIG}.*.tmp")))
+    if not (folder / CONFIG).is_file():  # looked for last, since another process may be making the folder
+        if taken:
+            raise RunFolderError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose a new --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_once(folder / CONFIG, tomli_w.dumps(config).encode())
+    changes = Changes(read_config_file(folder), config)  # of jobs that ask for different runs all but one hear of it
+    if changes:
+        raise RunFolderError(f"{folder} holds another run: {changes}. {changes.advice}")
 
 
 def _write_once(path: Path, data: bytes) -> None:
@@ -92,11 +88,6 @@ def _write_once(path: Path, data: bytes) -> None:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _foreign(path: Path) -> bool:
-    """Whether a file in a folder without a config.toml is something else than one that is being written."""
-    return not (path.name.startswith(f"{CONFIG}.") and path.name.endswith(".tmp"))
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:
