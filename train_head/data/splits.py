@@ -1,5 +1,7 @@
 """Splits in memory: the rows of every stream, the labels, and the batches made of them."""
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -65,6 +67,25 @@ class Split:
         """(samples,) int64: rows of all streams, by which samples that share a batch are chosen."""
         lengths = [stream.lengths for stream in self.streams.values()]
         return lengths[0] if len(lengths) == 1 else torch.stack(lengths).sum(dim=0)
+
+    def filename(self, sample: int) -> str:
+        """Return the Filename of a sample's clip."""
+        return self.labels.filenames[sample if self.windows is None else self.windows[sample].clip]
+
+    def label_reach(self, reach: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Return a reach in label rows for one in rows of the slowest stream; a row more where their rates differ."""
+        if reach is None or self.at is None or self.labels.offsets is None:
+            return None
+        rates = []
+        for rows in self.at.values():
+            clips = [rows[a:b] for a, b in itertools.pairwise(self.labels.offsets.tolist())]
+            held = [part[part >= 0] for part in clips]
+            steps = sum(max(0, len(part) - 1) for part in held)
+            rates.append(sum(int(part[-1] - part[0]) for part in held if len(part)) / max(1, steps))
+        rate = min(rates)
+        if rate == 1 or not rate:
+            return reach
+        return math.ceil(reach[0] / rate) + 1, math.ceil(reach[1] / rate) + 1
 
     def take(self, clips: Sequence[int]) -> "Split":
         """Return some of the clips, on the same rows; of labels per frame, before they are cut into windows."""

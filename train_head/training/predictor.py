@@ -1,13 +1,16 @@
 """The module that is trained, saved and used: standardisation, a head, and what its outputs mean."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from train_head.data.label_format import UNIT
+from train_head.data.streams import Rows
 from train_head.errors import TrainSettingsError
-from train_head.heads import build_head
+from train_head.heads import Encoder, FusedHead, Head, build_fused, build_head
 from train_head.heads.head import SUMMARY
 from train_head.heads.pooling import masked, row_mask
 from train_head.losses import decode, outputs_per_target
@@ -18,43 +21,75 @@ BLOCK_ROWS = 512
 
 
 class Predictor(nn.Module):
-    """(batch, frames, dim) features → standardised → head → (batch, targets) intensities.
+    """Rows of every stream → standardised → head → values of the targets, per clip or per label row.
 
-    What the loss sees lies on the scale of 0 to 1; intensities lie on that of the labels (`label_range`).
+    What the loss sees lies on the scale of 0 to 1; what is predicted lies on that of the labels (`label_range`).
 
-    The cached and the end-to-end mode train this one module; its state dict is `best.safetensors`.
+    The cached and the end-to-end mode train this one module; its state dict is `best.safetensors`. Of one stream and
+    targets per clip, the head is one of `HEADS`; else it is a `FusedHead`.
 
     Args:
-        settings: which head, with which options, for which loss.
-        dim: features per frame, VAD included.
+        settings: which heads and fusion, with which options, for which loss.
+        dims: by stream, features per row, VAD included.
         targets: columns of the labels.
+        by_frame: predict every label row instead of the clip.
     """
 
-    def __init__(self, settings: TrainSettings, dim: int, targets: int) -> None:
+    def __init__(
+        self, settings: TrainSettings, dims: Mapping[str, int], targets: int, *, by_frame: bool = False
+    ) -> None:
         super().__init__()
-        self.targets = targets
+        self.targets, self.by_frame = targets, by_frame
         self._range = settings.label_range
-        self.standardise: nn.Module = Standardise(dim) if settings.standardise else nn.Identity()
+        parts = {name: settings.stream(name) for name in dims}
+        scaled = {name: Standardise(dims[name]) if part.standardise else nn.Identity() for name, part in parts.items()}
+        heads = {name: (part.head, part.head_options) for name, part in parts.items()}
         outputs = targets * outputs_per_target(settings.loss)
-        self.head = build_head(settings.head, dict(settings.head_options), dim, outputs)
+        self.head: Head | FusedHead
+        self.standardise: nn.Module
+        if len(dims) == 1 and not by_frame:
+            ((name, dim),) = dims.items()
+            self.standardise = scaled[name]
+            self.head = build_head(*heads[name], dim, outputs)
+        else:
+            self.head = build_fused(heads, settings.fusion_options, dims, outputs, rows=by_frame)
+            self.standardise = nn.ModuleDict(scaled)
 
-    def outputs(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, targets * columns per target) float32: what the loss sees."""
-        raw: Tensor = self.head(self.standardise(frames), lengths)
+    def outputs(self, streams: Mapping[str, Rows]) -> Tensor:
+        """(…, targets * columns per target) float32: what the loss sees, (batch,) or (batch, label rows) of it."""
+        raw: Tensor
+        if isinstance(self.head, FusedHead):
+            scaled = cast(nn.ModuleDict, self.standardise)
+            raw = self.head({name: replace(r, frames=scaled[name](r.frames)) for name, r in streams.items()})
+        else:
+            (rows,) = streams.values()
+            raw = self.head(self.standardise(rows.frames), rows.lengths)
         return raw.float()
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, targets) float32 intensities, not clipped to the labels' range."""
-        return self._on_labels_scale(decode(self.outputs(frames, lengths), self.targets))
+    def forward(self, streams: Mapping[str, Rows]) -> Tensor:
+        """(batch, targets) or (batch, label rows, targets) float32 values, not clipped to the labels' range."""
+        return self._on_labels_scale(decode(self.outputs(streams), self.targets))
+
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        """Rows before and after its own on which a value per row depends; None for the whole clip."""
+        if not isinstance(self.head, FusedHead):
+            return None
+        reaches = [cast(Encoder, encoder).reach for encoder in self.head.encoders.values()]
+        known = [reach for reach in reaches if reach is not None]
+        if len(known) < len(reaches):
+            return None
+        return max(reach[0] for reach in known), max(reach[1] for reach in known)
 
     @property
     def has_timeline(self) -> bool:
-        """Whether the head gives a value per frame."""
-        return self.head.readout != SUMMARY
+        """Whether the head gives a value per row, whose mean is the clip's."""
+        return isinstance(self.head, Head) and self.head.readout != SUMMARY
 
     def per_frame(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, targets) intensities per frame, of a head that has them; zeros behind a clip's end."""
-        values: Tensor = self.head.per_frame(self.standardise(frames), lengths)
+        """(batch, rows, targets) values per row, of a head that has them; zeros behind a clip's end."""
+        assert isinstance(self.head, Head)
+        values = self.head.per_frame(self.standardise(frames), lengths)
         intensities = self._on_labels_scale(decode(values.float(), self.targets))
         return intensities if self._range == UNIT else masked(intensities, row_mask(intensities, lengths))
 
@@ -64,10 +99,12 @@ class Predictor(nn.Module):
         low, high = self._range
         return low + (high - low) * values
 
-    def fit_inputs(self, chunks: Iterable[Tensor]) -> None:
-        """Take mean and spread of each feature from the training split's frames, (rows, dim) at a time."""
-        if isinstance(self.standardise, Standardise):
-            self.standardise.fit(chunks)
+    def fit_inputs(self, chunks: Mapping[str, Iterable[Tensor]]) -> None:
+        """Take mean and spread of each feature from the training split's rows, (rows, dim) at a time, per stream."""
+        for name, rows in chunks.items():
+            scaled = self.standardise[name] if isinstance(self.standardise, nn.ModuleDict) else self.standardise
+            if isinstance(scaled, Standardise):
+                scaled.fit(rows)
 
 
 class Standardise(nn.Module):

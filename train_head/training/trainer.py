@@ -15,11 +15,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cache.system.atomic_file import replace_durably
 from cache.system.memory import keep_freed_memory
 from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
+from train_head.data.windows import MEAN, join_windows, kept_rows
 from train_head.errors import DivergedError
 from train_head.evaluation.metrics import Report, evaluate
 from train_head.losses import build_objective
 from train_head.runs import run_folder
-from train_head.training.augment import augment
+from train_head.training.augment import augment_batch
 from train_head.training.loop import Record, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.predictor import Predictor
 from train_head.training.settings import AugmentSettings, TrainSettings
@@ -44,11 +45,12 @@ class Trainer(TrainingLoop):
         if self.device.type == "cpu":
             keep_freed_memory()
         self._placed = Placer(self.device)
-        self.train = self._placed(train)
+        self.train = self._placed(train.windowed(settings.window, settings.hop, labelled=True))
         self.valid = self._placed(valid) if valid is not None else None
         torch.manual_seed(settings.seed)
-        predictor = Predictor(settings, train.dim, train.targets.shape[1])
-        predictor.fit_inputs(train.clips())
+        dims = {name: stream.dim for name, stream in train.streams.items()}
+        predictor = Predictor(settings, dims, train.targets.shape[1], by_frame=train.labels.by_frame)
+        predictor.fit_inputs({name: stream.chunks() for name, stream in train.streams.items()})
         self.predictor = predictor.to(self.device)
         self.averaged: AveragedModel | None = None
         if settings.ema:
@@ -82,8 +84,9 @@ class Trainer(TrainingLoop):
         self.evaluated.load_state_dict(run_folder.load_best(self.folder))
 
     def predict(self, split: Split) -> NDArray[np.float32]:
-        """(clips, targets) float32 intensities by the evaluated weights, in the order of the split."""
-        return predict(self.evaluated, self._placed(split), self._workspace)
+        """(clips, targets) or (label rows, targets) float32 values by the evaluated weights, in the split's order."""
+        windowed = self._placed(split.windowed(self.settings.window, self.settings.hop))
+        return predict(self.evaluated, windowed, self._workspace, overlap=self.settings.overlap)
 
     def evaluate(self, split: Split) -> Report:
         """Metrics of the current weights on a split, in float32: the precision in which the run will predict."""
@@ -100,7 +103,7 @@ class Trainer(TrainingLoop):
         seed = epoch_seed(self.settings.seed, number)
         torch.manual_seed(seed)
         self._noise = torch.Generator(self.device).manual_seed(seed)
-        order = shuffled_batches(self.train.lengths, self.settings.batch_size, torch.Generator().manual_seed(seed))
+        order = shuffled_batches(self.train.costs, self.settings.batch_size, torch.Generator().manual_seed(seed))
         self.predictor.train()
         total = 0.0
         for step, rows in enumerate(order[:batches]):
@@ -108,24 +111,27 @@ class Trainer(TrainingLoop):
             total += self._step(rows, lr, number) * len(rows)
             self._reporter.step_finished(number, "training", step + 1, len(order))
         trained = time.perf_counter() - started
-        clips = [row for rows in order[:batches] for row in rows]
+        samples = [row for rows in order[:batches] for row in rows]
         return {
             "epoch": number,
-            "train_loss": total / len(clips),
+            "train_loss": total / len(samples),
             "lr": lr,
             **self.validation_record(self.evaluate(self.valid) if self.valid is not None else None),
             "seconds": round(time.perf_counter() - started, 3),
-            "frames_per_second": round(int(self.train.lengths[clips].sum()) / trained),
+            "frames_per_second": round(int(self.train.costs[samples].sum()) / trained),
         }
 
     def _step(self, rows: list[int], lr: float, epoch: int) -> float:
-        frames, lengths, targets = self.train.batch(rows, self._workspace)
-        frames, lengths, targets = augment(frames, lengths, targets, self.augment, self._noise)
+        batch = augment_batch(self.train.batch(rows, self._workspace), self.augment, self._noise)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            outputs = self.predictor.outputs(frames, lengths)
+            outputs = self.predictor.outputs(batch.streams)
+        targets = batch.targets
+        if self.predictor.by_frame:
+            labelled = ~targets.isnan().all(dim=-1)
+            outputs, targets = outputs[labelled], targets[labelled]
         loss: Tensor = self.objective(outputs, targets)
         value = loss.item()
         if not math.isfinite(value):
@@ -145,7 +151,7 @@ class Trainer(TrainingLoop):
             f"lower --lr (now {self.settings.lr:g}), and if these clips come up again, look at their features with "
             "`emi cache verify`"
         )
-        return self.diverged(what, epoch, [self.train.labels.filenames[i] for i in rows], advice)
+        return self.diverged(what, epoch, [self.train.filename(i) for i in rows], advice)
 
     def save(self, folder: Path | None, *, best: bool) -> None:
         """See `TrainingLoop`."""
@@ -167,17 +173,38 @@ class Trainer(TrainingLoop):
 
 
 def predict(
-    predictor: nn.Module, split: Split, workspace: Workspace | None = None, batch_size: int = 64
+    predictor: nn.Module,
+    split: Split,
+    workspace: Workspace | None = None,
+    batch_size: int = 64,
+    *,
+    overlap: str = MEAN,
 ) -> NDArray[np.float32]:
-    """(clips, targets) float32 intensities of a predictor, in the order of the split."""
+    """Predict a split.
+
+    Args:
+        predictor: a `Predictor`, or the mean of several.
+        split: on the predictor's device; of labels per frame, in windows.
+        workspace: memory for batches.
+        batch_size: samples at a time.
+        overlap: how windows are put together; see `train_head.data.windows.kept_rows`.
+
+    Returns:
+        (clips, targets) or (label rows, targets) float32, in the order of the split.
+    """
     predictor.eval()
     workspace = workspace or Workspace()
     found: list[Tensor] = []
-    rows: list[int] = []
+    samples: list[int] = []
     with torch.no_grad():  # not inference_mode: training writes into the same workspace
-        for batch in sorted_batches(split.lengths, batch_size):
-            frames, lengths, _ = split.batch(batch, workspace)
-            found.append(predictor(frames, lengths))
-            rows += batch
-    values: NDArray[np.float32] = torch.cat(found).cpu().numpy()
-    return values[np.argsort(rows)]
+        for batch in sorted_batches(split.costs, batch_size):
+            found += predictor(split.batch(batch, workspace).streams).unbind()
+            samples += batch
+    if split.windows is None:
+        values: NDArray[np.float32] = torch.stack(found).cpu().numpy()
+        return values[np.argsort(samples)]
+    windows = [split.windows[i] for i in samples]
+    reach = split.label_reach(predictor.reach) if overlap != MEAN else None
+    parts = (part[: window.rows].cpu().numpy() for part, window in zip(found, windows, strict=True))
+    kept = [kept_rows(window, reach, overlap) for window in windows]
+    return join_windows(windows, parts, kept, split.labels.lengths.tolist())
