@@ -1,6 +1,8 @@
 """What is predicted: names, a value per clip or per frame, the labels' range, and the score that training maximises."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from train_head.data.label_format import UNIT, Range
 from train_head.errors import TrainSettingsError, unknown
@@ -47,3 +49,20 @@ class Targets:
     def score_name(self) -> str:
         """`Pearson` or `CCC`, for texts."""
         return SCORES[self.score]
+
+
+def recorded_score(record: Mapping[str, Any]) -> str:
+    """Return the score that the record of an epoch holds."""
+    return next((score for score in SCORES if f"valid_mean_{score}" in record), "pearson")
+
+
+def mean_score(record: Mapping[str, Any]) -> float | None:
+    """Return the mean validation score over the targets of an epoch; None where it is undefined or was not taken."""
+    found: float | None = record.get(f"valid_mean_{recorded_score(record)}")
+    return found
+
+
+def target_scores(record: Mapping[str, Any]) -> Mapping[str, float | None]:
+    """Return the validation score of each target of an epoch."""
+    found: Mapping[str, float | None] = record.get(f"valid_{recorded_score(record)}", {})
+    return found

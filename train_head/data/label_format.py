@@ -47,6 +47,7 @@ class LabelFormat(LabelColumns):
     Attributes:
         group_by: label column, or regular expression on Filename, that names the group of a clip.
         scale: numbers are divided by it when they are read; predictions stay between 0 and 1.
+        fps: rows per second of labels per frame that have no times of their own; 0 where it is not given.
         range: smallest and largest number; mapped to 0 and 1 for training only, so that predictions and errors are on
             the labels' own scale.
 
@@ -57,6 +58,7 @@ class LabelFormat(LabelColumns):
     group_by: str | None = None
     scale: float = 1.0
     range: Range = UNIT
+    fps: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

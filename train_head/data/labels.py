@@ -28,6 +28,7 @@ from train_head.data.label_columns import (
 from train_head.data.label_format import UNIT, LabelFormat, Range, range_hint
 from train_head.data.raters import Ratings
 from train_head.errors import LabelError
+from train_head.targets import CLIP, FRAME, Targets
 
 __all__ = [
     "FILENAME",
@@ -89,6 +90,11 @@ class Labels:
         return len(self.ids)
 
     @property
+    def targets(self) -> Targets:
+        """What is predicted."""
+        return Targets(names=self.names, resolution=FRAME if self.by_frame else CLIP, range=self.range)
+
+    @property
     def by_frame(self) -> bool:
         """Whether there are labels per frame."""
         return self.offsets is not None
@@ -121,12 +127,17 @@ class Labels:
             ratings=None if self.ratings is None else self.ratings.take(rows),
         )
 
+    @property
+    def has_label(self) -> NDArray[np.bool_]:
+        """(clips,) whether any label of a clip is there."""
+        labelled = np.atleast_1d(~np.isnan(self.values).all(axis=1))
+        if self.offsets is None:
+            return labelled
+        return np.array([labelled[a:b].any() for a, b in itertools.pairwise(self.offsets)], np.bool_)
+
     def labelled(self) -> "Labels":
         """Return the split without the clips that have no label at all."""
-        labelled = np.atleast_1d(~np.isnan(self.values).all(axis=1))
-        if self.offsets is not None:
-            labelled = np.array([labelled[a:b].any() for a, b in itertools.pairwise(self.offsets)], np.bool_)
-        rows = np.flatnonzero(labelled).tolist()
+        rows = np.flatnonzero(self.has_label).tolist()
         if len(rows) == len(self):
             return self
         return replace(self.take(rows), unlabelled=self.unlabelled + len(self) - len(rows))

@@ -171,6 +171,22 @@ class Split:
         return found.masked_fill(outside.view(*outside.shape, *[1] * (found.ndim - 2)), filler)
 
 
+def joined(one: Split, other: Split, labels: Labels) -> Split:
+    """Return the clips of two splits on the same rows as one, with the labels of both."""
+    streams = {
+        name: replace(
+            stream,
+            starts=torch.cat([stream.starts, other.streams[name].starts]),
+            lengths=torch.cat([stream.lengths, other.streams[name].lengths]),
+        )
+        for name, stream in one.streams.items()
+    }
+    at = None
+    if one.at is not None and other.at is not None:
+        at = {name: torch.cat([rows, other.at[name]]) for name, rows in one.at.items()}
+    return Split(labels, streams, torch.cat([one.targets, other.targets]), whole_clips(labels), at)
+
+
 def whole_clips(labels: Labels) -> Sequence[Window] | None:
     """Return a window per clip that has label rows; None for labels per clip."""
     return make_windows(labels.lengths.tolist(), 0) if labels.by_frame else None

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from train_head.errors import TrainSettingsError
 
-UNNAMED = "features"
-"""Name of the only stream of a run whose caches were given without a name; the table of config.toml that records it."""
 ROUNDING = 1e-6
 """Rows: how far before a row's start a time may lie and count as its start, since i / 25 / 0.04 is not always i."""
 

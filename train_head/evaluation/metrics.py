@@ -186,6 +186,10 @@ class Report:
         """Mean over the targets with labels."""
         return mean_of(self.mae)
 
+    def mean(self, metric: str) -> float | None:
+        """Return the mean of "pearson", "ccc" or "mae" over the targets for which it is defined."""
+        return mean_of(self.values(metric))
+
     def values(self, metric: str) -> Bounds:
         """Return the values per target of "pearson", "ccc" or "mae"."""
         return {"pearson": self.pearson, "ccc": self.concordance, "mae": self.mae}[metric]

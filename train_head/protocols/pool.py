@@ -4,15 +4,15 @@ import csv
 import io
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import torch
 
 from cache.exchange.tables import Table
 from cache.ids import clip_id
 from train_head.data.label_columns import is_number
 from train_head.data.labels import FILENAME, Labels, label_table
-from train_head.data.splits import Split
+from train_head.data.splits import Split, joined
 from train_head.errors import LabelError
 from train_head.runs.inputs import Inputs
 
@@ -36,19 +36,24 @@ def pool(inputs: Inputs) -> Split:
         values=np.concatenate([one.values, other.values]),
         groups=None if one.groups is None or other.groups is None else one.groups + other.groups,
         ratings=one.ratings.joined(other.ratings, len(one)) if one.ratings and other.ratings else None,
+        **_joined_rows(one, other),
     )
-    return Split(
-        labels,
-        train.rows,
-        torch.cat([train.starts, valid.starts]),
-        torch.cat([train.lengths, valid.lengths]),
-        torch.cat([train.targets, valid.targets]),
-    )
+    return joined(train, valid, labels)
+
+
+def _joined_rows(one: Labels, other: Labels) -> dict[str, Any]:
+    """The fields of labels per frame, of both."""
+    if one.offsets is None or other.offsets is None:
+        return {}
+    moments = None
+    if one.moments is not None and other.moments is not None:
+        moments = np.concatenate([one.moments, other.moments])
+    return {"offsets": np.concatenate([one.offsets, one.offsets[-1] + other.offsets[1:]]), "moments": moments}
 
 
 def trainable(split: Split) -> Split:
     """The clips that have a label, which are all of a training split; the others may only be predicted."""
-    rows = np.flatnonzero(~np.isnan(split.labels.values).all(axis=1)).tolist()
+    rows = np.flatnonzero(split.labels.has_label).tolist()
     return split if len(rows) == len(split) else split.take(rows)
 
 

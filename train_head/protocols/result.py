@@ -17,9 +17,9 @@ from train_head.data.raters import Agreement
 from train_head.errors import RunFolderError
 from train_head.evaluation.intervals import bootstrap
 from train_head.evaluation.metrics import Column, Intervals, Report, evaluate, few_clips, label_means
-from train_head.reports.tables import OVER_TARGETS, cell, licence_line, text_table
+from train_head.reports.tables import OVER_TARGETS, cell, text_table
 from train_head.runs import run_folder
-from train_head.runs.inputs import Inputs, rater_agreement
+from train_head.runs.inputs import Inputs, licence_text, rater_agreement
 from train_head.runs.result import TrainResult
 from train_head.runs.train import run_config
 from train_head.training.settings import TrainSettings
@@ -304,5 +304,5 @@ emi predict MEDIA --model THIS_FOLDER
 averages the predictions of the runs that `{run_folder.ENSEMBLE}` lists. Intensities describe how strongly an emotion is
 *shown*; they say nothing about what a person feels.
 
-{licence_line(inputs.source.fingerprint["backbone"], inputs.source.licence)}
+{licence_text(inputs)}
 """

@@ -20,9 +20,8 @@ from train_head.protocols.result import (
     write_ensemble,
     write_mean,
 )
-from train_head.reports.tables import licence_line
 from train_head.runs import run_folder
-from train_head.runs.inputs import Inputs, check_disjoint_splits
+from train_head.runs.inputs import Inputs, backbones, check_disjoint_splits, licence_text
 from train_head.runs.result import Predictions, TrainResult
 from train_head.runs.train import fit, predict_splits, run_config, score_splits, train_run
 from train_head.training.loop import SILENT, Reporter
@@ -266,7 +265,7 @@ def _card(inputs: Inputs, settings: TrainSettings, report: Report | None) -> str
     scale, test = range_text(settings.label_range), f"\n## Test\n\n```\n{report.table()}\n```\n" if report else ""
     return f"""# Head `{settings.head}` for {", ".join(inputs.labels["train"].names)}, trained on all clips
 
-Predicts intensities in {scale} of a clip from features of `{inputs.source.fingerprint["backbone"]}`.
+Predicts intensities in {scale} of a clip from features of {backbones(inputs)}.
 Trained on all {_clips(inputs)}.
 
 **There is no validation:** all labelled clips were trained on, so no figure here says how well this head does on
@@ -276,7 +275,7 @@ Trained for {settings.stop_after} epochs, the number that was best there, with t
 the last epoch is kept. Loss `{settings.loss}`, seed {settings.seed}; all settings are in `config.toml`.
 {test}
 {_USE}
-{licence_line(inputs.source.fingerprint["backbone"], inputs.source.licence)}
+{licence_text(inputs)}
 """
 
 
@@ -295,5 +294,5 @@ nearest to what new clips will give.
 {rows}
 {test}
 {_USE}
-{licence_line(inputs.source.fingerprint["backbone"], inputs.source.licence)}
+{licence_text(inputs)}
 """

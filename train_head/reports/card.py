@@ -10,17 +10,19 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cache.licences import UNKNOWN, Licence
+from cache.licences import UNKNOWN, Licence, all_of
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
+from train_head.data.splits import Split
 from train_head.errors import LabelError
 from train_head.evaluation.intervals import bootstrap
 from train_head.evaluation.metrics import METRICS, Intervals, Report, mean_of
 from train_head.heads import head_options
 from train_head.reports.tables import OVER_TARGETS, licence_line
 from train_head.runs import run_folder
-from train_head.runs.inputs import Inputs
+from train_head.runs.inputs import Inputs, StreamInfo
 from train_head.runs.result import TrainResult
+from train_head.targets import mean_score
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings
 
@@ -68,7 +70,7 @@ def model_card(
         result: how it went; pictures that its folder holds are linked.
         intervals: confidence intervals by split, "valid" and "test"; without them the tables have no such column.
     """
-    source, labels = inputs.source, inputs.splits["train"].labels
+    streams, labels = inputs.source.streams, inputs.splits["train"].labels
     present = labels.values[~np.isnan(labels.values)]
     reports = {"validation": result.report} | ({"test": result.test_report} if result.test_report else {})
     template = Environment(
@@ -79,11 +81,13 @@ def model_card(
         inputs=inputs,
         result=result,
         intervals={"valid": None, "test": None, **(intervals or {})},
-        front_matter=front_matter(settings, source.licence, reports),
-        fingerprint=source.fingerprint,
-        minutes={name: int(s.lengths.sum()) * source.row_seconds / 60 for name, s in inputs.splits.items()},
+        front_matter=front_matter(settings, all_of([info.licence for info in streams.values()]), reports),
+        streams=streams,
+        backbones=[info.backbone for info in streams.values()],
+        minutes={name: minutes(streams, split) for name, split in inputs.splits.items()},
         scale=range_text(settings.label_range),
-        watched=any(record["valid_mean_pearson"] is not None for record in result.history),
+        watched=any(mean_score(record) is not None for record in result.history),
+        score=labels.targets.score_name,
         over_targets=OVER_TARGETS,
         parameters=parameters(settings, inputs),
         frames_per_second=np.median([record["frames_per_second"] for record in result.history]),
@@ -94,7 +98,7 @@ def model_card(
         label_scale=range_text(labels.range),
         lowest=100 * (present == labels.range[0]).mean(),
         missing=labels.values.size - present.size,
-        licence=licence_line(source.fingerprint["backbone"], source.licence),
+        licences=[licence_line(info.backbone, info.licence) for info in streams.values()],
         few_clips=FEW_CLIPS,
     )
 
@@ -135,10 +139,19 @@ def front_matter(settings: TrainSettings, licence: Licence, reports: Mapping[str
     )
 
 
+def minutes(streams: Mapping[str, StreamInfo], split: Split) -> float | None:
+    """Return the minutes of a split, by the first stream whose rows have a fixed hop; None where none has."""
+    for name, info in streams.items():
+        if info.row_seconds is not None:
+            return int(split.streams[name].lengths.sum()) * info.row_seconds / 60
+    return None
+
+
 def parameters(settings: TrainSettings, inputs: Inputs) -> int:
     """Trained numbers of the head, counted without memory or random draws for them."""
     with torch.device("meta"):
-        predictor = Predictor(settings, inputs.source.dim, len(inputs.splits["train"].labels.names))
+        labels, dims = inputs.splits["train"].labels, {name: info.dim for name, info in inputs.source.streams.items()}
+        predictor = Predictor(settings, dims, len(labels.names), by_frame=labels.by_frame)
     return sum(p.numel() for p in predictor.parameters())
 
 

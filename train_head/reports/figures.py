@@ -21,6 +21,7 @@ from train_head.data.label_format import UNIT, Range
 from train_head.data.labels import Labels, read_labels
 from train_head.evaluation.metrics import Column, as_columns, pearson
 from train_head.reports.tables import OVER_TARGETS, cell
+from train_head.targets import SCORES, mean_score, recorded_score, target_scores
 
 _LOG = logging.getLogger("matplotlib")
 _LEVEL = _LOG.level
@@ -99,7 +100,7 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]
         if min(losses) > 0 and max(losses) > 30 * min(losses):
             left.set_yscale("log")
         left.set_title("training loss", loc="left")
-        handles, texts = _pearson_lines(right, history, at)
+        handles, texts = _score_lines(right, history, at)
         for axes in (left, right):
             axes.set_xlabel("epoch")
             axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
@@ -110,18 +111,18 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]
         return save(figure, path)
 
 
-def _pearson_lines(axes: Axes, history: Sequence[Mapping[str, Any]], at: int) -> tuple[list[Line2D], list[str]]:
+def _score_lines(axes: Axes, history: Sequence[Mapping[str, Any]], at: int) -> tuple[list[Line2D], list[str]]:
     """Draw them; return handles and texts of a legend with the values at the best epoch, the best target first."""
     epochs = [record["epoch"] for record in history]
-    names = list(history[-1]["valid_pearson"])
-    axes.set_title("validation Pearson", loc="left")
-    mean = np.array([record["valid_mean_pearson"] for record in history], np.float64)  # None becomes NaN, a gap
+    names = list(target_scores(history[-1]))
+    axes.set_title(f"validation {SCORES[recorded_score(history[-1])]}", loc="left")
+    mean = np.array([mean_score(record) for record in history], np.float64)  # None becomes NaN, a gap
     if np.isnan(mean).all():
         axes.text(0.5, 0.5, "undefined" if names else "not watched", transform=axes.transAxes, ha="center")
         return [], []
     entries: list[tuple[float, Line2D, str]] = []
     for k, name in enumerate(names):
-        column = np.array([record["valid_pearson"].get(name) for record in history], np.float64)
+        column = np.array([target_scores(record).get(name) for record in history], np.float64)
         colour, dashes = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
         (line,) = axes.plot(epochs, column, color=colour, linestyle=dashes, linewidth=1.2, marker=".", markersize=2.5)
         axes.plot(epochs[at], column[at], "o", color=colour, markersize=3)

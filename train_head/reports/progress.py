@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from train_head.reports.tables import cell
+from train_head.targets import mean_score, recorded_score, target_scores
 
 
 class EpochLines:
@@ -47,7 +48,7 @@ class EpochLines:
 
 
 def epoch_line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
-    """Return one epoch as a line; `*` behind the Pearson marks the best so far.
+    """Return one epoch as a line; `*` behind the score marks the best so far.
 
     Args:
         record: of the epoch, as in metrics.jsonl.
@@ -55,8 +56,8 @@ def epoch_line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
         seconds_left: until the last is done.
     """
     parts = [f"epoch {record['epoch']:>3}/{epochs}", f"loss {record['train_loss']:.4f}"]
-    if record["valid_pearson"]:
-        parts.append(f"pearson {cell(record['valid_mean_pearson'])}{'*' if record['best'] else ' '}")
+    if target_scores(record):
+        parts.append(f"{recorded_score(record)} {cell(mean_score(record))}{'*' if record['best'] else ' '}")
     parts += [
         f"{record['seconds']:.1f} s",
         f"{record['frames_per_second']:,} frames/s",

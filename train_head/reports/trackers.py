@@ -10,6 +10,7 @@ from cache.errors import EmiError
 from cache.paths import StrPath
 from train_head.errors import TrainSettingsError, unknown
 from train_head.runs import run_folder
+from train_head.targets import mean_score, recorded_score, target_scores
 
 TENSORBOARD, PROJECT = "tensorboard", "emi"
 """A tracker, and the folder of its files in a run folder; the project under which other trackers list runs."""
@@ -19,9 +20,8 @@ SCALARS = {
     "train/loss": "train_loss",
     "train/lr": "lr",
     "train/frames_per_second": "frames_per_second",
-    "valid/pearson/mean": "valid_mean_pearson",
 }
-"""Tag to key of an epoch's record; `valid/pearson/<target>` are beside them."""
+"""Tag to key of an epoch's record; beside them are `valid/pearson/mean` and one per target, or `valid/ccc/…`."""
 
 
 class TrackerDependencyError(EmiError, ImportError):
@@ -123,5 +123,6 @@ def _check(names: Sequence[str]) -> None:
 
 def _scalars(record: dict[str, Any]) -> dict[str, float]:
     values = {tag: record[key] for tag, key in SCALARS.items()}
-    values |= {f"valid/pearson/{name}": value for name, value in record["valid_pearson"].items()}
+    of = f"valid/{recorded_score(record)}"
+    values |= {f"{of}/mean": mean_score(record)} | {f"{of}/{name}": v for name, v in target_scores(record).items()}
     return {tag: value for tag, value in values.items() if value is not None}

@@ -13,22 +13,31 @@ from safetensors.numpy import load, save
 from cache.derive.derived import describe, transform_of
 from cache.derive.transform import Transform
 from cache.errors import StaleCacheError
-from cache.licences import LICENCE, Licence, licence_of
+from cache.licences import LICENCE, Licence, all_of, licence_of
 from cache.paths import StrPath
 from cache.reader import FeatureCache
 from cache.system.atomic_file import write_atomically
+from train_head.data.frame_labels import are_frame_labels, read_frame_labels
+from train_head.data.gather import Stores, gather, open_stores, resolve_splits
 from train_head.data.groups import check_disjoint
 from train_head.data.label_format import LabelFormat
 from train_head.data.labels import FILENAME, Labels, NoGroupsError, label_table, read_clips, read_labels, read_split
+from train_head.data.names import UNNAMED, Caches, by_stream
 from train_head.data.raters import Agreement, agreement
-from train_head.data.splits import Split, gather, open_caches, resolve_splits
+from train_head.data.splits import Split
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
+from train_head.reports.tables import licence_line
 from train_head.training.loop import TrainingLoop
 from train_head.training.settings import TrainSettings
 from train_head.training.trainer import Trainer
 
 TRANSFORM = "transform.safetensors"
 """In the folder of a run on derived features: their transform, so that prediction can start from media."""
+
+
+def transform_file(stream: str) -> str:
+    """Return the name of the file that holds the transform of a stream."""
+    return TRANSFORM if stream == UNNAMED else f"transform-{stream}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +76,7 @@ class LabelFiles:
         Raises:
             LabelError: a file is missing or wrong, or has no labels, or no training clip has one of some target.
         """
-        train = read_labels(self.files["train"], self.format)
+        train = read_any_labels(self.files["train"], self.format)
         if not train.names:
             raise LabelError(f"{train.path} has no target columns beside Filename")
         empty = [name for name, column in zip(train.names, train.values.T, strict=True) if np.isnan(column).all()]
@@ -80,28 +89,36 @@ class LabelFiles:
         return {"train": train.labelled(), **{name: _read(name, path, form, train) for name, path in others}}
 
 
-class DataSource(Protocol):
-    """Where the rows of the splits come from.
+@dataclass(frozen=True, kw_only=True)
+class StreamInfo:
+    """What is known of a stream.
 
     Attributes:
         fingerprint: what decides the features, as in a cache's header.
-        row_seconds: time from one row of a split to the next.
-        dim: features per frame that the head sees, VAD included.
+        row_seconds: time from one row to the next; None where rows have times.
+        dim: features per row that the head sees, VAD included.
         note: a sentence for the model card on how they were made, or nothing.
         licence: of the backbone's weights.
     """
 
-    @property
-    def fingerprint(self) -> Mapping[str, Any]: ...  # noqa: D102
-    @property
-    def row_seconds(self) -> float: ...  # noqa: D102
-    @property
-    def dim(self) -> int: ...  # noqa: D102
-    @property
-    def note(self) -> str: ...  # noqa: D102
+    fingerprint: Mapping[str, Any]
+    row_seconds: float | None
+    dim: int
+    note: str = ""
+    licence: Licence
 
     @property
-    def licence(self) -> Licence: ...  # noqa: D102
+    def backbone(self) -> str:
+        """Name of the backbone."""
+        return str(self.fingerprint["backbone"])
+
+
+class DataSource(Protocol):
+    """Where the rows of the splits come from."""
+
+    @property
+    def streams(self) -> Mapping[str, StreamInfo]:
+        """The streams, by name."""
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return its part of a run's config.toml; "data" is merged with what the label files give."""
@@ -114,25 +131,28 @@ class DataSource(Protocol):
 
 
 class CachedFeatures:
-    """Features of caches with equal fingerprints: a `DataSource` whose rows are frames.
+    """Features of caches: a `DataSource`.
 
     Args:
-        paths: the caches, as given.
-        stores: the same, opened.
+        caches: by stream, the paths, as given.
+        stores: the same, opened; those of a stream have equal fingerprints.
     """
 
-    def __init__(self, paths: Sequence[StrPath], stores: Sequence[FeatureCache]) -> None:
-        self._paths, self._stores, self._header = paths, stores, stores[0].header
-        self.fingerprint: Mapping[str, Any] = stores[0].fingerprint
-        self.row_seconds = stores[0].hop_seconds
-        self.dim = self._header.dim + len(self._header.vad_names)
-        self.licence = licence_of(self._header)
-        recipe = self.fingerprint.get("derived")
-        self.note = f"These are derived by `emi cache derive`: {describe(recipe)}." if recipe else ""
+    def __init__(self, caches: Mapping[str, Sequence[StrPath]], stores: Stores) -> None:
+        self._caches, self._stores = caches, stores
+        self.streams = {name: _stream_info(opened[0]) for name, opened in stores.items()}
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """See `DataSource`."""
-        header = self._header
+        """See `DataSource`; a stream without a name has no tables of its own."""
+        features = {name: self._features(name) for name in self._stores}
+        places = {name: [_place(path) for path in paths] for name, paths in self._caches.items()}
+        licence = {LICENCE: all_of([info.licence for info in self.streams.values()]).to_dict()}
+        if UNNAMED in features:
+            return {"data": {"caches": places[UNNAMED]}, "features": features[UNNAMED], **licence}
+        return {"data": {"caches": places}, "features": features, **licence}
+
+    def _features(self, name: str) -> dict[str, Any]:
+        header = self._stores[name][0].header
         features: dict[str, Any] = {
             "dim": header.dim,
             "vad_names": list(header.vad_names),
@@ -141,17 +161,17 @@ class CachedFeatures:
             **({"revision": header.provenance["revision"]} if "revision" in header.provenance else {}),
             "fingerprint": dict(header.fingerprint),
         }
-        transform = stored_transform(self._stores)
+        transform = stored_transform(self._stores[name])
         if transform is not None:
             features["transform_sha256"] = hashlib.sha256(transform).hexdigest()
-        places = [os.path.abspath(p) if "://" not in os.fspath(p) else os.fspath(p) for p in self._paths]
-        return {"data": {"caches": places}, "features": features, LICENCE: self.licence.to_dict()}
+        return features
 
     def prepare(self, folder: Path) -> None:
         """See `DataSource`: what the features were derived with, where they are derived."""
-        transform = stored_transform(self._stores)
-        if transform is not None and not (folder / TRANSFORM).is_file():
-            write_atomically(folder / TRANSFORM, transform)
+        for name, stores in self._stores.items():
+            transform, place = stored_transform(stores), folder / transform_file(name)
+            if transform is not None and not place.is_file():
+                write_atomically(place, transform)
 
     def training(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> Trainer:
         """See `DataSource`.
@@ -162,6 +182,22 @@ class CachedFeatures:
         if settings.precision == "fp16":
             raise TrainSettingsError("precision fp16 is for `emi finetune` on a GPU; heads train in fp32 or bf16")
         return Trainer(settings, train, valid, folder)
+
+
+def _stream_info(store: FeatureCache) -> StreamInfo:
+    header = store.header
+    recipe = header.fingerprint.get("derived")
+    return StreamInfo(
+        fingerprint=header.fingerprint,
+        row_seconds=header.hop_seconds,
+        dim=header.dim + len(header.vad_names),
+        note=f"These are derived by `emi cache derive`: {describe(recipe)}." if recipe else "",
+        licence=licence_of(header),
+    )
+
+
+def _place(path: StrPath) -> str:
+    return os.path.abspath(path) if "://" not in os.fspath(path) else os.fspath(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +236,16 @@ class Inputs:
         return sum(len(self.labels[name]) - len(split) for name, split in self.splits.items())
 
 
+def backbones(inputs: Inputs) -> str:
+    """Return the names of the backbones, for texts."""
+    return " and ".join(f"`{info.backbone}`" for info in inputs.source.streams.values())
+
+
+def licence_text(inputs: Inputs) -> str:
+    """Return a line per backbone on whether its products may be used commercially."""
+    return "\n".join(licence_line(info.backbone, info.licence) for info in inputs.source.streams.values())
+
+
 def check_disjoint_splits(labels: Mapping[str, Labels]) -> None:
     """Refuse training and validation clips of common groups, where groups were asked for.
 
@@ -211,25 +257,23 @@ def check_disjoint_splits(labels: Mapping[str, Labels]) -> None:
         check_disjoint(groups[0], groups[1])
 
 
-def gather_inputs(
-    caches: StrPath | Sequence[StrPath], label_files: LabelFiles, *, shared: StrPath | None = None
-) -> Inputs:
+def gather_inputs(caches: Caches, label_files: LabelFiles, *, shared: StrPath | None = None) -> Inputs:
     """Read the labels, open the caches, load the features.
 
     Args:
-        caches: one cache, or several with equal fingerprints that together hold the clips.
+        caches: one cache, several with equal fingerprints that together hold the clips, or these by stream.
         label_files: which clips, and their labels.
-        shared: folder of a memory map that all processes with the same inputs share; of one cache.
+        shared: folder of memory maps that all processes with the same inputs share; of one cache per stream.
 
     Raises:
         LabelError, CacheError: a file or a clip is missing or wrong.
     """
-    paths = [caches] if isinstance(caches, str | os.PathLike) else list(caches)
+    named = by_stream(caches)
     labels = label_files.read()
-    stores = open_caches(paths)
+    stores = open_stores(named)
     labels = resolve_splits(stores, labels)
-    splits = gather(stores, labels, skip_missing=label_files.skip_missing, shared=shared)
-    return Inputs(source=CachedFeatures(paths, stores), label_files=label_files, labels=labels, splits=splits)
+    splits = gather(stores, labels, skip_missing=label_files.skip_missing, shared=shared, fps=label_files.format.fps)
+    return Inputs(source=CachedFeatures(named, stores), label_files=label_files, labels=labels, splits=splits)
 
 
 def rater_agreement(labels: Labels) -> Agreement | None:
@@ -239,6 +283,8 @@ def rater_agreement(labels: Labels) -> Agreement | None:
 
 def _read(name: str, path: StrPath, form: LabelFormat, train: Labels) -> Labels:
     """Read a split beside "train"; a "test" file may lack the targets, the groups and the raters."""
+    if train.by_frame:
+        return _read_frames(name, path, form)
     header = label_table(path).header
     lacking = [target for target in train.names if target not in header]
     if name == "test" and len(lacking) == len(train.names):
@@ -262,6 +308,23 @@ def _read(name: str, path: StrPath, form: LabelFormat, train: Labels) -> Labels:
     return found
 
 
+def read_any_labels(path: StrPath, form: LabelFormat) -> Labels:
+    """Read labels per clip or per frame, whichever the path holds."""
+    return read_frame_labels(path, form) if are_frame_labels(path, form) else read_labels(path, form)
+
+
+def _read_frames(name: str, path: StrPath, form: LabelFormat) -> Labels:
+    """Read labels per frame of a split beside "train"."""
+    if not are_frame_labels(path, form):
+        raise LabelError(f"{path} has no labels per frame, and those of the training are; give such a folder or table")
+    found = read_frame_labels(path, form)
+    if not np.isnan(found.values).all():
+        return found
+    if name == "test":
+        return replace(found, names=(), values=found.values[:, :0])
+    raise LabelError(f"{path} has no label at all")
+
+
 def stored_transform(stores: Sequence[FeatureCache]) -> bytes | None:
     """The arrays with which caches were derived, as a safetensors file; None where nothing was fitted for them.
 
@@ -280,12 +343,13 @@ def stored_transform(stores: Sequence[FeatureCache]) -> bytes | None:
     return contents[0]
 
 
-def load_transform(folder: Path, features: Mapping[str, Any]) -> Transform | None:
+def load_transform(folder: Path, stream: str, features: Mapping[str, Any]) -> Transform | None:
     """The transform of a run; None where it was trained on extracted features.
 
     Args:
         folder: run folder.
-        features: the `[features]` table of its config.toml.
+        stream: its name.
+        features: its table `[features]` in config.toml.
 
     Raises:
         RunFolderError: the file is gone, or is not the one the head was trained with.
@@ -295,7 +359,7 @@ def load_transform(folder: Path, features: Mapping[str, Any]) -> Transform | Non
         return None
     if "transform_sha256" not in features:
         return Transform.from_arrays({}, recipe)
-    path = folder / TRANSFORM
+    path = folder / transform_file(stream)
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != features["transform_sha256"]:
         raise RunFolderError(

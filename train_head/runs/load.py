@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from cache.derive.transform import Transform
 from cache.format import Clip, Header
 from cache.paths import StrPath
 from train_head.data.label_format import UNIT, Range
+from train_head.data.streams import Rows
 from train_head.errors import RunFolderError
 from train_head.runs import run_folder
 from train_head.runs.inputs import load_transform
+from train_head.targets import FRAME
 from train_head.training.predictor import Predictor
 from train_head.training.settings import read_toml, resolve_settings
 
@@ -37,9 +39,9 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self._weights = None if weights is None or len(set(weights)) == 1 else [w / sum(weights) for w in weights]
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim) and (batch,) → (batch, targets) float32."""
-        return self._mean([member(frames, lengths) for member in self.members])
+    def forward(self, streams: Mapping[str, Rows]) -> Tensor:
+        """Rows of every stream → (batch, targets) or (batch, label rows, targets) float32."""
+        return self._mean([member(streams) for member in self.members])
 
     def _mean(self, values: list[Tensor]) -> Tensor:
         if self._weights is None:
@@ -57,23 +59,15 @@ class Ensemble(nn.Module):
 
 
 @dataclass(frozen=True)
-class TrainedHead:
-    """A head and what it was trained on.
+class TrainedStream:
+    """A stream that a head was trained on.
 
     Attributes:
-        folder: the run folder.
-        head: standardisation and head in evaluation mode, or the mean of several such.
-        names: the targets.
-        features: the run's `[features]` table: dim, vad_names, hop_seconds, source, fingerprint.
-        label_range: ends of the labels' scale, on which it predicts.
+        features: the run's table `[features]`, or `[features.NAME]`: dim, vad_names, hop_seconds, source, fingerprint.
         transform: what its features were derived with from extracted ones; None where they are extracted ones.
     """
 
-    folder: Path
-    head: Predictor | Ensemble
-    names: tuple[str, ...]
     features: dict[str, Any]
-    label_range: Range = UNIT
     transform: Transform | None = None
 
     @property
@@ -86,11 +80,43 @@ class TrainedHead:
             hop_seconds=self.features["hop_seconds"],
         )
 
-    def predict(self, clip: Clip) -> NDArray[np.float32]:
-        """(targets,) float32 for one clip in the cache's dtypes (`Header.stored`)."""
-        frames = torch.from_numpy(clip.joined()).float().unsqueeze(0)
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """A head and what it was trained on.
+
+    Attributes:
+        folder: the run folder.
+        head: standardisation and head in evaluation mode, or the mean of several such.
+        names: the targets.
+        streams: what it reads, by name.
+        label_range: ends of the labels' scale, on which it predicts.
+    """
+
+    folder: Path
+    head: Predictor | Ensemble
+    names: tuple[str, ...]
+    streams: Mapping[str, TrainedStream]
+    label_range: Range = UNIT
+
+    @property
+    def only(self) -> TrainedStream:
+        """The stream, where there is one."""
+        (stream,) = self.streams.values()
+        return stream
+
+    def predict(self, clips: Mapping[str, Clip | None]) -> NDArray[np.float32]:
+        """Predict one clip.
+
+        Args:
+            clips: by stream, its features in the cache's dtypes (`Header.stored`); None where there is nothing of one.
+
+        Returns:
+            (targets,) float32.
+        """
+        streams = {name: _rows(clips.get(name), stream.header) for name, stream in self.streams.items()}
         with torch.inference_mode():
-            out: NDArray[np.float32] = self.head(frames, torch.tensor([frames.shape[1]]))[0].numpy()
+            out: NDArray[np.float32] = self.head(streams)[0].numpy()
         return out
 
 
@@ -124,7 +150,10 @@ def load_heads(folder: StrPath) -> list[tuple[TrainedHead, float]]:
         if head.label_range != first.label_range:
             raise _unlike(place, first, head, "label ranges")
         own = head.folder if (head.folder / run_folder.FEATURES).is_file() else ""
-        made = {key: value for key, value in head.features.items() if key not in ("source", "revision")}
+        made = {
+            name: {key: value for key, value in stream.features.items() if key not in ("source", "revision")}
+            for name, stream in head.streams.items()
+        }
         groups.setdefault(f"{own} {json.dumps(made, sort_keys=True)}", []).append((head, weight))
     return [_together(place, group) for group in groups.values()]
 
@@ -180,10 +209,20 @@ def _load_run(place: Path) -> TrainedHead:
         raise RunFolderError(f"{place} has no {run_folder.BEST} yet; run `emi train-head` on it to the end")
     settings = resolve_settings(place / run_folder.CONFIG)
     names = tuple(config["data"]["targets"])
-    dim = features["dim"] + len(features["vad_names"])
-    head = Predictor(settings, dim, len(names))
+    streams = {name: TrainedStream(table, load_transform(place, name, table)) for name, table in features.items()}
+    dims = {name: stream.header.dim + len(stream.header.vad_names) for name, stream in streams.items()}
+    head = Predictor(settings, dims, len(names), by_frame=config["data"].get("resolution") == FRAME)
     head.load_state_dict(run_folder.load_best(place))
-    return TrainedHead(place, head.eval(), names, features, settings.label_range, load_transform(place, features))
+    return TrainedHead(place, head.eval(), names, streams, settings.label_range)
+
+
+def _rows(clip: Clip | None, header: Header) -> Rows:
+    """Return the rows of one clip; one of zeros that counts for nothing where there is no clip."""
+    if clip is None:
+        width = header.dim + len(header.vad_names)
+        return Rows(torch.zeros(1, 1, width), torch.zeros(1, dtype=torch.int64))
+    frames = torch.from_numpy(clip.joined()).float().unsqueeze(0)
+    return Rows(frames, torch.tensor([frames.shape[1]]))
 
 
 def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> tuple[TrainedHead, float]:

@@ -40,6 +40,7 @@ from safetensors.torch import load_file
 from cache.system.atomic_file import replacing, write_atomically
 from cache.system.locks import HeldError, Lock
 from cache.version import version
+from train_head.data.names import UNNAMED
 from train_head.errors import RunFolderError
 from train_head.runs.changes import Changes
 
@@ -129,20 +130,21 @@ def other_versions(folder: Path) -> str:
     return f"{folder} was begun with {there}, and continues with {here}: its figures may differ in their last digits"
 
 
-def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's head was trained on: the table [features], or features.toml of a fine-tuned run.
+def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a run's head was trained on, by stream: the tables [features], or features.toml of a fine-tuned run.
 
     Raises:
         RunFolderError: the run is not finished.
     """
     if "features" in config:
-        return dict(config["features"])
+        features = dict(config["features"])
+        return {UNNAMED: features} if "fingerprint" in features else features
     path = folder / FEATURES
     if not path.is_file() or not (folder / BEST).is_file():
         raise RunFolderError(f"{folder} is not finished; run the same `emi finetune` command to the end")
     features = tomllib.loads(path.read_text(encoding="utf-8"))
     features["fingerprint"]["backbone"] = folder.resolve().name  # as the folder is called now
-    return features
+    return {UNNAMED: features}
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -215,5 +217,11 @@ def load_best(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """SHA-256 of a file's bytes; of a folder, of the names and bytes of its text files."""
+    place = Path(path)
+    if not place.is_dir():
+        return hashlib.sha256(place.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(place.rglob("*.txt")):
+        digest.update(f"{file.relative_to(place).as_posix()}\0{file_sha256(file)}\n".encode())
+    return digest.hexdigest()

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.paths import StrPath
-from train_head.data.labels import read_labels, write_predictions
 from train_head.data.splits import Split
 from train_head.errors import RunFolderError
 from train_head.evaluation.metrics import Report, evaluate, label_means
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, rater_agreement
+from train_head.runs.predictions import prediction_file, read_predictions, write_predictions
 from train_head.runs.result import Predictions, TrainResult
+from train_head.targets import FRAME
 from train_head.training.loop import SILENT, Record, Reporter, TrainingLoop
 from train_head.training.settings import TrainSettings
 
@@ -44,7 +45,7 @@ def train_run(
     from train_head.reports.card import write_card
     from train_head.reports.figures import draw_run  # takes half a second, which a finished run need not wait
 
-    settings, folder = settings.on_this_machine(), Path(out)
+    settings, folder = settings.on_this_machine().for_streams(inputs.source.streams), Path(out)
     run_folder.prepare_folder(folder, run_config(settings, inputs))
     with run_folder.locked(folder):
         valid = None if keep_last else inputs.splits["valid"]
@@ -64,12 +65,16 @@ def finished_run(inputs: Inputs, folder: Path, settings: TrainSettings) -> Train
     """
     if not (folder / run_folder.CARD).is_file():  # written last
         return None
-    run_folder.prepare_folder(folder, run_config(settings.on_this_machine(), inputs))
+    settings = settings.on_this_machine().for_streams(inputs.source.streams)
+    run_folder.prepare_folder(folder, run_config(settings, inputs))
     try:
         with run_folder.locked(folder):
             history = run_folder.read_history(folder)
-            files = {name: folder / f"predictions_{name}.csv" for name in PREDICTED if name in inputs.splits}
-            predictions = {name: read_labels(file, check_range=False).values for name, file in files.items()}
+            predicted = {name: inputs.splits[name].labels for name in PREDICTED if name in inputs.splits}
+            predictions = {
+                name: read_predictions(prediction_file(folder, name, labels), labels)
+                for name, labels in predicted.items()
+            }
     except RunFolderError:
         return None
     return _result(inputs, folder, predictions, history, len(history))
@@ -103,7 +108,7 @@ def predict_splits(loop: TrainingLoop, splits: Mapping[str, Split], folder: Path
     names, loaded = splits["train"].labels.names, False
     predictions: dict[str, NDArray[np.float32]] = {}
     for name in (name for name in PREDICTED if name in splits):
-        file = folder / f"predictions_{name}.csv"
+        file = prediction_file(folder, name, splits[name].labels)
         values = loop.stored_predictions(file)
         if values is None:
             if not loaded:
@@ -137,6 +142,8 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
         if len(split) < len(inputs.labels[name]):  # with skip_missing: the cache may have more of them the next time
             data[f"{name}_clips_sha256"] = hashlib.sha256("\n".join(split.labels.ids).encode()).hexdigest()
     data |= inputs.label_files.format.to_dict() | {"targets": list(inputs.labels["train"].names)}
+    if inputs.labels["train"].by_frame:
+        data["resolution"] = FRAME
     protocol = {"protocol": dict(inputs.protocol)} if inputs.protocol else {}
     return settings.to_toml() | tables | protocol | {"versions": run_folder.versions()}
 

@@ -19,8 +19,9 @@ from cache.derive.derived import OnProgress, derive
 from cache.paths import StrPath
 from cache.reader import open_cache
 from cache.system.atomic_file import write_atomically
+from train_head.data.gather import resolve_splits
 from train_head.data.labels import Labels
-from train_head.data.splits import Split, resolve_splits
+from train_head.data.splits import Split
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.protocols.run import train_seeds
 from train_head.runs import run_folder

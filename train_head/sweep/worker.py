@@ -17,6 +17,7 @@ from optuna import Trial
 from cache.errors import EmiError
 from cache.system.machine import KILLED
 from train_head.data.splits import Split
+from train_head.targets import mean_score
 from train_head.training.loop import Reporter
 from train_head.training.settings import TrainSettings
 from train_head.training.trainer import Trainer
@@ -156,7 +157,7 @@ class _Pruning(Reporter):
 
     def epoch_finished(self, record: dict[str, Any]) -> None:
         """See `Reporter`."""
-        self._pipe.send(Epoch(record["epoch"], record["valid_mean_pearson"]))
+        self._pipe.send(Epoch(record["epoch"], mean_score(record)))
         if not self._pipe.recv():
             raise _PrunedError
 
@@ -180,7 +181,7 @@ def _trial(settings: TrainSettings, splits: Mapping[str, Split], pipe: Connectio
     return Finished(
         epochs=len(history),
         best_epoch=best["epoch"] if best else 0,
-        best=best["valid_mean_pearson"] if best else None,
+        best=mean_score(best) if best else None,
         seconds=sum(record["seconds"] for record in history),
         reason=reason,
     )

@@ -17,6 +17,7 @@ from train_head.data.splits import Split
 from train_head.errors import DivergedError
 from train_head.evaluation.metrics import Report
 from train_head.runs import run_folder
+from train_head.targets import mean_score
 from train_head.training.settings import TrainSettings
 
 Record = dict[str, Any]
@@ -57,13 +58,14 @@ class TrainingLoop(ABC):
     Args:
         settings: how to train; precision and device resolved.
         folder: prepared run folder; None keeps nothing on disk.
+        score: whose mean over the targets decides which epoch is best; see `train_head.targets.SCORES`.
 
     Attributes:
         history: one record per finished epoch.
     """
 
-    def __init__(self, settings: TrainSettings, folder: Path | None) -> None:
-        self.settings, self.folder = settings, folder
+    def __init__(self, settings: TrainSettings, folder: Path | None, score: str = "pearson") -> None:
+        self.settings, self.folder, self.score = settings, folder, score
         self.history: list[Record] = []
         self._reporter = SILENT
         choose_kernels(settings)
@@ -102,7 +104,7 @@ class TrainingLoop(ABC):
 
     @property
     def best_epoch(self) -> int:
-        """Number (from 1) of the epoch with the highest mean validation Pearson so far; 0 before the first."""
+        """Number (from 1) of the epoch with the highest mean validation score so far; 0 before the first."""
         return max((record["epoch"] for record in self.history if record["best"]), default=0)
 
     def fit(self, reporter: Reporter = SILENT) -> None:
@@ -127,15 +129,16 @@ class TrainingLoop(ABC):
 
         Until one epoch has a defined score, each epoch is the best so far.
         """
+        mean, each = f"valid_mean_{self.score}", f"valid_{self.score}"
         if report is None:
-            return {"valid_mean_pearson": None, "valid_pearson": {}, "undefined": [], "best": True}
-        defined = [r["valid_mean_pearson"] for r in self.history if r["valid_mean_pearson"] is not None]
-        score = -math.inf if report.mean_pearson is None else report.mean_pearson
+            return {mean: None, each: {}, "undefined": [], "best": True}
+        defined = [value for record in self.history if (value := mean_score(record)) is not None]
+        found = report.mean(self.score)
         return {
-            "valid_mean_pearson": report.mean_pearson,
-            "valid_pearson": dict(zip(report.names, report.pearson, strict=True)),
+            mean: found,
+            each: dict(zip(report.names, report.values(self.score), strict=True)),
             "undefined": list(report.undefined),
-            "best": not defined or score > max(defined),
+            "best": not defined or (-math.inf if found is None else found) > max(defined),
         }
 
     def diverged(self, what: str, epoch: int, filenames: Sequence[str], advice: str) -> DivergedError:

@@ -52,7 +52,7 @@ class Predictor(nn.Module):
             self.standardise = scaled[name]
             self.head = build_head(*heads[name], dim, outputs)
         else:
-            self.head = build_fused(heads, settings.fusion_options, dims, outputs, rows=by_frame)
+            self.head = build_fused(heads, (settings.fusion, settings.fusion_options), dims, outputs, rows=by_frame)
             self.standardise = nn.ModuleDict(scaled)
 
     def outputs(self, streams: Mapping[str, Rows]) -> Tensor:

@@ -1,8 +1,9 @@
 """Settings of a training run: defaults from the paper, a TOML file, then what the caller says."""
 
 import math
+import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,25 @@ from cache.paths import StrPath
 from cache.settings import setting
 from cache.system.machine import bfloat16_unit
 from train_head.data.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
+from train_head.data.names import UNNAMED
 from train_head.errors import LabelError, TrainSettingsError, check_known
 from train_head.validation import Validation
 
 RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versions", "licence")
 """Tables of a run's config.toml that record what it was made from, or are read elsewhere (`emi.finetuning`)."""
-TABLES = ("augment",)
+TABLES = ("augment", "streams", "fusion")
 """Tables of settings, beside those that hold a head's options."""
+SELDOM = ("label_range", "window", "hop", "overlap", "label_fps")
+"""Settings that a run records only where they are not the defaults."""
 PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda")
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("lr label_scale clip_value batch_size epochs", lambda value: value > 0, "be above 0"),
-    ("lr label_scale clip_value weight_decay warmup_epochs", math.isfinite, "be finite"),
-    ("weight_decay warmup_epochs patience stop_after seed", lambda value: value >= 0, "not be negative"),
+    ("lr label_scale clip_value weight_decay warmup_epochs label_fps", math.isfinite, "be finite"),
+    (
+        "weight_decay warmup_epochs patience stop_after seed window hop label_fps",
+        lambda value: value >= 0,
+        "not be negative",
+    ),
     ("seed", lambda value: value < 2**32, "be below 2^32"),
     ("ema", lambda value: 0 <= value < 1, "lie in [0, 1)"),
 )
@@ -67,6 +75,21 @@ class AugmentSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """How one stream is read.
+
+    Attributes:
+        head: whose encoder reads it; with one stream and targets per clip, the head.
+        head_options: of that head.
+        standardise: scale every feature to mean 0 and standard deviation 1 over the training rows.
+    """
+
+    head: str
+    head_options: Mapping[str, Any]
+    standardise: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """How a head is trained; the defaults are the paper's (arXiv 2403.11879, section 4).
 
@@ -79,6 +102,11 @@ class TrainSettings:
     head_options: Mapping[str, Any] = setting(
         dict, "Options of the head; in TOML the table of its name, [lstm].", option=None
     )
+    streams: Mapping[str, Any] = setting(
+        dict, "Settings of single streams, which beat the others; in TOML the tables [streams.NAME].", option=None
+    )
+    fusion: str = setting("concat", "How several streams are joined: concat.")
+    fusion_options: Mapping[str, Any] = setting(dict, "Options of the fusion; in TOML the table [fusion].", option=None)
     loss: str = setting(
         "mse", 'mse, mae, huber, pearson, ccc, balanced_mse, focal_r or zero_inflated, or a sum: "0.7*ccc + 0.3*mse".'
     )
@@ -111,9 +139,20 @@ class TrainSettings:
     label_range: Range = setting(
         UNIT, "-1,1 or 1,5: the ends of the labels' scale; predictions are on that scale.", metavar="MIN,MAX"
     )
+    label_fps: float = setting(
+        0.0, "Label rows per second, for labels per frame without times of their own; 0: one row per video frame."
+    )
+    window: int = setting(0, "Label rows per training sample, for labels per frame; 0 takes whole clips.")
+    hop: int = setting(0, "Label rows from one window to the next; 0 takes the window.")
+    overlap: str = setting(
+        "mean",
+        "Prediction where windows overlap: mean, or valid, which drops rows that did not see all they depend on.",
+    )
 
     def __post_init__(self) -> None:
+        from train_head.data.windows import OVERLAPS
         from train_head.heads import head_options
+        from train_head.heads.fusions import fusion_options
         from train_head.losses import canonical, canonical_weighting, compares_clips
 
         object.__setattr__(self, "loss", canonical(self.loss))
@@ -135,9 +174,45 @@ class TrainSettings:
             )
         if self.stop_after > self.epochs:
             raise TrainSettingsError(f"stop_after must not be above epochs ({self.epochs}), got {self.stop_after}")
-        for name, known in (("precision", PRECISIONS), ("device", DEVICES)):
+        for name, known in (("precision", PRECISIONS), ("device", DEVICES), ("overlap", OVERLAPS)):
             check_known(name, [getattr(self, name)], known)
         object.__setattr__(self, "head_options", asdict(head_options(self.head, dict(self.head_options))))
+        object.__setattr__(self, "fusion_options", asdict(fusion_options(self.fusion, dict(self.fusion_options))))
+        object.__setattr__(self, "streams", {name: self._stream_table(name, t) for name, t in self.streams.items()})
+
+    def stream(self, name: str) -> StreamSettings:
+        """Return how a stream is read: its own settings, else those of all."""
+        table = self.streams.get(name)
+        if table is None:
+            return StreamSettings(head=self.head, head_options=self.head_options, standardise=self.standardise)
+        return StreamSettings(head=table["head"], head_options=table[table["head"]], standardise=table["standardise"])
+
+    def for_streams(self, names: Collection[str]) -> "TrainSettings":
+        """Return the settings with those of every stream spelled out, as a run of named streams records them.
+
+        Raises:
+            TrainSettingsError: settings of a stream that is not there, or a name that stands for something else.
+        """
+        check_known("stream in the settings", self.streams, names)
+        if tuple(names) == (UNNAMED,):
+            return self
+        for name in names:
+            check_stream_name(name)
+        return replace(self, streams={name: self.streams.get(name, {}) for name in names})
+
+    def _stream_table(self, name: str, table: object) -> dict[str, Any]:
+        """The settings of one stream with all options; of the head that all have, these are the defaults."""
+        from train_head.heads import HEADS, head_options
+
+        given = _table(f"streams.{name}", table)
+        check_known(f"setting of stream {name!r}", given, {"head", "standardise", *HEADS})
+        head = given.get("head", self.head)
+        inherited = self.head_options if head == self.head else {}
+        options = dict(inherited) | dict(_table(f"streams.{name}.{head}", given.get(head, {})))
+        standardise = given.get("standardise", self.standardise)
+        if not isinstance(standardise, bool):
+            raise TrainSettingsError(f"streams.{name}.standardise must be true or false, got {standardise!r}")
+        return {"head": head, "standardise": standardise, head: asdict(head_options(head, options))}
 
     def on_this_machine(self) -> "TrainSettings":
         """Return the settings with device and precision resolved, as a run records them.
@@ -166,19 +241,42 @@ class TrainSettings:
             group_by=validation.group_by if validation else None,
             scale=self.label_scale,
             range=self.label_range,
+            fps=self.label_fps,
         )
 
     def to_toml(self) -> dict[str, Any]:
-        """Return all settings, resolved, as the tables of a TOML file; label_range only where it is not [0, 1]."""
-        tables = ("head_options", "label_range", *TABLES)
+        """Return all settings, resolved, as the tables of a TOML file.
+
+        Those that few need are there only where they are not the defaults, and those of streams where these have names.
+        """
+        tables = ("head_options", "fusion_options", *TABLES, *SELDOM)
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tables}
-        if self.label_range != UNIT:
-            plain["label_range"] = list(self.label_range)
-        return plain | {name: dict(getattr(self, name)) for name in TABLES} | {self.head: dict(self.head_options)}
+        for f in fields(self):
+            if f.name in SELDOM and (value := getattr(self, f.name)) != f.default:
+                plain[f.name] = list(value) if isinstance(value, tuple) else value
+        found = plain | {"augment": dict(self.augment)} | {self.head: dict(self.head_options)}
+        if self.streams:
+            found |= {"streams": dict(self.streams), "fusion": {"name": self.fusion, **self.fusion_options}}
+        return found
 
 
 _SETTINGS = frozenset(f.name for f in fields(TrainSettings))
 _AUGMENT = frozenset(f.name for f in fields(AugmentSettings))
+
+
+def check_stream_name(name: str) -> None:
+    """Refuse a name that is no word of small letters, or that settings use for something else.
+
+    Raises:
+        TrainSettingsError: says what a name may be.
+    """
+    from train_head.heads import HEADS
+    from train_head.heads.fusions import FUSIONS
+
+    taken = {*HEADS, *FUSIONS, *RECORD_TABLES, *_SETTINGS, *_AUGMENT}
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in taken:
+        why = "names a head, a fusion or a setting" if name in taken else "is not made of a-z, 0-9 and _"
+        raise TrainSettingsError(f"{name!r} cannot name a stream: it {why}; take a word such as audio, face or text")
 
 
 def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSettings:
@@ -200,17 +298,56 @@ def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSe
     _check_type("head", head)
     options = dict(values.get(head, {})) if head in HEADS else {}
     augment = dict(_table("augment", values.get("augment", {})))
-    names = _SETTINGS - {"head_options", "augment"}
+    streams = {name: dict(_table(f"streams.{name}", t)) for name, t in values.get("streams", {}).items()}
+    fusion = dict(_fusion_table(values.get("fusion", {})))
+    names = _SETTINGS - {"head_options", "fusion_options", *TABLES}
     for key, value in given.items():
+        table, dot, option = key.partition(".")
         if key == "augment":
             augment |= _table(key, value)
+        elif key == "streams":
+            streams |= {name: dict(_table(f"streams.{name}", t)) for name, t in _table(key, value).items()}
+        elif key == "fusion":
+            fusion = _chosen(fusion, "name", _fusion_table(value))
+        elif dot and table == "fusion":
+            fusion[option] = value
+        elif dot:
+            streams.setdefault(table, {})
         else:
             (values if key in names else augment if key in _AUGMENT else options)[key] = value
-    values["augment"] = augment
-    settings = {key: value for key, value in values.items() if key not in HEADS}
+    for name, part in streams.items():
+        _assign_stream(part, {key.partition(".")[2]: v for key, v in given.items() if key.startswith(f"{name}.")}, head)
+    settings = {key: value for key, value in values.items() if key not in HEADS and key not in TABLES}
     for key, value in settings.items():
         _check_type(key, value)
-    return TrainSettings(**settings, head_options=options)
+    return TrainSettings(
+        **settings,
+        augment=augment,
+        streams=streams,
+        fusion=fusion.pop("name", TrainSettings.fusion),
+        fusion_options=fusion,
+        head_options=options,
+    )
+
+
+def _chosen(table: dict[str, Any], key: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table with what is given; the options of another name are forgotten."""
+    kept = table if given.get(key, table.get(key)) == table.get(key) else {}
+    return {**kept, **given}
+
+
+def _fusion_table(value: object) -> Mapping[str, Any]:
+    """Return the table of a fusion that is given by its name, or as a table."""
+    return {"name": value} if isinstance(value, str) else _table("fusion", value)
+
+
+def _assign_stream(part: dict[str, Any], given: Mapping[str, Any], head: str) -> None:
+    """Put settings of one stream, such as `head` and `hidden`, where they stand in its table."""
+    part |= {key: given[key] for key in ("head", "standardise") if key in given}
+    options = {key: value for key, value in given.items() if key not in ("head", "standardise")}
+    if options:
+        own = part.get("head", head)
+        part[own] = dict(part.get(own, {})) | options
 
 
 def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -268,7 +405,7 @@ def read_config(path: StrPath) -> dict[str, Any]:
     from train_head.heads import HEADS, head_options
 
     values = read_toml(path, "settings file")
-    known = _SETTINGS - {"head_options"} | HEADS.keys()
+    known = _SETTINGS - {"head_options", "fusion_options"} | HEADS.keys()
     check_known("setting", [key for key in values if key not in RECORD_TABLES], known, f"{path}: ")
     for name in HEADS.keys() & values.keys():
         head_options(name, dict(_table(name, values[name])))
@@ -288,7 +425,7 @@ def _augment_settings(options: Mapping[str, Any]) -> AugmentSettings:
 
 
 def _check_type(key: str, value: object) -> None:
-    if key in ("augment", "label_range"):  # checked where they are read
+    if key == "label_range":  # checked where it is read
         return
     expected = type(getattr(TrainSettings, key))
     fits = isinstance(value, int | float) if expected is float else isinstance(value, expected)

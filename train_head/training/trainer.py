@@ -1,9 +1,9 @@
-"""The training loop: exact resume, best epoch by validation Pearson, and no step on a number that is not finite."""
+"""The training loop: exact resume, best epoch by validation score, and no step on a number that is not finite."""
 
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class Trainer(TrainingLoop):
     """
 
     def __init__(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path | None) -> None:
-        super().__init__(settings, folder)
+        super().__init__(settings, folder, train.labels.targets.score)
         self.device = torch.device(settings.device)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -204,7 +204,7 @@ def predict(
         values: NDArray[np.float32] = torch.stack(found).cpu().numpy()
         return values[np.argsort(samples)]
     windows = [split.windows[i] for i in samples]
-    reach = split.label_reach(predictor.reach) if overlap != MEAN else None
+    reach = split.label_reach(cast(Predictor, predictor).reach) if overlap != MEAN else None
     parts = (part[: window.rows].cpu().numpy() for part, window in zip(found, windows, strict=True))
     kept = [kept_rows(window, reach, overlap) for window in windows]
     return join_windows(windows, parts, kept, split.labels.lengths.tolist())

@@ -1,0 +1,46 @@
+"""Names of streams, and caches by stream."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+from cache.paths import StrPath
+from train_head.errors import TrainSettingsError
+
+UNNAMED = "features"
+"""Name of the only stream of a run whose caches were given without a name; the table of config.toml that records it."""
+Caches = StrPath | Sequence[StrPath] | Mapping[str, StrPath | Sequence[StrPath]]
+"""One cache, several that together hold the clips of one stream, or these by the name of their stream."""
+_NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)", re.DOTALL)
+
+
+def by_stream(caches: Caches) -> dict[str, list[StrPath]]:
+    """Return caches by the name of their stream.
+
+    A path may carry the name: `face=f.zarr`. A path that exists as it is written is a path.
+
+    Raises:
+        TrainSettingsError: none, or caches with and without a name.
+    """
+    if isinstance(caches, Mapping):
+        return {name: _listed(paths) for name, paths in caches.items()}
+    found: dict[str, list[StrPath]] = {}
+    for path in _listed(caches):
+        named = _NAMED.fullmatch(os.fspath(path))
+        if named is not None and not os.path.exists(path):
+            found.setdefault(named[1], []).append(named[2])
+        else:
+            found.setdefault(UNNAMED, []).append(path)
+    if not found:
+        raise TrainSettingsError("no cache is given; name one with --cache PATH")
+    if UNNAMED in found and len(found) > 1:
+        others = ", ".join(name for name in found if name != UNNAMED)
+        raise TrainSettingsError(
+            f"{os.fspath(found[UNNAMED][0])} has no name, and others are called {others}; with several streams each "
+            "cache is given as --cache NAME=PATH"
+        )
+    return found
+
+
+def _listed(paths: StrPath | Sequence[StrPath]) -> list[StrPath]:
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
