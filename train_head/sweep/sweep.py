@@ -20,6 +20,7 @@ from cache.paths import StrPath
 from cache.reader import open_cache
 from cache.system.atomic_file import write_atomically
 from train_head.data.gather import resolve_splits
+from train_head.data.names import UNNAMED
 from train_head.data.labels import Labels
 from train_head.data.splits import Split
 from train_head.errors import RunFolderError, TrainSettingsError
@@ -230,7 +231,7 @@ def _identity(
     """Return what must be equal for trials to belong to one sweep; `trials`, `jobs` and `top` may change."""
     with open_cache(cache) as store:
         features = fp.digest(store.fingerprint)
-        found = resolve_splits([store], labels)
+        found = resolve_splits({UNNAMED: [store]}, labels)
         missing = {name: [clip for clip in part.ids if clip not in store] for name, part in found.items()}
     return {
         "features": features,
