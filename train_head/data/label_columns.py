@@ -80,9 +80,7 @@ def read_numbers(table: Table, columns: Sequence[int]) -> NDArray[np.float64]:
     comma = any(numbers is None for numbers in simple) and _has_decimal_commas(table, columns)
     for k, (column, numbers) in enumerate(zip(columns, simple, strict=True)):
         values[:, k] = [_number(table, i, column, comma) for i in rows] if numbers is None else numbers
-    infinite = np.argwhere(np.isinf(values))
-    if len(infinite):
-        i, k = infinite[0]
+    for i, k in np.argwhere(np.isinf(values)):
         raise LabelError(f"{where(table, i, columns[k])}: {table.rows[i][columns[k]]!r} is not a finite number")
     return values
 

@@ -11,13 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train_head.evaluation.metrics import Report, concordance, mean_of, pearson
+from train_head.evaluation.metrics import Bounds, Column, Report, concordance, mean_of, pearson
 from train_head.reports.tables import cell, markdown_table, text_table
-
-Optional = float | None
-Column = NDArray[np.float64]
-FEWEST_CLIPS = 3
-"""Clips that a rater must share with others to be correlated with them: from two, every correlation is 1 or -1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +41,7 @@ class Ratings:
 
     def take(self, rows: Sequence[int]) -> "Ratings":
         """Return the ratings of some clips, which get new numbers."""
-        if not len(rows):
-            return Ratings(self.raters, self.rater[:0], self.clip[:0], self.values[:0])
-        place = np.full(max(int(self.clip.max(initial=0)), max(rows)) + 1, -1)
+        place = np.full(max((int(self.clip.max(initial=0)), *rows)) + 1, -1)
         place[list(rows)] = np.arange(len(rows))
         kept = place[self.clip] >= 0
         return Ratings(self.raters, self.rater[kept], place[self.clip[kept]], self.values[kept])
@@ -83,9 +76,9 @@ class Agreement:
     raters: int
     clips: int
     per_clip: float
-    reliability: tuple[Optional, ...]
-    pearson: tuple[Optional, ...]
-    concordance: tuple[Optional, ...]
+    reliability: Bounds
+    pearson: Bounds
+    concordance: Bounds
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form, with None for what is undefined."""
@@ -138,7 +131,7 @@ def agreement(ratings: Ratings, names: Sequence[str]) -> Agreement:
     )
 
 
-def icc1k(values: Column, clip: NDArray[np.int64]) -> Optional:
+def icc1k(values: Column, clip: NDArray[np.int64]) -> float | None:
     """Reliability of the mean of a clip's ratings by a one-way random effects model: ICC(1,k).
 
     `(MSB - MSW) / MSB` of Shrout and Fleiss, Psychological Bulletin 1979, which does not ask who rated what. Where
@@ -167,7 +160,7 @@ def icc1k(values: Column, clip: NDArray[np.int64]) -> Optional:
     return spread / common if common > 0 else None
 
 
-def _of_target(ratings: Ratings, target: int) -> tuple[Optional, Optional, Optional]:
+def _of_target(ratings: Ratings, target: int) -> tuple[float | None, float | None, float | None]:
     """Reliability, and Pearson and CCC of one rater against the others."""
     kept = ~np.isnan(ratings.values[:, target])
     values, clip, rater = ratings.values[kept, target], ratings.clip[kept], ratings.rater[kept]
@@ -177,10 +170,8 @@ def _of_target(ratings: Ratings, target: int) -> tuple[Optional, Optional, Optio
     shared = count[clip] > 1
     values_shared, clip_shared, rater_shared = values[shared], clip[shared], rater[shared]
     others = (total[clip_shared] - values_shared) / (count[clip_shared] - 1)
-    correlations, concordances = [], []
     order = np.argsort(rater_shared, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(rater_shared[order])) + 1):
-        if len(rows) >= FEWEST_CLIPS:
-            correlations.append(pearson(values_shared[rows], others[rows]))
-            concordances.append(concordance(values_shared[rows], others[rows]))
+    by_rater = np.split(order, np.flatnonzero(np.diff(rater_shared[order])) + 1)
+    correlations = [pearson(values_shared[rows], others[rows]) for rows in by_rater]  # None for fewer than three clips
+    concordances = [concordance(values_shared[rows], others[rows]) for rows in by_rater]
     return icc1k(values, clip), mean_of(correlations), mean_of(concordances)

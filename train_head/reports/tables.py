@@ -16,16 +16,9 @@ def cell(value: float | None, sign: str = "", undefined: str = "undef") -> str:
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return columns as wide as their longest cell, the first aligned left, the others right."""
     lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = (
-            f"{text:<{width}}" if k == 0 else f"{text:>{width}}"
-            for k, (text, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join([first, *others]).rstrip()
-
-    return "\n".join(map(line, lines))
+    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[f"{line[0]:<{first}}", *map(str.rjust, line[1:], others)] for line in lines]
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -60,8 +60,10 @@ class Trackers(AbstractContextManager["Trackers"]):
             records = [*(each for each in before if each["epoch"] < record["epoch"]), record]
             self._open = [self._start(name, records[0]["epoch"]) for name in self._names]
         for each in records:
+            values = {tag: each[key] for tag, key in SCALARS.items()}
+            values |= {f"valid/pearson/{name}": value for name, value in each["valid_pearson"].items()}
             for tracker in self._open:
-                tracker.log(_scalars(each), step=each["epoch"])
+                tracker.log({tag: value for tag, value in values.items() if value is not None}, step=each["epoch"])
 
     def move(self, run: StrPath) -> None:
         """Close the trackers; the next epoch belongs to another run."""
@@ -119,9 +121,3 @@ def _check(names: Sequence[str]) -> None:
         if name not in installed:
             package = "'emi-mimicry[tensorboard]'" if name == TENSORBOARD else name
             raise TrackerDependencyError(f"the tracker {name} is not installed; install it with: pip install {package}")
-
-
-def _scalars(record: dict[str, Any]) -> dict[str, float]:
-    values = {tag: record[key] for tag, key in SCALARS.items()}
-    values |= {f"valid/pearson/{name}": value for name, value in record["valid_pearson"].items()}
-    return {tag: value for tag, value in values.items() if value is not None}

@@ -57,7 +57,6 @@ def test_bounds_are_the_percentiles_of_the_resamples_for_each_target_and_the_mea
     np.testing.assert_allclose([found.low, found.high], np.percentile(drawn, [2.5, 97.5], axis=0), atol=1e-9)
     expected = np.percentile(drawn.mean(1), [2.5, 97.5])
     np.testing.assert_allclose([found.mean_low, found.mean_high], expected, atol=1e-9)
-    assert found.pearson == tuple(pearson(predicted[:, k], target[:, k]) for k in range(3))
     assert (found.clips, found.groups, found.resamples, found.left_out) == (60, None, 200, (0, 0, 0))
 
 
@@ -235,5 +234,4 @@ def test_missing_labels_are_drawn_with_their_clips_and_not_counted():
     assert (found.counts, found.clips) == ((45, 60, 60), 60)
     assert (found.low[1:], found.high[1:]) == (pytest.approx(whole.low[1:]), pytest.approx(whole.high[1:]))
     alone = bootstrap(predicted[np.arange(60) % 4 > 0, :1], target[np.arange(60) % 4 > 0, :1], ["x"], resamples=200)
-    assert found.pearson[0] == alone.pearson[0]
     assert (found.low[0], found.high[0]) == pytest.approx((alone.low[0], alone.high[0]), abs=0.05)

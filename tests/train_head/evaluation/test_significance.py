@@ -5,10 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from train_head.evaluation.intervals import bootstrap, paired_bootstrap
+from train_head.evaluation.intervals import bootstrap, choose_test, paired_bootstrap
 from train_head.evaluation.metrics import absolute_error, concordance, mean_of, pearson
 from train_head.evaluation.resampling import exchanges
-from train_head.evaluation.significance import choose_test
 
 NAMES = ("Joy", "Calm")
 METRICS = {"pearson": pearson, "ccc": concordance, "mae": absolute_error}
@@ -86,7 +85,7 @@ def test_over_many_groups_exchanges_are_drawn_and_close_to_all_of_them():
     exact = paired_bootstrap(a, b, target, NAMES, groups, resamples=10)
     assert exact.test.name == "exact sign-flip"
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("significance", "resampling"):
+        for module in ("intervals", "resampling"):
             patch.setattr(f"train_head.evaluation.{module}.EXACT_UNITS", 3)
         drawn = paired_bootstrap(a, b, target, NAMES, groups, resamples=4000)
     assert drawn.test.name == "random sign-flip"
