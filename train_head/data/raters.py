@@ -32,7 +32,7 @@ class Ratings:
     values: NDArray[np.float64]
 
     def mean(self, clips: int) -> Column:
-        """(clips, targets) float64 mean over a clip's raters, NaN where none gave a label."""
+        """Return the (clips, targets) float64 mean over a clip's raters, NaN where none gave a label."""
         present = ~np.isnan(self.values)
         total, count = (np.zeros((clips, self.values.shape[1])) for _ in range(2))
         np.add.at(total, self.clip, np.where(present, self.values, 0.0))
@@ -47,7 +47,12 @@ class Ratings:
         return Ratings(self.raters, self.rater[kept], place[self.clip[kept]], self.values[kept])
 
     def joined(self, other: "Ratings", clips: int) -> "Ratings":
-        """These and those of a split that is put behind this one of `clips` clips."""
+        """Return these ratings and those of a split that is put behind this one.
+
+        Args:
+            other: ratings of the other split.
+            clips: number of clips of this split.
+        """
         raters = tuple(dict.fromkeys((*self.raters, *other.raters)))
         number = np.array([raters.index(name) for name in other.raters], dtype=np.int64)
         return Ratings(
@@ -64,7 +69,7 @@ class Agreement:
 
     Attributes:
         names: the targets.
-        raters: how many people rated.
+        raters: number of people who rated.
         clips: clips with a label of at least one of them.
         per_clip: mean number of ratings of such a clip.
         reliability: per target, that of the mean of a clip's raters: ICC(1,k).
@@ -116,7 +121,12 @@ NOTE = (
 
 
 def agreement(ratings: Ratings, names: Sequence[str]) -> Agreement:
-    """How reliable the mean of the raters is, and how well one agrees with the others, per target."""
+    """Compute how reliable the mean of the raters is, and how well one agrees with the others, per target.
+
+    Args:
+        ratings: of the clips of a split.
+        names: (targets,).
+    """
     present = ~np.isnan(ratings.values).all(axis=1)
     clips = len(set(ratings.clip[present].tolist()))
     found = [_of_target(ratings, k) for k in range(len(names))]
@@ -161,7 +171,7 @@ def icc1k(values: Column, clip: NDArray[np.int64]) -> float | None:
 
 
 def _of_target(ratings: Ratings, target: int) -> tuple[float | None, float | None, float | None]:
-    """Reliability, and Pearson and CCC of one rater against the others."""
+    """Return the reliability, and Pearson and CCC of one rater against the others."""
     kept = ~np.isnan(ratings.values[:, target])
     values, clip, rater = ratings.values[kept, target], ratings.clip[kept], ratings.rater[kept]
     if not len(values):

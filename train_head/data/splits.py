@@ -110,7 +110,13 @@ class Workspace:
         self._blocks: dict[str, Tensor] = {}
 
     def tensor(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return uninitialised memory of the dtype and device of `like`; holds until `name` is asked for again."""
+        """Return uninitialised memory of the dtype and device of `like`; holds until `name` is asked for again.
+
+        Args:
+            name: of the block of memory.
+            shape: of the tensor.
+            like: a tensor of the wanted dtype and device.
+        """
         size = int(np.prod(shape))
         block = self._blocks.get(name)
         if block is None or len(block) < size:
@@ -185,10 +191,15 @@ def _load(stores: Sequence[FeatureCache], clips: Sequence[str]) -> tuple[list[st
 
 
 def shuffled_batches(lengths: Tensor, batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """Random batches of clips of similar length.
+    """Return random batches of clips of similar length.
 
     The clips are shuffled, cut into pools of several batches, sorted by length inside each pool, cut into batches, and
     the batches shuffled: which clips meet changes from epoch to epoch, and little is padding.
+
+    Args:
+        lengths: (clips,) numbers of frames.
+        batch_size: clips per batch.
+        generator: of the shuffles.
     """
     lengths = lengths.cpu()
     order = torch.randperm(len(lengths), generator=generator)
@@ -201,7 +212,7 @@ def shuffled_batches(lengths: Tensor, batch_size: int, generator: torch.Generato
 
 
 def sorted_batches(lengths: Tensor, batch_size: int) -> list[list[int]]:
-    """Every clip once, by length: for evaluation."""
+    """Return batches of (clips,) lengths, each clip once and sorted by length, for evaluation."""
     return [batch.tolist() for batch in lengths.cpu().argsort(stable=True).split(batch_size)]
 
 
@@ -212,6 +223,10 @@ def _split(labels: Labels, frames: Tensor, place: Mapping[str, tuple[int, int]])
 
 def resolve(labels: Labels, known: Collection[str]) -> Labels:
     """Return the labels with the ids by which `known` has their clips; a clip that it lacks keeps its own.
+
+    Args:
+        labels: of a split.
+        known: ids of the clips of caches, or paths of media.
 
     Raises:
         LabelError: a Filename may be several clips, or two rows are one clip; names them.
@@ -224,7 +239,12 @@ def resolve(labels: Labels, known: Collection[str]) -> Labels:
 
 
 def resolve_splits(stores: Sequence[FeatureCache], labels: Mapping[str, Labels]) -> dict[str, Labels]:
-    """`resolve` the splits of one training against the caches that hold their clips."""
+    """`resolve` the splits of one training.
+
+    Args:
+        stores: caches that hold their clips.
+        labels: by split.
+    """
     known: Collection[str] = stores[0] if len(stores) == 1 else dict.fromkeys(itertools.chain(*stores))
     return {name: resolve(part, known) for name, part in labels.items()}
 

@@ -25,7 +25,13 @@ EXACT_UNITS = 14
 
 
 def draws(units: int, resamples: int, seed: int) -> Iterator[Values]:
-    """Yield how often each unit is drawn in each resample, in blocks of shape (resamples, units)."""
+    """Yield how often each unit is drawn in each resample, in blocks of shape (resamples, units).
+
+    Args:
+        units: number of clips or groups.
+        resamples: number of resamples.
+        seed: of the draws.
+    """
     rng = np.random.default_rng(seed)
     step = max(1, NUMBERS_AT_ONCE // units)
     for first in range(0, resamples, step):
@@ -39,6 +45,11 @@ def exchanges(units: int, number: int, seed: int) -> Iterator[Values]:
 
     Up to `EXACT_UNITS` units every exchange comes once, up to exchanging all units. With more units `number` random
     ones are drawn.
+
+    Args:
+        units: number of clips or groups.
+        number: exchanges to draw if there are more than `EXACT_UNITS` units.
+        seed: of the draws.
     """
     if units <= EXACT_UNITS:
         bits = (np.arange(2 ** (units - 1))[:, None] >> np.arange(units - 1)) & 1

@@ -84,6 +84,10 @@ def read_pair(
 def match_rows(one: Labels, other: Labels) -> list[int | None]:
     """Return the row of each clip in another file, matched by clip id; None where it has none.
 
+    Args:
+        one: labels or predictions whose clips are looked for.
+        other: labels or predictions in which they are looked for.
+
     Raises:
         LabelError: a Filename matches several clips of the other file, or two Filenames are one clip.
     """
@@ -97,6 +101,10 @@ def match_rows(one: Labels, other: Labels) -> list[int | None]:
 
 def align(guess: Labels, truth: Labels) -> NDArray[np.float32]:
     """Return predictions as (clips, targets) in the order of the labels; clips without a label are left out.
+
+    Args:
+        guess: predictions.
+        truth: labels, which decide on clips, columns and order.
 
     Raises:
         LabelError: the columns differ, or labelled clips were not predicted; names the first five.

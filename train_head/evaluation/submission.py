@@ -99,7 +99,12 @@ def write_submission(
 
 
 def put(path: Path, text: str) -> None:
-    """Write a file atomically; write into a device or a pipe."""
+    """Write a file atomically; write into a device or a pipe.
+
+    Args:
+        path: output file.
+        text: its content.
+    """
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
     else:

@@ -116,7 +116,12 @@ def predict_splits(loop: TrainingLoop, splits: Mapping[str, Split], folder: Path
 
 
 def score_splits(splits: Mapping[str, Split], predictions: Predictions) -> dict[str, Report]:
-    """Score predictions of the splits that have targets."""
+    """Score predictions of the splits that have targets.
+
+    Args:
+        splits: with "train", whose mean is a baseline.
+        predictions: by split, (clips, targets).
+    """
     train = splits["train"].labels
     mean = label_means(train.values)
     labels = {name: splits[name].labels for name in predictions}
