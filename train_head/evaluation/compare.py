@@ -114,8 +114,9 @@ def compare(
     _same_clips(one.predictions, other.predictions)
     place = Path(labels) if labels is not None else _recorded_labels(one, other, split)
     given = {"label_scale": label_scale, "label_range": label_range, "targets": targets, "rater": rater}
-    form = _format(one, other, {**given, "group_by": group_by})
-    truth = read_split(split if labels is None else "valid", place, form)
+    truth = read_split(
+        split if labels is None else "valid", place, _format(one, other, {**given, "group_by": group_by})
+    )
     common = _predicted(truth, one.predictions)
     guess, opponent = align(one.predictions, common), align(other.predictions, common)
     return Comparison(
@@ -212,11 +213,11 @@ def _recorded_labels(one: _Side, other: _Side, split: str) -> Path:
     for path, sha256 in recorded:
         if path.is_file() and file_sha256(path) == sha256:
             return path
-    changed = next((path for path, _ in recorded if path.is_file()), None)
-    if changed is not None:
-        raise LabelError(
-            f"{changed} has changed since {one.place} was made; to compare on it anyway, give it with --labels"
-        )
+    for path, _ in recorded:
+        if path.is_file():
+            raise LabelError(
+                f"{path} has changed since {one.place} was made; to compare on it anyway, give it with --labels"
+            )
     raise LabelError(f"the labels of {one.place} are no longer at {recorded[0][0]}; give them with --labels CSV")
 
 

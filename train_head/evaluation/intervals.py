@@ -12,17 +12,18 @@ included, after which the metric over all clips differs by at least as much as o
 2^units exchanges are tried, so p is exact and at least 2 / 2^units. With more units, random ones are drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from train_head.evaluation.metrics import LEVEL, METRICS, Bounds, Intervals, Resampled, evaluate, few_clips
+from train_head.evaluation.metrics import LEVEL, METRICS, Intervals, Resampled, evaluate, few_clips
 from train_head.evaluation.resampling import EXACT_UNITS, Values, exchanged, resampled
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
 
+Row = dict[str, float | None]
 BOOTSTRAP, EXACT, RANDOM = "bootstrap", "exact sign-flip", "random sign-flip"
 TIE = 1e-9
 """Differences this close, relative to the largest, count as equal: the sums are rounded."""
@@ -71,24 +72,16 @@ class Difference(Resampled):
 
     Attributes:
         metric: "pearson", "ccc" or "mae".
-        a, b: the metric over all clips.
-        difference: a - b.
-        low, high: 95 % bounds of the difference.
-        p: two-sided p-value of a difference of 0.
-        a_better: share of the resamples in which a is better: lower in "mae", higher in the others.
-        mean: the same seven values for the mean over the targets that are defined for both, by these names.
+        targets: per target `a` and `b`, the metric over all clips; their `difference`, with 95 % bounds `low` and
+            `high`; `p`, the two-sided p-value of a difference of 0; `a_better`, the share of the resamples in which a
+            is better: lower in "mae", higher in the others.
+        mean: the same seven values for the mean over the targets that are defined for both.
         test: the test that gave p.
     """
 
     metric: str
-    a: Bounds
-    b: Bounds
-    difference: Bounds
-    low: Bounds
-    high: Bounds
-    p: Bounds
-    a_better: Bounds
-    mean: dict[str, float | None]
+    targets: Mapping[str, Row]
+    mean: Row
     test: SignificanceTest
 
     @property
@@ -102,7 +95,7 @@ class Difference(Resampled):
         few = few_clips(self.names, self.counts, self.clips)
         apart = [
             name
-            for name, row in zip((*self.names, OVER_TARGETS), self._rows(), strict=True)
+            for name, row in (*self.targets.items(), (OVER_TARGETS, self.mean))
             if (low := row["low"]) is not None and (high := row["high"]) is not None and (p := row["p"]) is not None
             if (low > 0 or high < 0) != (p <= 1 - LEVEL)
         ]
@@ -125,7 +118,7 @@ class Difference(Resampled):
             "resamples": self.resamples,
             "test": self.test.to_dict(),
             "mean": self.mean,
-            "targets": dict(zip(self.names, self._rows(), strict=False)),
+            "targets": dict(self.targets),
             "left_out": dict(zip(self.names, self.left_out, strict=True)),
             "warnings": list(self.warnings),
         }
@@ -133,7 +126,8 @@ class Difference(Resampled):
     def table(self) -> str:
         """Return a plain-text table, one line per target and their mean, and notes on resampling and test."""
         lines: list[tuple[str, ...]] = [("", "clips", "A", "B", "A - B", "95 % interval", "p")]
-        for name, row, count in zip((*self.names, OVER_TARGETS), self._rows(), (*self.counts, ""), strict=True):
+        rows = (*self.targets.items(), (OVER_TARGETS, self.mean))
+        for (name, row), count in zip(rows, (*self.counts, ""), strict=True):
             interval = f"{cell(row['low'], '+')} {cell(row['high'], '+')}"
             p = "undef" if row["p"] is None else f"{row['p']:.4f}"
             lines.append((name, str(count), cell(row["a"]), cell(row["b"]), cell(row["difference"], "+"), interval, p))
@@ -143,12 +137,6 @@ class Difference(Resampled):
         drawn, *left_out = self.drawn()
         notes = [better, f"95 % interval: {drawn}", *left_out, self.test.sentence(), *self.warnings]
         return "\n".join([text_table(lines[0], lines[1:]), *notes])
-
-    def _rows(self) -> list[dict[str, float | None]]:
-        return [*({key: getattr(self, key)[k] for key in _COLUMNS} for k in range(len(self.names))), self.mean]
-
-
-_COLUMNS = ("a", "b", "difference", "low", "high", "p", "a_better")
 
 
 def bootstrap(
@@ -242,7 +230,7 @@ def paired_bootstrap(
     return Difference(
         names=report.names,
         metric=metric,
-        **{key: tuple(row[key] for row in rows[:-1]) for key in _COLUMNS},
+        targets=dict(zip(report.names, rows[:-1], strict=True)),
         mean=rows[-1],
         test=test,
         clips=report.clips,

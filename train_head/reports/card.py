@@ -49,8 +49,7 @@ def write_card(settings: TrainSettings, inputs: Inputs, result: TrainResult) -> 
         if labels.names:
             with contextlib.suppress(LabelError):  # a single group has no interval
                 intervals[name] = bootstrap(predicted, labels.values, labels.names, labels.groups)
-    card = model_card(settings, inputs, result, intervals)
-    write_atomically(result.folder / run_folder.CARD, card.encode())
+    write_atomically(result.folder / run_folder.CARD, model_card(settings, inputs, result, intervals).encode())
 
 
 def model_card(

@@ -102,8 +102,7 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]
         left.set_title("training loss", loc="left")
         handles, texts = _pearson_lines(right, history, at)
         for axes in (left, right):
-            axes.set_xlabel("epoch")
-            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+            axes.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.axvline(epochs[at], color=GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
         if handles:
@@ -159,11 +158,8 @@ def scatter(
     a, b = as_columns(predicted, target, names)
     columns = len(names) if len(names) <= 4 else 3 if len(names) in (5, 6, 9) else 4
     rows = math.ceil(len(names) / columns)
-    low, high, margin = (
-        min(span[0], a.min(initial=span[0])),
-        max(span[1], a.max(initial=span[1])),
-        MARGIN * (span[1] - span[0]),
-    )
+    low, high = min(span[0], a.min(initial=span[0])), max(span[1], a.max(initial=span[1]))
+    margin = MARGIN * (span[1] - span[0])
     with drawing():
         figure = Figure(figsize=(max(3.0, 2.25 * columns), 2.45 * rows + 0.2), dpi=150, layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -187,8 +183,7 @@ def _panel(axes: Axes, predicted: Column, target: Column, edges: Column, span: R
     alpha = float(np.clip(12 / math.sqrt(max(1, len(target))), 0.12, 0.7))
     axes.plot(span, span, color=GREY, linewidth=1, linestyle=(0, (4, 2)), zorder=3)
     axes.scatter(target, predicted, s=9, color=POINTS, alpha=alpha, linewidths=0, rasterized=len(target) > VECTORS)
-    axes.set_xlim(low - margin, high + margin)
-    axes.set_xticks([low, (low + high) / 2, high])
+    axes.set(xticks=[low, (low + high) / 2, high], xlim=(low - margin, high + margin))
     lowest = predicted[target == low]
     if len(lowest) < 2 or len(lowest) < MANY_ZEROS * len(target):
         return
