@@ -170,7 +170,8 @@ def gather(
         frames = np.load(stored.filename, mmap_mode="c")  # type: ignore[attr-defined]  # torch knows no read-only arrays
         lengths = np.diff(offsets)
     place = dict(zip(clips, zip((np.cumsum(lengths) - lengths).tolist(), lengths.tolist(), strict=True), strict=True))
-    return {name: _split(part, torch.from_numpy(frames), place) for name, part in labels.items()}
+    rows = torch.from_numpy(frames)  # one tensor, which all splits share
+    return {name: _split(part, rows, place) for name, part in labels.items()}
 
 
 def _load(stores: Sequence[FeatureCache], clips: Sequence[str]) -> tuple[list[str], Array, NDArray[np.int64]]:
