@@ -8,7 +8,6 @@ cache has them; `export.json`.
 """
 
 import contextlib
-import errno
 import json
 import os
 import zipfile
@@ -18,19 +17,21 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cache.exchange.export_manifest import MANIFEST, ExportExistsError
-from cache.exchange.exporting import ExportError, ExportSummary, Selection
+from cache.exchange.selection import UNNAMEABLE, ExportError, Selection
 from cache.format import Array, Clip
+from cache.system.atomic_file import write_atomically
 
 NAME_BYTES = 255
 """Of one part of a path: NAME_MAX of Linux, macOS and their file systems."""
-UNNAMEABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-"""What the operating system says where a path cannot be a file, whatever room or right there is."""
 SHOWN = 80
 """Characters of an id that is too long that are repeated."""
 
 
-def write_npz(selection: Selection, folder: Path, summary: ExportSummary) -> None:
+def write_npz(selection: Selection, folder: Path) -> int:
     """Write one file per clip, each complete or not there at all; those of an earlier run are kept if they are equal.
+
+    Returns:
+        The number of files that were written.
 
     Raises:
         ExportError: an id would leave the folder, is too long for a file name, or needs a folder where a file is.
@@ -39,31 +40,31 @@ def write_npz(selection: Selection, folder: Path, summary: ExportSummary) -> Non
     store = selection.store
     names = {clip_id: _inside(clip_id) for clip_id in selection.ids}
     _must_lie_side_by_side(names)
-    targets = {clip_id: folder / name for clip_id, name in names.items()}
     seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():
-        _replace(folder / MANIFEST, json.dumps(selection.manifest, indent=2).encode())
-    for clip_id, target in targets.items():
-        with _named(clip_id, target):
-            present = _read(clip_id, target)
-        if present is None:
-            for clip in selection.clips([clip_id]):
-                with _named(clip_id, target):
-                    _write(clip, target)
-                summary.written += 1
-        elif present.checksum() == store.checksum(clip_id) and np.array_equal(
-            present.seconds, seconds[clip_id], equal_nan=True
-        ):
-            summary.present += 1
-            selection.count(len(present.frames))
-        else:
-            raise ExportExistsError(
-                f"{target} holds other features than clip {clip_id!r} of {store.path}; export into an empty folder"
-            )
+        write_atomically(folder / MANIFEST, json.dumps(selection.manifest, indent=2).encode())
+    written = 0
+    for clip_id, name in names.items():
+        with _named(clip_id, folder / name):
+            present = _read(clip_id, folder / name)
+            if present is None:
+                for clip in selection.clips([clip_id]):
+                    _write(clip, folder / name)
+                written += 1
+            elif present.checksum() == store.checksum(clip_id) and np.array_equal(
+                present.seconds, seconds[clip_id], equal_nan=True
+            ):
+                selection.count(len(present.frames))
+            else:
+                raise ExportExistsError(
+                    f"{folder / name} holds other features than clip {clip_id!r} of {store.path}; export into an "
+                    "empty folder"
+                )
+    return written
 
 
-def write_npy(selection: Selection, folder: Path, summary: ExportSummary) -> None:
+def write_npy(selection: Selection, folder: Path) -> None:
     """Write all frames as one array, part by part, so that memory stays flat.
 
     Raises:
@@ -71,9 +72,9 @@ def write_npy(selection: Selection, folder: Path, summary: ExportSummary) -> Non
     """
     store, ids = selection.store, selection.ids
     for clip_id in ids:
-        if len(clip_id.splitlines()) > 1 or clip_id != clip_id.rstrip("\r\n"):
+        if clip_id.splitlines() != [clip_id]:
             raise ExportError(f"clip {clip_id!r} has a line break, and ids.txt has one id a line; export it as npz")
-    folder.mkdir(parents=True)
+    folder.mkdir()
     offsets = store.offsets(ids)
     shape = (int(offsets[-1]), store.dim + len(store.vad_names))
     header = {"descr": np.lib.format.dtype_to_descr(store.header.dtype), "fortran_order": False, "shape": shape}
@@ -87,8 +88,6 @@ def write_npy(selection: Selection, folder: Path, summary: ExportSummary) -> Non
                 selection.count(length)
     np.save(folder / "offsets.npy", offsets)
     (folder / "ids.txt").write_text("".join(f"{clip_id}\n" for clip_id in ids), encoding="utf-8", newline="\n")
-    (folder / MANIFEST).write_text(json.dumps(selection.manifest, indent=2), encoding="utf-8")
-    summary.written = len(ids)
 
 
 def _inside(clip_id: str) -> str:
@@ -143,12 +142,6 @@ def _write(clip: Clip, target: Path) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _replace(target: Path, content: bytes) -> None:
-    temporary = target.with_name(f".{os.getpid()}.partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, target)
 
 
 def _read(clip_id: str, target: Path) -> Clip | None:
