@@ -35,7 +35,7 @@ def write_parquet(selection: Selection, file: Path) -> None:
     metadata = {b"fingerprint": json.dumps(selection.manifest["fingerprint"]).encode(), KEY: manifest.encode()}
     schema = pa.schema(fields, metadata=metadata)
     # Features hardly compress and never repeat: a dictionary or statistics of them would only cost memory.
-    options: dict[str, Any] = {"use_dictionary": False, "write_statistics": ["id", "seconds", "num_frames"]}
+    options = {"use_dictionary": False, "write_statistics": ["id", "seconds", "num_frames"]}
     with pq.ParquetWriter(file, schema, compression="zstd", **options) as writer:
         for chunk in selection.chunks():
             clips = list(selection.clips(chunk))

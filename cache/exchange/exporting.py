@@ -37,16 +37,7 @@ NEEDS = {"parquet": ("pyarrow",), "datasets": ("pyarrow", "datasets")}
 
 
 class ExportDependencyError(EmiError, ImportError):
-    """A package that only some exports need is not installed.
-
-    Args:
-        package: its name on the package index.
-    """
-
-    def __init__(self, package: str) -> None:
-        super().__init__(
-            f"this export needs the package {package!r}; install it with: pip install 'emi-mimicry[arrow]'"
-        )
+    """A package that only some exports need is not installed."""
 
 
 @dataclass(kw_only=True)
@@ -96,7 +87,9 @@ def export(
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ExportDependencyError(package) from error
+            raise ExportDependencyError(
+                f"this export needs the package {package!r}; install it with: pip install 'emi-mimicry[arrow]'"
+            ) from error
     wanted = list(store.ids if ids is None else ids)
     if not wanted:
         raise ExportError(f"{store.path}: there are no clips to export; fill it with `emi extract`, or name its clips")

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -14,6 +14,7 @@ from cache.errors import CacheFormatError, CacheNotFoundError, StaleCacheError
 from cache.exchange.feature_files import FeatureFileError, find_features, read_frames
 from cache.exchange.safe_pickle import UnsafePickleError
 from cache.format import DTYPES, Clip, Header
+from cache.maintenance.verify import Progress
 from cache.paths import StrPath, at_home, readable
 from cache.reader import FeatureCache, open_cache
 from cache.version import version
@@ -21,9 +22,6 @@ from cache.writer import CacheWriter, seal
 
 NAMED = 5
 """Changed clips that an error names."""
-
-Progress = Callable[[int, int, float], None]
-"""Called with files handled so far, files to handle, and seconds of the clip just read."""
 
 
 @dataclass(frozen=True, slots=True)

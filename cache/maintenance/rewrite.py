@@ -7,6 +7,7 @@ were written with: what a copy spoils, the checksums find. The container commits
 import contextlib
 import glob
 import itertools
+import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -76,8 +77,7 @@ def repair(path: StrPath, on_progress: Progress | None = None, on_rewrite: Progr
         before = found.segments + len(found.unreadable)
         header, index = open_damaged(container)
         if found.sound and not index.replaced:
-            changed = _remove_stopped(container)
-            return RewriteSummary(segments=(before, before), clips=found.clips, changed=changed)
+            return RewriteSummary(segments=(before, before), clips=found.clips, changed=_remove_stopped(container))
         if problems_of_extras(container):
             raise DamagedCacheError(
                 f"{container.path} was left as it is: its extra arrays are damaged, which nothing can mend; restore "
@@ -208,7 +208,7 @@ def _remove_stopped(container: Container) -> bool:
     folders = place.parent.glob(f"{glob.escape(place.name)}.stopped-*.zarr") if container.one_writer else ()
     removed = False
     for folder in folders:
-        with contextlib.suppress(CacheError), open_cache(folder) as aside, open_cache(place) as store:
+        with contextlib.suppress(CacheError, OSError), open_cache(folder) as aside, open_cache(place) as store:
             aside.header.must_match(store.header, store.path)
             if all(clip_id in store and aside.checksum(clip_id) == store.checksum(clip_id) for clip_id in aside):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -239,8 +239,7 @@ def _joined(container: Container, header: Header, parts: Sequence[Part], add: Ca
         arrays["vad_pooled"] = _JoinedRows(container, "vad_pooled", *in_clips, 3, np.dtype(np.float32))
     if any(has_sources(segment.attributes) for segment, _ in parts):
         arrays[SOURCES] = column(lambda segment: _sources(container, segment))
-    time_of_first = parts[0][0].name.partition("-")[0]
-    name = f"{time_of_first}-{segment_name().partition('-')[2]}"
+    name = f"{parts[0][0].name.partition('-')[0]}-{segment_name().partition('-')[2]}"  # the time of the first
     refreshed = any(segment.attributes.get(REFRESHED) for segment, _ in parts)
     return new_segment(name, ids, arrays, header, refreshed=refreshed)
 
@@ -315,18 +314,17 @@ def _counter(parts: Sequence[Part], on_rewrite: Progress | None) -> Callable[[in
     return add
 
 
-def _groups(segments: Sequence[SegmentIndex], header: Header, segment_bytes: int) -> Iterator[list[SegmentIndex]]:
-    """Neighbours that make one segment together."""
+def _groups(segments: Sequence[SegmentIndex], header: Header, segment_bytes: int) -> list[list[SegmentIndex]]:
+    """Neighbours that make one segment together; a large one stays alone."""
     row_bytes = header.dim * header.dtype.itemsize
-    group: list[SegmentIndex] = []
-    size = 0
+    groups: list[list[SegmentIndex]] = []
+    size = math.inf  # of the last group; infinite where nothing joins it
     for segment in segments:
         own = int(segment.offsets[-1]) * row_bytes
-        large = own > segment_bytes // 2 or (len(group) == 1 and size > segment_bytes // 2)
-        if group and (large or size + own > segment_bytes):
-            yield group
-            group, size = [], 0
-        group.append(segment)
-        size += own
-    if group:
-        yield group
+        large = own > segment_bytes // 2
+        if large or size + own > segment_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(segment)
+        size = math.inf if large else size + own
+    return groups

@@ -201,7 +201,7 @@ def test_derive_takes_no_window_that_numpy_cannot_count(filled, tmp_path, pool):
     target = tmp_path / "small.h5"
     result = CliRunner().invoke(app(cache_derive), [str(filled), str(target), f"--pool={pool}"])
     assert isinstance(result.exception, EmiError)
-    assert str(result.exception) == f"--pool takes at most 2147483647 frames, got {pool}"
+    assert str(result.exception) == f"--pool takes 1 to 2147483647 frames, got {pool}"
     assert not target.exists()
 
 

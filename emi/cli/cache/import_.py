@@ -1,6 +1,7 @@
 """`emi cache import`: features that others computed into a cache."""
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,22 +31,13 @@ def import_(
     exit code is 1.
     """
     from cache.exchange.importing import import_features
-    from emi.console import MOMENT, Progress
-
-    progress: Progress | None = None
-
-    def show(done: int, total: int, seconds: float) -> None:
-        nonlocal progress
-        if progress is None:
-            progress = Progress(total, "importing", after=MOMENT).__enter__()
-        progress(done, total, seconds)
+    from emi.console import Stages
 
     started = time.monotonic()
-    try:
-        summary = import_features(source, cache, name=name, hop_seconds=hop_seconds, dtype=dtype, on_progress=show)
-    finally:
-        if progress is not None:
-            progress.__exit__(None, None, None)
+    with Stages() as stages:
+        summary = import_features(
+            source, cache, name=name, hop_seconds=hop_seconds, dtype=dtype, on_progress=partial(stages, "importing")
+        )
     _show_summary(summary, time.monotonic() - started, hop_seconds)
     if summary.failures:
         raise typer.Exit(1)
