@@ -6,7 +6,7 @@ The fingerprint of a derived cache is that of its source with the new storage dt
                 "pca" where components were asked for, "fitted_on": {"clips", "sha256"} where anything was fitted}
 
 so that caches made by other recipes, or fitted on other clips, are refused together as any others are. What was fitted
-lies in the cache itself (`FeatureCache.extras`), written when it is made: whoever goes on filling it applies that.
+lies in the cache itself (`FeatureCache.extras`), written when it is made: whoever continues filling it applies that.
 """
 
 import os
@@ -67,7 +67,7 @@ def derive(
     skip_missing: bool = False,
     on_progress: OnProgress | None = None,
 ) -> DeriveSummary:
-    """Derive all clips of a cache that the target lacks; called again it goes on, with the transform it has stored.
+    """Derive all clips that the target lacks; called again, it resumes with the transform that it has stored.
 
     One clip is in memory at a time, and while fitting a block of frames and a (dim, dim) matrix.
 

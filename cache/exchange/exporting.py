@@ -64,7 +64,7 @@ def export(
 ) -> ExportSummary:
     """Write clips of a cache in a format that other tools read.
 
-    `npz` goes on where an earlier run stopped; the other kinds appear at `target` when they are complete. An
+    `npz` resumes where an earlier run stopped; the other kinds appear at `target` when they are complete. An
     export of the same clips that is there already is left alone.
 
     Args:

@@ -66,7 +66,7 @@ def import_features(
     """Fill a cache with the features of a folder; files that cannot be read are collected, not raised.
 
     Every file is read on every run: those whose clips the cache has are compared with it before anything is written.
-    Interrupted, the cache keeps what was committed, and the same call goes on from there.
+    If it is interrupted, the cache keeps what was committed, and the same call resumes.
 
     Args:
         source: folder with one (frames, dim) array per clip, searched recursively; see `find_features`.
@@ -98,10 +98,10 @@ def import_features(
         },
     )
     job = _Import(header, on_progress, ImportSummary(cache=os.fspath(cache_path), ids=list(files)))
-    present = set[str]()
+    present: dict[str, Path] = {}
     with suppress(CacheNotFoundError), open_cache(cache_path) as store:
-        present = {clip_id for clip_id in files if clip_id in store}
-        job.compare({clip_id: files[clip_id] for clip_id in files if clip_id in present}, store)
+        present = {clip_id: path for clip_id, path in files.items() if clip_id in store}
+        job.compare(present, store)
     job.write({clip_id: path for clip_id, path in files.items() if clip_id not in present})
     return job.summary
 

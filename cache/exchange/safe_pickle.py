@@ -169,7 +169,9 @@ def _array(found: object) -> NDArray[Any]:
             raise _RefusedError("its array has no bytes")
     if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
         raise _RefusedError("its array has no shape, or a size that none can have")
-    if not 1 <= len(shape) <= MAX_DIMENSIONS or math.prod(shape) * kind.itemsize != len(content):
+    if not 1 <= len(shape) <= MAX_DIMENSIONS:
+        raise _RefusedError(f"its array has {len(shape)} dimensions, expected 1 to {MAX_DIMENSIONS}")
+    if math.prod(shape) * kind.itemsize != len(content):
         raise _RefusedError(f"its array claims the shape {_shown(shape)} of {kind}, and {len(content)} bytes are there")
     values: NDArray[Any] = np.frombuffer(content, kind)
     if kind.kind == "b" and (values.view(np.uint8) > 1).any():

@@ -37,7 +37,7 @@ class TransferSummary:
 def transfer(
     sources: Sequence[StrPath], target: StrPath, *, dtype: str | None = None, on_progress: Progress | None = None
 ) -> TransferSummary:
-    """Copy every clip of the sources into the target, which is made where there is none; run again, it goes on.
+    """Copy every clip of the sources into the target, which is created where missing; called again, it resumes.
 
     Args:
         sources: caches with equal fingerprints.

@@ -41,7 +41,6 @@ class Verification:
     """What reading a whole cache found.
 
     Attributes:
-        path: of the cache.
         clips: that were read, those in damaged segments included.
         segments: that were read.
         bytes: of features that were read.
@@ -51,7 +50,6 @@ class Verification:
         leftovers: (number, bytes) of segments that a crash left unfinished; no damage.
     """
 
-    path: str
     clips: int = 0
     segments: int = 0
     bytes: int = 0
@@ -71,7 +69,7 @@ def verify(path: StrPath, on_progress: Progress | None = None) -> Verification:
 
     Args:
         path: `NAME.zarr` or `NAME.h5`.
-        on_progress: called as the work goes on.
+        on_progress: called after each run of clips.
 
     Raises:
         CacheNotFoundError: nothing is there.
@@ -79,7 +77,7 @@ def verify(path: StrPath, on_progress: Progress | None = None) -> Verification:
     """
     with contextlib.closing(open_container(path)) as container:
         header, found = open_damaged(container)
-        report = Verification(path=container.path, structure=container.problems(), leftovers=container.leftovers())
+        report = Verification(structure=container.problems(), leftovers=container.leftovers())
         report.structure += problems_of_extras(container)
         if found.damaged_blocks:
             report.structure.append(f"{found.damaged_blocks} blocks of the index do not match their checksum")

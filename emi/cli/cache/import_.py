@@ -27,8 +27,8 @@ def import_(
     """Fill a cache with features that others computed, such as those that come with Hume-Vidmimic2.
 
     Pickles are read without running anything in them. Run it again to resume where it stopped; files that have changed
-    since are refused. Files that cannot be read are listed in failures.csv beside the cache, the others go on, and the
-    exit code is 1.
+    since are refused. Files that cannot be read are listed in failures.csv beside the cache, the others are imported,
+    and the exit code is 1.
     """
     from cache.exchange.importing import import_features
     from emi.console import Stages
