@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_CRC, _SHAPE = struct.Struct("<I"), struct.Struct("<qq")
-"""A file is the CRC-32C of what follows, the shape (frames, width), and the numbers as float32."""
+_SHAPE = struct.Struct("<qq")
+"""A file is the shape (frames, width), the CRC-32C of shape and numbers, and the numbers as float32."""
 FREE_SHARE = 2
 """The disk must have this many times the size of the outputs free."""
 
@@ -41,12 +41,10 @@ class FrozenOutputs:
 
     def get(self, clip: bytes) -> Tensor | None:
         """Return (frames, width) of a clip by its hash, or None where it is missing or damaged."""
-        with contextlib.suppress(FileNotFoundError, struct.error), self._path(clip).open("rb") as file:
-            (crc,) = _CRC.unpack(file.read(_CRC.size))
-            content = file.read()
-            if google_crc32c.value(content) == crc:  # it is not where the machine lost power before the disk had it
-                shape = _SHAPE.unpack_from(content)
-                return torch.frombuffer(bytearray(content), dtype=torch.float32, offset=_SHAPE.size).view(shape)
+        with contextlib.suppress(FileNotFoundError), self._path(clip).open("rb", buffering=0) as file:
+            shape, crc, content = file.read(_SHAPE.size), file.read(4), file.read()
+            if _checksum(shape, content) == crc:  # it is not where the machine lost power before the disk had it
+                return torch.frombuffer(bytearray(content), dtype=torch.float32).view(_SHAPE.unpack(shape))
         return None
 
     def put(self, clip: bytes, output: Tensor) -> None:
@@ -58,9 +56,11 @@ class FrozenOutputs:
         if self.get(clip) is not None:
             return
         array = np.ascontiguousarray(output.detach().cpu().numpy(), dtype=np.float32)
-        content = _SHAPE.pack(*array.shape) + array.tobytes()
+        shape, content = _SHAPE.pack(*array.shape), array.tobytes()
         temporary = self._path(clip).with_suffix(f".{secrets.token_hex(4)}")
-        temporary.write_bytes(_CRC.pack(google_crc32c.value(content)) + content)
+        with temporary.open("wb") as file:
+            file.write(shape + _checksum(shape, content))
+            file.write(content)
         temporary.replace(self._path(clip))
 
     def remove(self) -> None:
@@ -74,3 +74,8 @@ class FrozenOutputs:
 def hash_of(waveform: Tensor) -> bytes:
     """Return what tells one clip from another, wherever it lies: a hash of its samples."""
     return hashlib.blake2b(waveform.contiguous().numpy().tobytes(), digest_size=16).digest()
+
+
+def _checksum(shape: bytes, content: bytes) -> bytes:
+    crc: int = google_crc32c.extend(google_crc32c.value(shape), content)
+    return crc.to_bytes(4, "little")

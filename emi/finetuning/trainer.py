@@ -73,7 +73,7 @@ class FinetuneTrainer(TrainingLoop):
     ) -> None:
         super().__init__(settings, folder if processes.first else None)
         self.tuning, self.train, self.valid, self.processes = tuning, train, valid, processes
-        self._build, self._place, self._standardise = build, folder, standardise
+        self._build, self._place, self._home, self._standardise = build, folder, folder, standardise
         self._sharded, self._exported = False, False
         self._shared: nn.Module
         self._begin()
@@ -161,7 +161,7 @@ class FinetuneTrainer(TrainingLoop):
     def _remove_leftovers(self) -> None:
         """Delete what only an unfinished run needs, including what an earlier version kept of frozen stages."""
         self._inputs.forget()
-        for path in (self._home / BEST_SO_FAR, *self._home.glob("frozen-*")):
+        for path in (self._home / BEST_SO_FAR, self._home / FROZEN, *self._home.glob("frozen-*.bin")):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def load_best(self) -> None:
@@ -179,7 +179,7 @@ class FinetuneTrainer(TrainingLoop):
 
     def run_epoch(self, number: int) -> Record:
         """Train one epoch, counted from 1, and validate."""
-        # the batches are those of the cached mode, which knows the frames only
+        # the same batches as in the cached mode, which draws them by the number of frames
         drawn = torch.Generator().manual_seed(epoch_seed(self.settings.seed, number))
         order = shuffled_batches(self._frames, self.settings.batch_size, drawn)
         done: dict[str, Any] = {"epoch": number, "step": 0, "total": 0.0, "seconds": 0.0}
@@ -239,9 +239,8 @@ class FinetuneTrainer(TrainingLoop):
         """
         model = self.evaluated
         model.eval()
-        pieces = cut(range(len(split)), split.lengths.tolist(), self.piece_seconds, self.processes.count)[
-            self.processes.rank
-        ]
+        samples = split.lengths.tolist()
+        pieces = cut(range(len(split)), samples, self.piece_seconds, self.processes.count)[self.processes.rank]
         found: list[tuple[tuple[int, ...], NDArray[np.float32]]] = []
         merged = adapters_merged(model.backbone) if self.tuning.lora and not self._sharded else contextlib.nullcontext()
         with torch.no_grad(), merged:

@@ -361,7 +361,7 @@ def test_several_processes_read_what_each_has_written(tmp_path):
         one.put(names[1], outputs[1])
 
 
-@pytest.mark.parametrize("keep", [0, 2, 10, 70])
+@pytest.mark.parametrize("keep", [0, 7, 15, 17, 70])
 def test_a_torn_or_damaged_output_is_computed_again(tmp_path, keep):
     kept, name, output = FrozenOutputs(tmp_path), bytes(16), torch.randn(5, 3)
     kept.put(name, output)
@@ -371,8 +371,9 @@ def test_a_torn_or_damaged_output_is_computed_again(tmp_path, keep):
     assert kept.get(name) is None
     kept.put(name, output)
     assert path.read_bytes() == whole
-    path.write_bytes(whole[:keep] + bytes([whole[keep] ^ 1]) + whole[keep + 1 :])
-    assert FrozenOutputs(tmp_path).get(name) is None
+    for damaged in (whole[:keep] + bytes([whole[keep] ^ 128]) + whole[keep + 1 :], bytes(len(whole)), bytes(20)):
+        path.write_bytes(damaged)
+        assert FrozenOutputs(tmp_path).get(name) is None
 
 
 def test_the_disk_must_have_room_for_what_is_kept(tmp_path, monkeypatch):
