@@ -85,7 +85,12 @@ class Model:
             device=device,
             track=made_with.get("track"),
         )
-        identity = _identify(self._settings)
+        try:
+            identity = identify(self._settings.backbone, self._settings.revision)
+        except BackboneError:  # without that commit, the backbone as it is now; its hash is compared anyway
+            if self._settings.revision is None:
+                raise
+            identity = identify(self._settings.backbone)
         self._header = self._header_of(identity, made_with)
         self._header.must_match(extracted, str(trained.folder))
         self._options = options if options.track else replace(options, track=self._settings.track)
@@ -163,16 +168,6 @@ class Model:
         if self.trained.transform is not None:
             stored = self.trained.header.stored(self.trained.transform.apply(stored))
         return {FILENAME: clip.id, **dict(zip(self.names, self.trained.predict(stored).tolist(), strict=True))}
-
-
-def _identify(settings: ExtractSettings) -> Identity:
-    """Identify the backbone at its commit or, if that is not available, as it is now; its hash is compared anyway."""
-    try:
-        return identify(settings.backbone, settings.revision)
-    except BackboneError:
-        if settings.revision is None:
-            raise
-        return identify(settings.backbone)
 
 
 class Models:

@@ -110,8 +110,8 @@ class WaveformAugment:
             if which:
                 waveform = self._speeds[which - 1](waveform)
         if s.gain_db:
-            drawn = float(torch.rand((), generator=generator))
-            waveform = waveform * 10 ** (s.gain_db * (2 * drawn - 1) / 20)
+            gain = s.gain_db * (2 * float(torch.rand((), generator=generator)) - 1)
+            waveform = waveform * 10 ** (gain / 20)
         if s.noise_snr:
             snr = s.noise_snr + SNR_SPREAD_DB * float(torch.rand((), generator=generator))
             noise = torch.randn(waveform.shape, generator=generator)

@@ -120,9 +120,9 @@ class _Worker:
             self._pipe.send((self._rank, *place, work))
             self._pipe.recv()
         except (EOFError, ConnectionError) as error:
-            how = self.early_end(time.monotonic() + SECONDS_TO_DIE)
             raise LocalProcessError(
-                how or f"process {self._rank + 1} does not answer; run the command again"
+                self.early_end(time.monotonic() + SECONDS_TO_DIE)
+                or f"process {self._rank + 1} does not answer; run the command again"
             ) from error
 
     def wait(self, seconds: float) -> None:

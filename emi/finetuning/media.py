@@ -180,8 +180,8 @@ def gather_media(
     if found.notes:
         reporter.media_notes(found.notes)
     splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
-    used = sorted({clip for split in splits.values() for clip in split.labels.ids})
-    source = replace(source, audio_sha256=found.sha256(used))
+    used = {clip for split in splits.values() for clip in split.labels.ids}
+    source = replace(source, audio_sha256=found.sha256(sorted(used)))
     return Inputs(source=source, label_files=label_files, labels=labels, splits=splits)
 
 

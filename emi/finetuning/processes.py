@@ -36,7 +36,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the process that writes."""
         return self.rank == 0
 
     def share(self, module: nn.Module, *, unused: bool) -> nn.Module:
@@ -48,10 +48,9 @@ class Processes:
         """
         if self.count == 1:
             return module
-        devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(
             module,
-            device_ids=devices,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
             find_unused_parameters=unused,
             broadcast_buffers=False,
             gradient_as_bucket_view=True,  # with one piece per step; those of several add up beside the buckets
@@ -87,5 +86,5 @@ class Processes:
 
 
 def first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Return whether this is the process that writes and prints."""
     return bool(PartialState().is_main_process)

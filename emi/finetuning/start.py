@@ -178,8 +178,8 @@ def resolve_with_head(
     """
     if init_head is not None and (Path(init_head) / CONFIG).is_file():
         known = resolve_settings(Path(init_head) / CONFIG)
-        taken = {"head": known.head, "standardise": known.standardise, **known.head_options}
-        overrides = taken | {key: value for key, value in overrides.items() if value is not None}
+        given = {key: value for key, value in overrides.items() if value is not None}
+        overrides = {"head": known.head, "standardise": known.standardise, **known.head_options, **given}
     return resolve(config, **overrides)
 
 
