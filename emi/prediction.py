@@ -9,10 +9,11 @@ import numpy as np
 
 from cache.derive.derived import source_header
 from cache.errors import EmiError
-from cache.format import Clip, Header
+from cache.format import Header
 from cache.paths import StrPath, takes_paths
 from extract.backbones import Identity, identify
 from extract.clips import extract_clips
+from extract.compute import ExtractedClip
 from extract.errors import BackboneError, MediaListError
 from extract.failures import Failure, Note
 from extract.fill import load_extractor
@@ -34,7 +35,7 @@ class UnreadableMediaError(EmiError, ValueError):
 
 
 class ForeignFeaturesError(EmiError, ValueError):
-    """A head was trained on features that others computed."""
+    """A head was trained on features that emi did not extract."""
 
 
 class Model:
@@ -44,11 +45,11 @@ class Model:
         trained: from `train_head.runs.load.load_head`.
         backbone: where the backbone is now, if not where it was when the features were made.
         device: "auto", "cpu" or "cuda".
-        options: what of each file is decoded; by default whole files, and the track that the run was trained on.
+        options: which part of each file is decoded; by default whole files, and the track the run was trained on.
 
     Attributes:
         notes: sentences that a user should read.
-        media_notes: what should be known of the files of the last `iterate`, as far as it is: see `extract.failures`.
+        media_notes: what the user should know about the files of the last `iterate` (`extract.failures`), so far.
 
     Raises:
         StaleCacheError: the backbone's weights or configuration are not those the head was trained with.
@@ -74,8 +75,9 @@ class Model:
                 f"{trained.folder} was trained on {made_with['backbone']}, features that emi did not extract and "
                 "cannot make from media; predict clips of a cache with `emi train-head … --test CSV`"
             )
+        source = trained.features["source"]
         self._settings = ExtractSettings(
-            backbone=backbone or _backbone_of(trained),
+            backbone=backbone or (str(trained.folder.resolve()) if source == HERE else source),
             revision=None if backbone else trained.features.get("revision"),
             max_seconds=made_with["max_seconds"],
             precision=made_with["precision"],
@@ -83,16 +85,21 @@ class Model:
             device=device,
             track=made_with.get("track"),
         )
-        identity = _identify(self._settings)
-        self._header = self._header_for(identity, made_with)
+        try:
+            identity = identify(self._settings.backbone, self._settings.revision)
+        except BackboneError:  # without that commit, the backbone as it is now; its hash is compared anyway
+            if self._settings.revision is None:
+                raise
+            identity = identify(self._settings.backbone)
+        self._header = self._header_of(identity, made_with)
         self._header.must_match(extracted, str(trained.folder))
         self._options = options if options.track else replace(options, track=self._settings.track)
         self._small = identity.small
         self._device = self._settings.resolved_device()
         self._backbone = load_extractor(identity, self._settings, made_with["precision"]).backbone
 
-    def _header_for(self, identity: Identity, made_with: Mapping[str, Any]) -> Header:
-        """The header of the features computed here, with the decoder of the run; notes where that was another."""
+    def _header_of(self, identity: Identity, made_with: Mapping[str, Any]) -> Header:
+        """Return the header of the features computed here, with the run's decoder; note if that is another version."""
         header = make_header(identity, self._settings, made_with["precision"])
         decoder = made_with.get("decoder", 1)
         if decoder == DECODER:
@@ -148,46 +155,27 @@ class Model:
         )
         self.media_notes = []
         for done, clip in enumerate(clips, 1):
-            if isinstance(clip, Failure):
-                result: Record | Failure = clip
-            else:
-                if clip.note.track or clip.note.cut_off:
-                    self.media_notes.append(clip.note)
-                values = self.trained.predict(self._as_trained_on(clip))
-                result = {FILENAME: clip.id, **dict(zip(self.names, values.tolist(), strict=True))}
+            result = clip if isinstance(clip, Failure) else self._record(clip)
             if on_progress:
-                heard = 0.0 if isinstance(clip, Failure) else min(seconds, clip.seconds)
-                on_progress(done, len(sources), heard)
+                on_progress(done, len(sources), 0.0 if isinstance(clip, Failure) else min(seconds, clip.seconds))
             yield result
 
-    def _as_trained_on(self, clip: Clip) -> Clip:
-        """An extracted clip with the numbers that a cache would hold, derived where that cache was."""
-        stored, transform = self._header.stored(clip), self.trained.transform
-        return stored if transform is None else self.trained.header.stored(transform.apply(stored))
-
-
-def _identify(settings: ExtractSettings) -> Identity:
-    """The backbone at the commit it had, or, where that is not to be had, as it is now; its hash is compared anyway."""
-    try:
-        return identify(settings.backbone, settings.revision)
-    except BackboneError:
-        if settings.revision is None:
-            raise
-        return identify(settings.backbone)
-
-
-def _backbone_of(trained: TrainedHead) -> str:
-    """Where the backbone was when the features were made, or the run folder itself."""
-    source: str = trained.features["source"]
-    return str(trained.folder.resolve()) if source == HERE else source
+    def _record(self, clip: ExtractedClip) -> Record:
+        """Predict an extracted clip from the numbers that a cache would hold, derived where that cache was."""
+        if clip.note.track or clip.note.cut_off:
+            self.media_notes.append(clip.note)
+        stored = self._header.stored(clip)
+        if self.trained.transform is not None:
+            stored = self.trained.header.stored(self.trained.transform.apply(stored))
+        return {FILENAME: clip.id, **dict(zip(self.names, self.trained.predict(stored).tolist(), strict=True))}
 
 
 class Models:
-    """Runs that predict together, each group of them on features of its own: other backbones, or fine-tuned ones.
+    """Runs that predict together, on the features of several backbones or fine-tuned ones.
 
     Args:
         members: of the same targets.
-        weights: what each counts in the mean; they sum to 1.
+        weights: of each in the mean; they sum to 1.
     """
 
     def __init__(self, members: Sequence[Model], weights: Sequence[float]) -> None:
@@ -198,7 +186,7 @@ class Models:
 
     @property
     def media_notes(self) -> list[Note]:
-        """As those of `Model`."""
+        """See `Model`."""
         return self._members[0].media_notes
 
     def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
@@ -214,7 +202,7 @@ class Models:
     def iterate_sources(
         self, sources: Sequence[Source], on_progress: OnProgress | None = None
     ) -> Iterator[Record | Failure]:
-        """As `Model.iterate_sources`; the clips come once the last member has them; what one cannot read fails."""
+        """As `Model.iterate_sources`; clips come once the last member has them, and fail if one cannot read them."""
         sums = {source.id: np.zeros(len(self.names)) for source in sources}
         failures: dict[str, Failure] = {}
         for number, (member, weight) in enumerate(zip(self._members, self._weights, strict=True)):
@@ -227,11 +215,11 @@ class Models:
             yield failures.get(clip) or {FILENAME: clip, **dict(zip(self.names, values.tolist(), strict=True))}
 
     def _counted(self, on_progress: OnProgress | None, number: int) -> OnProgress | None:
-        """A clip is done when all members have it; what one has counts in part."""
-        if on_progress is None:
-            return None
-        tell, count = on_progress, len(self._members)
-        return lambda done, total, seconds: tell((number * total + done) // count, total, seconds / count)
+        """Return a progress by which each clip of a member counts in part; it is done when all members have it."""
+        count = len(self._members)
+        return on_progress and (
+            lambda done, total, seconds: on_progress((number * total + done) // count, total, seconds / count)
+        )
 
 
 @takes_paths
@@ -283,8 +271,7 @@ def list_sources(media: StrPath | Sequence[StrPath], media_root: StrPath | None 
     lists = [place for place in places if is_list(place)]
     if media_root is not None and not lists:
         raise MediaListError(f"--media-root {media_root} goes with a CSV or a text list of media; leave it out")
-    roots = [media_root if place in lists else None for place in places]
-    sources = sorted(s for place, root in zip(places, roots, strict=True) for s in find_media(place, root))
+    sources = sorted(s for place in places for s in find_media(place, media_root if place in lists else None))
     for one, other in itertools.pairwise(sources):
         if one.id == other.id:
             raise MediaListError(f"{one.path} and {other.path} have one id, {one.id!r}; predict them separately")

@@ -80,7 +80,8 @@ def test_the_transform_is_taken_from_clips_as_the_cache_stores_them(run, labelle
     model = emi.load(run)
     assert model._settings.dtype == "float16"
     clip = open_cache(labelled_cache)["00030"]
-    expected = model.trained.predict(model._as_trained_on(clip))
+    trained = model.trained
+    expected = trained.predict(trained.header.stored(trained.transform.apply(clip)))
     record = model.predict([labelled / "audio" / "00030.wav"])[0]
     np.testing.assert_allclose([record["Joy"], record["Calm"]], expected, atol=1e-4)
 
