@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import inspect
 import signal
 import sys
 import threading
@@ -26,13 +27,7 @@ from emi.cli import (
     table1,
     train_head,
 )
-from emi.cli.cache import compact as cache_compact
-from emi.cli.cache import derive as cache_derive
-from emi.cli.cache import export as cache_export
-from emi.cli.cache import import_ as cache_import
-from emi.cli.cache import info as cache_info
-from emi.cli.cache import transfer as cache_transfer
-from emi.cli.cache import verify as cache_verify
+from emi.cli.cache import compact, derive, export, import_, info, transfer, verify
 
 INTERRUPTED = 130
 
@@ -50,32 +45,39 @@ cache_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cache_app, name="cache")
+COMMANDS = {
+    app: (
+        extract.extract,
+        train_head.train_head,
+        predict.predict,
+        evaluate.evaluate,
+        ablate.ablate,
+        sweep.sweep,
+        finetune.finetune,
+        table1.table1,
+        compare.compare,
+        ensemble.ensemble,
+        demo_data.demo_data,
+    ),
+    cache_app: (
+        info.info,
+        verify.verify,
+        verify.repair,
+        compact.compact,
+        transfer.convert,
+        derive.derive,
+        import_.import_,
+        export.export,
+        transfer.merge,
+    ),
+}
+"""Commands in the order of `--help`; a docstring is the help text, and ends with an example."""
 
-app.command("extract", epilog=extract.EXAMPLE)(extract.extract)
-app.command("train-head", epilog=train_head.EXAMPLE)(train_head.train_head)
-app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
-app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
-app.command("ablate", epilog=ablate.EXAMPLE)(ablate.ablate)
-app.command("sweep", epilog=sweep.EXAMPLE)(sweep.sweep)
-app.command("finetune", epilog=finetune.EXAMPLE)(finetune.finetune)
-app.command("table1", epilog=table1.EXAMPLE)(table1.table1)
-app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
-app.command("ensemble", epilog=ensemble.EXAMPLE)(ensemble.ensemble)
-app.command("demo-data", epilog=demo_data.EXAMPLE)(demo_data.demo_data)
-cache_app.command("info", epilog=cache_info.EXAMPLE)(cache_info.info)
-cache_app.command("verify", epilog=cache_verify.EXAMPLE)(cache_verify.verify)
-cache_app.command("repair", epilog=cache_verify.REPAIR_EXAMPLE)(cache_verify.repair)
-cache_app.command("compact", epilog=cache_compact.EXAMPLE)(cache_compact.compact)
-cache_app.command("convert", epilog=cache_transfer.EXAMPLE)(cache_transfer.convert)
-cache_app.command("derive", epilog=cache_derive.EXAMPLE)(cache_derive.derive)
-cache_app.command("import", epilog=cache_import.EXAMPLE)(cache_import.import_)
-cache_app.command("export", epilog=cache_export.EXAMPLE)(cache_export.export)
-cache_app.command("merge", epilog=cache_transfer.MERGE_EXAMPLE)(cache_transfer.merge)
-
-
-for command in (*app.registered_commands, *cache_app.registered_commands):
-    if command.callback is not None:
-        command.callback = takes_paths(command.callback)
+for group, commands in COMMANDS.items():
+    for command in commands:
+        text, _, example = inspect.cleandoc(command.__doc__ or "").partition("Example: ")
+        name = command.__name__.rstrip("_").replace("_", "-")
+        group.command(name, help=text, epilog=f"Example: {example}")(takes_paths(command))
 
 
 def _version(wanted: bool) -> None:
