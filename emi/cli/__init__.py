@@ -40,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 cache_app = typer.Typer(
-    help="Look at feature caches, check and mend them, and make others of them.",
+    help="Inspect, check, repair, convert, derive, import and export feature caches.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -146,21 +146,19 @@ def _sentence(error: Exception) -> str | None:
 
 
 def _interrupt_again(unraisable: Any) -> None:
-    """Raise Ctrl-C again, a little later, where Python drops it: in a destructor, which may run during an import."""
-    if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        timer = threading.Timer(0.05, _interrupt_main_thread)
-        timer.daemon = True
-        timer.start()
-    else:
+    """Raise Ctrl-C again, a little later, where Python drops it: in a destructor, which may run during an import.
+
+    SIGTERM is sent to the main thread, which wakes it; Ctrl-C's signal may be ignored, as in a shell's background.
+    """
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
-
-
-def _interrupt_main_thread() -> None:
-    """Send SIGTERM to the main thread, which wakes it; Ctrl-C's signal may be ignored, as in a shell's background."""
+        return
     if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        timer = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident or 0, signal.SIGTERM))
     else:
-        _thread.interrupt_main(signal.SIGTERM)
+        timer = threading.Timer(0.05, _thread.interrupt_main, (signal.SIGTERM,))
+    timer.daemon = True
+    timer.start()
 
 
 def _interrupt(*_: object) -> None:

@@ -14,12 +14,12 @@ from emi.cli import options
     label_scale="100 for labels from 0 to 100 [default: as the runs].",
     label_range="-1,1 or 1,5: the ends of the labels' scale [default: as the runs].",
     targets="Label columns to compare [default: as the runs].",
-    rater="Label column that names the rater [default: as the runs].",
+    rater="Label column that names the rater, where clips have a row for each of several [default: as the runs].",
     group_by=f"{options.RESAMPLED} [default: as the runs].",
 )
 def compare(
     run_a: Annotated[Path, typer.Argument(help="Run folder, or a prediction CSV.")],
-    run_b: Annotated[Path, typer.Argument(help="Another of the same clips.")],
+    run_b: Annotated[Path, typer.Argument(help="Another one, with predictions of the same clips.")],
     *,
     split: Annotated[Literal["valid", "test"], typer.Option(help="Which predictions of a run folder.")] = "valid",
     metric: Annotated[
@@ -27,13 +27,13 @@ def compare(
     ] = "pearson",
     labels: Annotated[Path | None, typer.Option(help="Label CSV [default: the one the runs were made with].")] = None,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the resamples.")] = 0,
     json_file: options.Json = None,
     given: options.Given,
 ) -> None:
     """Show by how much two runs differ, with 95 % intervals of a paired bootstrap, and whether that could be chance.
 
-    With groups, or few clips, p is of a sign-flip test over them: the table says which.
+    With groups, or with few clips, p comes from a sign-flip test: the table says which test was made.
 
     Example: emi compare runs/paper runs/wider --split valid --group-by 'Actor_(\\d+)'
     """

@@ -10,9 +10,7 @@ from emi.demo.settings import DemoSettings
 
 
 @options.takes(DemoSettings)
-def demo_data(
-    folder: Annotated[Path, typer.Argument(help="Where to make the data; created.")], *, given: options.Given
-) -> None:
+def demo_data(folder: Annotated[Path, typer.Argument(help="Folder to create.")], *, given: options.Given) -> None:
     """Make clips of synthetic speech with espeak-ng, whose prosody follows six made-up intensities.
 
     Example: emi demo-data artifacts/demo --seed 1

@@ -20,9 +20,9 @@ def evaluate(
     labels: Annotated[Path, typer.Argument(help="Label CSV; its clips and columns decide.")],
     *,
     intervals: Annotated[
-        bool, typer.Option("--intervals/--no-intervals", help="95 % bootstrap intervals of Pearson.")
+        bool, typer.Option("--intervals/--no-intervals", help="Print 95 % bootstrap intervals of Pearson.")
     ] = True,
-    bins: Annotated[bool, typer.Option("--bins", help="Errors by how intense the label is.")] = False,
+    bins: Annotated[bool, typer.Option("--bins", help="Print errors by how intense the label is.")] = False,
     train: Annotated[
         Path | None,
         typer.Option(help="Label CSV of the training split, whose mean is a baseline [default: what the run records]."),

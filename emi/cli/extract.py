@@ -29,7 +29,7 @@ def extract(
     cache: Annotated[str, typer.Option(help="Feature cache to fill: NAME.zarr or NAME.h5.")],
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and what it would take, and write nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be done and what it would take, and write nothing.")
     ] = False,
     given: options.Given,
 ) -> None:

@@ -7,9 +7,9 @@ command, and `cache.settings.take` turns what was given into the dataclass.
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -17,13 +17,6 @@ from cache.settings import setting, take
 from train_head.data.label_format import LabelColumns
 from train_head.training.settings import TrainSettings
 from train_head.validation import Validation
-
-if TYPE_CHECKING:
-    from dataclasses import Field
-
-    from _typeshed import DataclassInstance
-
-    Kind = type[DataclassInstance]
 
 Given = dict[str, Any]
 """Options that were given, by name: the argument `given` of a command with `takes`."""
@@ -67,9 +60,9 @@ class HeadOptions:
 
     hidden: int | None = setting(None, "Size of the LSTM's state; 0 takes the input's.", shown="0")
     layers: int | None = setting(None, "LSTM layers.", shown="2")
-    dropout: float | None = setting(None, "Between LSTM layers.", shown="0.1")
+    dropout: float | None = setting(None, "Dropout between LSTM layers.", shown="0.1")
     global_vector: bool | None = setting(None, "Put the time mean of the input beside the last state.", shown="on")
-    output: str | None = setting(None, "linear, tanh or sigmoid.", shown="linear")
+    output: str | None = setting(None, "Activation of the output: linear, tanh or sigmoid.", shown="linear")
 
 
 LABELS = ((TrainSettings, "label_scale label_range"), LabelColumns, (Validation, "group_by"))
@@ -83,7 +76,7 @@ def label_settings(given: Given) -> tuple[LabelColumns, Validation]:
     return take(LabelColumns, given), take(Validation, given)
 
 
-def takes(*settings: "Kind | tuple[Kind, str]", **helps: str) -> Callable[[Callable[..., None]], Any]:
+def takes(*settings: type[Any] | tuple[type[Any], str], **helps: str) -> Callable[[Callable[..., None]], Any]:
     """Add options to a command for the fields of dataclasses; it gets those that were given as `given`.
 
     Args:
@@ -113,7 +106,7 @@ def takes(*settings: "Kind | tuple[Kind, str]", **helps: str) -> Callable[[Calla
     return decorate
 
 
-def _parameter(name: str, field: "Field[Any]", hint: Any, text: str) -> inspect.Parameter:
+def _parameter(name: str, field: Field[Any], hint: Any, text: str) -> inspect.Parameter:
     kind = next((one for one in get_args(hint) or (hint,) if one in (bool, int, float, str)), str)
     if isinstance(field.default, tuple):  # typed as one text
         kind = str
@@ -125,7 +118,7 @@ def _parameter(name: str, field: "Field[Any]", hint: Any, text: str) -> inspect.
     )
 
 
-def shown_default(field: "Field[Any]") -> str:
+def shown_default(field: Field[Any]) -> str:
     """Return the default of a setting as help texts and docs show it; "" where there is none."""
     default = field.metadata.get("shown", field.default)
     if isinstance(default, bool):

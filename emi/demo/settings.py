@@ -34,7 +34,7 @@ class DemoSettings:
     """
 
     clips: int = setting(128, "Number of clips, from 4 on; the default is sized for a training of a minute.")
-    seed: int = setting(0, "Of everything drawn: voices, sentences, intensities and prosody.")
+    seed: int = setting(0, "Random seed of voices, sentences, intensities and prosody.")
 
     def __post_init__(self) -> None:
         if not MIN_CLIPS <= self.clips <= MAX_CLIPS:

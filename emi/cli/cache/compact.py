@@ -11,7 +11,9 @@ def compact(
     path: Annotated[str, typer.Argument(help="NAME.zarr or NAME.h5.")],
     segment_gb: Annotated[float, typer.Option(help="Gigabytes of features in one segment at most.")] = 64.0,
 ) -> None:
-    """Join the segments of a cache: fewer files, faster opening. Verifies it first; killed, the cache is as before.
+    """Join the segments of a cache: fewer files, faster opening. The cache is verified first.
+
+    If this is killed, the cache stays as it was.
 
     Example: emi cache compact features.zarr
     """

@@ -9,7 +9,7 @@ import typer
 def derive(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Cache of extracted features: NAME.zarr or NAME.h5.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="Cache to fill: NAME.zarr or NAME.h5.")],
-    pool: Annotated[int, typer.Option(help="Make this many consecutive frames one, their mean.")] = 1,
+    pool: Annotated[int, typer.Option(help="Replace this many consecutive frames by their mean.")] = 1,
     pca: Annotated[
         int | None, typer.Option(help="Project on this many principal components [default: all features].")
     ] = None,

@@ -7,8 +7,8 @@ import typer
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="NAME.zarr or NAME.h5.")],
-    target: Annotated[str, typer.Argument(help="NAME.zarr or NAME.h5 to fill.")],
+    source: Annotated[str, typer.Argument(help="Cache to copy: NAME.zarr or NAME.h5.")],
+    target: Annotated[str, typer.Argument(help="Cache to fill: NAME.zarr or NAME.h5.")],
     dtype: Annotated[
         str | None, typer.Option(help="Storage of the frames: float16 or float32 [default: as in the source].")
     ] = None,
@@ -22,7 +22,7 @@ def convert(
 
 def merge(
     sources: Annotated[list[str], typer.Argument(help="Caches with equal fingerprints.")],
-    out: Annotated[str, typer.Option(help="NAME.zarr or NAME.h5 to fill.")],
+    out: Annotated[str, typer.Option(help="Cache to fill: NAME.zarr or NAME.h5.")],
 ) -> None:
     """Copy several caches that were made alike into one; of a clip that several hold, the first counts.
 

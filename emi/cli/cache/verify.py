@@ -15,7 +15,7 @@ SHOWN = 20
 def verify(
     path: Annotated[str, typer.Argument(help="NAME.zarr or NAME.h5.")],
 ) -> None:
-    """Read every byte of a cache and check it; names the damaged clips. Exit code 1 where something is wrong.
+    """Read every byte of a cache, check it, and name the damaged clips. The exit code is 1 where something is wrong.
 
     Example: emi cache verify features.zarr
     """
