@@ -36,9 +36,7 @@ def check_writable(*paths: Path | None) -> None:
     Raises:
         OutputError: a folder is missing, may not be written, or has the name of the file.
     """
-    for path in paths:
-        if path is None:
-            continue
+    for path in filter(None, paths):
         if not path.parent.is_dir():
             raise OutputError(
                 f"{path} cannot be written: there is no folder {path.parent}; make it, or name another place"

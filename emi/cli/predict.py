@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from emi.prediction import Model, Models, Record
+    from extract.failures import Failure
+    from extract.sources import Source
 
 
 @options.takes(
@@ -41,12 +43,11 @@ def predict(
 
     Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv
     """
-    from emi.cli.messages import tell_left_out, tell_licence_of_run, tell_notes
-    from emi.console import Progress, check_writable
+    from emi.cli.messages import tell_licence_of_run
+    from emi.console import check_writable
     from emi.prediction import list_sources, load
     from extract.failures import Failure
     from extract.settings import DecodeOptions
-    from extract.sources import left_out
     from train_head.data.labels import FILENAME
     from train_head.errors import LabelError
     from train_head.evaluation.submission import template_clips
@@ -63,13 +64,7 @@ def predict(
     sources = list_sources(media, media_root)
     if template is not None:
         sources = [sources[i] for i in template_clips(template, loaded.names, [source.id for source in sources])]
-    for note in loaded.notes:
-        typer.echo(note, err=True)
-    for place in media:
-        tell_left_out(left_out(place))
-    with Progress("predicting") as progress:
-        results = list(loaded.iterate_sources(sources, progress))
-    tell_notes(loaded.media_notes)
+    results = _predict_all(loaded, media, sources)
     failures = [result for result in results if isinstance(result, Failure)]
     records = sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
     for failure in failures:
@@ -86,6 +81,24 @@ def predict(
         )
     if failures:
         raise typer.Exit(1)
+
+
+def _predict_all(
+    model: "Model | Models", media: "Sequence[str]", sources: "Sequence[Source]"
+) -> "list[Record | Failure]":
+    """Predict, and print what should be known of the run and the media."""
+    from emi.cli.messages import tell_left_out, tell_notes
+    from emi.console import Progress
+    from extract.sources import left_out
+
+    for note in model.notes:
+        typer.echo(note, err=True)
+    for place in media:
+        tell_left_out(left_out(place))
+    with Progress("predicting") as progress:
+        results = list(model.iterate_sources(sources, progress))
+    tell_notes(model.media_notes)
+    return results
 
 
 def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[str]") -> None:

@@ -3,13 +3,11 @@
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import av
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import av
 
 WIDTH, HEIGHT, FPS = 160, 120, 12
 
@@ -27,8 +25,6 @@ def write_mp3(path: Path, waveform: NDArray[np.float32], rate: int) -> None:
         waveform: float32 of shape (samples,) in [-1, 1].
         rate: sample rate in Hz.
     """
-    import av
-
     with av.open(path, "w", format="mp3") as container:
         stream = container.add_stream("libmp3lame", rate=rate, layout="mono")
         stream.bit_rate = MP3_BIT_RATE
@@ -46,8 +42,6 @@ def write_mp4(path: Path, waveform: NDArray[np.float32], rate: int, *, hue: floa
         rate: sample rate in Hz.
         hue: colour of the face, 0 to 1.
     """
-    import av
-
     with av.open(path, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         film = container.add_stream("libx264" if "libx264" in av.codecs_available else "mpeg4", rate=FPS)
         film.width, film.height, film.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -82,22 +76,18 @@ def draw_face(waveform: NDArray[np.float32], rate: int, *, hue: float) -> NDArra
     return pictures
 
 
-def _picture(index: int, pixels: NDArray[np.uint8]) -> "av.VideoFrame":
-    import av
-
+def _picture(index: int, pixels: NDArray[np.uint8]) -> av.VideoFrame:
     frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
     frame.pts, frame.time_base = index, Fraction(1, FPS)
     return frame
 
 
-def _sound(waveform: NDArray[Any], rate: int, sample_format: str) -> "av.AudioFrame":
-    import av
-
+def _sound(waveform: NDArray[Any], rate: int, sample_format: str) -> av.AudioFrame:
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None]), format=sample_format, layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
     return frame
 
 
-def _encode(container: "av.container.OutputContainer", stream: Any, frames: Iterable[Any]) -> None:
+def _encode(container: av.container.OutputContainer, stream: Any, frames: Iterable[Any]) -> None:
     for frame in (*frames, None):  # None flushes the encoder
         container.mux(stream.encode(frame))

@@ -143,10 +143,9 @@ def put_in_place(building: Path, folder: Path, settings: dict[str, int]) -> Demo
             folder.rmdir()  # only an empty one; Windows does not rename onto it
         building.rename(folder)
     except OSError:
-        found = find_demo(folder, settings)
-        if found is None:
-            raise
-        return found
+        if (found := find_demo(folder, settings)) is not None:
+            return found
+        raise
     return None
 
 

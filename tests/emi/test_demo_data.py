@@ -231,8 +231,8 @@ def test_a_silent_face_keeps_its_mouth_shut() -> None:
     assert (pictures == pictures[0]).all()
 
 
-def test_importing_the_demo_loads_neither_torch_nor_av_nor_espeak() -> None:
-    code = "import emi.demo.make, sys; print(sorted({'torch', 'av', 'espeakng_loader'} & set(sys.modules)))"
+def test_the_command_loads_neither_torch_nor_av_nor_espeak_before_it_runs() -> None:
+    code = "import emi.cli.demo_data, sys; print(sorted({'torch', 'av', 'espeakng_loader'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
