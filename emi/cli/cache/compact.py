@@ -21,7 +21,7 @@ def compact(
     from cache.maintenance.rewrite import compact as run
     from emi.console import MOMENT, Progress
 
-    if not math.isfinite(segment_gb * 1e9) or segment_gb * 1e9 < 1:
+    if not 1 <= segment_gb * 1e9 < math.inf:
         raise CacheError(f"--segment-gb takes a number of gigabytes above zero, such as 64, got {segment_gb}")
     with Progress(after=MOMENT) as progress:
         stages = (partial(progress.stage, name) for name in ("verifying", "rewriting"))

@@ -46,7 +46,7 @@ def read_ids(file: Path, store: "FeatureCache") -> list[str]:
         ExportError: no such file, or it is not UTF-8 text.
         ClipNameError: a line may be several clips, or two lines are one.
     """
-    from cache.exchange.exporting import ExportError
+    from cache.exchange.selection import ExportError
     from cache.ids import match_ids
 
     try:
