@@ -58,7 +58,7 @@ class FinetuneSettings:
         "Keep the outputs of frozen bottom layers on disk during the run, so that they are computed once.",
         option=None,
     )
-    max_seconds: float = setting(12.0, "Use this much of each clip.")
+    max_seconds: float = setting(12.0, "Use this many seconds of each clip, from its start.")
     audio_dtype: str = setting(
         "auto", "Decoded audio: auto (16-bit where that loses nothing, else float32) or int16 (rounded).", option=None
     )
