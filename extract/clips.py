@@ -10,12 +10,10 @@ Three stages run at the same time. Each is limited by the next, so that memory d
 - the caller stores the results, in the planned order.
 """
 
-import threading
-import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+import itertools
+from collections import deque
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import Any
 
 import torch
 
@@ -23,7 +21,7 @@ from cache.system.machine import available_cores
 from extract.audio.decoding import Decoders
 from extract.audio.media import Waveform
 from extract.backbones.protocol import Backbone
-from extract.compute import BatchComputer, ExtractedClip, Results, one_thread_per_operation
+from extract.compute import Batch, BatchComputer, ExtractedClip, Results, one_thread_per_operation
 from extract.failures import Failure
 from extract.plan import plan_batches
 from extract.settings import DEFAULT, DecodeOptions
@@ -65,117 +63,64 @@ def extract_clips(
     """
     stats = stats or PipelineStats()
     todo = [window for window in planned if any(source.id not in done for source in window)]
+    in_processes = sum(map(len, todo)) >= PROCESSES_FROM
     with (
         one_thread_per_operation(device),
         Decoders(
-            workers or available_cores(),
-            max_seconds,
-            options,
-            in_processes=sum(map(len, todo)) >= PROCESSES_FROM,
-            describe=True,
+            workers or available_cores(), max_seconds, options, in_processes=in_processes, describe=True
         ) as decoders,
         ThreadPoolExecutor(parallel_batches, thread_name_prefix="backbone") as computers,
     ):
         computer = BatchComputer(backbone, device, dtype, stats, parallel_batches)
-        feeder = _Feeder(todo, done, batch_seconds, decoders, computers, computer, 2 * parallel_batches)
+        batches = _batches(_decode_ahead(todo, done, decoders), done, batch_seconds)
+        computing: deque[Future[Results]] = deque()
         try:
-            while (step := _timed(feeder.next, stats, "decode")) is not None:
-                results = _timed(step.result, stats, "device")
-                started = time.monotonic()
-                yield from (result for result in results if result.id not in done)
-                stats.write += time.monotonic() - started
+            while True:
+                with stats.timing("decode"):
+                    for clips, failures in itertools.islice(batches, 2 * parallel_batches - len(computing)):
+                        computing.append(
+                            computers.submit(computer, clips) if clips else computers.submit(list, failures)
+                        )
+                if not computing:
+                    return
+                with stats.timing("device"):
+                    results = computing.popleft().result()
+                with stats.timing("write"):
+                    yield from (result for result in results if result.id not in done)
         finally:
-            feeder.stop()
-            computers.shutdown(wait=False, cancel_futures=True)
+            computers.shutdown(cancel_futures=True)
 
 
-class _Feeder:
-    """A thread that decodes windows, plans their batches and submits up to `ahead` of them before they are consumed."""
-
-    def __init__(
-        self,
-        todo: Sequence[Sequence[Source]],
-        done: Collection[str],
-        batch_seconds: float,
-        decoders: Decoders,
-        computers: ThreadPoolExecutor,
-        computer: BatchComputer,
-        ahead: int,
-    ) -> None:
-        self._todo, self._done, self._batch_seconds = todo, done, batch_seconds
-        self._decoders, self._computers, self._computer = decoders, computers, computer
-        self._steps: SimpleQueue[Future[Results] | None] = SimpleQueue()
-        self._slots, self._stopped = threading.Semaphore(ahead), threading.Event()
-        self._thread = threading.Thread(target=self._feed, name="decode-feeder", daemon=True)
-        self._thread.start()
-
-    def next(self) -> "Future[Results] | None":
-        """Return the next batch, which may still be computed, or None at the end."""
-        step = self._steps.get()
-        self._slots.release()
-        return step
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stopped.set()
-        self._slots.release()
-        self._decoders.cancel()
-        self._thread.join()
-
-    def _feed(self) -> None:
-        try:
-            for window, decoded in self._decode_ahead():
-                if failures := [f for f in decoded.values() if isinstance(f, Failure)]:
-                    self._put(_finished, failures)
-                readable = [(s, w) for s in window if isinstance(w := decoded.get(s.id), Waveform)]
-                for batch in plan_batches([len(waveform.samples) for _, waveform in readable], self._batch_seconds):
-                    clips = [readable[i] for i in batch]
-                    if any(source.id not in self._done for source, _ in clips):
-                        self._put(self._computers.submit, self._computer, clips)
-            self._steps.put(None)
-        except BaseException as error:  # raised again where the consumer asks for the result
-            self._steps.put(_finished(error=error))
-
-    def _put(self, submit: Callable[..., "Future[Results]"], *args: Any) -> None:
-        self._slots.acquire()
-        if self._stopped.is_set():
-            raise _Stopped
-        self._steps.put(submit(*args))
-
-    def _decode_ahead(self) -> "Iterator[tuple[Sequence[Source], dict[str, Waveform | Failure]]]":
-        """Yield windows in order with their decoded clips, while the next window is being decoded."""
-        ahead = [self._decode_missing(window) for window in self._todo[:1]]
-        for i, window in enumerate(self._todo):
-            ahead += [self._decode_missing(following) for following in self._todo[i + 1 : i + 2]]
-            decoded = {id: future.result() for id, future in ahead.pop(0).items()}
-            others = [source for source in window if source.id not in decoded]
-            if others and not all(isinstance(result, Failure) for result in decoded.values()):
-                # batches are those of the whole window; a clip in the cache whose file is gone is no failure
-                futures = [self._decoders.submit(source) for source in others]
-                again = zip(others, [future.result() for future in futures], strict=True)
-                decoded |= {source.id: result for source, result in again if isinstance(result, Waveform)}
-            yield window, decoded
-
-    def _decode_missing(self, window: Sequence[Source]) -> "dict[str, Future[Waveform | Failure]]":
-        return {s.id: self._decoders.submit(s) for s in window if s.id not in self._done}
+def _batches(
+    windows: Iterable[tuple[Sequence[Source], dict[str, Waveform | Failure]]],
+    done: Collection[str],
+    batch_seconds: float,
+) -> Iterator[tuple[Batch, Sequence[Failure]]]:
+    """Yield the batches of decoded windows, and before them the failures of each window."""
+    for window, decoded in windows:
+        yield [], [result for result in decoded.values() if isinstance(result, Failure)]
+        readable = [(s, w) for s in window if isinstance(w := decoded.get(s.id), Waveform)]
+        for batch in plan_batches([len(waveform.samples) for _, waveform in readable], batch_seconds):
+            if any(readable[i][0].id not in done for i in batch):
+                yield [readable[i] for i in batch], []
 
 
-class _Stopped(Exception):  # noqa: N818 - not an error: the consumer has stopped
-    pass
+def _decode_ahead(
+    todo: Sequence[Sequence[Source]], done: Collection[str], decoders: Decoders
+) -> Iterator[tuple[Sequence[Source], dict[str, Waveform | Failure]]]:
+    """Yield windows in order with their decoded clips, while the next window is being decoded."""
 
+    def decode_missing(window: Sequence[Source]) -> dict[str, Future[Waveform | Failure]]:
+        return {s.id: decoders.submit(s) for s in window if s.id not in done}
 
-def _finished(results: Sequence[Failure] = (), error: BaseException | None = None) -> "Future[Results]":
-    future: Future[Results] = Future()
-    if error is None:
-        future.set_result(list(results))
-    else:
-        future.set_exception(error)
-    return future
-
-
-def _timed(wait, stats: PipelineStats, stage: str):  # type: ignore[no-untyped-def]
-    started = time.monotonic()
-    try:
-        return wait()
-    finally:
-        setattr(stats, stage, getattr(stats, stage) + time.monotonic() - started)
+    ahead = [decode_missing(window) for window in todo[:1]]
+    for i, window in enumerate(todo):
+        ahead += [decode_missing(following) for following in todo[i + 1 : i + 2]]
+        decoded = {id: future.result() for id, future in ahead.pop(0).items()}
+        others = [source for source in window if source.id not in decoded]
+        if others and not all(isinstance(result, Failure) for result in decoded.values()):
+            # batches are those of the whole window; a clip in the cache whose file is gone is no failure
+            futures = [decoders.submit(source) for source in others]
+            again = zip(others, [future.result() for future in futures], strict=True)
+            decoded |= {source.id: result for source, result in again if isinstance(result, Waveform)}
+        yield window, decoded

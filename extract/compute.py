@@ -60,7 +60,12 @@ class BatchComputer:
             if results is None and len(clips) == 1:
                 with self._alone():
                     results = self._run_if_it_fits(clips)
-                return results or [self._too_large(*clips[0])]
+                source, _ = clips[0]
+                reason = (
+                    f"needs more memory for its {_seconds(clips):.1f} s than {self._device} has; end other programs "
+                    "that use the memory, or make another cache with a lower --max-seconds"
+                )
+                return results or [Failure(source.id, str(source.path), reason)]
             if results is not None:
                 return results
             self._stats.halved_to = min(max(map(_seconds, halves)), limit or float("inf"))
@@ -127,14 +132,6 @@ class BatchComputer:
             self._streams.stream = torch.cuda.Stream(self._device)
             self._streams.stream.wait_stream(torch.cuda.default_stream(self._device))  # which laid out the weights
         return torch.cuda.stream(self._streams.stream)
-
-    def _too_large(self, source: Source, waveform: Waveform) -> Failure:
-        return Failure(
-            source.id,
-            str(source.path),
-            f"needs more memory for its {_seconds([(source, waveform)]):.1f} s than {self._device} has; end other "
-            "programs that use the memory, or make another cache with a lower --max-seconds",
-        )
 
 
 @contextlib.contextmanager

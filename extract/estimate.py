@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.audio.tracks import choose_track
+from extract.audio.track import choose_track
 from extract.errors import MediaError
 from extract.failures import Failure
 from extract.fill import load_extractor

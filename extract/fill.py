@@ -65,8 +65,15 @@ class Extractor:
         dtype = torch.float16 if self.settings.dtype == "float16" else torch.float32
         with contextlib.closing(self.extract(windows, dtype=dtype, done=done, stats=stats)) as results:
             for result in results:
-                remark = _store(result, writer)
-                yield result.id, 0.0 if isinstance(result, Failure) else result.seconds, remark
+                if isinstance(result, Failure):
+                    yield result.id, 0.0, result
+                    continue
+                remark: Note | Failure | None = result.note if result.note.track or result.note.cut_off else None
+                try:
+                    writer.add(result, result.medium)
+                except CacheFormatError as error:  # the features of this clip cannot be stored; those of others can
+                    remark = Failure(result.id, "", str(error))
+                yield result.id, result.seconds, remark
 
 
 def load_extractor(
@@ -107,14 +114,3 @@ def fill(plan: ExtractPlan, settings: ExtractSettings, cache: str, stats: Pipeli
     ):
         for result in results:
             on_result(*result)
-
-
-def _store(result: "ExtractedClip | Failure", writer: CacheWriter) -> Failure | Note | None:
-    """Write a clip; return why it cannot be written, or what the user should know about its file."""
-    if isinstance(result, Failure):
-        return result
-    try:
-        writer.add(result, result.medium)
-    except CacheFormatError as error:  # the features of this clip cannot be stored; those of others can
-        return Failure(result.id, "", str(error))
-    return result.note if result.note.track or result.note.cut_off else None

@@ -7,6 +7,7 @@ the same batch, and so gets the same bytes.
 Planning decodes nothing, and imports torch only where the precision depends on the device.
 """
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -78,19 +79,15 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
         MediaListError, BackboneError, ExtractSettingsError: the input cannot be used.
         StaleCacheError: the cache holds features that were made with other settings.
     """
-    container = open_container(cache)
-    _check_sharing(cache, settings)
-    sources = find_media(media, settings.media_root)
-    identity = identify(settings.backbone, settings.revision)
-    index, count = settings.shard_numbers()
-    share = windows(sources, settings.max_seconds)[index::count]
-    stored, done, changed = None, frozenset[str](), list[str]()
-    if container.read_attributes() is not None:
-        with open_cache(cache) as store:
-            stored, done = store.header, frozenset(store.ids)
-            share = windows(_with_stored_ids(sources, done), settings.max_seconds)[index::count]
-            changed = [source.id for window in share for source in window if _has_changed(source, store)]
-    container.close()
+    with contextlib.closing(open_container(cache)) as container, contextlib.ExitStack() as opened:
+        _check_sharing(cache, settings)
+        sources = find_media(media, settings.media_root)
+        identity = identify(settings.backbone, settings.revision)
+        store = opened.enter_context(open_cache(cache)) if container.read_attributes() is not None else None
+        stored, done = (store.header, frozenset(store.ids)) if store else (None, frozenset[str]())
+        index, count = settings.shard_numbers()
+        share = windows(_with_stored_ids(sources, done), settings.max_seconds)[index::count]
+        changed = [source.id for window in share for source in window if store and _has_changed(source, store)]
     in_cache = stored.fingerprint.get("precision") if stored else None
     precision, reason = settings.resolved_precision(identity.precisions, in_cache)
     header = make_header(identity, settings, precision)

@@ -5,13 +5,14 @@ PyAV takes and releases the lock for each frame; two threads that decode MP3 are
 
 import contextlib
 import signal
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
 from cache.system.child_process import how_it_ended, parent_connection, start_child
-from extract.audio.media import Recording, read
+from extract.audio.media import Waveform, read
 from extract.errors import MediaError
 from extract.settings import DEFAULT, DecodeOptions
 
@@ -36,24 +37,25 @@ class Decoder:
             self._await_start()
         return self._started
 
-    def read(self, path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Recording:
+    def read(self, path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Waveform:
         """Read a file as `extract.audio.media.read` does.
 
         Raises:
             MediaError: the file cannot be read, or the process died while reading it.
             DecoderUnavailableError: see `ready`.
         """
+        request = path, max_seconds, options
         self._await_start()
         try:
-            self._connection.send((path, max_seconds, options))
+            self._connection.send(request)
         except ConnectionError:  # it died between two files
             self._restart()
             self._await_start()
-            self._connection.send((path, max_seconds, options))
+            self._connection.send(request)
         try:
-            reply = self._connection.recv()
+            reply, count = self._connection.recv()
+            samples = np.empty(count, np.float32)
             if not isinstance(reply, Exception):
-                samples = np.empty(reply[0], np.float32)
                 self._connection.recv_bytes_into(samples.view(np.uint8).data)
         except (EOFError, ConnectionError):
             ended = how_it_ended(self._child.wait())
@@ -61,7 +63,7 @@ class Decoder:
             raise MediaError(f"was being decoded when its process {ended}") from None
         if isinstance(reply, Exception):
             raise reply
-        return Recording(samples, *reply[1:])
+        return replace(reply, samples=samples)
 
     def close(self) -> None:
         """End the process."""
@@ -98,13 +100,12 @@ def main() -> None:
 
 def _answer(connection: Connection, path: Path, max_seconds: float, options: DecodeOptions) -> None:
     try:
-        recording = read(path, max_seconds, options)
+        waveform = read(path, max_seconds, options)
     except Exception as error:  # no file may stop the others
-        connection.send(error)
+        connection.send((error, 0))
         return
-    details = (recording.rate, recording.seconds, recording.track, recording.cut_off)
-    connection.send((len(recording.samples), *details))
-    connection.send_bytes(recording.samples.view(np.uint8).data)
+    connection.send((replace(waveform, samples=waveform.samples[:0]), len(waveform.samples)))
+    connection.send_bytes(waveform.samples.view(np.uint8).data)
 
 
 if __name__ == "__main__":

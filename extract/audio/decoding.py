@@ -38,8 +38,7 @@ class Decoders:
     ) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._workers, self._max_seconds, self._in_processes = workers, max_seconds, in_processes
-        self._options = [] if options == DEFAULT else [options]
-        self._describe = describe
+        self._options, self._describe = options, describe
         self._of_thread = threading.local()
         self._processes: list[Decoder] = []
 
@@ -48,27 +47,25 @@ class Decoders:
         return self._threads.submit(self._decode, source)
 
     def _decode(self, source: Source) -> "Waveform | Failure":
-        path = readable(str(source.path))
-        if source.problem:
-            return Failure(source.id, path, source.problem)
-        medium = medium_of(source.path) if self._describe else None
         try:
+            if source.problem:
+                raise MediaError(source.problem)
+            medium = medium_of(source.path) if self._describe else None
             return replace(self._read(source), medium=medium)
         except MediaError as error:
             reason = str(error)
         except Exception as error:  # no file may stop the others
             reason = f"broke its decoder ({type(error).__name__}: {error})"
-        return Failure(source.id, path, readable(reason))
+        return Failure(source.id, readable(str(source.path)), readable(reason))
 
     def _read(self, source: Source) -> Waveform:
         if self._in_processes:
             try:
                 if (decoder := self._decoder()).ready():
-                    recording = decoder.read(source.path, self._max_seconds, *self._options)
-                    return recording.waveform(self._max_seconds)
+                    return decoder.read(source.path, self._max_seconds, self._options).at_16_khz(self._max_seconds)
             except (DecoderUnavailableError, OSError):  # no process can be started here
                 self._in_processes = False
-        return decode(source.path, self._max_seconds, *self._options)
+        return decode(source.path, self._max_seconds, self._options)
 
     def _decoder(self) -> Decoder:
         """Return this thread's process."""
@@ -82,10 +79,6 @@ class Decoders:
         return not self._in_processes or (
             len(self._processes) == self._workers and all(process.ready() for process in self._processes)
         )
-
-    def cancel(self) -> None:
-        """Drop the clips that no thread has begun."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> "Decoders":
         return self

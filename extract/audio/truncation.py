@@ -8,12 +8,11 @@ FFmpeg decodes the rest of a truncated file without an error, which would cache 
 stated lengths are used; an estimate from the bit rate is not reliable.
 """
 
-import functools
 import os
 import re
 import struct
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import av.container
 
@@ -80,7 +79,7 @@ def is_cut_off(path: Path, kind: str) -> bool:
     """Whether a file ends before its structure does (FFmpeg may derive its lengths from the file size)."""
     size = path.stat().st_size
     if kind == "ogg":
-        return _ogg_last_page_end(path) > size
+        return _ogg_is_cut_off(path, size)
     if kind not in _LAYOUTS:
         return False
     start, stated = sound_chunk(path, kind)
@@ -89,9 +88,11 @@ def is_cut_off(path: Path, kind: str) -> bool:
 
 def is_whole_flac_frame(frame: bytes) -> bool:
     """Whether the last packet of a FLAC file is a frame with the right CRC-16; a file cut off ends within a frame."""
-    crc, table = 0, _crc16_table()
+    crc = 0
     for byte in frame:
-        crc = (crc << 8 & 0xFF00) ^ table[crc >> 8 ^ byte]
+        crc ^= byte << 8
+        for _ in range(8):  # polynomial 0x8005, most significant bit first (RFC 9639, 9.3)
+            crc = (crc << 1 ^ (0x8005 if crc & 0x8000 else 0)) & 0xFFFF
     return len(frame) > 2 and crc == 0
 
 
@@ -153,62 +154,39 @@ def sound_chunk(path: Path, kind: str) -> tuple[int, int]:
         while len(header := file.read(layout.head.size)) == layout.head.size:
             name, size = layout.head.unpack(header)
             size -= layout.head.size if layout.head_counts else 0
-            if name == b"ds64":
-                wide = _data_size_64(file)
+            body = file.tell()
             if name[:4] == layout.name:
-                return file.tell(), wide if size == 0xFFFFFFFF and wide else size
+                return body, wide if size == 0xFFFFFFFF and wide else size
             if size < 0:
                 break
+            if name == b"ds64":
+                wide = int.from_bytes(file.read(16)[8:], "little")
+            file.seek(body)
             file.seek(size + -size % layout.align, os.SEEK_CUR)
     return 0, 0
 
 
-def _data_size_64(file: BinaryIO) -> int:
-    """Read the size of the data chunk from a ds64 chunk, without moving in the file."""
-    body = file.read(16)
-    file.seek(-len(body), os.SEEK_CUR)
-    return int(struct.unpack("<8xQ", body)[0]) if len(body) == 16 else 0
-
-
-def _ogg_last_page_end(path: Path) -> int:
-    """Return the offset at which the last Ogg page ends by its segment table; 0 where no page is found."""
-    size = path.stat().st_size
+def _ogg_is_cut_off(path: Path, size: int) -> bool:
+    """Whether the last Ogg page ends behind the end of the file by its segment table."""
     start = max(0, size - 2 * 65307)  # a page has at most 65,307 bytes (RFC 3533)
     with path.open("rb") as file:
         file.seek(start)
         tail = file.read()
     at = tail.rfind(b"OggS\0")
-    if at < 0 or len(tail) < at + 27:
-        return size + 1 if at >= 0 else 0
-    segments = tail[at + 27 : at + 27 + tail[at + 26]]
-    if len(segments) < tail[at + 26]:
-        return size + 1
-    return start + at + 27 + len(segments) + sum(segments)
+    page = tail[at:].ljust(27, b"\xff")  # a page without a whole head lacks its segments too
+    segments = page[27 : 27 + page[26]]
+    return at >= 0 and (len(segments) < page[26] or start + at + 27 + len(segments) + sum(segments) > size)
 
 
 def _mp3_seconds(path: Path, rate: int) -> float | None:
     """Return the length in the Xing/Info header of the first MPEG frame, or None where there is no such header."""
     with path.open("rb") as file:
         head = file.read(10)
-        if head[:3] == b"ID3":
-            file.seek(10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
-        else:
-            file.seek(0)
+        tag_bytes = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
+        file.seek(10 + tag_bytes if head[:3] == b"ID3" else 0)
         frame = file.read(4096)
     tag = max(frame[:256].find(b"Xing"), frame[:256].find(b"Info"))
     if tag < 0 or len(frame) < tag + 12 or not frame[tag + 7] & 1:
         return None
     frames = int.from_bytes(frame[tag + 8 : tag + 12], "big")
     return frames * (1152 if rate >= 32000 else 576) / rate  # MPEG-1 against MPEG-2 and 2.5
-
-
-@functools.cache
-def _crc16_table() -> list[int]:
-    """Return the table of FLAC's CRC-16: polynomial 0x8005, most significant bit first (RFC 9639, 9.3)."""
-    table = []
-    for byte in range(256):
-        crc = byte << 8
-        for _ in range(8):
-            crc = (crc << 1 ^ 0x8005 if crc & 0x8000 else crc << 1) & 0xFFFF
-        table.append(crc)
-    return table

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.paths import at_home
-from extract.backbones.hub import WEIGHTS, from_hub, missing_weights, weight_files
+from extract.backbones.hub import WEIGHTS, from_hub, weight_files
 from extract.backbones.weight_names import Layout, layout_of, names_in
 from extract.errors import BackboneError
 
@@ -33,20 +33,19 @@ class Checkpoint:
 
     def weight_files(self) -> list[Path]:
         """Return the files that hold the weights, in a fixed order."""
-        missing = missing_weights(self.folder)
-        if missing is None:
+        files = weight_files(self.folder)
+        if not files:
             raise BackboneError(f"{self.folder} holds none of {', '.join(WEIGHTS)}; the checkpoint is incomplete")
-        if missing:
+        if missing := [file.name for file in files if not file.is_file()]:
             raise BackboneError(f"{self.folder} lacks {missing[0]}, which its index names; download it again")
-        return weight_files(self.folder)
+        return files
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of the weight files."""
         digest = hashlib.sha256()
         for path in self.weight_files():
             with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
+                hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
 
     def config_sha256(self) -> str:
@@ -64,7 +63,8 @@ class Checkpoint:
         for path in self.weight_files():
             with _reading(path):
                 names |= names_in(path)
-        return layout_of(names, self.labels if self._gives_head_the_mean() else ())
+        last_mean = self.config.get("pooling_mode", "mean") == "mean" and not self.config.get("use_weighted_layer_sum")
+        return layout_of(names, self.labels if last_mean else ())  # a supported head takes the last state and its mean
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -94,10 +94,6 @@ class Checkpoint:
                     state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
                     found |= {key: value for key, value in state.items() if wanted(key)}
         return found
-
-    def _gives_head_the_mean(self) -> bool:
-        """Whether the configuration applies a head to the last hidden state and its time mean."""
-        return self.config.get("pooling_mode", "mean") == "mean" and not self.config.get("use_weighted_layer_sum")
 
 
 def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
@@ -131,12 +127,9 @@ def save_checkpoint(folder: Path, tensors: "Mapping[str, Tensor]", config: Mappi
 
 def _preprocessor(folder: Path) -> Mapping[str, Any]:
     """Read the settings of the feature extractor as transformers 5 does: first from the processor's."""
-    processor, alone = (folder / name for name in CONFIGS[:0:-1])
-    content = _json(processor) if processor.is_file() else {}
-    for part in ("feature_extractor", "audio_processor"):
-        if isinstance(content.get(part), dict):
-            return dict(content[part])
-    return _json(alone) if alone.is_file() else {}
+    alone, processor = (_json(path) if (path := folder / name).is_file() else {} for name in CONFIGS[1:])
+    parts = (processor.get(name) for name in ("feature_extractor", "audio_processor"))
+    return next((part for part in parts if isinstance(part, dict)), alone)
 
 
 @contextlib.contextmanager

@@ -108,12 +108,11 @@ def load_encoder(checkpoint: Checkpoint, **config: Any) -> nn.Module:
 
 
 def _refuse_problems(checkpoint: Checkpoint, prefix: str, report: dict[str, Any]) -> None:
+    shapes = (f"{name} {tuple(stored)} for {tuple(wanted)}" for name, stored, wanted in report["mismatched_keys"])
     problems = {
         "missing": sorted(set(report["missing_keys"]) - _TRAINING_ONLY),
         "unexpected": sorted(report["unexpected_keys"]),
-        "misshapen": sorted(
-            f"{name} {tuple(stored)} for {tuple(wanted)}" for name, stored, wanted in report["mismatched_keys"]
-        ),
+        "misshapen": sorted(shapes),
     }
     for what, weights in problems.items():
         if weights:

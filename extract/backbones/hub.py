@@ -73,7 +73,7 @@ def from_hub(name: str, revision: str | None = None) -> Path:
             f"provide it ({type(error).__name__}); give a local folder that holds its config.json and weights "
             "with --backbone FOLDER, or use --backbone silero, which needs no download"
         ) from error
-    if missing_weights(folder) != []:
+    if not has_weights(folder):
         raise BackboneError(
             f"{name} on the hub holds none of {SAFETENSORS[0]} and {PICKLED[0]}, whole or in parts; choose another "
             "checkpoint"
@@ -91,17 +91,16 @@ def weight_files(folder: Path) -> list[Path]:
     if found is None or found.suffix != ".json":
         return [found] if found else []
     try:
-        return [
-            folder / name for name in sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
-        ]
+        parts = json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(parts))]
     except (ValueError, KeyError, AttributeError) as error:
         raise BackboneError(f"{found} is no index of weights ({error}); download it again") from error
 
 
-def missing_weights(folder: Path) -> list[str] | None:
-    """Return the names of weight files that an index names and that do not exist; None where there are no weights."""
+def has_weights(folder: Path) -> bool:
+    """Whether a checkpoint's weights are all there."""
     files = weight_files(folder)
-    return [file.name for file in files if not file.is_file()] if files else None
+    return bool(files) and all(file.is_file() for file in files)
 
 
 def _in_local_cache(repository: str, revision: str | None) -> Path | None:
@@ -110,7 +109,7 @@ def _in_local_cache(repository: str, revision: str | None) -> Path | None:
 
     config = huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision)
     folder = Path(config).parent if isinstance(config, str) else None
-    return folder if folder and missing_weights(folder) == [] else None
+    return folder if folder and has_weights(folder) else None
 
 
 def _download(repository: str, revision: str | None) -> Path:
@@ -122,6 +121,7 @@ def _download(repository: str, revision: str | None) -> Path:
         folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
         if any((folder / name).is_file() for name in names[:2]):
             break
-    for part in missing_weights(folder) or ():  # named by the index, and not as in the patterns
-        huggingface_hub.hf_hub_download(repository, part, revision=folder.name)
+    for part in weight_files(folder):
+        if not part.is_file():  # named by the index, and not as in the patterns
+            huggingface_hub.hf_hub_download(repository, part.name, revision=folder.name)
     return folder

@@ -55,11 +55,6 @@ class _Worker:
             on_result(*result)
         return True
 
-    def how_it_died(self) -> str:
-        """Return how the process ended, and after which clip."""
-        after = f" after clip {self.last_clip!r}" if self.last_clip else " before its first clip"
-        return f"process {self.number + 1} {how_it_ended(self.process.returncode)}{after}"
-
 
 def run_processes(
     plan: ExtractPlan, settings: ExtractSettings, cache: str, stats: PipelineStats, on_result: OnResult, count: int
@@ -96,7 +91,8 @@ def run_processes(
             if worker.finished:
                 del shares[worker.number]
             elif worker.error is None:
-                notes.append(worker.how_it_died())
+                after = f"after clip {worker.last_clip!r}" if worker.last_clip else "before its first clip"
+                notes.append(f"process {worker.number + 1} {how_it_ended(worker.process.returncode)} {after}")
         if error := next((worker.error for worker in workers if worker.error is not None), None):
             raise error
         if not shares:

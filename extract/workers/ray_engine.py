@@ -58,6 +58,16 @@ def run_ray(
 
     with _connected(ray, settings.address):
         resource, count = _actors(ray, settings)
+        resources = ray.cluster_resources()
+        actor_settings = replace(  # one device, and a share of the cores for decoding
+            settings,
+            backbone=_absolute(settings.backbone),
+            device="cuda" if resource == "GPU" else "cpu",
+            workers=settings.workers or max(1, int(resources["CPU"] // resources[resource])),
+            processes=1,
+            engine="local",
+            address=None,
+        )
         with CacheWriter(cache, plan.header):
             pass  # create the cache once, before several actors open it
         job = Job(
@@ -65,7 +75,7 @@ def run_ray(
             media=next((source.path.absolute() for source in plan.sources if source.path.exists()), None),
             header=plan.header,
             identity=replace(plan.identity, source=_absolute(plan.identity.source)),
-            settings=_for_actors(ray, settings, resource),
+            settings=actor_settings,
             refresh=plan.refresh,
         )
         options = {"num_cpus": 1, "num_gpus": int(resource == "GPU"), "max_restarts": 0, "max_concurrency": 2}
@@ -133,20 +143,6 @@ def _actors(ray: ModuleType, settings: ExtractSettings) -> tuple[str, int]:
     if not available["CPU"]:
         raise ExtractSettingsError("the Ray cluster offers no CPU; `ray status` shows its machines")
     return resource, min(available[resource], settings.processes or available[resource])
-
-
-def _for_actors(ray: ModuleType, settings: ExtractSettings, resource: str) -> ExtractSettings:
-    """Return the settings of an actor: one device, and its share of the cores for decoding."""
-    resources = ray.cluster_resources()
-    return replace(
-        settings,
-        backbone=_absolute(settings.backbone),
-        device="cuda" if resource == "GPU" else "cpu",
-        workers=settings.workers or max(1, int(resources["CPU"] // resources[resource])),
-        processes=1,
-        engine="local",
-        address=None,
-    )
 
 
 def _absolute(backbone: str) -> str:

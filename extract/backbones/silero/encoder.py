@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from extract.backbones.checkpoint import save_checkpoint
 from extract.backbones.hub import WEIGHTS
-from extract.backbones.protocol import Features
+from extract.backbones.protocol import Features, Stage
 from extract.backbones.silero.layout import (
     BINS,
     CHANNELS,
@@ -33,7 +33,6 @@ from extract.backbones.silero.layout import (
     STRIDES,
     WINDOW,
 )
-from extract.backbones.trainable import Stage
 from extract.errors import BackboneError
 
 ENCODE_WINDOWS = 512

@@ -11,9 +11,8 @@ from cache.paths import at_home
 from extract.backbones.checkpoint import CONFIGS
 from extract.backbones.hub import WEIGHTS
 from extract.backbones.licence import licence_of_weights
-from extract.backbones.protocol import Identity
+from extract.backbones.protocol import Identity, Regularisation
 from extract.backbones.silero.layout import DIM, LAYOUT, MODEL_TYPE, WINDOW
-from extract.backbones.trainable import Regularisation
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class SileroFamily:
     def load_trainable(
         self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
     ) -> "SileroBackbone":
-        """See `extract.backbones.trainable.TrainableFamily`.
+        """See `extract.backbones.protocol.TrainableFamily`.
 
         Raises:
             BackboneError: an option that silero does not have.

@@ -24,6 +24,7 @@ from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, l
 from extract.backbones.packed_weights import wrong_below_float32
 from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features
+from extract.backbones.speech.front_end import num_frames, num_samples
 from extract.backbones.speech.packed_encoder import PackedEncoder, supports
 
 
@@ -40,7 +41,7 @@ class SpeechTransformer(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Any,
         head: RegressionHead | None,
         normalise: bool,
         dtype: torch.dtype,
@@ -51,32 +52,19 @@ class SpeechTransformer(nn.Module):
         self.head = head
         self.normalise = normalise
         self._dtype = dtype
-        self._packed = PackedEncoder(encoder, dtype) if supports(encoder.config) and not trained else None
-        library: Any = encoder
-        position, config = library.encoder.pos_conv_embed.conv, library.config
+        self.pads = trained or not supports(encoder.config)
+        self._packed = None if self.pads else PackedEncoder(encoder, dtype)
+        position, config = encoder.encoder.pos_conv_embed.conv, encoder.config
         if self.pads and wrong_below_float32(position.weight):
             position.forward = MethodType(_forward_in_float32, position)  # a copy computes with its weights
-        self.encoder = encoder if self.pads else None  # the packed encoder has its own layout of the weights
+        self.encoder: Any = encoder if self.pads else None  # the packed encoder has its own layout of the weights
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
-        self._receptive_field = receptive_field(config.conv_kernel, config.conv_stride)
+        self._receptive_field = num_samples(1, self._convolutions)  # 400 for wav2vec 2.0
         self._maskable = config.feat_extract_norm == "layer"
 
-    @property
-    def pads(self) -> bool:
-        """Whether a batch is computed with padding, rather than packed."""
-        return self._packed is None
-
-    @property
-    def _library(self) -> Any:
-        """The encoder, as a model of transformers."""
-        return self.encoder
-
-    def num_frames(self, num_samples: int) -> int:
-        """L ← (L - kernel) // stride + 1 per convolution; clips under one receptive field are padded to one frame."""
-        length = max(num_samples, self._receptive_field)
-        for kernel, stride in self._convolutions:
-            length = (length - kernel) // stride + 1
-        return length
+    def num_frames(self, samples: int) -> int:
+        """Clips under one receptive field are padded to one frame."""
+        return num_frames(max(samples, self._receptive_field), self._convolutions)
 
     def forward(self, waveforms: Sequence[Tensor]) -> Features:
         """See `Backbone`."""
@@ -115,9 +103,10 @@ class SpeechTransformer(nn.Module):
         if len(set(samples)) > 1:
             sizes = torch.tensor(samples, device=batch.device)
             mask = (torch.arange(max(samples), device=batch.device) < sizes[:, None]).long()
-        _let_wavlm_mix_masks()
+        if _MIXED_MASKS not in warnings.filters:
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")
         with torch.autocast(batch.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self._library(batch, attention_mask=mask).last_hidden_state
+            return self.encoder(batch, attention_mask=mask).last_hidden_state
 
     def _groups(self, samples: Sequence[int]) -> list[list[int]]:
         """Indices of clips that may share one padded batch."""
@@ -127,16 +116,9 @@ class SpeechTransformer(nn.Module):
         return [list(group) for _, group in itertools.groupby(order, key=lambda i: samples[i])]
 
 
+# Torch's warning about how WavLM's attention calls it (transformers 5.23), silenced for the whole process:
+# `warnings.catch_warnings` would restore filters while other threads run batches.
 _MIXED_MASKS = ("ignore", re.compile("Support for mismatched key_padding_mask", re.IGNORECASE), Warning, None, 0)
-
-
-def _let_wavlm_mix_masks() -> None:
-    """Silence torch's warning about how WavLM's attention calls it (transformers 5.23), for the whole process.
-
-    `warnings.catch_warnings` is not thread-safe: it would restore filters while other threads run batches.
-    """
-    if _MIXED_MASKS not in warnings.filters:
-        warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")
 
 
 def _forward_in_float32(module: nn.Module, x: Tensor) -> Tensor:
@@ -177,11 +159,3 @@ def settle_kernels(device: torch.device, precision: str) -> None:
         torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
-    """Return the samples that the convolutions need for one frame: 400 for wav2vec 2.0."""
-    field = 1
-    for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
-        field = (field - 1) * stride + kernel
-    return field

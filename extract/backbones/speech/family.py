@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from cache.paths import at_home
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
 from extract.backbones.licence import licence_of_weights
-from extract.backbones.protocol import Identity
-from extract.backbones.trainable import Regularisation
+from extract.backbones.protocol import Identity, Regularisation
 from extract.backbones.weight_names import VAD, Layout
 from extract.errors import BackboneError
 
@@ -60,7 +59,7 @@ class TransformersFamily:
     def load_trainable(
         self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
     ) -> "TrainableTransformer":
-        """See `extract.backbones.trainable.TrainableFamily`."""
+        """See `extract.backbones.protocol.TrainableFamily`."""
         from extract.backbones.speech.trainable_transformer import load_trainable_transformer
 
         checkpoint = find_checkpoint(identity.source, identity.revision)

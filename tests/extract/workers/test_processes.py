@@ -172,11 +172,11 @@ def test_killed_decoding_processes_lose_only_their_current_clips(tmp_path, clips
 
     original = Decoder.read
 
-    def dies_over_one(decoder, path, max_seconds):
+    def dies_over_one(decoder, path, max_seconds, options):
         if path.name == "00004.wav":
             os.kill(decoder._child.pid, signal.SIGSTOP)
             threading.Timer(0.3, decoder._child.kill).start()
-        return original(decoder, path, max_seconds)
+        return original(decoder, path, max_seconds, options)
 
     monkeypatch.setattr(Decoder, "read", dies_over_one)
     summary = emi.extract(clips, tmp_path / "f.zarr", dtype="float32", workers=2)

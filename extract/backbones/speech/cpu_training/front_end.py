@@ -31,13 +31,9 @@ def use_rows(encoder: Any, *, checkpointing: bool) -> None:
         checkpointing: keep no activations between waveform and frames, and compute a block again for its gradient.
     """
     extractor = encoder.feature_extractor
-    extractor.__class__ = _by_rows(type(extractor), checkpointing)
+    kind: Any = type(extractor)
 
-
-def _by_rows(kind: Any, checkpointing: bool) -> Any:
-    """Return a subclass of the library's front end. As a subclass, a copied model uses its own weights."""
-
-    class ByRows(kind):  # type: ignore[misc]
+    class ByRows(kind):  # type: ignore[misc] # as a subclass, a copied model uses its own weights
         def forward(self, batch: Tensor) -> Tensor:
             if batch.device.type != "cpu":
                 parts = batch.split(1) if checkpointing else (batch,)
@@ -47,7 +43,7 @@ def _by_rows(kind: Any, checkpointing: bool) -> Any:
                 rows, lengths = _TrainableFrontEnd(self, dtype, checkpointing)(list(batch.float()))
             return rows.view(len(batch), lengths[0], -1).transpose(1, 2)
 
-    return ByRows
+    extractor.__class__ = ByRows
 
 
 class _TrainableFrontEnd(FrontEnd):
@@ -56,10 +52,7 @@ class _TrainableFrontEnd(FrontEnd):
     def __init__(self, extractor: Any, dtype: torch.dtype, checkpointing: bool) -> None:
         super().__init__(extractor, dtype)
         self._checkpointing = checkpointing and torch.is_grad_enabled()
-
-    @property
-    def _block_frames(self) -> int:
-        return CHECKPOINTED_FRAMES if self._checkpointing else BLOCK_FRAMES
+        self._block_frames = CHECKPOINTED_FRAMES if self._checkpointing else BLOCK_FRAMES
 
     def _product(self, conv: nn.Conv1d) -> Product:
         return _Taps(conv, self._dtype)

@@ -16,13 +16,9 @@ from torch.nn import functional
 def use_fourier(encoder: Any) -> None:
     """Make an encoder of the transformers library use this convolution on a CPU in float32, in place."""
     conv = encoder.encoder.pos_conv_embed.conv
-    conv.__class__ = _by_fourier(type(conv))
+    kind: Any = type(conv)
 
-
-def _by_fourier(kind: Any) -> Any:
-    """Return a subclass of the library's convolution. As a subclass, a copied model uses its own weights."""
-
-    class ByFourier(kind):  # type: ignore[misc]
+    class ByFourier(kind):  # type: ignore[misc] # as a subclass, a copied model uses its own weights
         def forward(self, signal: Tensor) -> Tensor:
             if signal.device.type != "cpu" or signal.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
                 return super().forward(signal)
@@ -30,7 +26,7 @@ def _by_fourier(kind: Any) -> Any:
             result = convolve(functional.pad(signal, (padding, padding)), self.weight, self.groups)
             return result if self.bias is None else result + self.bias[:, None]
 
-    return ByFourier
+    conv.__class__ = ByFourier
 
 
 def convolve(signal: Tensor, weight: Tensor, groups: int) -> Tensor:
