@@ -17,7 +17,7 @@ from extract.stats import PipelineStats
 if TYPE_CHECKING:
     import torch
 
-    from extract.compute import ExtractedClip
+    from extract.clips import ExtractedClip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def load_extractor(
     Raises:
         BackboneError: its files do not fit.
     """
-    from extract.compute import one_thread_per_operation
+    from extract.clips import one_thread_per_operation
 
     device = settings.resolved_device()
     batch_seconds, default_batches = settings.batching(identity.small)

@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
-import av.container
-import av.stream
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.sources import Medium
 from extract.audio.streamed import mended
 from extract.audio.structure import hole
-from extract.audio.timeline import clock_zero
-from extract.audio.track import Track, choose_track, why
+from extract.audio.track import Track, choose_track, clock_zero, why
 from extract.audio.truncation import (
     EXACT_KINDS,
     TOLERANCE_SECONDS,
@@ -87,7 +84,7 @@ def decode(path: Path, max_seconds: float = 12.0, options: DecodeOptions = DEFAU
 def read(path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Waveform:
     """Read the first `max_seconds` of one audio track of a file, at the rate of the file.
 
-    A sample is placed at its time on the container's clock (`timeline`): silence fills late starts and gaps. Channels
+    A sample is placed at its time on the container's clock (`track`): silence fills late starts and gaps. Channels
     are averaged in float32 (swresample's downmix is 3 dB louder).
 
     Args:

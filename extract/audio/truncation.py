@@ -52,7 +52,7 @@ def stated_seconds(
         container: opened for reading.
         stream: the track.
         path: of the file.
-        zero: see `extract.audio.timeline.clock_zero`.
+        zero: see `extract.audio.track.clock_zero`.
 
     Returns:
         Seconds from time 0; None where the headers only allow an estimate, or hold a placeholder.

@@ -149,7 +149,7 @@ def _gpu(number: int) -> Mapping[str, str]:
 
 def main() -> None:
     """Run in each process: take a part of the cores, and fill a share of the windows."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     parent = parent_connection()
     try:
         share, settings, cache, number, count = parent.recv()
@@ -163,10 +163,6 @@ def main() -> None:
         os._exit(INTERRUPTED)
     except Exception as error:  # raised again by the parent
         parent.send(error)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -61,10 +61,6 @@ class Window:
     done: frozenset[str]
     attempt: int = 1
 
-    def with_absolute_paths(self) -> "Window":
-        """Return the window with paths that do not depend on the working folder."""
-        return replace(self, sources=[replace(source, path=source.path.absolute()) for source in self.sources])
-
 
 @dataclass(frozen=True, slots=True)
 class Report:

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extract.backbones.checkpoint import save_checkpoint
-from extract.backbones.hub import WEIGHTS
+from extract.backbones.checkpoint import WEIGHTS, save_checkpoint
 from extract.backbones.protocol import Features, Stage
 from extract.backbones.silero.layout import (
     BINS,
@@ -193,10 +192,10 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for i in range(len(STRIDES)):
         names |= {f"convolutions.{i}.{p}": f"_model.encoder.{i}.reparam_conv.{p}" for p in ("weight", "bias")}
     names |= {f"rnn.{p}_{g}": f"_model.decoder.rnn.{p}_{g}" for p in ("weight", "bias") for g in ("ih", "hh")}
-    missing = [old for old in names.values() if old not in state]
-    if missing:
+    try:
+        return {new: state[old] for new, old in names.items()}
+    except KeyError as error:
         raise BackboneError(
-            f"silero-vad's weights lack {missing[0]}; this version of emi needs silero-vad 6.2, install it with "
+            f"silero-vad's weights lack {error.args[0]}; this version of emi needs silero-vad 6.2, install it with "
             "`pip install 'silero-vad==6.2.3'`"
-        )
-    return {new: state[old] for new, old in names.items()}
+        ) from error

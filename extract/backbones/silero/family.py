@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from cache.licences import KNOWN
 from cache.paths import at_home
-from extract.backbones.checkpoint import CONFIGS
-from extract.backbones.hub import WEIGHTS
+from extract.backbones.checkpoint import CONFIGS, WEIGHTS
 from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Identity, Regularisation
 from extract.backbones.silero.layout import DIM, LAYOUT, MODEL_TYPE, WINDOW

@@ -8,7 +8,7 @@ from cache.paths import at_home
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
 from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Identity, Regularisation
-from extract.backbones.weight_names import VAD, Layout
+from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -31,17 +31,22 @@ class TransformersFamily:
         _check_supported(checkpoint)
         layout = checkpoint.layout()
         source = name if checkpoint.commit is None else name.partition("@")[0]
+        folder = Path(at_home(source))
+        left_out = (
+            f"{checkpoint.folder.name} has weights beside its encoder that are left out: {', '.join(layout.others)} (a "
+            "head is used where its three outputs are called arousal, dominance and valence)"
+        )
         return Identity(
             source=source,
             revision=checkpoint.commit,
             fingerprint={
-                "backbone": _display_name(source),
+                "backbone": folder.resolve().name if folder.is_dir() else source,  # moving it changes nothing
                 "weights_sha256": checkpoint.weights_sha256(),
                 "config_sha256": checkpoint.config_sha256(),
                 "layer": "last",
                 "normalisation": "clip-mean-variance" if _normalises(checkpoint) else "none",
             },
-            note=_left_out(checkpoint.folder, layout),
+            note=left_out if layout.others else "",
             dim=config.get("hidden_size", 768),
             hop_seconds=math.prod(config.get("conv_stride", _DEFAULT_STRIDES)) / 16_000,
             vad_names=() if layout.head is None else VAD,
@@ -70,12 +75,6 @@ class TransformersFamily:
 TRANSFORMERS = TransformersFamily()
 
 
-def _display_name(name: str) -> str:
-    """Return a hub id unchanged, and of a folder its name only, so that moving it changes nothing."""
-    folder = Path(at_home(name))
-    return folder.resolve().name if folder.is_dir() else name
-
-
 def _check_supported(checkpoint: Checkpoint) -> None:
     kind = checkpoint.config.get("model_type")
     if kind not in MODEL_TYPES:
@@ -95,12 +94,3 @@ def _check_supported(checkpoint: Checkpoint) -> None:
 
 def _normalises(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.preprocessor.get("do_normalize", True))
-
-
-def _left_out(folder: Path, layout: Layout) -> str:
-    if not layout.others:
-        return ""
-    return (
-        f"{folder.name} has weights beside its encoder that are left out: {', '.join(layout.others)} (a head is used "
-        "where its three outputs are called arousal, dominance and valence)"
-    )

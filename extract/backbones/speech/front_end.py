@@ -16,7 +16,7 @@ clip. So these models run in blocks as well, with one scale and shift per clip a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -46,11 +46,13 @@ class FrontEnd:
     Args:
         extractor: with float32 weights, on its device.
         dtype: of the matrix products and of what lies between them.
+        product: makes the product of a layer from its convolution and the dtype; `PackedTaps` by default.
     """
 
-    def __init__(self, extractor: Any, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._layers = [Layer(layer, self._product(layer.conv)) for layer in extractor.conv_layers]
+    def __init__(
+        self, extractor: Any, dtype: torch.dtype, product: Callable[[nn.Conv1d, torch.dtype], Product] | None = None
+    ) -> None:
+        self._layers = [Layer(layer, (product or PackedTaps)(layer.conv, dtype)) for layer in extractor.conv_layers]
         self._convolutions = [(layer.kernel, layer.stride) for layer in self._layers]
         self._stride = math.prod(stride for _, stride in self._convolutions)
         self._block_frames = BLOCK_FRAMES
@@ -84,9 +86,6 @@ class FrontEnd:
         lengths = [num_frames(len(w), self._convolutions) for w in waveforms]
         keep = torch.cat([torch.arange(start, start + n) for start, n in zip(offsets, lengths, strict=False)])
         return torch.cat(blocks)[keep.to(signal.device)], lengths
-
-    def _product(self, conv: nn.Conv1d) -> Product:
-        return PackedTaps(conv, self._dtype)
 
     def _run(self, x: Tensor, spans: Spans) -> Tensor:
         """All layers over the (samples, 1) of a block."""

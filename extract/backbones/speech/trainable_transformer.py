@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from extract.backbones.checkpoint import CONFIGS, Checkpoint, save_checkpoint
+from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint, save_checkpoint
 from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
-from extract.backbones.hub import WEIGHTS
 from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features, Regularisation, Stage
 from extract.backbones.speech.cpu_training import prepare_for_cpu

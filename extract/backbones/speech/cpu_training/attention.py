@@ -7,7 +7,6 @@ dropout in bfloat16, torch computes all of attention in float32; here only the s
 keeps the precision of large scores.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,8 +26,12 @@ BLOCK_SCORES = 3 << 19
 
 def use_blocks(encoder: Any) -> None:
     """Make an encoder of transformers use this attention on a CPU, in place. Other devices do not change."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
     if encoder.config.model_type != "wavlm":  # whose attention is torch's own function
-        _register()
+        AttentionInterface.register(ATTENTION, attention)
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         encoder.set_attn_implementation(ATTENTION)
 
 
@@ -118,12 +121,3 @@ def _blocks(shape: torch.Size) -> Iterator[tuple[int, slice]]:
     for clip in range(batch):
         for head in range(0, heads, step):
             yield clip, slice(head, head + step)
-
-
-@functools.cache
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(ATTENTION, attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)

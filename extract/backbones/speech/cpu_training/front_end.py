@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from extract.backbones.speech.cpu_training.products import product
-from extract.backbones.speech.front_end import FrontEnd, Product, Spans, taps_of
+from extract.backbones.speech.front_end import FrontEnd, Spans, taps_of
 
 BLOCK_FRAMES = 512
 """Frames per block: large enough for the gradient's matrix products."""
@@ -50,12 +50,9 @@ class _TrainableFrontEnd(FrontEnd):
     """Built for every batch, so that it has the weights of the last step."""
 
     def __init__(self, extractor: Any, dtype: torch.dtype, checkpointing: bool) -> None:
-        super().__init__(extractor, dtype)
+        super().__init__(extractor, dtype, _Taps)
         self._checkpointing = checkpointing and torch.is_grad_enabled()
         self._block_frames = CHECKPOINTED_FRAMES if self._checkpointing else BLOCK_FRAMES
-
-    def _product(self, conv: nn.Conv1d) -> Product:
-        return _Taps(conv, self._dtype)
 
     def _run(self, x: Tensor, spans: Spans) -> Tensor:
         if not self._checkpointing:
