@@ -1,4 +1,4 @@
-"""From clips to features, window by window (`extract.plan`): decode, run the backbone and hand over, all at once.
+"""From clips to features in the cache, window by window (`extract.plan`): decode, run the backbone and store, at once.
 
 Three stages run at the same time. Each is limited by the next, so that memory does not grow with the number of clips:
 
@@ -17,20 +17,23 @@ from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from cache.errors import CacheFormatError
 from cache.format import Clip
 from cache.paths import readable
 from cache.sources import Medium
 from cache.system.machine import available_cores
 from cache.system.memory import is_out_of_memory
+from cache.writer import CacheWriter
 from extract.audio.decoding import Decoders
 from extract.audio.media import Waveform
-from extract.backbones.protocol import Backbone
-from extract.failures import Failure, Note
-from extract.plan import plan_batches
-from extract.settings import DEFAULT, SAMPLE_RATE, DecodeOptions
+from extract.backbones import Backbone, Identity, family_of
+from extract.failures import ClipResult, Failure, Note, OnResult
+from extract.plan import ExtractPlan, plan_batches
+from extract.settings import DEFAULT, SAMPLE_RATE, DecodeOptions, ExtractSettings
 from extract.sources import Source
 from extract.stats import PipelineStats
 
@@ -48,6 +51,96 @@ class ExtractedClip(Clip):
 
 Batch = Sequence[tuple[Source, Waveform]]
 Results = list[ExtractedClip | Failure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A backbone, loaded once for any number of windows, and how it is run.
+
+    Attributes:
+        backbone: on `device`.
+        device: where it computes.
+        settings: of the extraction.
+        batch_seconds: see `extract.plan.plan_batches`.
+        parallel_batches: batches computed at once.
+    """
+
+    backbone: Backbone
+    device: torch.device
+    settings: ExtractSettings
+    batch_seconds: float
+    parallel_batches: int
+
+    def extract(
+        self, windows: Sequence[Sequence[Source]], **options: Any
+    ) -> Generator[ExtractedClip | Failure, None, None]:
+        """Run `extract_clips` as the settings say."""
+        return extract_clips(
+            windows,
+            self.backbone,
+            device=self.device,
+            max_seconds=self.settings.max_seconds,
+            batch_seconds=self.batch_seconds,
+            parallel_batches=self.parallel_batches,
+            workers=self.settings.workers,
+            options=self.settings.decoding,
+            **options,
+        )
+
+    def fill(
+        self, windows: Sequence[Sequence[Source]], writer: CacheWriter, stats: PipelineStats, done: Collection[str]
+    ) -> Generator[ClipResult, None, None]:
+        """Write the clips that are not in `done`, window by window; yield each after the writer has it."""
+        dtype = torch.float16 if self.settings.dtype == "float16" else torch.float32
+        with contextlib.closing(self.extract(windows, dtype=dtype, done=done, stats=stats)) as results:
+            for result in results:
+                if isinstance(result, Failure):
+                    yield result.id, 0.0, result
+                    continue
+                remark: Note | Failure | None = result.note if result.note.track or result.note.cut_off else None
+                try:
+                    writer.add(result, result.medium)
+                except CacheFormatError as error:  # the features of this clip cannot be stored; those of others can
+                    remark = Failure(result.id, "", str(error))
+                yield result.id, result.seconds, remark
+
+
+def load_extractor(
+    identity: Identity, settings: ExtractSettings, precision: str, parallel_batches: int | None = None
+) -> Extractor:
+    """Load a backbone onto the device of the settings.
+
+    Args:
+        identity: the backbone.
+        settings: how it is run.
+        precision: of the backbone's arithmetic, as in the cache's header.
+        parallel_batches: batches computed at once, in place of the settings' number; no stored byte depends on it.
+
+    Raises:
+        BackboneError: its files do not fit.
+    """
+    device = settings.resolved_device()
+    batch_seconds, default_batches = settings.batching(identity.small)
+    with one_thread_per_operation(device):
+        backbone = family_of(settings.backbone).load(identity, device, precision)
+    return Extractor(
+        backbone=backbone,
+        device=device,
+        settings=settings,
+        batch_seconds=batch_seconds,
+        parallel_batches=parallel_batches or default_batches,
+    )
+
+
+def fill(plan: ExtractPlan, settings: ExtractSettings, cache: str, stats: PipelineStats, on_result: OnResult) -> None:
+    """Extract the clips of a plan that the cache lacks, in this process."""
+    extractor = load_extractor(plan.identity, settings, plan.header.fingerprint["precision"])
+    with (
+        CacheWriter(cache, plan.header, refresh=plan.refresh) as writer,
+        contextlib.closing(extractor.fill(plan.windows, writer, stats, writer.done)) as results,
+    ):
+        for result in results:
+            on_result(*result)
 
 
 def extract_clips(

@@ -61,18 +61,15 @@ class Decoders:
     def _read(self, source: Source) -> Waveform:
         if self._in_processes:
             try:
-                if (decoder := self._decoder()).ready():
+                if not hasattr(self._of_thread, "decoder"):
+                    self._of_thread.decoder = Decoder()
+                    self._processes.append(self._of_thread.decoder)
+                decoder: Decoder = self._of_thread.decoder
+                if decoder.ready():
                     return decoder.read(source.path, self._max_seconds, self._options).at_16_khz(self._max_seconds)
             except (DecoderUnavailableError, OSError):  # no process can be started here
                 self._in_processes = False
         return decode(source.path, self._max_seconds, self._options)
-
-    def _decoder(self) -> Decoder:
-        """Return this thread's process."""
-        if not hasattr(self._of_thread, "decoder"):
-            self._of_thread.decoder = Decoder()
-            self._processes.append(self._of_thread.decoder)
-        return self._of_thread.decoder
 
     def started(self) -> bool:
         """Whether all processes have started."""

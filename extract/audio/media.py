@@ -8,7 +8,7 @@ import functools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from cache.sources import Medium
 from extract.audio.streamed import mended
-from extract.audio.structure import hole
 from extract.audio.track import Track, choose_track, clock_zero, why
 from extract.audio.truncation import (
     EXACT_KINDS,
     TOLERANCE_SECONDS,
+    hole,
     is_cut_off,
     is_whole_flac_frame,
     second_file,
@@ -28,9 +28,6 @@ from extract.audio.truncation import (
 )
 from extract.errors import MediaError
 from extract.settings import DEFAULT, SAMPLE_RATE, DecodeOptions
-
-if TYPE_CHECKING:
-    import torchaudio
 
 # Decoded beyond the cut, so that the resampler's filter sees there what it would see in the whole file.
 _MARGIN_SECONDS = 0.1
@@ -151,7 +148,7 @@ def _lowpass(factor: int) -> NDArray[np.float64]:
 
 
 @functools.lru_cache(maxsize=32)
-def _resampler(rate: int) -> "torchaudio.transforms.Resample":
+def _resampler(rate: int) -> Any:
     """Build a resampler, which takes up to 160 ms."""
     import torchaudio
 

@@ -131,7 +131,11 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     config = folder / "config.json"
     if not config.is_file():
         raise BackboneError(f"{folder} is no checkpoint folder: it has no config.json")
-    return Checkpoint(folder, _json(config), _preprocessor(folder), None if local else folder.name)
+    # as transformers 5: the settings of the feature extractor come from those of the processor, where it has some
+    alone, processor = (_json(path) if (path := folder / name).is_file() else {} for name in CONFIGS[1:])
+    parts = (processor.get(name) for name in ("feature_extractor", "audio_processor"))
+    preprocessor = next((part for part in parts if isinstance(part, dict)), alone)
+    return Checkpoint(folder, _json(config), preprocessor, None if local else folder.name)
 
 
 def save_checkpoint(folder: Path, tensors: "Mapping[str, Tensor]", config: Mapping[str, Any]) -> None:
@@ -142,13 +146,6 @@ def save_checkpoint(folder: Path, tensors: "Mapping[str, Tensor]", config: Mappi
     save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
     (folder / CONFIGS[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(folder / WEIGHTS[0])
-
-
-def _preprocessor(folder: Path) -> Mapping[str, Any]:
-    """Read the settings of the feature extractor as transformers 5 does: first from the processor's."""
-    alone, processor = (_json(path) if (path := folder / name).is_file() else {} for name in CONFIGS[1:])
-    parts = (processor.get(name) for name in ("feature_extractor", "audio_processor"))
-    return next((part for part in parts if isinstance(part, dict)), alone)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from cache.paths import at_home
 from cache.reader import open_cache
@@ -280,7 +280,7 @@ class WindowScheduler:
             if not actor.host:
                 actor.host, actor.pending, self._failed_starts = self._ray.get(actor.pending), None, 0
                 return
-            report: Report = self._ray.get(next(actor.pending))
+            number, results, stats = cast(Report, self._ray.get(next(actor.pending)))
         except StopIteration:
             actor.pending = None
             self._requeue(actor)
@@ -289,10 +289,10 @@ class WindowScheduler:
         except self._ray.exceptions.RayError as error:
             self._replace(actor, str(error))
         else:
-            window, actor.stats = actor.windows.pop(report.number), report.stats
+            window, actor.stats = actor.windows.pop(number), stats
             self._stats.become_sum_of([*self._past_stats, *(each.stats for each in self._actors)])
             paths = {source.id: str(source.path) for source in window.sources}
-            for id, seconds, remark in report.results:
+            for id, seconds, remark in results:
                 self._on_result(id, seconds, remark and replace(remark, path=remark.path and paths[id]))
 
     def _replace(self, actor: _Actor, error: str) -> None:

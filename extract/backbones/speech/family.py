@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 from cache.paths import at_home
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
 from extract.backbones.licence import licence_of_weights
-from extract.backbones.protocol import Identity, Regularisation
+from extract.backbones.protocol import Backbone, Identity, Regularisation, Trainable
 from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
     import torch
-
-    from extract.backbones.speech.encoder import SpeechTransformer
-    from extract.backbones.speech.trainable_transformer import TrainableTransformer
 
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 _DEFAULT_STRIDES = (5, 2, 2, 2, 2, 2, 2)
@@ -53,7 +50,7 @@ class TransformersFamily:
             licence=licence_of_weights(source, checkpoint.folder),
         )
 
-    def load(self, identity: Identity, device: "torch.device", precision: str) -> "SpeechTransformer":
+    def load(self, identity: Identity, device: "torch.device", precision: str) -> Backbone:
         """Build the model; every weight of the encoder must be in the file."""
         from extract.backbones.speech.encoder import load_speech_transformer
 
@@ -63,7 +60,7 @@ class TransformersFamily:
 
     def load_trainable(
         self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
-    ) -> "TrainableTransformer":
+    ) -> Trainable:
         """See `extract.backbones.protocol.TrainableFamily`."""
         from extract.backbones.speech.trainable_transformer import load_trainable_transformer
 

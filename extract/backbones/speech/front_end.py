@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from extract.backbones.packed_weights import PackedLinear
 
@@ -68,7 +67,7 @@ class FrontEnd:
         scales = [self._layers[0].scale_of(w) for w in waveforms]
         tail = num_samples(1, self._convolutions) - self._stride
         signal = torch.cat(
-            [functional.pad(w, (0, n * self._stride - len(w))) for w, n in zip(waveforms, slots, strict=True)]
+            [nn.functional.pad(w, (0, n * self._stride - len(w))) for w, n in zip(waveforms, slots, strict=True)]
             + [waveforms[0].new_zeros(tail)]
         )
         block = self._block_frames if signal.device.type == "cpu" else offsets[-1]
@@ -170,7 +169,7 @@ def num_samples(frames: int, convolutions: Sequence[tuple[int, int]]) -> int:
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """Apply LayerNorm, which computes in float32 and keeps the dtype of its input."""
-    return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return nn.functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def taps_of(conv: nn.Conv1d) -> Tensor:

@@ -11,11 +11,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint, save_checkpoint
-from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
 from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features, Regularisation, Stage
 from extract.backbones.speech.cpu_training import prepare_for_cpu
-from extract.backbones.speech.encoder import SpeechTransformer, settle_kernels
+from extract.backbones.speech.encoder import (
+    RegressionHead,
+    SpeechTransformer,
+    load_encoder,
+    load_regression_head,
+    settle_kernels,
+)
 from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError
 
@@ -201,16 +206,11 @@ def load_trainable_transformer(
     settle_kernels(device, precision)
     encoder: Any = load_encoder(checkpoint, **changed)
     if regularisation.checkpointing:
-        _checkpoint_activations(encoder)
+        how = {"use_reentrant": False}  # reentrant loses gradients where the first stages are frozen
+        if hasattr(encoder, "activation_checkpointing_enable"):
+            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+        else:  # older versions of transformers
+            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     prepare_for_cpu(encoder, checkpointing=regularisation.checkpointing)
     head = load_regression_head(checkpoint) if has_head else None
     return TrainableTransformer(checkpoint, encoder, head, normalise, DTYPES[precision]).eval().to(device)
-
-
-def _checkpoint_activations(encoder: Any) -> None:
-    """Use activation checkpointing, whose method has another name in older versions of transformers."""
-    how = {"use_reentrant": False}  # reentrant loses gradients where the first stages are frozen
-    if hasattr(encoder, "activation_checkpointing_enable"):
-        encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
-    else:
-        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)

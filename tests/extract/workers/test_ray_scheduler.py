@@ -12,7 +12,7 @@ from extract.errors import ExtractProcessError
 from extract.failures import Failure
 from extract.sources import Source
 from extract.stats import PipelineStats
-from extract.workers.ray_actor import Report, Window
+from extract.workers.ray_actor import Window
 from extract.workers.ray_engine import WindowScheduler
 
 
@@ -118,7 +118,7 @@ def schedule(committed):
 
 def report(window):
     results = [(source.id, 1.0, None) for source in window.sources if source.id not in window.done]
-    return Report(window.number, results, PipelineStats(decode=1.0))
+    return window.number, results, PipelineStats(decode=1.0)
 
 
 def all_reports(windows):
@@ -216,6 +216,6 @@ def test_a_machine_that_cannot_import_emi_ends_the_run(schedule):
 
 def test_a_failure_keeps_the_path_that_the_caller_gave(schedule):
     def fill(_):
-        yield Report(0, [("0a", 0.0, Failure("0a", "/elsewhere/0a.wav", "is empty"))], PipelineStats())
+        yield 0, [("0a", 0.0, Failure("0a", "/elsewhere/0a.wav", "is empty"))], PipelineStats()
 
     assert schedule(1, fill, actors=1).results == [("0a", 0.0, Failure("0a", "0a.wav", "is empty"))]
