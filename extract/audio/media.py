@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.sources import Medium
-from extract.audio.streamed import mended
-from extract.audio.track import Track, choose_track, clock_zero, why
-from extract.audio.truncation import (
+from extract.audio.structure import (
     EXACT_KINDS,
     TOLERANCE_SECONDS,
     hole,
     is_cut_off,
     is_whole_flac_frame,
+    mended,
     second_file,
     stated_seconds,
 )
+from extract.audio.track import Track, choose_track, clock_zero, why
 from extract.errors import MediaError
 from extract.settings import DEFAULT, SAMPLE_RATE, DecodeOptions
 

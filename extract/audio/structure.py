@@ -1,8 +1,8 @@
-"""Distinguish a file that was cut off (an interrupted download or copy) from one that simply ends.
+"""What the structure of a media file says: how long it is, whether it is whole, and sizes that its writer left out.
 
-A file is truncated if its sound ends before the length or the end stated in its headers (on the container's clock), or
-in the middle of a frame. Placeholders of pipes and recorders state nothing. A FLAC file whose last frame is whole is
-complete.
+A file is truncated (an interrupted download or copy) if its sound ends before the length or the end stated in its
+headers (on the container's clock), or in the middle of a frame. Placeholders of pipes and recorders state nothing. A
+FLAC file whose last frame is whole is complete.
 
 FFmpeg decodes the rest of a truncated file without an error, which would cache half a clip as if it were whole. Only
 stated lengths are used; an estimate from the bit rate is not reliable.
@@ -10,8 +10,13 @@ stated lengths are used; an estimate from the bit rate is not reliable.
 FFmpeg also skips damaged parts and resumes behind them, which looks like packets that never existed: like a gap on the
 container's clock. In Matroska and Ogg the structure shows what is missing. Formats that count samples have no gaps. In
 other formats the two cannot be told apart.
+
+FFmpeg cannot read an RF64, W64 or AIFF file whose header holds placeholders for sizes, because its writer did not know
+the length (a pipe, or a recorder that was stopped). `mended` fills them in while the file is read: the sound ends with
+the file.
 """
 
+import io
 import os
 import re
 import struct
@@ -39,6 +44,8 @@ _UNKNOWN_LENGTHS = frozenset((1 << 7 * width) - 1 for width in range(1, 9))
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 # Formats whose timestamps count samples, so that a gap is a hole.
 _GAPLESS = frozenset({"ape", "flac", "mpc", "mpc8", "shn", "tak", "tta", "wv"})
+# Compression types of AIFF-C that are uncompressed: the header states the bytes per sample.
+_AIFF_PLAIN = (b"NONE", b"sowt", b"twos", b"fl32", b"FL32", b"fl64", b"FL64", b"in24", b"in32")
 
 
 class _Chunks(NamedTuple):
@@ -281,3 +288,59 @@ def _ogg_crc(page: bytes) -> int:
     """Compute CRC-32 in the other bit order than zlib."""
     reflected = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{reflected:032b}"[::-1], 2)
+
+
+def mended(path: Path) -> io.RawIOBase | None:
+    """Return the file with the sizes in its header filled in, or None where the file needs no change."""
+    with path.open("rb") as file:
+        magic = file.read(12)
+    kind = {b"riff": "w64", b"FORM": "aiff", b"RF64": "wav", b"BW64": "wav"}.get(magic[:4])
+    if kind is None or (kind == "aiff" and magic[8:] not in (b"AIFF", b"AIFC")):
+        return None
+    start, stated = sound_chunk(path, kind)
+    if not start or not is_placeholder(stated):
+        return None
+    with path.open("rb") as file:
+        header, following = bytearray(file.read(start)), file.read(4)
+    size, ds64 = path.stat().st_size, header.find(b"ds64")
+    if following == magic[:4] or (kind == "wav" and ds64 < 0):
+        return None  # a second header, as libsndfile writes into a pipe; or no place for the size
+    if kind == "w64":
+        struct.pack_into("<q", header, 16, size)
+        struct.pack_into("<q", header, start - 8, size - start + 24)
+    elif kind == "wav":
+        struct.pack_into("<I", header, start - 4, 0xFFFFFFFF)
+        struct.pack_into("<QQ", header, ds64 + 8, size - 8, size - start)
+    elif not _mend_aiff(header, size - start):
+        return None
+    return _Mended(path, bytes(header))
+
+
+def _mend_aiff(header: bytearray, left: int) -> bool:
+    """Fill in the sizes of an AIFF file with `left` bytes behind the sound's header; False for an unknown kind."""
+    comm = header.find(b"COMM")
+    if comm < 0 or (header[8:12] == b"AIFC" and header[comm + 26 : comm + 30] not in _AIFF_PLAIN):
+        return False
+    channels, bits = struct.unpack_from(">h", header, comm + 8)[0], struct.unpack_from(">h", header, comm + 14)[0]
+    frame_bytes = channels * ((bits + 7) // 8)
+    if frame_bytes <= 0:
+        return False
+    frames = (left - 8) // frame_bytes
+    struct.pack_into(">I", header, comm + 10, frames)
+    struct.pack_into(">I", header, len(header) - 4, 8 + frames * frame_bytes)
+    struct.pack_into(">I", header, 4, len(header) + frames * frame_bytes)
+    return True
+
+
+class _Mended(io.FileIO):
+    """A file whose first bytes are replaced."""
+
+    def __init__(self, path: Path, header: bytes) -> None:
+        super().__init__(path)
+        self._header = header
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        at = self.tell()
+        found = super().read(count) or b""
+        head = self._header[at : at + len(found)]
+        return head + found[len(head) :]
