@@ -12,11 +12,9 @@ from cache.errors import EmiError
 from cache.format import Header
 from cache.paths import StrPath, takes_paths
 from extract.backbones import Identity, identify
-from extract.clips import extract_clips
-from extract.compute import ExtractedClip
+from extract.clips import ExtractedClip, extract_clips, load_extractor
 from extract.errors import BackboneError, MediaListError
 from extract.failures import Failure, Note
-from extract.fill import load_extractor
 from extract.plan import make_header, windows
 from extract.settings import DECODER, DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source, find_media, is_list
