@@ -52,7 +52,7 @@ def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> tup
     """
     folder = Path(folder)
     offsets = store.offsets(ids)
-    shape = (int(offsets[-1]), store.dim + len(store.vad_names))
+    shape = (int(offsets[-1]), store.header.width)
     path = folder / f"emi-{_user()}-{_content(store, ids)}.npy"
     frames = _mapped(path, shape, store.header.dtype)
     if frames is None:

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.containers.container import Container, NewSegment, open_container
+from cache.containers.by_suffix import open_container
+from cache.containers.container import Container
 from cache.errors import DamagedCacheError
 from cache.format import Array, Header
-from cache.index import LoadedIndex, SegmentIndex, load_index, pack, read_segment_index
+from cache.index import LoadedIndex, load_index, pack, read_segment_index
 from cache.maintenance.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
 from cache.paths import StrPath
+from cache.segment import NewSegment, SegmentIndex, segment_name
 from cache.sources import REFRESHED, SOURCES, has_sources, read_sources
-from cache.writer import new_segment, segment_name, write_errors
+from cache.writer import new_segment, write_errors
 
 SEGMENT_BYTES = 64 << 30
 """Of frames, in a segment made of many: a bound on what one file of HDF5, or one commit of Zarr, has to hold."""
@@ -179,7 +181,7 @@ def joined(
     time_of_first = parts[0][0].name.partition("-")[0]
     name = f"{time_of_first}-{segment_name().partition('-')[2]}"
     refreshed = any(segment.attributes.get(REFRESHED) for segment, _ in parts)
-    return new_segment(name, ids, arrays, header, refreshed=refreshed)
+    return new_segment(name, arrays, header, refreshed=refreshed)
 
 
 def _sources(container: Container, segment: SegmentIndex) -> Array:
@@ -191,7 +193,7 @@ def _sources(container: Container, segment: SegmentIndex) -> Array:
 
 
 class JoinedRows:
-    """Rows of one array of several segments, read when they are asked for (`cache.containers.container.Rows`)."""
+    """Rows of one array of several segments, read when they are asked for (`cache.segment.Rows`)."""
 
     def __init__(
         self,

@@ -155,7 +155,7 @@ def gather(
         of_store[next(i for i, store in enumerate(stores) if clip in store)].append(clip)
     offsets = [store.offsets(ids) for store, ids in zip(stores, of_store, strict=True)]
     header, total = stores[0].header, sum(int(part[-1]) for part in offsets)
-    frames = page_aligned((total, header.dim + len(header.vad_names)), header.dtype)
+    frames = page_aligned((total, header.width), header.dtype)
     place: dict[str, tuple[int, int]] = {}
     first = 0
     for store, ids, part in zip(stores, of_store, offsets, strict=True):

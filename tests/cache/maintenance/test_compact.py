@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from cache import CacheLockedError, CacheWriteError, CacheWriter, DamagedCacheError, open_cache
-from cache.containers.container import open_container
-from cache.containers.zarr_group import ZarrContainer
+from cache.containers import zarr_group
+from cache.containers.by_suffix import open_container
 from cache.maintenance.rewrite import compact
 from cache.maintenance.verify import verify
 
@@ -188,7 +188,7 @@ def test_what_a_killed_compaction_replaced_never_counts_again(
     path = make_cache(tmp_path / "a.zarr", IDS, per_segment=2)
 
     def die_after_the_commit():
-        ZarrContainer._put_groups = lambda _: os._exit(9)
+        zarr_group.GroupMetadata = lambda: os._exit(9)
         compact(path)
 
     assert exit_code(fork(die_after_the_commit)) == 9
