@@ -102,7 +102,7 @@ class Header:
 
     @property
     def width(self) -> int:
-        """Numbers per frame that a head gets: features, then VAD."""
+        """Return the numbers per frame that a head gets: features, then VAD."""
         return self.dim + len(self.vad_names)
 
     def stored(self, clip: Clip) -> Clip:

@@ -91,8 +91,10 @@ def _load(container: Container, digest: str) -> LoadedIndex:
         )
     every = covered | {name: segment for name, segment in read.items() if isinstance(segment, SegmentIndex)}
     replaced = {old for segment in every.values() for old in segment.attributes.get("replaces", ())}
+    refreshed = {name for name, segment in every.items() if segment.attributes.get(REFRESHED)}
+    in_order = [*sorted(refreshed, reverse=True), *sorted(every.keys() - refreshed)]
     return LoadedIndex(
-        segments=[every[name] for name in _in_order(every) if name not in replaced],
+        segments=[every[name] for name in in_order if name not in replaced],
         uncovered=[name for name in uncovered if name not in replaced],
         lost=frozenset(covered.keys() - set(there) - replaced),
         replaced=frozenset(replaced.intersection(there)),
@@ -107,11 +109,6 @@ def _try_to_read(container: Container, name: str, digest: str) -> SegmentIndex |
         return read_segment_index(container, name, digest)
     except Exception as error:  # a container may raise anything over damaged bytes
         return str(error) if isinstance(error, ValueError) else repr(error)
-
-
-def _in_order(segments: Mapping[str, SegmentIndex]) -> list[str]:
-    refreshed = {name for name, segment in segments.items() if segment.attributes.get(REFRESHED)}
-    return [*sorted(refreshed, reverse=True), *sorted(segments.keys() - refreshed)]
 
 
 def read_segment_index(container: Container, name: str, digest: str) -> SegmentIndex:

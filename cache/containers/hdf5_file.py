@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,8 +111,7 @@ class Hdf5Container:
     def segment_names(self, known: Collection[str] = ()) -> list[str]:
         """Return the names of the segments of both; the folder is listed first, since segments move to the file."""
         names = self._in_folder(lambda folder: folder.segment_names(known), list[str]())
-        file = self._current()
-        return sorted({*names, *(file.names if file is not None else ())})
+        return sorted({*names, *self._names_in_file()})
 
     def read_segment(self, name: str) -> Parsed:
         """Read attributes, index arrays and places of one segment."""
@@ -150,10 +149,7 @@ class Hdf5Container:
 
     def unsealed(self) -> list[str]:
         """Return the names of the segments that are in the folder alone."""
-        file = self._current()
-        return sorted(
-            set(self._in_folder(ZarrContainer.segment_names, list[str]())) - set(file.names if file is not None else ())
-        )
+        return sorted({*self._in_folder(ZarrContainer.segment_names, list[str]())} - self._names_in_file())
 
     def seal(self) -> bool:
         """Write the file anew with the segments of the folder, or an old journal; return whether there was either.
@@ -202,7 +198,7 @@ class Hdf5Container:
         self._lock = None  # releases it
 
     def _current(self) -> SealedFile | None:
-        """The file that is at the path now; None where there is none.
+        """Return the file that is at the path now, or None.
 
         Raises:
             CacheFormatError: it cannot be read.
@@ -220,8 +216,12 @@ class Hdf5Container:
             ) from error
         return self._file
 
+    def _names_in_file(self) -> Set[str]:
+        file = self._current()
+        return file.names.keys() if file is not None else frozenset()
+
     def _continued(self) -> ZarrContainer | None:
-        """The folder, where there is one that continues the file at the path."""
+        """Return the folder if it continues the file at the path, or None."""
         try:
             attributes = self._folder.read_attributes()
         except CacheFormatError as error:
@@ -259,7 +259,7 @@ class Hdf5Container:
         return in_file(file)
 
     def _begin(self) -> ZarrContainer:
-        """The folder, to be written to."""
+        """Return the folder to write to; it is made where missing."""
         self.lock()
         if self._continued() is None:
             self._check_committed()
@@ -271,7 +271,7 @@ class Hdf5Container:
         return self._folder
 
     def _seal(self, new: Sequence[NewSegment], gone: Collection[str]) -> None:
-        file, folder = self._current(), self._continued()
+        file, folder = self._current(), self._continued()  # of one moment: somebody may put another file there
         attributes, extras = self.read_attributes(), self.read_extras()
         assert attributes is not None
         self._temporary.unlink(missing_ok=True)
@@ -283,9 +283,10 @@ class Hdf5Container:
                 f"No space left on device: the file is written whole, which takes {needed / 1e6:.1f} MB beside it, and "
                 f"{free / 1e6:.1f} MB are free",
             )
-        names = set(folder.segment_names() if folder is not None else ()) - set(file.names if file is not None else ())
         header = Header.from_attributes(attributes, self.path)
-        segments = itertools.chain(new, (self._checked(name, header) for name in sorted(names.difference(gone))))
+        there = {*gone, *(file.names if file is not None else ())}
+        names = [name for name in folder.segment_names() if name not in there] if folder is not None else []
+        segments = itertools.chain(new, (self._checked(name, header) for name in names))
         with replacing(self._path) as temporary:
             blocks = self.read_blocks()
             write_sealed(temporary, file, attributes, extras, segments, without=gone, blocks=blocks, where=self.path)
@@ -317,7 +318,7 @@ class Hdf5Container:
         return self._folder.whole_segment(name)
 
     def _check_committed(self) -> None:
-        """Refuse to forget what this process committed.
+        """Make sure that what this process committed is still there.
 
         Raises:
             FileNotFoundError: somebody removed the folder, or took the file away that had its segments.
@@ -335,14 +336,13 @@ class Hdf5Container:
         if not self._place.exists() or self._continued() is not None:
             return None
         names = self._folder.segment_names() if self._folder.read_attributes() is not None else []
-        file = self._current()
-        if set(names) <= set(file.names if file is not None else ()):
+        if set(names) <= self._names_in_file():
             self._remove_folder()
             return None
         return self._place.rename(self._path.with_name(f"{self._path.name}.stopped-{time.time_ns()}.zarr"))
 
     def _remove_folder(self) -> None:
-        """Rename it first: a folder that is half removed is none."""
+        """Rename the folder before its removal, so that a half-removed one is never read."""
         shutil.rmtree(self._removed, ignore_errors=True)
         if self._place.exists():
             self._place.rename(self._removed)

@@ -29,7 +29,7 @@ from cache.containers.hdf5_bytes import Hdf5Bytes, reading_strings
 from cache.errors import DamagedCacheError
 from cache.format import FORMAT, INDEX_ARRAYS, Array
 from cache.index import checked_index, pack, places_in, unpack
-from cache.segment import NewSegment, Rows, SegmentIndex
+from cache.segment import NewSegment, SegmentIndex
 from cache.system.disk import open_binary
 
 _LIBVER = ("v108", "v108")
@@ -176,7 +176,9 @@ def _write_segment(group: Any, segment: NewSegment) -> None:
     """Write arrays that may not fit in memory."""
     for key, values in segment.arrays.items():
         if key == "ids":
-            group.create_dataset(key, data=_utf8(values))
+            # Fixed-length UTF-8: contiguous bytes that checksums and memory maps can see, unlike HDF5's string heap.
+            ids = [text.encode() for text in values[:]]
+            group.create_dataset(key, data=np.array(ids, h5py.string_dtype("utf-8", max(1, *map(len, ids)))))
             continue
         array = group.create_dataset(key, shape=values.shape, dtype=values.dtype)
         rows = max(1, _COPY_BYTES // max(1, array.dtype.itemsize * math.prod(values.shape[1:])))
@@ -213,12 +215,6 @@ def _places(group: Any) -> dict[str, Any]:
         for name, array in group.items()
         if name not in INDEX_ARRAYS
     }
-
-
-def _utf8(ids: Rows) -> Array:
-    """Fixed-length UTF-8: contiguous bytes that checksums and memory maps can see, unlike HDF5's string heap."""
-    encoded = [text.encode() for text in ids[:]]
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
 
 
 def _attributes(node: Any) -> dict[str, Any]:

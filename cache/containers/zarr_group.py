@@ -60,7 +60,7 @@ class ZarrContainer(Container):
         self._lock: FolderLock | None = None
 
     def read_attributes(self) -> dict[str, Any] | None:
-        """Root attributes, or None where there is no Zarr group."""
+        """Return the root attributes, or None where there is no Zarr group."""
         if self._local is not None and not self._local.exists():
             return None
         if self._local is not None and not self._local.is_dir():
@@ -100,7 +100,7 @@ class ZarrContainer(Container):
                 flush(place)
 
     def read_extras(self) -> dict[str, Array]:
-        """The arrays of the group `extras`, which most caches lack."""
+        """Read the arrays of the group `extras`, which most caches lack."""
         root = self._group()
         return {name: np.asarray(a[:]) for name, a in root["extras"].arrays()} if "extras" in root else {}  # type: ignore[union-attr]
 
@@ -113,7 +113,7 @@ class ZarrContainer(Container):
             self._lock = lock_folder(self._local, before, after, alone=alone)
 
     def segment_names(self, known: Collection[str] = ()) -> list[str]:
-        """Committed segments: the members of `segments` that have group metadata."""
+        """Return the committed segments: the members of `segments` that have group metadata."""
         store = self._group().store
 
         async def committed() -> list[str]:
@@ -129,7 +129,7 @@ class ZarrContainer(Container):
         return sorted(sync(committed()))
 
     def read_segment(self, name: str) -> tuple[dict[str, Any], dict[str, Array], dict[str, Any]]:
-        """Attributes and index arrays of one segment."""
+        """Read the attributes and index arrays of one segment."""
         attributes = dict(zarr.open_group(self.path, path=f"segments/{name}", mode="r").attrs)
         return attributes, {array: np.asarray(self._array(name, array)[:]) for array in INDEX_ARRAYS}, {}
 
@@ -139,7 +139,7 @@ class ZarrContainer(Container):
         return NewSegment(name=name, arrays=cast(dict[str, Rows], dict(group.arrays())), attributes=dict(group.attrs))
 
     def read_blocks(self) -> list[bytes]:
-        """The only chunk of each array in `index`; one that is half written or just removed is passed over."""
+        """Read the only chunk of each array in `index`; one that is half written or just removed is skipped."""
         store, prototype = self._group().store, default_buffer_prototype()
 
         async def read() -> list[Any]:
@@ -149,11 +149,11 @@ class ZarrContainer(Container):
         return [chunk.to_bytes() for chunk in sync(read()) if chunk is not None]
 
     def write_block(self, name: str, block: bytes) -> None:
-        """One uncompressed chunk of bytes, which plain zarr can read as well."""
+        """Write one uncompressed chunk of bytes, which plain zarr can read as well."""
         _write_array(f"{self.path}/index/{name}", np.frombuffer(block, np.uint8), 0)
 
     def read_into(self, segment: SegmentIndex, array: str, starts: Sequence[int], outs: Sequence[Array]) -> None:
-        """Straight from the files where they are local; else what lies together is asked for together."""
+        """Read local files directly; at a URL, request neighbouring rows together."""
         key = (segment.name, array)
         if key not in self._opened:
             layout = None if self._local is None else row_layout(self._local / "segments" / segment.name / array)
@@ -210,7 +210,7 @@ class ZarrContainer(Container):
         self._opened.clear()
 
     def problems(self, segment: SegmentIndex | None = None) -> list[str]:
-        """Group metadata that plain zarr would stumble over; around a local segment's rows, whatever is not a row."""
+        """Find damaged group metadata and, in a local segment, damaged bytes around its rows."""
         if segment is not None:
             if self._local is None:
                 return []
@@ -233,7 +233,7 @@ class ZarrContainer(Container):
         return problems
 
     def stored(self) -> tuple[int, int]:
-        """All files below the folder but its locks, or objects below the prefix."""
+        """Count all files in the folder except locks, or all objects below the prefix."""
         if self._local is not None:
             return measured(self._local)
         store = self._group().store
@@ -245,14 +245,14 @@ class ZarrContainer(Container):
         return len(sizes), sum(sizes)
 
     def leftovers(self) -> tuple[int, int]:
-        """Segments without group metadata; not looked for at a URL."""
+        """Measure segments without group metadata; at a URL there is no search for them."""
         if self._local is None:
             return 0, 0
         unfinished = [measured(self._local / "segments" / name)[1] for name in self._unfinished()]
         return len(unfinished), sum(unfinished)
 
     def close(self) -> None:
-        """Forget open arrays, and let go of the lock."""
+        """Forget open arrays, and release the lock."""
         self._opened.clear()
         self._lock = None  # releases it
 
@@ -268,14 +268,14 @@ class ZarrContainer(Container):
 
 
 async def _members(store: Any, folder: str) -> list[str]:
-    """What lies in a folder now: fsspec remembers listings, and other processes write."""
+    """List a folder as it is now: fsspec caches listings, and other processes write."""
     if hasattr(store, "fs"):
         store.fs.invalidate_cache()
     return [name async for name in store.list_dir(folder) if name != "zarr.json"]
 
 
 def _left_by_create(folder: Path) -> bool:
-    """Whether all that lies here is what an interrupted `create` leaves: it puts the root's metadata last."""
+    """Return whether a folder holds only what an interrupted `create` leaves: it writes the root's metadata last."""
     names = (path.relative_to(folder).parts for path in folder.rglob("*") if path.suffix not in (".partial", ".lock"))
     return all(top == "extras" or (top in GROUPS and inner in ([], ["zarr.json"])) for top, *inner in names)
 

@@ -26,12 +26,12 @@ class HeldError(BlockingIOError):
 
 
 class _Held:
-    """What may be held, and is let go of by whoever drops the object."""
+    """A lock that is released when the object is dropped, if not before."""
 
     _let_go: Callable[[], object] | None = None
 
     def release(self) -> None:
-        """Let go, where this object holds the lock."""
+        """Release the lock, where this object holds it."""
         if self._let_go is not None:
             self._let_go()
         self._let_go = None
@@ -191,7 +191,7 @@ def _lock_beside(path: Path, wait: bool) -> Callable[[], None]:
 
 
 def _removed(path: Path) -> bool:
-    """Whether the holder of a file is gone, which is then removed."""
+    """Return whether the holder of a file is gone, and remove such a file."""
     lock = filelock.FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -204,7 +204,7 @@ def _removed(path: Path) -> bool:
 
 
 def _unheld(path: Path) -> bool:
-    """Whether nobody holds a file that this user may only read: another user's, whose process died."""
+    """Return whether nobody holds a file that this user may only read: it is another user's, whose process died."""
     try:
         _lock_itself(path, False)()
     except OSError:
