@@ -190,13 +190,13 @@ def test_stopped_work_continues_a_copy_of_its_file(path, stopped, make_cache, ex
     assert contents(path) == expected("abc")
 
 
-def test_damaged_work_is_not_brought_into_the_file(path, stopped, make_cache, folder_of, expected, contents, plainly):
+def test_damaged_work_is_not_brought_into_the_file(
+    path, stopped, make_cache, folder_of, expected, contents, plainly, flipped
+):
     make_cache(path, "ab")
     stopped(path, "cd")
     (shard, *_) = sorted(folder_of(path).glob("segments/*/frames/c/0/0"))
-    content = bytearray(shard.read_bytes())
-    content[0] ^= 1
-    shard.write_bytes(content)
+    shard.write_bytes(flipped(shard.read_bytes(), 0))
     with pytest.raises(DamagedCacheError, match=r"was not written, .* clip 'c': the bytes do not match .* repair"):
         make_cache(path, "e")
     assert plainly(path) == expected("ab")
