@@ -190,9 +190,7 @@ def test_stopped_work_continues_a_copy_of_its_file(path, stopped, make_cache, ex
     assert contents(path) == expected("abc")
 
 
-def test_damaged_work_is_not_brought_into_the_file(
-    path, stopped, make_cache, folder_of, expected, contents, plainly, flipped
-):
+def test_damaged_work_is_not_sealed(path, stopped, make_cache, folder_of, expected, contents, plainly, flipped):
     make_cache(path, "ab")
     stopped(path, "cd")
     (shard, *_) = sorted(folder_of(path).glob("segments/*/frames/c/0/0"))
