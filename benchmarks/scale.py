@@ -30,7 +30,7 @@ from benchmarks._timing import figure
 SIZES = (10_000, 100_000, 1_000_000)
 PER_SEGMENT = (1, 100, 10_000)
 MOST_SEGMENTS = 10_000
-"""Of one clip each, a million would be 13 million files."""
+"""Of one clip each, a million would be 11 million files."""
 OPENINGS = 3
 
 

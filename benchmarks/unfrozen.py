@@ -23,7 +23,7 @@ sys.path[0] = str(Path(__file__).parents[1])
 import emi
 from benchmarks._machine import header_line
 from train_head.protocols import ProtocolResult
-from train_head.runs.train import TrainResult
+from train_head.runs.result import TrainResult
 
 SMALL = {
     "hidden_size": 256,

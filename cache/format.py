@@ -44,6 +44,8 @@ OTHER_DECODER = (
     "those with late sound, gaps or several tracks, so the two are not mixed."
 )
 
+DTYPES = ("float16", "float32")
+"""In which frames are stored."""
 REAL = "fiub"
 """Kinds of NumPy dtypes that can be stored: floats, integers and booleans."""
 

@@ -24,7 +24,7 @@ from train_head.protocols import ablate as run_ablation
 from train_head.protocols import ensemble as make_ensemble
 from train_head.protocols import train as run_training
 from train_head.runs.inputs import LabelFiles, gather_inputs
-from train_head.runs.train import TrainResult
+from train_head.runs.result import TrainResult
 from train_head.sweep.settings import SweepSettings
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import resolve_settings

@@ -79,11 +79,10 @@ def _score(
     from train_head.evaluation.scoring import bin_edges, errors_by_bin, read_pair
     from train_head.runs.inputs import rater_agreement
 
-    pair = read_pair(predictions, labels, form)
-    truth = pair.labels
+    predicted, truth = read_pair(predictions, labels, form)
     mean, why_not = training_mean(predictions, truth, train, form)
-    report = measure(pair.predicted, truth.values, truth.names, mean)
-    found = bootstrap(pair.predicted, truth.values, truth.names, groups=truth.groups) if intervals else None
+    report = measure(predicted, truth.values, truth.names, mean)
+    found = bootstrap(predicted, truth.values, truth.names, groups=truth.groups) if intervals else None
     if truth.ignored:
         typer.echo(f"targets: {', '.join(truth.names)}; ignored: {', '.join(truth.ignored)}")
     typer.echo("\n".join([f"{report.clips} clips", report.table(found), *([why_not] if why_not else [])]))
@@ -94,7 +93,7 @@ def _score(
     if found is not None:
         numbers["intervals"] = found.to_dict()
     if bins:
-        errors = errors_by_bin(pair.predicted, truth.values, truth.names, bin_edges(truth.range))
+        errors = errors_by_bin(predicted, truth.values, truth.names, bin_edges(truth.range))
         typer.echo(f"\n{errors.table()}")
         numbers["bins"] = errors.to_dict()
     return numbers

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.exchange.tables import FILENAME, Table
-from train_head.data.label_format import LabelColumns
+from train_head.data.label_format import LabelFormat
 from train_head.errors import LabelError, unknown
 
 MISSING = frozenset("#n/a|#n/a n/a|#na|-1.#ind|-1.#qnan|-nan|1.#ind|1.#qnan|<na>|n/a|na|null|nan|none|".split("|"))
@@ -40,11 +40,15 @@ class Columns:
     rater: int | None
 
 
-def choose_columns(table: Table, wanted: LabelColumns) -> Columns:
+def choose_columns(table: Table, wanted: LabelFormat) -> Columns:
     """Find the targets: those that are named, or every column of numbers that is nothing else.
 
     A column in which less than half of the cells are numbers is text, and ignored. One in which some cells are not is
     an error, since a misspelt number must not take its column out of the training. Missing cells decide nothing.
+
+    Args:
+        table: the label file.
+        wanted: which columns the user has named.
 
     Raises:
         LabelError: no Filename, a column that is named twice, not at all or not there, or a cell that is no number.
@@ -53,18 +57,13 @@ def choose_columns(table: Table, wanted: LabelColumns) -> Columns:
     _check_header(table, wanted)
     filename = header.index(FILENAME)
     group = header.index(wanted.group_by) if wanted.group_by in header else None
-    rater = None
-    if wanted.rater is not None:
-        _check_names(table, [wanted.rater], "--rater")
-        rater = header.index(wanted.rater)
+    raters = _find(table, () if wanted.rater is None else (wanted.rater,), "--rater")
+    rater = raters[0] if raters else None
     others = [i for i in range(len(header)) if i not in (filename, group, rater)]
-    if wanted.targets:
-        _check_names(table, wanted.targets, "--targets")
-        if FILENAME in wanted.targets:
-            raise LabelError(f"--targets: {FILENAME} names the clips, and cannot be predicted")
-        targets = [header.index(name) for name in wanted.targets]
-    else:
-        targets = [i for i in others if not _is_text(table, i)]
+    targets = _find(table, wanted.targets, "--targets")
+    if filename in targets:
+        raise LabelError(f"--targets: {FILENAME} names the clips, and cannot be predicted")
+    targets = targets or [i for i in others if not _is_text(table, i)]
     ignored = tuple(header[i] or f"column {i + 1}" for i in others if i not in targets)
     return Columns(tuple(targets), ignored, filename, group, rater)
 
@@ -74,38 +73,40 @@ def read_numbers(table: Table, columns: Sequence[int]) -> NDArray[np.float64]:
 
     A comma is a decimal comma where cells are separated by something else, and no cell says otherwise.
 
+    Args:
+        table: the label file.
+        columns: which of its columns.
+
     Returns:
         (rows, columns) float64.
 
     Raises:
         LabelError: a cell is not a finite number, or could be read as two numbers; names it.
     """
-    values = np.empty((len(table.rows), len(columns)))
+    rows, values = range(len(table.rows)), np.empty((len(table.rows), len(columns)))
     simple = [_simple(table, column) for column in columns]
-    for k, column in enumerate(simple):
-        if column is not None:
-            values[:, k] = column
-    others = [k for k, column in enumerate(simple) if column is None]
-    if others:
-        comma = _has_decimal_commas(table, columns)
-        for i in range(len(table.rows)):
-            for k in others:
-                values[i, k] = _number(table, i, columns[k], comma)
-    infinite = np.argwhere(np.isinf(values))
-    if len(infinite):
-        i, k = infinite[0]
+    comma = any(numbers is None for numbers in simple) and _has_decimal_commas(table, columns)
+    for k, (column, numbers) in enumerate(zip(columns, simple, strict=True)):
+        values[:, k] = [_number(table, i, column, comma) for i in rows] if numbers is None else numbers
+    for i, k in np.argwhere(np.isinf(values)):
         raise LabelError(f"{where(table, i, columns[k])}: {table.rows[i][columns[k]]!r} is not a finite number")
     return values
 
 
-def first_text(table: Table, columns: Columns) -> LabelError | None:
-    """Return the error for a file without targets, naming its first cell that is no number; None without one."""
-    skipped = (columns.filename, columns.group, columns.rater)
+def refuse_text(table: Table, columns: Columns) -> None:
+    """Refuse a file without targets where a cell looks like a label that is not a number.
+
+    Args:
+        table: the label file.
+        columns: what its columns mean.
+
+    Raises:
+        LabelError: names the first such cell.
+    """
     for i, cells in enumerate(table.rows):
         for k, cell in enumerate(cells):
-            if k not in skipped and not is_missing(cell) and not is_number(cell):
-                return _no_number(table, i, k)
-    return None
+            if k not in (columns.filename, columns.group, columns.rater) and not (is_missing(cell) or is_number(cell)):
+                raise _no_number(table, i, k)
 
 
 def is_missing(cell: str) -> bool:
@@ -114,13 +115,13 @@ def is_missing(cell: str) -> bool:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is a number, with a decimal point or a decimal comma; infinity is one here."""
+    """Return whether a cell is a number, with a decimal point or a decimal comma; infinity is one here."""
     plain = _plain(cell)
     return bool(_NUMBER.fullmatch(plain) or _DECIMAL_COMMA.fullmatch(plain))
 
 
 def where(table: Table, row: int, column: int) -> str:
-    """`labels.csv, line 3, Joy`, for errors."""
+    """Return `labels.csv, line 3, Joy`, for errors."""
     return f"{table.where(row)}, {table.header[column]}"
 
 
@@ -129,7 +130,7 @@ def _plain(cell: str) -> str:
 
 
 def _simple(table: Table, column: int) -> NDArray[np.float64] | None:
-    """The numbers of a column that has nothing but plain ones, which is quick to see; None for any other."""
+    """Return the numbers of a column that holds plain ones only, which is quick to see; None for any other."""
     cells = [cells[column] for cells in table.rows]
     if _SIMPLE.fullmatch("\n".join(cells)) is None:
         return None
@@ -151,10 +152,8 @@ def _number(table: Table, row: int, column: int, comma: bool) -> float:
 def _is_text(table: Table, column: int) -> bool:
     if _simple(table, column) is not None:
         return False
-    cells = [cells[column] for cells in table.rows]
-    present = [cell for cell in cells if not is_missing(cell)]
-    numbers = sum(map(is_number, present))
-    return 2 * numbers < len(present)
+    present = [cells[column] for cells in table.rows if not is_missing(cells[column])]
+    return 2 * sum(map(is_number, present)) < len(present)
 
 
 def _no_number(table: Table, row: int, column: int) -> LabelError:
@@ -187,25 +186,23 @@ def _has_decimal_commas(table: Table, columns: Sequence[int]) -> bool:
     return True
 
 
-def _check_header(table: Table, wanted: LabelColumns) -> None:
-    header = table.header
-    if FILENAME not in header:
-        raise LabelError(f"{table.path} has no {FILENAME} column; its header is {','.join(header)!r}")
-    twice = [name for name, times in Counter(header).items() if times > 1 and name]
+def _check_header(table: Table, wanted: LabelFormat) -> None:
+    twice = [name for name, times in Counter(table.header).items() if times > 1 and name]
     if twice:
         raise LabelError(f"{table.path}: column {min(twice)!r} stands twice in the header")
-    if wanted.targets:
-        return
-    for i, name in enumerate(header, 1):
-        if not name or _PANDAS_INDEX.fullmatch(name):
-            what = f"column {i} has no name" if not name else f"column {name!r} had no name"
-            raise LabelError(
-                f"{table.path}: {what}; an index that pandas wrote looks so: save with to_csv(…, index=False), or "
-                "choose the columns with --targets"
-            )
+    unnamed = [i for i, name in enumerate(table.header) if not name or _PANDAS_INDEX.fullmatch(name)]
+    if unnamed and not wanted.targets:
+        name = table.header[unnamed[0]]
+        what = f"column {name!r} had no name" if name else f"column {unnamed[0] + 1} has no name"
+        raise LabelError(
+            f"{table.path}: {what}; an index that pandas wrote looks so: save with to_csv(…, index=False), or "
+            "choose the columns with --targets"
+        )
 
 
-def _check_names(table: Table, names: Sequence[str], option: str) -> None:
+def _find(table: Table, names: Sequence[str], option: str) -> list[int]:
+    """Return where named columns are; refuse those that the table lacks."""
     for name in names:
         if name not in table.header:
             raise LabelError(f"{table.path}, {option}: {unknown('column', name, filter(None, table.header))}")
+    return [table.header.index(name) for name in names]

@@ -23,7 +23,7 @@ class LabelColumns:
     Targets may be given as names with commas between them; see `parse_targets`.
 
     Raises:
-        LabelError: a target is named twice, or is the rater or the group.
+        LabelError: a target is named twice.
     """
 
     targets: tuple[str, ...] = setting(
@@ -32,50 +32,49 @@ class LabelColumns:
     rater: str | None = setting(
         None, "Label column that names the rater, where clips have a row for each of several raters."
     )
-    group_by: str | None = setting(
-        None, "Label column, or regular expression on Filename, that names a group.", option=None
-    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", parse_targets(self.targets))
         twice = [name for name in self.targets if self.targets.count(name) > 1]
         if twice:
             raise LabelError(f"the target {twice[0]!r} is named twice")
-        for what, name in (("--rater", self.rater), ("--group-by", self.group_by)):
-            if name in self.targets:
-                raise LabelError(f"{name!r} is named as a target and as {what}; a column can be one of them")
-        if self.rater is not None and self.rater == self.group_by:
-            raise LabelError(f"{self.rater!r} is named as --rater and as --group-by; a column can be one of them")
-
-    def to_dict(self) -> dict[str, Any]:
-        """What is not a default: `targets`, `rater`, `group_by`."""
-        known = {"targets": list(self.targets), "rater": self.rater, "group_by": self.group_by}
-        return {name: value for name, value in known.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFormat(LabelColumns):
-    """The same, and the scale of the numbers.
+    """How label files are read: their columns, their groups, and the scale of their numbers.
 
     Attributes:
+        group_by: label column, or regular expression on Filename, that names the group of a clip.
         scale: numbers are divided by it when they are read; predictions stay between 0 and 1.
         range: smallest and largest number; mapped to 0 and 1 for training only, so that predictions and errors are on
             the labels' own scale.
 
     Raises:
-        LabelError: either is not valid, or both are given.
+        LabelError: a column is named for two purposes, or scale or range are not valid or both given.
     """
 
+    group_by: str | None = None
     scale: float = 1.0
     range: Range = UNIT
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for what, name in (("--rater", self.rater), ("--group-by", self.group_by)):
+            if name in self.targets:
+                raise LabelError(f"{name!r} is named as a target and as {what}; a column can be one of them")
+        if self.rater is not None and self.rater == self.group_by:
+            raise LabelError(f"{self.rater!r} is named as --rater and as --group-by; a column can be one of them")
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise LabelError(f"the scale of the labels must be above 0, got {self.scale:g}")
         object.__setattr__(self, "range", parse_range(self.range))
         if self.scale != 1.0 and self.range != UNIT:
             raise LabelError(BOTH)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the columns that are not defaults: `targets`, `rater`, `group_by`."""
+        known = {"targets": list(self.targets), "rater": self.rater, "group_by": self.group_by}
+        return {name: value for name, value in known.items() if value}
 
 
 BOTH = (
@@ -92,7 +91,15 @@ def label_format(
     label_scale: float | None = None,
     label_range: str | Sequence[float] | None = None,
 ) -> LabelFormat:
-    """A format as a user names it; None is the default."""
+    """Return a format as a user names it: targets and range may be text, and None is the default.
+
+    Args:
+        targets: label columns to predict.
+        rater: label column that names the rater.
+        group_by: label column, or regular expression on Filename, that names the group.
+        label_scale: the numbers are divided by it.
+        label_range: ends of the labels' scale.
+    """
     return LabelFormat(
         targets=parse_targets(targets),
         rater=rater,
@@ -103,7 +110,7 @@ def label_format(
 
 
 def recorded_format(config: Mapping[str, Any]) -> LabelFormat:
-    """How a run read its labels, from its config.toml."""
+    """Return how a run read its labels, from its config.toml."""
     data = config.get("data", {})
     return label_format(
         **{key: data.get(key) for key in ("targets", "rater", "group_by")},
@@ -112,7 +119,7 @@ def recorded_format(config: Mapping[str, Any]) -> LabelFormat:
 
 
 def parse_targets(targets: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Names of columns, from a sequence or from text with commas between them; quotes keep a comma in a name.
+    """Return names of columns, given as a sequence or as text with commas between them; quotes keep a comma in a name.
 
     Raises:
         LabelError: a name is empty.
@@ -127,14 +134,13 @@ def parse_targets(targets: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def parse_range(value: str | Sequence[float]) -> Range:
-    """The two ends of a scale, from `-1,1` or two numbers.
+    """Return the two ends of a scale, given as `-1,1` or as two numbers.
 
     Raises:
         LabelError: not two finite numbers, the smaller first.
     """
-    parts: Sequence[Any] = value.split(",") if isinstance(value, str) else value
     try:
-        low, high = (float(part) for part in parts)
+        low, high = map(float, value.split(",") if isinstance(value, str) else value)
     except (TypeError, ValueError):
         low, high = math.nan, math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -143,12 +149,12 @@ def parse_range(value: str | Sequence[float]) -> Range:
 
 
 def range_text(span: Range) -> str:
-    """`[0, 1]`, for texts."""
+    """Return a range as `[0, 1]`, for texts."""
     return f"[{span[0]:g}, {span[1]:g}]"
 
 
 def range_hint(low: float, high: float) -> str:
-    """The option for a column that goes from `low` to `high`: `--label-range -1,1 for labels from -1 to 1`."""
+    """Return the option for a column from `low` to `high`, such as `--label-range -1,1 for labels from -1 to 1`."""
     if low >= 0 and 10 < high <= 100:
         return "--label-scale 100 for labels from 0 to 100"
     for first, last in (*_SCALES, (-100, 100)):

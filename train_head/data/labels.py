@@ -1,12 +1,11 @@
 """Read label and prediction CSVs: a Filename column, one column per target, and perhaps some that mean other things."""
 
-import contextlib
 import csv
+import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +14,17 @@ from cache.errors import TableError
 from cache.exchange.tables import FILENAME, Table, read_table
 from cache.ids import clip_id
 from cache.paths import StrPath
+from cache.system.atomic_file import write_atomically
 from train_head.data.label_columns import (
     Columns,
     choose_columns,
-    first_text,
     is_missing,
     is_number,
     read_numbers,
+    refuse_text,
     where,
 )
-from train_head.data.label_format import UNIT, LabelColumns, LabelFormat, Range, range_hint
+from train_head.data.label_format import UNIT, LabelFormat, Range, range_hint
 from train_head.data.raters import Ratings
 from train_head.errors import LabelError
 
@@ -34,7 +34,7 @@ __all__ = [
     "NoGroupsError",
     "label_table",
     "match_groups",
-    "open_csv",
+    "predictions_csv",
     "read_clips",
     "read_labels",
     "write_predictions",
@@ -80,7 +80,7 @@ class Labels:
         return len(self.ids)
 
     def take(self, rows: Sequence[int]) -> "Labels":
-        """The split restricted to some of its rows."""
+        """Return the split restricted to some of its rows."""
         return replace(
             self,
             filenames=tuple(self.filenames[i] for i in rows),
@@ -91,7 +91,7 @@ class Labels:
         )
 
     def labelled(self) -> "Labels":
-        """The split without the clips that have no label at all."""
+        """Return the split without the clips that have no label at all."""
         rows = np.flatnonzero(~np.isnan(self.values).all(axis=1)).tolist()
         if len(rows) == len(self):
             return self
@@ -121,11 +121,9 @@ def read_labels(path: StrPath, form: LabelFormat | None = None, *, check_range: 
     form = form or LabelFormat()
     table = label_table(path)
     columns = choose_columns(table, form)
-    filenames, rows = _clips(table, columns)
-    if len(filenames) < len(rows) and form.rater is None:
-        raise _duplicate(table, columns, rows)
-    if not columns.targets and (error := first_text(table, columns)) is not None:
-        raise error
+    filenames, rows = _clips(table, columns, repeated=form.rater is not None)
+    if not columns.targets:
+        refuse_text(table, columns)
     numbers = read_numbers(table, columns.targets)
     if check_range:
         _check_range(table, columns, numbers, form)
@@ -133,8 +131,8 @@ def read_labels(path: StrPath, form: LabelFormat | None = None, *, check_range: 
         _check_present(table, columns, numbers)
     numbers /= form.scale
     ratings = None
-    if form.rater is not None:
-        ratings = _ratings(table, columns, rows, numbers)
+    if columns.rater is not None:
+        ratings = _ratings(table, columns, columns.rater, rows, numbers)
         numbers = ratings.mean(len(filenames))
     return Labels(
         path=table.path,
@@ -142,7 +140,7 @@ def read_labels(path: StrPath, form: LabelFormat | None = None, *, check_range: 
         ids=tuple(map(clip_id, filenames)),
         names=tuple(table.header[i] for i in columns.targets),
         values=numbers.astype(np.float32),
-        groups=_groups(table, columns, filenames, rows, form),
+        groups=_groups(table, columns, filenames, rows, form.group_by),
         ignored=columns.ignored,
         range=form.range,
         ratings=ratings,
@@ -151,6 +149,11 @@ def read_labels(path: StrPath, form: LabelFormat | None = None, *, check_range: 
 
 def read_split(split: str, path: StrPath, form: LabelFormat) -> Labels:
     """Read the labels of a split; those of "test" may lack the raters and the groups.
+
+    Args:
+        split: its name.
+        path: as for `read_labels`.
+        form: as for `read_labels`.
 
     Raises:
         LabelError: as for `read_labels`.
@@ -170,35 +173,31 @@ def read_clips(path: StrPath, group_by: str | None = None, *, repeated: bool = F
 
     Args:
         path: as for `read_labels`.
-        group_by: as of `LabelColumns`.
+        group_by: as of `LabelFormat`.
         repeated: whether a clip may have several rows, one for each rater.
 
     Raises:
         LabelError: as for `read_labels`, but for the values.
     """
-    table, form = label_table(path), LabelColumns(group_by=group_by)
-    if FILENAME not in table.header:
-        choose_columns(table, form)
+    table = label_table(path)
     group = table.header.index(group_by) if group_by in table.header else None
     columns = Columns((), (), table.header.index(FILENAME), group, None)
-    filenames, rows = _clips(table, columns)
-    if len(filenames) < len(rows) and not repeated:
-        raise _duplicate(table, columns, rows)
+    filenames, rows = _clips(table, columns, repeated)
     return Labels(
         path=table.path,
         filenames=filenames,
         ids=tuple(map(clip_id, filenames)),
         names=(),
         values=np.empty((len(filenames), 0), np.float32),
-        groups=_groups(table, columns, filenames, rows, form),
+        groups=_groups(table, columns, filenames, rows, group_by),
     )
 
 
 def label_table(path: StrPath) -> Table:
-    """Read a table with at least one row, each with the header's number of cells.
+    """Read a table with a Filename column and at least one row, each with the header's number of cells.
 
     Raises:
-        LabelError: no such file, no CSV, no rows, or one of another length.
+        LabelError: no such file, no CSV, no Filename, no rows, or one of another length.
     """
     place = Path(path)
     if not place.is_file():
@@ -208,26 +207,11 @@ def label_table(path: StrPath) -> Table:
         table.check_cells()
     except TableError as error:
         raise LabelError(str(error)) from error
-    if FILENAME in table.header and not table.rows:
+    if FILENAME not in table.header:
+        raise LabelError(f"{place} has no {FILENAME} column; its header is {','.join(table.header)!r}")
+    if not table.rows:
         raise LabelError(f"{place} has a header and no rows")
     return table
-
-
-@contextlib.contextmanager
-def open_csv(path: Path) -> Iterator[Any]:
-    """A `csv.reader` of a file in UTF-8, with a byte-order mark or not.
-
-    Raises:
-        LabelError: another encoding, or no CSV, found while reading; says where.
-    """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        try:
-            yield rows
-        except UnicodeDecodeError as error:
-            raise LabelError(f"{path} is not in UTF-8 ({error.reason}); save it as CSV in UTF-8") from error
-        except csv.Error as error:
-            raise LabelError(f"{path}, line {rows.line_num}: no CSV ({error}); does a quote never end?") from error
 
 
 def match_groups(filenames: Sequence[str], pattern: str, where: str = "the label file") -> tuple[str, ...]:
@@ -260,19 +244,35 @@ def match_groups(filenames: Sequence[str], pattern: str, where: str = "the label
 
 
 def write_predictions(path: Path, labels: Labels, names: Sequence[str], values: NDArray[np.floating]) -> None:
-    """Write predictions with the header and row order of the labels; nine digits keep float32 exact."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([FILENAME, *names])
-        for name, row in zip(labels.filenames, values, strict=True):
-            writer.writerow([name, *(f"{value:.9g}" for value in row)])
-    temporary.replace(path)
+    """Write predictions with the header and row order of the labels.
+
+    Args:
+        path: output file.
+        labels: of the clips that were predicted.
+        names: (targets,).
+        values: (clips, targets).
+    """
+    write_atomically(path, predictions_csv(labels.filenames, names, values).encode())
 
 
-def _clips(table: Table, columns: Columns) -> tuple[tuple[str, ...], list[int]]:
-    """The clips in the order in which they first come, and for every row the number of its clip."""
-    filenames: list[str] = []
+def predictions_csv(filenames: Iterable[str], names: Iterable[str], values: Iterable[Iterable[float]]) -> str:
+    """Return predictions as the text of a CSV; nine digits keep float32 exact.
+
+    Args:
+        filenames: (clips,), one per row.
+        names: (targets,), the header after Filename.
+        values: (clips, targets).
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([FILENAME, *names])
+    for filename, row in zip(filenames, values, strict=True):
+        writer.writerow([filename, *(f"{value:.9g}" for value in row)])
+    return text.getvalue()
+
+
+def _clips(table: Table, columns: Columns, repeated: bool) -> tuple[tuple[str, ...], list[int]]:
+    """Return the clips in the order in which they first come, and for every row the number of its clip."""
     rows: list[int] = []
     known: dict[str, int] = {}
     padded: dict[str, str] = {}  # 1 and 00001 are one clip; 1 and 01 may be two files
@@ -282,15 +282,15 @@ def _clips(table: Table, columns: Columns) -> tuple[tuple[str, ...], list[int]]:
             raise LabelError(f"{table.where(i)}: the Filename is empty")
         same = next((other for other in (name, clip_id(name), padded.get(name)) if other in known), None)
         if same is None:
-            same = name
-            known[name], padded[clip_id(name)] = len(filenames), name
-            filenames.append(name)
-        rows.append(known[same])
-    return tuple(filenames), rows
+            known[name], padded[clip_id(name)] = len(known), name
+        rows.append(known[same or name])
+    if len(known) < len(rows) and not repeated:
+        raise _duplicate(table, columns, rows)
+    return tuple(known), rows
 
 
 def _duplicate(table: Table, columns: Columns, rows: Sequence[int]) -> LabelError:
-    """The error for a clip with several rows; names a column that may be the raters'."""
+    """Return the error for a clip with several rows; names a column that may be the raters'."""
     first: dict[int, int] = {}
     i = next(i for i, clip in enumerate(rows) if first.setdefault(clip, i) != i)
     rater = _looks_like_raters(table, columns, rows)
@@ -300,60 +300,53 @@ def _duplicate(table: Table, columns: Columns, rows: Sequence[int]) -> LabelErro
 
 
 def _looks_like_raters(table: Table, columns: Columns, rows: Sequence[int]) -> str | None:
-    """A column that tells the rows of every clip apart, and whose values come again with other clips."""
+    """Return a column that tells the rows of every clip apart, and whose values come again with other clips."""
     found: list[tuple[int, int]] = []
     for k, name in enumerate(table.header):
         cells = [row[k] for row in table.rows]
         pairs = set(zip(rows, cells, strict=True))
         if k == columns.filename or not name or len(pairs) < len(cells) or len(set(cells)) == len(cells):
             continue
-        numbers = [cell for cell in cells if is_number(cell)]
         whole = all(cell.isdecimal() for cell in cells) and 2 * len(set(cells)) <= len(cells)
-        if _RATERS_NAME.search(name):
-            found.append((0, k))
-        elif not numbers or whole:
-            found.append((1 if not numbers else 2, k))
+        likely = bool(_RATERS_NAME.search(name)), not any(map(is_number, cells)), whole
+        if any(likely):
+            found.append((likely.index(True), k))
     return table.header[min(found)[1]] if found else None
 
 
-def _ratings(table: Table, columns: Columns, rows: Sequence[int], numbers: NDArray[np.float64]) -> Ratings:
-    assert columns.rater is not None
-    names = [cells[columns.rater] for cells in table.rows]
+def _ratings(table: Table, columns: Columns, rater: int, rows: Sequence[int], numbers: NDArray[np.float64]) -> Ratings:
+    names = [cells[rater] for cells in table.rows]
     seen: dict[tuple[int, str], int] = {}
     for i, (clip, name) in enumerate(zip(rows, names, strict=True)):
         if is_missing(name):
-            raise LabelError(f"{where(table, i, columns.rater)}: the rater is empty")
-        if (clip, name) in seen:
+            raise LabelError(f"{where(table, i, rater)}: the rater is empty")
+        if (first := seen.setdefault((clip, name), i)) != i:
             raise LabelError(
                 f"{table.where(i)}: rater {name!r} rated clip {table.rows[i][columns.filename]!r} in line "
-                f"{table.lines[seen[clip, name]]} already"
+                f"{table.lines[first]} already"
             )
-        seen[clip, name] = i
-    raters = tuple(dict.fromkeys(names))
-    number = {name: i for i, name in enumerate(raters)}
-    return Ratings(raters, np.array([number[name] for name in names]), np.array(rows), numbers)
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return Ratings(tuple(number), np.array([number[name] for name in names]), np.array(rows), numbers)
 
 
 def _groups(
-    table: Table, columns: Columns, filenames: tuple[str, ...], rows: Sequence[int], form: LabelColumns
+    table: Table, columns: Columns, filenames: tuple[str, ...], rows: Sequence[int], group_by: str | None
 ) -> tuple[str, ...] | None:
-    if form.group_by is None:
+    if group_by is None:
         return None
     if columns.group is None:
-        return match_groups(filenames, form.group_by, table.path)
-    groups: list[str] = []
+        return match_groups(filenames, group_by, table.path)
+    groups: dict[int, str] = {}
     for i, (clip, cells) in enumerate(zip(rows, table.rows, strict=True)):
         group = cells[columns.group]
         if not group:
             raise LabelError(f"{where(table, i, columns.group)}: the group is empty")
-        if clip == len(groups):
-            groups.append(group)
-        elif groups[clip] != group:
+        if groups.setdefault(clip, group) != group:
             raise LabelError(
                 f"{where(table, i, columns.group)}: clip {filenames[clip]!r} is of group {group!r} here, and of "
                 f"{groups[clip]!r} before; a clip belongs to one group"
             )
-    return tuple(groups)
+    return tuple(groups.values())
 
 
 def _check_range(table: Table, columns: Columns, numbers: NDArray[np.float64], form: LabelFormat) -> None:
@@ -364,9 +357,8 @@ def _check_range(table: Table, columns: Columns, numbers: NDArray[np.float64], f
     row, k = outside[0]
     name, cell = table.header[columns.targets[k]], table.rows[row][columns.targets[k]]
     least, most = np.nanmin(numbers[:, k]), np.nanmax(numbers[:, k])
-    advice = ["mend it, or the scale that was given"]
-    if form.scale == 1.0 and form.range == UNIT:
-        advice = [f"give {range_hint(least, most)}"]
+    default = form.scale == 1.0 and form.range == UNIT
+    advice = [f"give {range_hint(least, most)}" if default else "mend it, or the scale that was given"]
     if not form.targets:
         others_fit = len(np.unique(outside[:, 1])) < len(columns.targets)
         advice.insert(0 if others_fit else 1, "name the columns that are labels with --targets")
@@ -377,8 +369,6 @@ def _check_range(table: Table, columns: Columns, numbers: NDArray[np.float64], f
 
 
 def _check_present(table: Table, columns: Columns, numbers: NDArray[np.float64]) -> None:
-    missing = np.argwhere(np.isnan(numbers))
-    if len(missing):
-        row, k = missing[0]
+    for row, k in np.argwhere(np.isnan(numbers)):
         cell = table.rows[row][columns.targets[k]]
         raise LabelError(f"{where(table, row, columns.targets[k])}: {cell!r} is no prediction; write a number")

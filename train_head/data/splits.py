@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.containers.file_rows import page_aligned
 from cache.errors import ClipNameError, StaleCacheError
 from cache.fingerprint import differences
+from cache.format import Array
 from cache.ids import match_ids
 from cache.paths import StrPath
 from cache.reader import FeatureCache, open_cache
@@ -55,12 +57,12 @@ class Split:
         return Split(self.labels.take(clips), self.rows, self.starts[at], self.lengths[at], self.targets[at])
 
     def clips(self) -> Iterator[Tensor]:
-        """(frames, dim) of each clip, in storage dtype."""
+        """Yield the (frames, dim) of each clip, in storage dtype."""
         for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
             yield self.rows[start : start + length]
 
     def batch(self, clips: Sequence[int], workspace: "Workspace | None" = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Some clips side by side.
+        """Return some clips side by side.
 
         Args:
             clips: their numbers.
@@ -91,27 +93,30 @@ class Placer:
         self._copies: dict[tuple[int, torch.Size], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, split: Split) -> Split:
-        """The same clips on the device."""
+        """Return the same clips on the device."""
         if split.starts.device.type == self._device.type:
             return split
         place = (split.rows.data_ptr(), split.rows.shape)  # two tensors may be one array
-        if place not in self._copies:
-            self._copies[place] = (
-                split.rows,
-                split.rows.to(self._device),
-            )  # kept, so that its address stays its own
+        if place not in self._copies:  # the original is kept too, so that its address stays its own
+            self._copies[place] = (split.rows, split.rows.to(self._device))
         tensors = (t.to(self._device) for t in (split.starts, split.lengths, split.targets))
         return Split(split.labels, self._copies[place][1], *tensors)
 
 
 class Workspace:
-    """Memory that every batch reuses: fresh pages for each would be cleared by the kernel first."""
+    """Memory that every batch reuses, because the kernel would clear fresh pages first."""
 
     def __init__(self) -> None:
         self._blocks: dict[str, Tensor] = {}
 
     def tensor(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Uninitialised, of the dtype and device of `like`; holds until `name` is asked for again."""
+        """Return uninitialised memory of the dtype and device of `like`; holds until `name` is asked for again.
+
+        Args:
+            name: of the block of memory.
+            shape: of the tensor.
+            like: a tensor of the wanted dtype and device.
+        """
         size = int(np.prod(shape))
         block = self._blocks.get(name)
         if block is None or len(block) < size:
@@ -137,7 +142,11 @@ def open_caches(paths: Sequence[StrPath]) -> list[FeatureCache]:
 
 
 def gather(
-    stores: Sequence[FeatureCache], labels: Mapping[str, Labels], *, skip_missing: bool = False
+    stores: Sequence[FeatureCache],
+    labels: Mapping[str, Labels],
+    *,
+    skip_missing: bool = False,
+    shared: StrPath | None = None,
 ) -> dict[str, Split]:
     """Load the clips of label files into memory, all into one array.
 
@@ -145,54 +154,53 @@ def gather(
         stores: caches with equal fingerprints; the first that holds a clip gives it.
         labels: by split, which clips in which order, by their ids (`resolve_splits`).
         skip_missing: leave out clips that no cache holds instead of refusing.
+        shared: folder of a memory map that every process which asks for the same clips of one cache has in common;
+            see `cache.shared.shared_load`.
 
     Raises:
         LabelError: clips are missing; says how many and names the first five.
     """
-    labels, wanted = _wanted(stores, labels, skip_missing)
-    of_store: list[list[str]] = [[] for _ in stores]
-    for clip in wanted:
-        of_store[next(i for i, store in enumerate(stores) if clip in store)].append(clip)
-    offsets = [store.offsets(ids) for store, ids in zip(stores, of_store, strict=True)]
-    header, total = stores[0].header, sum(int(part[-1]) for part in offsets)
-    frames = page_aligned((total, header.width), header.dtype)
-    place: dict[str, tuple[int, int]] = {}
-    first = 0
-    for store, ids, part in zip(stores, of_store, offsets, strict=True):
-        store.load(ids, out=frames[first : first + int(part[-1])])
-        rows = zip((first + part[:-1]).tolist(), np.diff(part).tolist(), strict=True)
-        place |= zip(ids, rows, strict=True)
-        first += int(part[-1])
-    shared = torch.from_numpy(frames)
-    return {name: _split(part, shared, place) for name, part in labels.items()}
+    labels = {name: _held(stores, part, skip_missing) for name, part in labels.items()}
+    clips = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
+    if shared is None:
+        clips, frames, lengths = _load(stores, clips)
+    else:
+        (store,) = stores
+        stored, offsets = shared_load(store, clips, shared)
+        frames = np.load(stored.filename, mmap_mode="c")  # type: ignore[attr-defined]  # torch knows no read-only arrays
+        lengths = np.diff(offsets)
+    place = dict(zip(clips, zip((np.cumsum(lengths) - lengths).tolist(), lengths.tolist(), strict=True), strict=True))
+    rows = torch.from_numpy(frames)  # one tensor, which all splits share
+    return {name: _split(part, rows, place) for name, part in labels.items()}
 
 
-def gather_shared(
-    store: FeatureCache, labels: Mapping[str, Labels], folder: StrPath, *, skip_missing: bool = False
-) -> dict[str, Split]:
-    """The same from one cache, on frames that every process which asks for the same clips has in common.
+def _load(stores: Sequence[FeatureCache], clips: Sequence[str]) -> tuple[list[str], Array, NDArray[np.int64]]:
+    """Load clips from the first cache that holds each.
 
-    Args:
-        store: the cache.
-        labels: by split, which clips in which order.
-        folder: where the memory map lies; see `cache.shared.shared_load`.
-        skip_missing: leave out clips that the cache does not hold instead of refusing.
-
-    Raises:
-        LabelError: clips are missing; says how many and names the first five.
+    Returns:
+        The clips in the order in which they are loaded; (total frames, dim) frames; (clips,) numbers of frames.
     """
-    labels, wanted = _wanted([store], labels, skip_missing)
-    frames, offsets = shared_load(store, wanted, folder)
-    place = dict(zip(wanted, zip(offsets[:-1].tolist(), np.diff(offsets).tolist(), strict=True), strict=True))
-    writable = np.load(frames.filename, mmap_mode="c")  # type: ignore[attr-defined]  # torch knows no read-only arrays
-    return {name: _split(part, torch.from_numpy(writable), place) for name, part in labels.items()}
+    owner = {clip: next(i for i, store in enumerate(stores) if clip in store) for clip in clips}
+    of_store = [[clip for clip in clips if owner[clip] == i] for i in range(len(stores))]
+    lengths = [np.diff(store.offsets(ids)) for store, ids in zip(stores, of_store, strict=True)]
+    first, header = 0, stores[0].header
+    frames = page_aligned((sum(int(n.sum()) for n in lengths), header.width), header.dtype)
+    for store, ids, numbers in zip(stores, of_store, lengths, strict=True):
+        store.load(ids, out=frames[first : first + int(numbers.sum())])
+        first += int(numbers.sum())
+    return list(itertools.chain(*of_store)), frames, np.concatenate(lengths)
 
 
 def shuffled_batches(lengths: Tensor, batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """Random batches of clips of similar length.
+    """Return random batches of clips of similar length.
 
     The clips are shuffled, cut into pools of several batches, sorted by length inside each pool, cut into batches, and
     the batches shuffled: which clips meet changes from epoch to epoch, and little is padding.
+
+    Args:
+        lengths: (clips,) numbers of frames.
+        batch_size: clips per batch.
+        generator: of the shuffles.
     """
     lengths = lengths.cpu()
     order = torch.randperm(len(lengths), generator=generator)
@@ -205,7 +213,7 @@ def shuffled_batches(lengths: Tensor, batch_size: int, generator: torch.Generato
 
 
 def sorted_batches(lengths: Tensor, batch_size: int) -> list[list[int]]:
-    """Every clip once, by length: for evaluation."""
+    """Return batches of (clips,) lengths, each clip once and sorted by length, for evaluation."""
     return [batch.tolist() for batch in lengths.cpu().argsort(stable=True).split(batch_size)]
 
 
@@ -215,7 +223,11 @@ def _split(labels: Labels, frames: Tensor, place: Mapping[str, tuple[int, int]])
 
 
 def resolve(labels: Labels, known: Collection[str]) -> Labels:
-    """The labels with the ids by which `known` has their clips; a clip that it lacks keeps its own.
+    """Return the labels with the ids by which `known` has their clips; a clip that it lacks keeps its own.
+
+    Args:
+        labels: of a split.
+        known: ids of the clips of caches, or paths of media.
 
     Raises:
         LabelError: a Filename may be several clips, or two rows are one clip; names them.
@@ -228,33 +240,28 @@ def resolve(labels: Labels, known: Collection[str]) -> Labels:
 
 
 def resolve_splits(stores: Sequence[FeatureCache], labels: Mapping[str, Labels]) -> dict[str, Labels]:
-    """`resolve` for the splits of one training and the caches that hold their clips."""
+    """`resolve` the splits of one training.
+
+    Args:
+        stores: caches that hold their clips.
+        labels: by split.
+    """
     known: Collection[str] = stores[0] if len(stores) == 1 else dict.fromkeys(itertools.chain(*stores))
     return {name: resolve(part, known) for name, part in labels.items()}
 
 
-def _wanted(
-    stores: Sequence[FeatureCache], labels: Mapping[str, Labels], skip_missing: bool
-) -> tuple[dict[str, Labels], list[str]]:
-    """The labels of clips that a cache holds, and those clips, each once."""
-    held = {name: _held(stores, part, skip_missing) for name, part in labels.items()}
-    return held, list(dict.fromkeys(clip for part in held.values() for clip in part.ids))
-
-
 def _held(stores: Sequence[FeatureCache], labels: Labels, skip_missing: bool) -> Labels:
-    """The labels of clips that a cache holds."""
+    """Return the labels of clips that a cache holds; refuse missing ones unless they are skipped."""
     missing = {i for i, clip in enumerate(labels.ids) if not any(clip in store for store in stores)}
     if not missing:
         return labels
     if skip_missing and len(missing) < len(labels):
         return labels.take([i for i in range(len(labels)) if i not in missing])
-    raise LabelError(_describe_missing(stores, labels, sorted(missing)))
-
-
-def _describe_missing(stores: Sequence[FeatureCache], labels: Labels, missing: Sequence[int]) -> str:
-    where = " and ".join(store.path for store in stores)
-    first = ", ".join(labels.filenames[i] for i in missing[:5])
-    text = f"{len(missing)} of the {len(labels)} clips of {labels.path} are not in {where} (first: {first})"
+    first = ", ".join(labels.filenames[i] for i in sorted(missing)[:5])
+    advice = "extract them (failures.csv beside the cache says why a clip failed), or give --skip-missing"
     if len(missing) == len(labels) and len(stores[0]):
-        return f"{text}; the cache's ids look like {stores[0].ids[0]!r}, so the two do not belong together"
-    return f"{text}; extract them (failures.csv beside the cache says why a clip failed), or give --skip-missing"
+        advice = f"the cache's ids look like {stores[0].ids[0]!r}, so the two do not belong together"
+    raise LabelError(
+        f"{len(missing)} of the {len(labels)} clips of {labels.path} are not in "
+        f"{' and '.join(store.path for store in stores)} (first: {first}); {advice}"
+    )

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from cache.ids import clip_id, match_ids
 from cache.paths import StrPath
 from train_head.data.label_format import LabelFormat, recorded_format
-from train_head.data.labels import Labels, label_table, open_csv, read_labels
+from train_head.data.labels import Labels, label_table, read_labels
 from train_head.errors import LabelError, RunFolderError
 from train_head.evaluation.metrics import Column, label_means
 from train_head.runs import run_folder
@@ -82,9 +82,7 @@ def _mean_of_folds(folder: Path, config: Mapping[str, Any], scored: Labels) -> C
     path, form = folder / LABELS_FOLDS, recorded_format(config)
     rater = form.rater if form.rater in label_table(path).header else None
     labels = read_labels(path, replace(form, targets=scored.names, rater=rater))
-    with open_csv(folder / FOLDS) as rows:
-        next(rows)  # Filename,fold
-        fold = {clip_id(name): int(number) for name, number in rows}
+    fold = {clip_id(name): int(number) for name, number in label_table(folder / FOLDS).rows}  # Filename, fold
     missing = sum(clip not in fold for clip in labels.ids)
     if missing:
         raise LabelError(f"{folder / FOLDS} lacks {missing} clips")

@@ -5,42 +5,25 @@ padding, in ascending order, and intensities from 0 to 1.
 """
 
 import csv
-import io
 import math
-import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cache.exchange.tables import Table
 from cache.ids import clip_id, find_ids
 from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_columns import choose_columns, is_missing
 from train_head.data.label_format import UNIT, LabelFormat, Range
-from train_head.data.labels import FILENAME, label_table, open_csv
+from train_head.data.labels import FILENAME, label_table, predictions_csv
 from train_head.errors import LabelError
 
 SHOWN = 5
-
-
-@dataclass(frozen=True)
-class _Sheet:
-    """A CSV as written: cells are not stripped, empty rows are left out."""
-
-    path: str
-    header: list[str]
-    rows: list[list[str]]
-    lines: list[int]
-
-    @property
-    def filenames(self) -> list[str]:
-        """Filename cells of the rows that are long enough to have one."""
-        column = self.header.index(FILENAME)
-        return [cells[column] for cells in self.rows if len(cells) > column]
 
 
 def check_submission(predictions: StrPath, labels_or_template: StrPath, form: LabelFormat | None = None) -> list[str]:
@@ -59,16 +42,16 @@ def check_submission(predictions: StrPath, labels_or_template: StrPath, form: La
         LabelError: a file is missing, or the second has no Filename column or no rows.
     """
     form = form or LabelFormat()
-    wanted, given = _read_reference(labels_or_template, form), _read_sheet(predictions)
+    wanted, given = _read_reference(labels_or_template, form), _read_as_written(predictions)
     expected = wanted.header
     problems: list[str] = []
-    if given.header != expected and (len(expected) > 1 or given.header[:1] != [FILENAME]):
+    if given.header != expected and (len(expected) > 1 or given.header[:1] != (FILENAME,)):
         problems.append(f"the header is {','.join(given.header)!r}, expected {','.join(expected)!r}")
     if FILENAME not in given.header:
         return problems
     ragged = [line for line, cells in zip(given.lines, given.rows, strict=True) if len(cells) != len(given.header)]
     problems += _problem(ragged, f"rows do not have the header's {len(given.header)} cells", "line ")
-    return problems + _clip_problems(given.filenames, wanted.filenames) + _value_problems(given, form.range)
+    return problems + _clip_problems(_filenames(given), _filenames(wanted)) + _value_problems(given, form.range)
 
 
 def write_submission(
@@ -104,20 +87,24 @@ def write_submission(
     broken = [f"{ids[i]} {names[k]}" for i, k in np.argwhere(~np.isfinite(array))]
     _refuse(_problem(broken, "predictions are not finite"), path)
     _refuse(_problem(_repeated(list(ids if template else map(clip_id, ids))), "clips were predicted twice"), path)
-    columns, rows = list(range(len(names))), _ordered(ids)
     if template is not None:
-        columns, rows = _as_template(_read_reference(template), ids, names)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([FILENAME, *(names[k] for k in columns)])
-    for filename, i in rows:
-        writer.writerow([filename, *(f"{value:.9g}" for value in np.clip(array[i, columns], *bounds))])
-    put(Path(path), text.getvalue())
+        columns, rows = _as_template(template, ids, names)
+    else:
+        columns, unpadded = list(range(len(names))), _are_integers(ids)
+        order = sorted(range(len(ids)), key=lambda i: (int(ids[i]) if unpadded else 0, ids[i]))
+        rows = [(str(int(ids[i])) if unpadded else ids[i], i) for i in order]
+    values = np.clip(array[[i for _, i in rows]][:, columns], *bounds)
+    put(Path(path), predictions_csv([name for name, _ in rows], [names[k] for k in columns], values))
     return int(((array < bounds[0]) | (array > bounds[1])).sum())
 
 
 def put(path: Path, text: str) -> None:
-    """Write a file atomically; write into a device or a pipe."""
+    """Write a file atomically; write into a device or a pipe.
+
+    Args:
+        path: output file.
+        text: its content.
+    """
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
     else:
@@ -138,13 +125,12 @@ def template_clips(template: StrPath, names: Sequence[str], ids: Sequence[str]) 
     Raises:
         LabelError: the template has other targets, a clip twice, or a clip that is not available; names the first five.
     """
-    sheet = _read_reference(template)
-    _template_columns(sheet, names)
-    wanted = _template_rows(sheet, ids)
-    missing = [name for name, clip in wanted if clip is None]
-    _refuse(_problem(missing, f"of its {len(wanted)} clips are not among the media"), sheet.path)
-    asked = {clip for _, clip in wanted}
-    return [i for i, clip in enumerate(ids) if clip in asked]
+    _, wanted = _read_template(template, names, ids)
+    _refuse(
+        _problem([name for name, i in wanted if i is None], f"of its {len(wanted)} clips are not among the media"),
+        template,
+    )
+    return sorted(i for _, i in wanted if i is not None)
 
 
 def has_values(labels_or_template: StrPath, form: LabelFormat | None = None) -> bool:
@@ -162,23 +148,36 @@ def has_values(labels_or_template: StrPath, form: LabelFormat | None = None) -> 
     return any(not is_missing(cell) for cells in sheet.rows for i, cell in enumerate(cells) if i != column)
 
 
-def _read_sheet(path: StrPath) -> _Sheet:
+def _read_as_written(path: StrPath) -> Table:
+    """Read a CSV whose cells are not stripped; empty rows are left out."""
     place = Path(path)
     if not place.is_file():
         raise LabelError(f"there is no file at {place}")
-    with open_csv(place) as reader:
-        header: list[str] = next(reader, [])
-        numbered = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    return _Sheet(str(place), header, [cells for _, cells in numbered], [line for line, _ in numbered])
+    with place.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        try:
+            header: list[str] = next(reader, [])
+            numbered = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+        except UnicodeDecodeError as error:
+            raise LabelError(f"{place} is not in UTF-8 ({error.reason}); save it as CSV in UTF-8") from error
+        except csv.Error as error:
+            raise LabelError(f"{place}, line {reader.line_num}: no CSV ({error}); does a quote never end?") from error
+    return Table(str(place), tuple(header), [cells for _, cells in numbered], [line for line, _ in numbered], ",")
 
 
-def _read_reference(path: StrPath, form: LabelFormat | None = None) -> _Sheet:
+def _filenames(sheet: Table) -> list[str]:
+    """Return the Filename cells of the rows that are long enough to have one."""
+    column = sheet.header.index(FILENAME)
+    return [cells[column] for cells in sheet.rows if len(cells) > column]
+
+
+def _read_reference(path: StrPath, form: LabelFormat | None = None) -> Table:
     """Read the columns of a label file or template that belong to a submission: Filename and the targets, in order."""
     table = label_table(path)
     columns = choose_columns(table, form or LabelFormat())
     kept = sorted({columns.filename, *columns.targets})
     rows = [[cells[i] for i in kept] for cells in table.rows]
-    return _Sheet(table.path, [table.header[i] for i in kept], rows, table.lines)
+    return replace(table, header=tuple(table.header[i] for i in kept), rows=rows)
 
 
 def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
@@ -194,7 +193,7 @@ def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
     ]
     expected = [name for name in dict.fromkeys(wanted) if name in present]
     order = list(dict.fromkeys(clip for _, clip in known))
-    ascending = sorted(expected, key=int) if all(map(_is_integer, expected)) else expected
+    ascending = sorted(expected, key=int) if _are_integers(expected) else expected
     if order not in (expected, ascending):
         nearer = ascending if order[0] == ascending[0] else expected
         moved = [f"{a} where {b} belongs" for a, b in zip(order, nearer, strict=True) if a != b]
@@ -202,7 +201,7 @@ def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
     return problems
 
 
-def _value_problems(sheet: _Sheet, bounds: Range) -> list[str]:
+def _value_problems(sheet: Table, bounds: Range) -> list[str]:
     column = sheet.header.index(FILENAME)
     strange, infinite, outside = [], [], []
     for cells in sheet.rows:
@@ -226,41 +225,40 @@ def _value_problems(sheet: _Sheet, bounds: Range) -> list[str]:
     ]
 
 
-def _as_template(sheet: _Sheet, ids: Sequence[str], names: Sequence[str]) -> tuple[list[int], list[tuple[str, int]]]:
+def _as_template(
+    template: StrPath, ids: Sequence[str], names: Sequence[str]
+) -> tuple[list[int], list[tuple[str, int]]]:
     """Return the columns in the template's order, and its Filenames with the rows of the predictions."""
-    columns, wanted = _template_columns(sheet, names), _template_rows(sheet, ids)
-    row, asked = {clip: i for i, clip in enumerate(ids)}, {clip for _, clip in wanted}
+    columns, wanted = _read_template(template, names, ids)
+    rows = [(name, i) for name, i in wanted if i is not None]
     problems = [
-        *_problem([name for name, clip in wanted if clip is None], "clips were not predicted"),
-        *_problem([clip for clip in ids if clip not in asked], "predicted clips are not in it"),
+        *_problem([name for name, i in wanted if i is None], "clips were not predicted"),
+        *_problem(
+            [ids[i] for i in sorted(set(range(len(ids))) - {i for _, i in rows})], "predicted clips are not in it"
+        ),
     ]
-    _refuse(problems, sheet.path)
-    return columns, [(name, row[clip]) for name, clip in wanted if clip is not None]
+    _refuse(problems, template)
+    return columns, rows
 
 
-def _template_columns(sheet: _Sheet, names: Sequence[str]) -> list[int]:
-    """Return the targets in the template's order, as indices into the predicted ones."""
+def _read_template(
+    template: StrPath, names: Sequence[str], ids: Sequence[str]
+) -> tuple[list[int], list[tuple[str, int | None]]]:
+    """Return the targets in the template's order, as indices; and its Filenames, each with the index of its clip."""
+    sheet = _read_reference(template)
     targets = [name for name in sheet.header if name != FILENAME] or list(names)
     if sorted(targets) != sorted(names):
         raise LabelError(f"{sheet.path} has the targets {', '.join(targets)}, and the run predicts {', '.join(names)}")
-    return [list(names).index(name) for name in targets]
+    filenames, index = _filenames(sheet), {clip: i for i, clip in enumerate(ids)}
+    found = find_ids(filenames, ids)
+    repeated = _repeated([clip or name for name, clip in zip(filenames, found, strict=True)])
+    _refuse(_problem(repeated, "clips stand twice"), sheet.path)
+    rows = [None if clip is None else index[clip] for clip in found]
+    return [list(names).index(name) for name in targets], list(zip(filenames, rows, strict=True))
 
 
-def _template_rows(sheet: _Sheet, ids: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Return its Filenames as written, each with the id of its clip or None."""
-    wanted = list(zip(sheet.filenames, find_ids(sheet.filenames, ids), strict=True))
-    _refuse(_problem(_repeated([clip or name for name, clip in wanted]), "clips stand twice"), sheet.path)
-    return wanted
-
-
-def _ordered(ids: Sequence[str]) -> list[tuple[str, int]]:
-    if all(map(_is_integer, ids)):
-        return sorted(((str(int(clip)), i) for i, clip in enumerate(ids)), key=lambda pair: int(pair[0]))
-    return sorted((clip, i) for i, clip in enumerate(ids))
-
-
-def _is_integer(clip: str) -> bool:
-    return re.fullmatch(r"\d+", clip, re.ASCII) is not None
+def _are_integers(names: Iterable[str]) -> bool:
+    return all(name.isascii() and name.isdecimal() for name in names)
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

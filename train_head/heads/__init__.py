@@ -1,7 +1,8 @@
 """Heads by name: modules that map (batch, frames, dim) features and their lengths to (batch, targets).
 
-Padded frames and neighbours in a batch never change a clip's result. To add a head, write a file like `mean.py` and
-add its line here; `tests/train_head/heads/test_every_head.py` then holds it to what every head promises.
+Padded frames and neighbours in a batch never change a clip's result. To add a head, write a file like `mean.py`, add
+its import, its line in `HEADS` and its name in `__all__` here, and name it in the help of `TrainSettings.head`;
+`tests/train_head/heads/test_every_head.py` then tests it with the others.
 """
 
 from dataclasses import fields

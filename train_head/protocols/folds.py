@@ -28,7 +28,8 @@ from train_head.protocols.pool import pool, pooled_csv, trainable
 from train_head.protocols.result import ProtocolResult
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, rater_agreement
-from train_head.runs.train import TrainResult, finished_run, train_run
+from train_head.runs.result import TrainResult
+from train_head.runs.train import finished_run, train_run
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings
 

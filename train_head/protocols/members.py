@@ -16,7 +16,7 @@ from train_head.errors import RunFolderError
 from train_head.evaluation.intervals import bootstrap
 from train_head.evaluation.metrics import Column, Report, evaluate, label_means
 from train_head.protocols.result import ProtocolResult, Scored
-from train_head.reports.card import licence_line
+from train_head.reports.tables import licence_line
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs
 from train_head.runs.train import run_config

@@ -11,18 +11,11 @@ from train_head.evaluation.metrics import Report
 from train_head.protocols.members import prepare_protocol, write_ensemble, write_mean
 from train_head.protocols.pool import pool, trainable
 from train_head.protocols.result import ProtocolResult, Scored
-from train_head.reports.card import licence_line
+from train_head.reports.tables import licence_line
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs
-from train_head.runs.train import (
-    Predictions,
-    TrainResult,
-    fit,
-    predict_splits,
-    run_config,
-    score_splits,
-    train_run,
-)
+from train_head.runs.result import Predictions, TrainResult
+from train_head.runs.train import fit, predict_splits, run_config, score_splits, train_run
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings, with_seed
 

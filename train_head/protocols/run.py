@@ -11,7 +11,8 @@ from train_head.protocols.pool import pool
 from train_head.protocols.result import ProtocolResult
 from train_head.protocols.seeds import train_seeds
 from train_head.runs.inputs import Inputs
-from train_head.runs.train import TrainResult, train_run
+from train_head.runs.result import TrainResult
+from train_head.runs.train import train_run
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings
 from train_head.validation import Validation

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import UNIT, Range
 from train_head.data.labels import Labels, read_labels
-from train_head.evaluation.metrics import Column, pearson
+from train_head.evaluation.metrics import Column, as_columns, pearson
 from train_head.reports.tables import OVER_TARGETS, cell
 
 _LOG = logging.getLogger("matplotlib")
@@ -54,7 +54,8 @@ STYLE: Mapping[str, Any] = {
     "svg.hashsalt": "emi",
 }
 SUFFIXES = (".svg", ".png")
-CURVES, SCATTER = "curves", "scatter_"
+MARGIN = 0.04
+"""Space around the labels, as a share of their range."""
 GREY, POINTS, ZEROS = "#6E6E6E", "#0072B2", "#B84A00"
 VECTORS = 1000
 """Clips up to which an SVG holds each point; with more it holds an image of them, which is smaller."""
@@ -70,12 +71,12 @@ def draw_run(folder: Path, history: Sequence[Mapping[str, Any]], labels: Mapping
         history: one record per epoch.
         labels: by split; the rows that were predicted.
     """
-    curves(history, folder / CURVES)
+    curves(history, folder / "curves")
     for name, split in labels.items():
         predictions = folder / f"predictions_{name}.csv"
         if split.names and predictions.is_file():
             values = read_labels(predictions, check_range=False).values
-            scatter(values, split.values, split.names, folder / f"{SCATTER}{name}", split.range)
+            scatter(values, split.values, split.names, folder / f"scatter_{name}", split.range)
 
 
 def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]:
@@ -101,8 +102,7 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]
         left.set_title("training loss", loc="left")
         handles, texts = _pearson_lines(right, history, at)
         for axes in (left, right):
-            axes.set_xlabel("epoch")
-            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+            axes.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.axvline(epochs[at], color=GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
         if handles:
@@ -111,17 +111,17 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]
 
 
 def _pearson_lines(axes: Axes, history: Sequence[Mapping[str, Any]], at: int) -> tuple[list[Line2D], list[str]]:
-    """Draw them; the handles and texts of a legend with the values at the best epoch, the best target first."""
+    """Draw them; return handles and texts of a legend with the values at the best epoch, the best target first."""
     epochs = [record["epoch"] for record in history]
     names = list(history[-1]["valid_pearson"])
     axes.set_title("validation Pearson", loc="left")
-    mean = _gaps([record["valid_mean_pearson"] for record in history])
+    mean = np.array([record["valid_mean_pearson"] for record in history], np.float64)  # None becomes NaN, a gap
     if np.isnan(mean).all():
         axes.text(0.5, 0.5, "undefined" if names else "not watched", transform=axes.transAxes, ha="center")
         return [], []
     entries: list[tuple[float, Line2D, str]] = []
     for k, name in enumerate(names):
-        column = _gaps([record["valid_pearson"].get(name) for record in history])
+        column = np.array([record["valid_pearson"].get(name) for record in history], np.float64)
         colour, dashes = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
         (line,) = axes.plot(epochs, column, color=colour, linestyle=dashes, linewidth=1.2, marker=".", markersize=2.5)
         axes.plot(epochs[at], column[at], "o", color=colour, markersize=3)
@@ -155,12 +155,11 @@ def scatter(
     Raises:
         ValueError: the shapes differ.
     """
-    a, b = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
-    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != len(names):
-        raise ValueError(f"predictions have shape {a.shape}, labels {b.shape}, expected both (clips, {len(names)})")
+    a, b = as_columns(predicted, target, names)
     columns = len(names) if len(names) <= 4 else 3 if len(names) in (5, 6, 9) else 4
     rows = math.ceil(len(names) / columns)
-    low, high, margin = min(span[0], a.min(initial=span[0])), max(span[1], a.max(initial=span[1])), _margin(span)
+    low, high = min(span[0], a.min(initial=span[0])), max(span[1], a.max(initial=span[1]))
+    margin = MARGIN * (span[1] - span[0])
     with drawing():
         figure = Figure(figsize=(max(3.0, 2.25 * columns), 2.45 * rows + 0.2), dpi=150, layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -178,18 +177,13 @@ def scatter(
         return save(figure, path)
 
 
-def _margin(span: Range) -> float:
-    return 0.04 * (span[1] - span[0])
-
-
 def _panel(axes: Axes, predicted: Column, target: Column, edges: Column, span: Range) -> None:
-    """The points of one target, and the histogram of predictions where it is the least."""
-    (low, high), margin = span, _margin(span)
+    """Draw the points of one target, and the histogram of predictions where its label is the lowest."""
+    (low, high), margin = span, MARGIN * (span[1] - span[0])
     alpha = float(np.clip(12 / math.sqrt(max(1, len(target))), 0.12, 0.7))
     axes.plot(span, span, color=GREY, linewidth=1, linestyle=(0, (4, 2)), zorder=3)
     axes.scatter(target, predicted, s=9, color=POINTS, alpha=alpha, linewidths=0, rasterized=len(target) > VECTORS)
-    axes.set_xlim(low - margin, high + margin)
-    axes.set_xticks([low, (low + high) / 2, high])
+    axes.set(xticks=[low, (low + high) / 2, high], xlim=(low - margin, high + margin))
     lowest = predicted[target == low]
     if len(lowest) < 2 or len(lowest) < MANY_ZEROS * len(target):
         return
@@ -234,14 +228,10 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def _gaps(values: Sequence[float | None]) -> Column:
-    return np.array([math.nan if value is None else value for value in values])
-
-
 def _number(value: float | None) -> str:
     return cell(None if value is None or math.isnan(value) else value).replace("-", "−")
 
 
 def _short(name: str, most: int = 24) -> str:
-    """The name, or its two ends."""
+    """Return the name, or its two ends where it is long."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"

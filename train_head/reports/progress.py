@@ -33,7 +33,14 @@ class EpochLines:
         self._say(epoch_line(record, self._epochs, left))
 
     def on_step(self, epoch: int, what: str, done: int, total: int) -> None:
-        """Report a step within an epoch, of training or validation; see `train_head.training.loop.Reporter`."""
+        """Report a step within an epoch, of training or validation; see `train_head.training.loop.Reporter`.
+
+        Args:
+            epoch: its number, from 1; 0 outside of epochs.
+            what: "training" or "validating".
+            done: number of steps done.
+            total: number of steps.
+        """
         if self._stage != (what, epoch):  # the first step of these that is seen, which a resumed epoch may begin with
             self._stage, self._began = (what, epoch), (self._now(), done)
         if self._now() - self._shown < self.EVERY_SECONDS:
@@ -44,10 +51,6 @@ class EpochLines:
         left = f", {speed(rate, 'steps')}, {clock_time((total - done) / rate)} left of it" if rate else ""
         which = f"epoch {epoch:>3}/{self._epochs}  " if epoch else ""
         self._say(f"{which}{what}: {done} of {total} steps{left}")
-
-    def note(self, text: str) -> None:
-        """Report a sentence about the run."""
-        self._say(text)
 
 
 def epoch_line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
@@ -72,12 +75,12 @@ def epoch_line(record: dict[str, Any], epochs: int, seconds_left: float) -> str:
 
 
 def speed(rate: float, what: str) -> str:
-    """A rate per second in the unit in which it has digits."""
+    """Return a rate per second, or per minute where it is below one per second."""
     return f"{rate:.1f} {what}/s" if rate >= 1 else f"{60 * rate:.1f} {what}/min"
 
 
 def clock_time(seconds: float) -> str:
-    """Seconds as 0:05 or 1:02:05."""
+    """Return seconds as 0:05 or 1:02:05."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,10 +1,9 @@
 """Figures of each epoch for the experiment trackers that accelerate knows: TensorBoard, wandb, MLflow and others."""
 
-import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from cache.errors import EmiError
@@ -29,7 +28,7 @@ class TrackerDependencyError(EmiError, ImportError):
     """The package of a tracker is not installed."""
 
 
-class Trackers:
+class Trackers(AbstractContextManager["Trackers"]):
     """Passes each epoch's record to trackers; call it with the record after each epoch.
 
     At the first epoch they also get the earlier epochs from metrics.jsonl, and TensorBoard drops what its files hold of
@@ -57,11 +56,14 @@ class Trackers:
         records = [record]
         if self._names and not self._open:
             _say_which_process_writes()
-            records = [*self._before(record["epoch"]), record]
+            before = run_folder.read_history(self._run) if (self._run / run_folder.METRICS).is_file() else []
+            records = [*(each for each in before if each["epoch"] < record["epoch"]), record]
             self._open = [self._start(name, records[0]["epoch"]) for name in self._names]
         for each in records:
+            values = {tag: each[key] for tag, key in SCALARS.items()}
+            values |= {f"valid/pearson/{name}": value for name, value in each["valid_pearson"].items()}
             for tracker in self._open:
-                tracker.log(_scalars(each), step=each["epoch"])
+                tracker.log({tag: value for tag, value in values.items() if value is not None}, step=each["epoch"])
 
     def move(self, run: StrPath) -> None:
         """Close the trackers; the next epoch belongs to another run."""
@@ -74,18 +76,8 @@ class Trackers:
             tracker.finish()
         self._open = []
 
-    def __enter__(self) -> "Trackers":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _before(self, epoch: int) -> list[dict[str, Any]]:
-        path = self._run / run_folder.METRICS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [record for record in map(json.loads, lines) if record["epoch"] < epoch]
 
     def _start(self, name: str, first: int) -> Any:
         """Return a tracker of the run that is ready for its epochs from `first` on."""
@@ -129,9 +121,3 @@ def _check(names: Sequence[str]) -> None:
         if name not in installed:
             package = "'emi-mimicry[tensorboard]'" if name == TENSORBOARD else name
             raise TrackerDependencyError(f"the tracker {name} is not installed; install it with: pip install {package}")
-
-
-def _scalars(record: dict[str, Any]) -> dict[str, float]:
-    values = {tag: record[key] for tag, key in SCALARS.items()}
-    values |= {f"valid/pearson/{name}": value for name, value in record["valid_pearson"].items()}
-    return {tag: value for tag, value in values.items() if value is not None}

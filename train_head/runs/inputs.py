@@ -20,7 +20,7 @@ from train_head.data.labels import (
     read_split,
 )
 from train_head.data.raters import Agreement, agreement
-from train_head.data.splits import Split, gather, gather_shared, open_caches, resolve_splits
+from train_head.data.splits import Split, gather, open_caches, resolve_splits
 from train_head.errors import LabelError
 from train_head.runs.source import CachedFeatures, DataSource
 
@@ -142,11 +142,7 @@ def gather_inputs(
     labels = label_files.read()
     stores = open_caches(paths)
     labels = resolve_splits(stores, labels)
-    if shared is None:
-        splits = gather(stores, labels, skip_missing=label_files.skip_missing)
-    else:
-        (store,) = stores
-        splits = gather_shared(store, labels, shared, skip_missing=label_files.skip_missing)
+    splits = gather(stores, labels, skip_missing=label_files.skip_missing, shared=shared)
     return Inputs(source=CachedFeatures(paths, stores), label_files=label_files, labels=labels, splits=splits)
 
 

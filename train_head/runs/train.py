@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +11,17 @@ from numpy.typing import NDArray
 
 from cache.paths import StrPath
 from train_head.data.labels import read_labels, write_predictions
-from train_head.data.raters import Agreement
 from train_head.data.splits import Split
 from train_head.errors import RunFolderError
 from train_head.evaluation.metrics import Report, evaluate, label_means
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, rater_agreement
+from train_head.runs.result import Predictions, TrainResult
 from train_head.training.loop import SILENT, Record, Reporter, TrainingLoop
 from train_head.training.settings import TrainSettings
 
 PREDICTED = ("valid", "test")
 """Splits that a run predicts, where it has them."""
-Predictions = Mapping[str, NDArray[np.float32]]
-"""By split, (clips, targets)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """A finished run.
-
-    Attributes:
-        folder: the run folder.
-        predictions: by split, (clips, targets) of the best epoch, as in predictions_valid.csv.
-        report: validation metrics of the best epoch.
-        test_report: test metrics, where a test file with targets was given.
-        best_epoch: its number, from 1.
-        history: one record per epoch, as in metrics.jsonl.
-        skipped: clips of the label files that no cache holds (with `skip_missing`).
-        overlap: a sentence where clips are both trained and validated on, or nothing.
-        agreement: of the validation clips' raters, where these were asked for.
-        resumed_at: epochs that were done before this call; equal to len(history) where there was nothing to do.
-    """
-
-    folder: Path
-    predictions: Predictions
-    report: Report
-    test_report: Report | None
-    best_epoch: int
-    history: list[Record]
-    skipped: int
-    overlap: str
-    agreement: Agreement | None = None
-    resumed_at: int
 
 
 def train_run(
@@ -148,7 +116,12 @@ def predict_splits(loop: TrainingLoop, splits: Mapping[str, Split], folder: Path
 
 
 def score_splits(splits: Mapping[str, Split], predictions: Predictions) -> dict[str, Report]:
-    """Score predictions of the splits that have targets."""
+    """Score predictions of the splits that have targets.
+
+    Args:
+        splits: with "train", whose mean is a baseline.
+        predictions: by split, (clips, targets).
+    """
     train = splits["train"].labels
     mean = label_means(train.values)
     labels = {name: splits[name].labels for name in predictions}

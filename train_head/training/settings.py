@@ -132,7 +132,7 @@ class TrainSettings:
         return LabelFormat(
             targets=columns.targets,
             rater=columns.rater,
-            group_by=validation.group_by if validation else columns.group_by,
+            group_by=validation.group_by if validation else None,
             scale=self.label_scale,
             range=self.label_range,
         )

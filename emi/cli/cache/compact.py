@@ -20,10 +20,8 @@ def compact(
     from emi.console import Stages
 
     segment_bytes = segment_gb * 1e9
-    if segment_gb <= 0:
-        raise CacheError(f"--segment-gb must be above zero, got {segment_gb}")
-    if not math.isfinite(segment_bytes) or segment_bytes < 1:
-        raise CacheError(f"--segment-gb takes a number of gigabytes, such as 64, got {segment_gb}")
+    if not 1 <= segment_bytes < math.inf:
+        raise CacheError(f"--segment-gb takes a number of gigabytes above zero, such as 64, got {segment_gb}")
     with Stages() as stages:
         done = compact_cache(
             path, partial(stages, "verifying"), partial(stages, "rewriting"), segment_bytes=int(segment_bytes)

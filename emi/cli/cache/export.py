@@ -1,6 +1,7 @@
 """`emi cache export`: a cache into the formats of other tools."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,23 +32,12 @@ def export(
     """
     from cache.exchange.exporting import export as run
     from cache.reader import open_cache
-    from emi.console import MOMENT, Progress
-
-    progress: Progress | None = None
-
-    def show(done: int, total: int, seconds: float) -> None:
-        nonlocal progress
-        if progress is None:
-            progress = Progress(total, "exporting", after=MOMENT).__enter__()
-        progress(done, total, seconds)
+    from emi.console import Stages
 
     started = time.monotonic()
-    try:
-        with open_cache(cache) as store:
-            summary = run(store, out, to, None if ids is None else read_ids(ids, store), show)
-    finally:
-        if progress is not None:
-            progress.__exit__(None, None, None)
+    with open_cache(cache) as store, Stages() as stages:
+        wanted = None if ids is None else read_ids(ids, store)
+        summary = run(store, out, to, wanted, partial(stages, "exporting"))
     if not summary.written:
         typer.echo(f"nothing to do: all {summary.present} clips are in {summary.path}")
         return
@@ -64,7 +54,7 @@ def read_ids(file: Path, store: "FeatureCache") -> list[str]:
         ExportError: no such file, or it is not UTF-8 text.
         ClipNameError: a line may be several clips, or two lines are one.
     """
-    from cache.exchange.exporting import ExportError
+    from cache.exchange.selection import ExportError
     from cache.ids import match_ids
 
     try:

@@ -1,6 +1,7 @@
 """`emi cache import`: features that others computed into a cache."""
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,26 +27,17 @@ def import_(
     """Fill a cache with features that others computed, such as those that come with Hume-Vidmimic2.
 
     Pickles are read without running anything in them. Run it again to resume where it stopped; files that have changed
-    since are refused. Files that cannot be read are listed in failures.csv beside the cache, the others go on, and the
-    exit code is 1.
+    since are refused. Files that cannot be read are listed in failures.csv beside the cache, the others are imported,
+    and the exit code is 1.
     """
     from cache.exchange.importing import import_features
-    from emi.console import MOMENT, Progress
-
-    progress: Progress | None = None
-
-    def show(done: int, total: int, seconds: float) -> None:
-        nonlocal progress
-        if progress is None:
-            progress = Progress(total, "importing", after=MOMENT).__enter__()
-        progress(done, total, seconds)
+    from emi.console import Stages
 
     started = time.monotonic()
-    try:
-        summary = import_features(source, cache, name=name, hop_seconds=hop_seconds, dtype=dtype, on_progress=show)
-    finally:
-        if progress is not None:
-            progress.__exit__(None, None, None)
+    with Stages() as stages:
+        summary = import_features(
+            source, cache, name=name, hop_seconds=hop_seconds, dtype=dtype, on_progress=partial(stages, "importing")
+        )
     _show_summary(summary, time.monotonic() - started, hop_seconds)
     if summary.failures:
         raise typer.Exit(1)

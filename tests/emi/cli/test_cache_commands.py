@@ -258,7 +258,7 @@ def test_compact_counts_segments_before_and_after(run, tiny):
 
 def test_compact_refuses_a_segment_of_no_size(run, tiny):
     code, _, err = run("compact", tiny, "--segment-gb", "0")
-    assert (code, err) == (2, "emi: --segment-gb must be above zero, got 0.0\n")
+    assert (code, err) == (2, "emi: --segment-gb takes a number of gigabytes above zero, such as 64, got 0.0\n")
 
 
 def test_a_cache_in_use_is_not_rewritten(run, tiny):

@@ -12,7 +12,7 @@ from train_head.protocols import ProtocolResult
 from train_head.protocols import train as train_protocol
 from train_head.runs import run_folder
 from train_head.runs.inputs import LabelFiles, gather_inputs
-from train_head.runs.train import TrainResult
+from train_head.runs.result import TrainResult
 from train_head.training.settings import resolve_settings
 from train_head.validation import Validation
 
