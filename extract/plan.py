@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 
-from cache.containers.container import open_container
+from cache.containers.by_suffix import open_container
 from cache.format import Header
 from cache.ids import stored_form
 from cache.licences import LICENCE

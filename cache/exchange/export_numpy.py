@@ -81,7 +81,7 @@ def write_npy(selection: Selection, folder: Path) -> None:
             raise ExportError(f"clip {clip_id!r} has a line break, and ids.txt has one id a line; export it as npz")
     folder.mkdir()
     offsets = store.offsets(ids)
-    shape = (int(offsets[-1]), store.dim + len(store.vad_names))
+    shape = (int(offsets[-1]), store.header.width)
     header = {"descr": np.lib.format.dtype_to_descr(store.header.dtype), "fortran_order": False, "shape": shape}
     with (folder / "frames.npy").open("wb") as file:
         # Not through a memory map, whose written pages would count as memory of this process.

@@ -19,15 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import fingerprint as fp
-from cache.containers.container import Container, NewSegment, open_container
+from cache.containers.by_suffix import open_container
+from cache.containers.container import Container
 from cache.errors import CacheError, DamagedCacheError
 from cache.format import Array, Header
-from cache.index import SegmentIndex, load_index, pack, read_segment_index
+from cache.index import load_index, pack, read_segment_index
 from cache.maintenance.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
 from cache.paths import StrPath
 from cache.reader import open_cache
+from cache.segment import NewSegment, SegmentIndex, segment_name
 from cache.sources import REFRESHED, SOURCES, has_sources, read_sources
-from cache.writer import new_segment, segment_name, write_errors
+from cache.writer import new_segment, write_errors
 
 SEGMENT_BYTES = 64 << 30
 """Of frames, in a segment made of many: a bound on what one file of HDF5, or one commit of Zarr, has to hold."""
@@ -241,7 +243,7 @@ def _joined(container: Container, header: Header, parts: Sequence[Part], add: Ca
         arrays[SOURCES] = column(lambda segment: _sources(container, segment))
     name = f"{parts[0][0].name.partition('-')[0]}-{segment_name().partition('-')[2]}"  # the time of the first
     refreshed = any(segment.attributes.get(REFRESHED) for segment, _ in parts)
-    return new_segment(name, ids, arrays, header, refreshed=refreshed)
+    return new_segment(name, arrays, header, refreshed=refreshed)
 
 
 def _sources(container: Container, segment: SegmentIndex) -> Array:
@@ -253,7 +255,7 @@ def _sources(container: Container, segment: SegmentIndex) -> Array:
 
 
 class _JoinedRows:
-    """Rows of one array of several segments, read when they are asked for (`cache.containers.container.Rows`).
+    """Rows of one array of several segments, read when they are asked for (`cache.segment.Rows`).
 
     Args:
         container: of the cache.

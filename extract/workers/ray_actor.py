@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.containers.container import open_container
+from cache.containers.by_suffix import open_container
 from cache.format import Header
 from cache.version import version
 from cache.writer import CacheWriter

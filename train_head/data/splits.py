@@ -184,7 +184,7 @@ def _load(stores: Sequence[FeatureCache], clips: Sequence[str]) -> tuple[list[st
     of_store = [[clip for clip in clips if owner[clip] == i] for i in range(len(stores))]
     lengths = [np.diff(store.offsets(ids)) for store, ids in zip(stores, of_store, strict=True)]
     first, header = 0, stores[0].header
-    frames = page_aligned((sum(int(n.sum()) for n in lengths), header.dim + len(header.vad_names)), header.dtype)
+    frames = page_aligned((sum(int(n.sum()) for n in lengths), header.width), header.dtype)
     for store, ids, numbers in zip(stores, of_store, lengths, strict=True):
         store.load(ids, out=frames[first : first + int(numbers.sum())])
         first += int(numbers.sum())

@@ -77,8 +77,7 @@ class CachedFeatures:
     @property
     def dim(self) -> int:
         """See `DataSource`."""
-        header = self.stores[0].header
-        return header.dim + len(header.vad_names)
+        return self.stores[0].header.width
 
     @property
     def note(self) -> str:

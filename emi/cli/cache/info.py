@@ -14,13 +14,14 @@ def info(
 
     Example: emi cache info features.zarr
     """
-    from cache.containers.container import open_container
+    from cache.containers.by_suffix import open_container
     from cache.licences import UNKNOWN, licence_of
     from cache.reader import open_cache
 
     with open_cache(path) as store:
         frames = int(store.num_frames.sum())
-        files, size = open_container(path).stored()
+        container = open_container(path)
+        files, size = container.stored()
         facts: dict[str, Any] = {
             "path": store.path,
             "clips": len(store),
@@ -28,6 +29,8 @@ def info(
             "hours": frames * store.hop_seconds / 3600,
             "segments": len(store.segments),
             "lost_segments": len(store.lost),
+            "unsealed_segments": len(container.unsealed()),
+            "leftovers": container.leftovers()[0],
             "files": files,
             "bytes": size,
             "compression": "none",
@@ -57,6 +60,15 @@ def _text(facts: dict[str, Any]) -> str:
     ]
     if facts["lost_segments"]:
         lines.append(f"  {facts['lost_segments']} segments are missing: emi cache verify {facts['path']}")
+    if facts["unsealed_segments"]:
+        lines.append(
+            f"  {facts['unsealed_segments']} of these segments are not in the file yet, but in a hidden folder beside "
+            f"it; bring them there: emi cache compact {facts['path']}"
+        )
+    if facts["leftovers"]:
+        lines.append(
+            f"  {facts['leftovers']} leftovers of stopped runs are no part of it: emi cache verify {facts['path']}"
+        )
     for title in ("fingerprint", "provenance"):
         fields = sorted(flattened(facts[title]).items())
         width = max((len(key) for key, _ in fields), default=0)
