@@ -11,9 +11,8 @@ from torch import nn
 
 from train_head.errors import check_known
 from train_head.heads.mean import MeanHead
+from train_head.heads.residual import TcnHead, TransformerHead
 from train_head.heads.rnn import BilstmHead, GruHead, HierarchicalHead, LstmHead, SequenceHead
-from train_head.heads.tcn import TcnHead
-from train_head.heads.transformer import TransformerHead
 from train_head.heads.unordered import AttentionHead, MlpHead
 
 HEADS: dict[str, type[nn.Module]] = {

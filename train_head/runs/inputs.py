@@ -237,7 +237,7 @@ def gather_inputs(
 
 
 def rater_agreement(labels: Labels) -> Agreement | None:
-    """How well the raters of a split agree; None where no raters were asked for."""
+    """Return how well the raters of a split agree; None where no raters were asked for."""
     return None if labels.ratings is None else agreement(labels.ratings, labels.names)
 
 
@@ -267,7 +267,7 @@ def _read(name: str, path: StrPath, form: LabelFormat, train: Labels) -> Labels:
 
 
 def stored_transform(stores: Sequence[FeatureCache]) -> bytes | None:
-    """The arrays with which caches were derived, as a safetensors file; None where nothing was fitted for them.
+    """Return the arrays with which caches were derived, as a safetensors file; None where nothing was fitted for them.
 
     Raises:
         StaleCacheError: the caches, though fitted on the same clips, have others: on two machines, rounding may differ.
@@ -285,7 +285,7 @@ def stored_transform(stores: Sequence[FeatureCache]) -> bytes | None:
 
 
 def load_transform(folder: Path, features: Mapping[str, Any]) -> Transform | None:
-    """The transform of a run; None where it was trained on extracted features.
+    """Load the transform of a run; None where it was trained on extracted features.
 
     Args:
         folder: run folder.

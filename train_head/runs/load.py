@@ -137,7 +137,7 @@ def _unlike(place: Path, one: TrainedHead, other: TrainedHead, what: str) -> Run
 
 
 def members_of(folder: Path, within: tuple[Path, ...] = ()) -> list[tuple[Path, float]]:
-    """The single runs in a folder, each with its weight, which sum to 1: itself, or those of its ensemble.toml.
+    """Return the single runs in a folder, each with its weight, which sum to 1: itself, or those of its ensemble.toml.
 
     Raises:
         RunFolderError: the list is damaged, a member is gone, or the folder lists itself.
@@ -180,14 +180,13 @@ def _load_run(place: Path) -> TrainedHead:
         raise RunFolderError(f"{place} has no {run_folder.BEST} yet; run `emi train-head` on it to the end")
     settings = resolve_settings(place / run_folder.CONFIG)
     names = tuple(config["data"]["targets"])
-    dim = features["dim"] + len(features["vad_names"])
-    head = Predictor(settings, dim, len(names))
+    head = Predictor(settings, features["dim"] + len(features["vad_names"]), len(names))
     head.load_state_dict(run_folder.load_best(place))
     return TrainedHead(place, head.eval(), names, features, settings.label_range, load_transform(place, features))
 
 
 def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> tuple[TrainedHead, float]:
-    """Heads with the same features as one."""
+    """Join heads with the same features into one."""
     (first, _), weights = group[0], [weight for _, weight in group]
     if len(group) == 1:
         return group[0]
