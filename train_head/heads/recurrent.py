@@ -34,11 +34,15 @@ def cudnn_states(rnn: nn.RNNBase, frames: Tensor) -> Tensor:
     gradients are lost where the loss is not scaled: beside bfloat16 they run in float32, of which the matrix units take
     10 bits (TF32).
     """
-    kind = frames.device.type
-    if kind != "cpu" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
+    if _would_be_float16(frames):
         return _in_float32(rnn, frames)
     states: Tensor = rnn(frames)[0]
     return states
+
+
+def _would_be_float16(frames: Tensor) -> bool:
+    kind = frames.device.type
+    return kind != "cpu" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
 
 
 def _in_float32(rnn: nn.RNNBase, frames: Tensor) -> Tensor:
