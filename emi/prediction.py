@@ -238,15 +238,13 @@ def load(
     """
     heads = load_heads(run)
     if len(heads) == 1:
-        return Model(heads[0].trained, backbone=backbone, device=device, options=options)
+        return Model(heads[0][0], backbone=backbone, device=device, options=options)
     if backbone is not None:
         raise RunFolderError(
             f"{run} predicts with {len(heads)} backbones, and --backbone says where one is; leave it out, or put each "
             "where its run was made"
         )
-    return Models(
-        [Model(head.trained, device=device, options=options) for head in heads], [head.weight for head in heads]
-    )
+    return Models([Model(head, device=device, options=options) for head, _ in heads], [weight for _, weight in heads])
 
 
 def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:

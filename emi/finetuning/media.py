@@ -25,15 +25,14 @@ from train_head.errors import LabelError
 from train_head.runs.inputs import Inputs, LabelFiles
 from train_head.runs.load import TrainedHead
 from train_head.runs.run_folder import BEST, file_sha256
-from train_head.training.augment import AugmentSettings
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.predictor import Predictor
-from train_head.training.settings import TrainSettings
+from train_head.training.settings import AugmentSettings, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedMedia:
-    """Decoded audio and a backbone; see `train_head.runs.source.DataSource`. The rows of its splits are samples.
+    """Decoded audio and a backbone; see `train_head.runs.inputs.DataSource`. The rows of its splits are samples.
 
     Attributes:
         root: where the media are.

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from extract.backbones import Trainable
-from train_head.training.augment import AugmentSettings, augment
+from train_head.training.augment import augment
 from train_head.training.predictor import Predictor
+from train_head.training.settings import AugmentSettings
 
 
 class BackboneWithHead(nn.Module):

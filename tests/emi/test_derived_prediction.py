@@ -17,7 +17,7 @@ from emi.console import Progress
 from train_head.data.labels import read_labels
 from train_head.data.splits import open_caches
 from train_head.errors import RunFolderError
-from train_head.runs.transform import TRANSFORM, stored_transform
+from train_head.runs.inputs import TRANSFORM, stored_transform
 
 RECIPES = {
     "all": {"pool": 3, "pca": 24, "standardise": True},

@@ -10,17 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from train_head.errors import TrainSettingsError, unknown
-from train_head.heads.attention import AttentionHead
-from train_head.heads.bilstm import BilstmHead
-from train_head.heads.gru import GruHead
-from train_head.heads.hierarchical import HierarchicalHead
-from train_head.heads.lstm import LstmHead
+from train_head.errors import check_known
 from train_head.heads.mean import MeanHead
-from train_head.heads.mlp import MlpHead
-from train_head.heads.sequence import SequenceHead
-from train_head.heads.tcn import TcnHead
-from train_head.heads.transformer import TransformerHead
+from train_head.heads.residual import TcnHead, TransformerHead
+from train_head.heads.rnn import BilstmHead, GruHead, HierarchicalHead, LstmHead, SequenceHead
+from train_head.heads.unordered import AttentionHead, MlpHead
 
 HEADS: dict[str, type[nn.Module]] = {
     "lstm": LstmHead,
@@ -58,17 +52,13 @@ def head_options(name: str, options: dict[str, Any]) -> Any:
     Raises:
         TrainSettingsError: unknown head or option, or a value out of range.
     """
-    if name not in HEADS:
-        raise TrainSettingsError(unknown("head", name, HEADS))
+    check_known("head", [name], HEADS)
     kind: Any = HEADS[name].Options  # type: ignore[attr-defined]
-    known = [field.name for field in fields(kind)]
-    for key in options:
-        if key not in known:
-            raise TrainSettingsError(unknown(f"option of head {name!r}", key, known))
+    check_known(f"option of head {name!r}", options, [field.name for field in fields(kind)])
     return kind(**options)
 
 
 def build_head(name: str, options: dict[str, Any], dim: int, targets: int) -> nn.Module:
-    """A head with fresh weights for (batch, frames, dim) features."""
+    """Return a head with fresh weights for (batch, frames, dim) features."""
     resolved = head_options(name, options)
     return HEADS[name](dim, targets, resolved)

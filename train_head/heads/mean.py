@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from train_head.heads.options import check_options
+from train_head.heads.options import OUTPUTS, HeadOptions
 from train_head.heads.pooling import time_mean
-from train_head.heads.regressor import OUTPUTS
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanOptions:
+class MeanOptions(HeadOptions):
     """Settings of `MeanHead`; the defaults are the baseline's.
 
     Attributes:
@@ -20,9 +19,6 @@ class MeanOptions:
 
     dropout: float = 0.0
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class MeanHead(nn.Module):

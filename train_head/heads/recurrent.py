@@ -59,8 +59,9 @@ def _widened(lstm: nn.LSTM, frames: Tensor) -> Tensor:
     """
     hidden = lstm.hidden_size
     wide_input, wide = (-(-n // _MULTIPLE) * _MULTIPLE if n % 2 else n for n in (lstm.input_size, hidden))
-    wanted = (wide_input, wide) != (lstm.input_size, hidden)
-    if not wanted or not hasattr(torch, "lstm"):  # a function that torch has, and does not document
+    if (wide_input, wide) == (lstm.input_size, hidden) or not hasattr(
+        torch, "lstm"
+    ):  # a function that torch has, and does not document
         plain: Tensor = lstm(frames)[0]
         return plain
     weights = []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from train_head.errors import TrainSettingsError, unknown
+from train_head.errors import TrainSettingsError, check_known
 
 LONGEST = 300
 """Characters of the longest text that is read: bounds the depth of the tree and the size of a number."""
@@ -36,7 +36,7 @@ class Term:
 
 
 def keyword_options(function: Callable[..., Any]) -> dict[str, float]:
-    """The keyword-only parameters of a function with their defaults: the options that an expression may give."""
+    """Return the keyword-only parameters of a function with their defaults: the options that an expression may give."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
@@ -85,8 +85,7 @@ class _Reader:
         given = {keyword.arg: keyword.value for keyword in keywords}
         if not isinstance(name, ast.Name) or len(given) < len(keywords) or None in given:
             self._refuse(ast.unparse(node))
-        if name.id not in self.known:
-            raise TrainSettingsError(unknown(self.what, name.id, self.known))
+        check_known(self.what, [name.id], self.known)
         options = dict(self.known[name.id])
         for key, value in given.items():
             options[str(key)] = self._option(name.id, str(key), value)
@@ -96,8 +95,7 @@ class _Reader:
         known = self.known[name]
         if not known:
             raise TrainSettingsError(f"{self.what} {name!r} has no options, got {key!r}")
-        if key not in known:
-            raise TrainSettingsError(unknown(f"option of {self.what} {name}", key, known))
+        check_known(f"option of {self.what} {name}", [key], known)
         value = self._above_zero(node, f"option {key} of {name}")
         if isinstance(known[key], int) and not value.is_integer():
             raise TrainSettingsError(f"{self.what} {self.text!r}: option {key} of {name} must be whole, got {value:g}")

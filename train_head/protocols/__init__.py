@@ -9,10 +9,9 @@
 Each resumes as a run does: killed at any moment, the same call continues and gives the same files.
 """
 
-from train_head.protocols.ablation import Ablation, ablate
+from train_head.protocols.ablation import PAPER_ROWS, Ablation, Row, ablate, read_rows, rows_settings
 from train_head.protocols.ensemble import EnsembleResult, ensemble
 from train_head.protocols.result import ProtocolResult, Scored
-from train_head.protocols.rows import PAPER_ROWS, Row, read_rows, rows_settings
 from train_head.protocols.run import Outcome, train
 
 __all__ = [

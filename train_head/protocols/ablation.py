@@ -1,9 +1,8 @@
 """An ablation: rows of settings, each with several seeds, every row against the one before."""
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,45 @@ import tomli_w
 from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
 from train_head.data.labels import read_labels
-from train_head.errors import RunFolderError
+from train_head.errors import RunFolderError, TrainSettingsError, check_known
 from train_head.evaluation.intervals import Difference, paired_bootstrap
-from train_head.protocols.members import several_groups
-from train_head.protocols.result import ProtocolResult
-from train_head.protocols.rows import Row, check_names
-from train_head.protocols.seeds import train_seeds
+from train_head.protocols.pool import csv_text
+from train_head.protocols.result import ProtocolResult, several_groups
+from train_head.protocols.run import train_seeds
 from train_head.reports.tables import OVER_TARGETS, cell, markdown_table, text_table
 from train_head.runs.inputs import Inputs
 from train_head.training.loop import SILENT, Reporter
-from train_head.training.settings import TrainSettings
+from train_head.training.settings import TrainSettings, option_owners, read_toml, resolve_settings
+
+SHARED = ("seed", "label_scale", "label_range")
+"""Settings that all rows have in common: the labels are read once, and every row takes the same seeds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: as it is printed.
+        overrides: settings in which it differs from the base, options of the head and of augmentation among them.
+    """
+
+    name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The name as a folder: `lstm-global-vector`."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+PAPER_ROWS = (
+    Row("mean pooling", {"head": "mean"}),
+    Row("LSTM", {"head": "lstm", "global_vector": False, "dropout": 0.0}),
+    Row("LSTM + global vector", {"head": "lstm", "global_vector": True, "dropout": 0.0}),
+    Row("LSTM + global vector + dropout", {"head": "lstm", "global_vector": True, "dropout": 0.1}),
+)
+"""The rows with a frozen backbone of the paper's Table 1 (arXiv 2403.11879), each with one part more."""
 
 ROWS, TABLE_CSV, TABLE_MD = "ablation.toml", "ablation.csv", "ablation.md"
 
@@ -84,23 +112,17 @@ class Ablation:
     def csv(self) -> str:
         """The same with all digits; an empty cell is undefined."""
         records = self.records()
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        return text.getvalue()
+        return csv_text([list(records[0]), *(record.values() for record in records)])
 
     def _cells(self, to: str) -> tuple[list[str], list[list[str]]]:
-        """Header and rows."""
         header = ["", "mean ± std over seeds", "ensemble", "95 % interval", "against the row before", "p"]
         rows = []
         for record in self.records():
             spread = "" if record["pearson_std"] is None else f" ± {cell(record['pearson_std'])}"
             interval = f"{cell(record['low'])}{to}{cell(record['high'])}"
-            known = record["p"] is not None
-            versus = (cell(record["difference"], "+"), f"{record['p']:.4f}") if known else ("", "")
             figures = (cell(record["pearson_mean"]) + spread, cell(record["ensemble"]), interval)
-            rows.append([record["row"], *figures, *versus])
+            p = "" if record["p"] is None else f"{record['p']:.4f}"
+            rows.append([record["row"], *figures, p and cell(record["difference"], "+"), p])
         return header, rows
 
     def _notes(self) -> list[str]:
@@ -136,14 +158,22 @@ def ablate(
         TrainSettingsError: no rows, or two that share a folder.
         RunFolderError: a folder holds something else.
     """
-    folder, names = Path(out), [Row(name).folder for name, _ in rows]
+    folder, labels = Path(out), inputs.splits["valid"].labels
     check_names([name for name, _ in rows])
     _prepare(folder, rows)
     results: list[ProtocolResult] = []
     differences: list[Difference | None] = []
-    for i, (name, (_, settings)) in enumerate(zip(names, rows, strict=True)):
-        results.append(train_seeds(inputs, folder / name, settings, seeds, reporter, reported_under=f"{name}/"))
-        differences.append(_against(inputs, folder / names[i - 1], folder / name) if i else None)
+    before = None
+    for name, settings in rows:
+        place = folder / Row(name).folder
+        results.append(train_seeds(inputs, place, settings, seeds, reporter, reported_under=f"{place.name}/"))
+        values = read_labels(place / "predictions_valid.csv", check_range=False).values
+        differences.append(
+            paired_bootstrap(values, before, labels.values, labels.names, groups=several_groups(labels))
+            if before is not None
+            else None
+        )
+        before = values
     done = Ablation(
         folder=folder,
         names=tuple(name for name, _ in rows),
@@ -155,16 +185,79 @@ def ablate(
     return done
 
 
+def rows_settings(
+    rows: Sequence[Row], config: StrPath | None = None, **overrides: Any
+) -> list[tuple[str, TrainSettings]]:
+    """Return the settings of each row: a base, then what the row says.
+
+    Args:
+        rows: the rows.
+        config: TOML file of the base; the tables of all heads may stand in it.
+        **overrides: settings of the base; an option of a head goes to the rows whose head has it.
+
+    Raises:
+        TrainSettingsError: an unknown setting, or an option that no row's head has; a row sets the seed or the scale
+            of the labels.
+    """
+    check_names([row.name for row in rows])
+    given = {key: value for key, value in overrides.items() if value is not None}
+    base = resolve_settings(config, **{k: v for k, v in given.items() if not option_owners(k)}).head
+    settings, used = [], set[str]()
+    for row in rows:
+        for key in SHARED:
+            if key in row.overrides:
+                raise TrainSettingsError(f"row {row.name!r}: {key} is the same for all rows; leave it out there")
+        head = row.overrides.get("head", base)
+        own = {key: v for key, v in given.items() if not option_owners(key) or head in option_owners(key)}
+        used |= own.keys()
+        try:
+            settings.append((row.name, resolve_settings(config, **(own | dict(row.overrides)))))
+        except TrainSettingsError as error:
+            raise TrainSettingsError(f"row {row.name!r}: {error}") from error
+    for key in given.keys() - used:
+        raise TrainSettingsError(f"no row's head has the option {key!r}; leave it out")
+    return settings
+
+
+def read_rows(path: StrPath) -> list[Row]:
+    """Read rows from TOML: one `[[row]]` each, with a name and any settings.
+
+    Raises:
+        TrainSettingsError: no such file, not TOML, no rows, or a row without a name.
+    """
+    values = read_toml(path, "file of rows")
+    check_known("table", values, ["row"], f"{path}: ")
+    tables = values.get("row", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
+        raise TrainSettingsError(f'{path} has no rows; write [[row]] and name = "…" for each')
+    for number, table in enumerate(tables, 1):
+        if not isinstance(table.get("name"), str):
+            raise TrainSettingsError(f'{path}: row {number} has no name; write name = "…" in it')
+    return [Row(table["name"], {k: v for k, v in table.items() if k != "name"}) for table in tables]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse rows whose folders would be one.
+
+    Raises:
+        TrainSettingsError: no rows, a name without a letter or digit, or two that share a folder.
+    """
+    if not names:
+        raise TrainSettingsError("an ablation needs at least one row")
+    places: dict[str, str] = {}
+    for name in names:
+        place = Row(name).folder
+        if not place:
+            raise TrainSettingsError(f"the row {name!r} needs a name with a letter or a digit, for its folder")
+        if place in places:
+            raise TrainSettingsError(f"the rows {places[place]!r} and {name!r} share the folder {place}; rename one")
+        places[place] = name
+
+
 def _prepare(folder: Path, rows: Sequence[tuple[str, TrainSettings]]) -> None:
-    """Create the folder, or check that it holds an ablation; whether a row is the same its own folder knows."""
+    """Create the folder, or check that it holds an ablation; each row's folder checks that the row is the same."""
     if folder.exists() and not (folder / ROWS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFolderError(f"{folder} exists and is no ablation (it has no {ROWS}); choose a new --out")
     folder.mkdir(parents=True, exist_ok=True)
     tables = [{"name": name, "folder": Row(name).folder} for name, _ in rows]
     write_atomically(folder / ROWS, tomli_w.dumps({"row": tables}).encode())
-
-
-def _against(inputs: Inputs, before: Path, after: Path) -> Difference:
-    labels = inputs.splits["valid"].labels
-    new, old = (read_labels(p / "predictions_valid.csv", check_range=False).values for p in (after, before))
-    return paired_bootstrap(new, old, labels.values, labels.names, groups=several_groups(labels))

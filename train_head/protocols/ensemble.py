@@ -18,8 +18,7 @@ from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.evaluation.baselines import LABELS_FOLDS, training_mean
 from train_head.evaluation.metrics import evaluate
 from train_head.evaluation.scoring import align, match_rows
-from train_head.protocols.members import SUMMARY, score, write_ensemble
-from train_head.protocols.result import Scored
+from train_head.protocols.result import SUMMARY, Scored, score, write_ensemble
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
 from train_head.runs import run_folder
 from train_head.runs.load import load_heads, members_of
@@ -86,11 +85,7 @@ class _Run:
 
     place: Path
     config: Mapping[str, Any]
-
-    @property
-    def data(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.config.get("data", {})
-        return found
+    data: Mapping[str, Any]
 
     def predictions(self, split: str) -> Path:
         return self.place / f"predictions_{split}.csv"
@@ -117,7 +112,8 @@ def ensemble(
         LabelError: their clips or labels differ, or the labels are gone.
     """
     folder, shares = Path(out), _shares(runs, weights)
-    found = [_Run(Path(run), run_folder.read_config_file(Path(run))) for run in runs]
+    configs = [run_folder.read_config_file(Path(run)) for run in runs]
+    found = [_Run(Path(run), config, config.get("data", {})) for run, config in zip(runs, configs, strict=True)]
     if folder.resolve() in {run.place.resolve() for run in found}:
         raise TrainSettingsError(f"{out} is one of the runs; give the ensemble another --out")
     _check_alike(found)
@@ -136,7 +132,7 @@ def ensemble(
         write_predictions(folder / f"predictions_{split}.csv", first, first.names, mean)
         truth = truths[split]
         if truth is not None:
-            at = _rows(first, truth)
+            at = [row for row in match_rows(truth, first) if row is not None]
             baseline, _ = training_mean(found[0].predictions(split), truth)
             reports = [evaluate(part[at], truth.values, truth.names, baseline) for part in predicted]
             scored[split] = score(mean[at], truth, reports, baseline)
@@ -165,7 +161,6 @@ def _shares(runs: Sequence[StrPath], weights: Sequence[float] | None) -> tuple[f
 
 
 def _check_alike(runs: Sequence[_Run]) -> None:
-    """The same targets in the same units."""
     first = runs[0]
     for run in runs[1:]:
         one, other = (tuple(r.data.get("targets", ())) for r in (first, run))
@@ -241,10 +236,6 @@ def _recorded(runs: Sequence[_Run], split: str) -> Path:
     what = "has changed since they were made" if place.is_file() else "is gone"
     where = "name it with --labels CSV" if split == "valid" else "restore it from a copy"
     raise LabelError(f"the {split} labels of these runs, {place}: the file {what}; {where}")
-
-
-def _rows(predicted: Labels, truth: Labels) -> list[int]:
-    return [row for row in match_rows(truth, predicted) if row is not None]
 
 
 def _config(runs: Sequence[_Run], names: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Cross-validation: every clip is predicted once, by a run that did not train on it."""
 
-import csv
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,18 +14,10 @@ from train_head.data.labels import FILENAME, write_predictions
 from train_head.data.splits import Split
 from train_head.errors import LabelError
 from train_head.evaluation.baselines import FOLDS, LABELS_FOLDS, fold_means
-from train_head.protocols.members import (
-    listed_members,
-    prepare_protocol,
-    score,
-    write_ensemble,
-    write_mean,
-    write_summary,
-)
-from train_head.protocols.pool import pool, pooled_csv, trainable
-from train_head.protocols.result import ProtocolResult
+from train_head.protocols.pool import csv_text, pool, pooled_csv, trainable
+from train_head.protocols.result import ProtocolResult, finish, listed_members, prepare_protocol, score
 from train_head.runs import run_folder
-from train_head.runs.inputs import Inputs, rater_agreement
+from train_head.runs.inputs import Inputs
 from train_head.runs.result import TrainResult
 from train_head.runs.train import finished_run, train_run
 from train_head.training.loop import SILENT, Reporter
@@ -36,28 +26,15 @@ from train_head.training.settings import TrainSettings
 PREDICTIONS = "predictions_folds.csv"
 
 
-@dataclass(frozen=True, kw_only=True)
-class OneFold:
-    """One fold that was trained of several.
-
-    Attributes:
-        result: its run.
-        missing: the folds that are not finished yet; of none, all are put together.
-        together: the result of all, where none is missing.
-    """
-
-    result: TrainResult
-    missing: tuple[int, ...]
-    together: ProtocolResult | None
-
-
 def train_folds(
     inputs: Inputs,
     out: StrPath,
     settings: TrainSettings,
     folds: int,
     reporter: Reporter = SILENT,
-) -> ProtocolResult:
+    *,
+    only: int | None = None,
+) -> tuple[TrainResult | ProtocolResult, tuple[int, ...]]:
     """Train one run per fold into out/fold-0, out/fold-1, …; called again it resumes.
 
     With groups no two folds share one (`groups.speaker_folds`); without, the clips are shuffled by the seed.
@@ -71,57 +48,38 @@ def train_folds(
         settings: of every run, and the seed of the folds.
         folds: how many; 2 or more.
         reporter: hears of runs, epochs and steps.
+        only: train this fold alone, from 0. Several jobs may run at once on one file system, each with another fold;
+            the job that finishes last joins them.
+
+    Returns:
+        The result of all folds; or that of the only one, and the folds that are not finished yet.
 
     Raises:
         LabelError: fewer than 2 folds, more than groups (or clips), or a clip in both label files.
-        RunFolderError: the folder holds something else.
+        RunFolderError: the folder holds something else, or another process trains the same fold.
     """
     work = _begin(inputs, out, settings, folds)
     before = listed_members(work.folder)
-    results = [work.train(number, reporter) for number in range(folds)]
+    mine = {number: work.train(number, reporter) for number in (range(folds) if only is None else (only,))}
     with run_folder.locked(work.folder, wait=True):
-        return _finish(work, results, before)
-
-
-def train_one_fold(
-    inputs: Inputs,
-    out: StrPath,
-    settings: TrainSettings,
-    folds: int,
-    number: int,
-    reporter: Reporter = SILENT,
-) -> OneFold:
-    """Train one of the folds only, for jobs that share them; the one that finishes last puts them together.
-
-    Several jobs may run at once on one file system, each with another number.
-
-    Args:
-        inputs: see `train_folds`.
-        out: see `train_folds`; the same for all jobs.
-        settings: see `train_folds`.
-        folds: how many there are.
-        number: of the one to train, from 0.
-        reporter: hears of epochs and steps.
-
-    Raises:
-        LabelError: see `train_folds`.
-        RunFolderError: the folder holds something else, or another process trains this fold.
-    """
-    work = _begin(inputs, out, settings, folds)
-    result = work.train(number, reporter)
-    with run_folder.locked(work.folder, wait=True):
-        before = listed_members(work.folder)
-        found = [result if i == number else work.finished(i) for i in range(folds)]
-        results = [one for one in found if one is not None]
-        if len(results) < folds:
-            missing = tuple(i for i, one in enumerate(found) if one is None)
-            return OneFold(result=result, missing=missing, together=None)
-        return OneFold(result=result, missing=(), together=_finish(work, results, before))
+        results = {i: found for i in range(folds) if (found := mine.get(i) or work.finished(i)) is not None}
+        missing = tuple(i for i in range(folds) if i not in results)
+        if missing:
+            return next(iter(mine.values())), missing
+        return _join(work, list(results.values()), before), ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Folds:
-    """The folds of some clips: what each is trained from, and where."""
+    """The folds of a set of clips: what each is trained from, and where.
+
+    Attributes:
+        inputs: of all folds together.
+        folder: that holds the runs.
+        settings: of every run.
+        clips: that are cut into folds.
+        cut: per fold the rows to train on and the rows to predict.
+    """
 
     inputs: Inputs
     folder: Path
@@ -129,25 +87,38 @@ class _Folds:
     clips: Split
     cut: Sequence[tuple[Rows, Rows]]
 
-    @property
-    def members(self) -> tuple[str, ...]:
-        return tuple(f"fold-{i}" for i in range(len(self.cut)))
-
     def part(self, number: int) -> Inputs:
-        protocol: dict[str, str | int] = {"kind": "fold", "number": number, "folds": len(self.cut)}
-        return _fold(self.inputs, self.clips, self.folder / LABELS_FOLDS, self.cut[number], protocol)
+        """Return the inputs of one fold; its clips are hashed, so that other folds are another run."""
+        train, valid = self.cut[number]
+        splits = {"train": trainable(self.clips.take(train)), "valid": self.clips.take(valid)}
+        ids = "\n\n".join("\n".join(split.labels.ids) for split in splits.values())
+        files: dict[str, StrPath] = dict.fromkeys(splits, self.folder / LABELS_FOLDS)
+        if "test" in self.inputs.splits:
+            splits["test"], files["test"] = self.inputs.splits["test"], self.inputs.label_files.files["test"]
+        return replace(
+            self.inputs,
+            label_files=replace(self.inputs.label_files, files=files),
+            splits=splits,
+            labels={name: split.labels for name, split in splits.items()},
+            protocol={
+                "kind": "fold",
+                "number": number,
+                "folds": len(self.cut),
+                "clips_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+            },
+        )
 
     def train(self, number: int, reporter: Reporter) -> TrainResult:
-        name, keep_last = self.members[number], self.settings.stop_after > 0
-        reporter.run_started(name, self.folder / name, self.settings)
-        return train_run(self.part(number), self.folder / name, self.settings, keep_last=keep_last, reporter=reporter)
+        place, keep_last = self.folder / f"fold-{number}", self.settings.stop_after > 0
+        reporter.run_started(place.name, place, self.settings)
+        return train_run(self.part(number), place, self.settings, keep_last=keep_last, reporter=reporter)
 
     def finished(self, number: int) -> TrainResult | None:
-        return finished_run(self.part(number), self.folder / self.members[number], self.settings)
+        return finished_run(self.part(number), self.folder / f"fold-{number}", self.settings)
 
 
 def _begin(inputs: Inputs, out: StrPath, settings: TrainSettings, folds: int) -> _Folds:
-    """Cut the folds, and prepare the folder, as jobs may do that begin together."""
+    """Cut the folds and prepare the folder; several jobs may do so at the same time."""
     settings, folder = settings.on_this_machine(), Path(out)
     clips = pool(inputs)
     cut = cut_folds(clips, folds, settings.seed)
@@ -159,17 +130,8 @@ def _begin(inputs: Inputs, out: StrPath, settings: TrainSettings, folds: int) ->
     return _Folds(inputs=inputs, folder=folder, settings=settings, clips=clips, cut=cut)
 
 
-def _finish(work: _Folds, results: Sequence[TrainResult], before: tuple[str, ...]) -> ProtocolResult:
-    """Put finished folds together."""
-    done = _join(work, results, before)
-    names = ", ".join(work.clips.labels.names)
-    write_summary(done, work.settings, work.inputs, f"{len(results)} folds of one head for {names}")
-    write_ensemble(work.folder, "folds", work.members)
-    return done
-
-
 def cut_folds(split: Split, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """Per fold the rows to train on and the rows to predict, both ascending.
+    """Return per fold the rows to train on and the rows to predict, both ascending.
 
     Raises:
         LabelError: fewer than 2 folds, or more than there are groups, or clips where there are no groups.
@@ -186,57 +148,27 @@ def cut_folds(split: Split, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
     return [(train.tolist(), valid.tolist()) for train, valid in cut]
 
 
-def _fold(
-    inputs: Inputs, clips: Split, labels: Path, rows: tuple[Rows, Rows], protocol: dict[str, str | int]
-) -> Inputs:
-    """The inputs of one fold; its clips are hashed, so that other folds are another run."""
-    splits = {"train": trainable(clips.take(rows[0])), "valid": clips.take(rows[1])}
-    ids = "\n".join(splits["train"].labels.ids) + "\n\n" + "\n".join(splits["valid"].labels.ids)
-    files: dict[str, StrPath] = {"train": labels, "valid": labels}
-    if "test" in inputs.splits:
-        splits["test"], files["test"] = inputs.splits["test"], inputs.label_files.files["test"]
-    return replace(
-        inputs,
-        label_files=replace(inputs.label_files, files=files),
-        splits=splits,
-        labels={name: split.labels for name, split in splits.items()},
-        protocol=protocol | {"clips_sha256": hashlib.sha256(ids.encode()).hexdigest()},
-    )
-
-
 def _join(work: _Folds, results: Sequence[TrainResult], before: tuple[str, ...]) -> ProtocolResult:
     """Write what the folds predict together."""
-    inputs, clips, folder, members = work.inputs, work.clips, work.folder, work.members
-    labels, number = clips.labels, np.zeros(len(clips), np.int64)
+    labels, number = work.clips.labels, np.zeros(len(work.clips), np.int64)
     predicted = np.zeros_like(labels.values)
     for i, ((_, rows), result) in enumerate(zip(work.cut, results, strict=True)):
         predicted[rows], number[rows] = result.predictions["valid"], i
-    write_predictions(folder / PREDICTIONS, labels, labels.names, predicted)
-    _write_folds(folder / FOLDS, labels.filenames, number.tolist())
-    test = inputs.splits.get("test")
-    trained = sum(len(result.history) - result.resumed_at for result in results)
-    return ProtocolResult(
-        folder=folder,
-        kind="folds",
-        members=members,
-        best_epochs=tuple(result.best_epoch for result in results),
+    write_predictions(work.folder / PREDICTIONS, labels, labels.names, predicted)
+    table = csv_text([(FILENAME, "fold"), *zip(labels.filenames, number.tolist(), strict=True)])
+    write_atomically(work.folder / FOLDS, table.encode())
+    return finish(
+        work.folder,
+        "folds",
+        work.inputs,
+        work.settings,
+        results,
         valid=score(predicted, labels, [result.report for result in results], fold_means(labels.values, number)),
-        test=write_mean(folder, "test", [result.predictions["test"] for result in results], test.labels, labels)
-        if test is not None
-        else None,
-        agreement=rater_agreement(labels),
-        notes=_notes(inputs, work.settings),
-        skipped=inputs.skipped,
-        epochs_trained=trained,
-        nothing_to_do=trained == 0 and before == members,
+        labels=labels,
+        train=labels,
+        notes=_notes(work.inputs, work.settings),
+        before=before,
     )
-
-
-def _write_folds(path: Path, filenames: Sequence[str], number: Sequence[int]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([[FILENAME, "fold"], *zip(filenames, number, strict=True)])
-    write_atomically(path, text.getvalue().encode())
 
 
 def _notes(inputs: Inputs, settings: TrainSettings) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from train_head.runs.inputs import Inputs
 
 
 def pool(inputs: Inputs) -> Split:
-    """The clips of "train", then those of "valid" where there is one, on the same frames.
+    """Join the clips of "train" and those of "valid" where there is one, on the same frames.
 
     Raises:
         LabelError: a clip is in both; see `check_apart`.
@@ -28,14 +28,13 @@ def pool(inputs: Inputs) -> Split:
         return train
     one, other = train.labels, valid.labels
     check_apart(one, other)
-    groups = None if one.groups is None or other.groups is None else one.groups + other.groups
     labels = replace(
         one,
         path=f"{one.path} and {other.path}",
         filenames=one.filenames + other.filenames,
         ids=one.ids + other.ids,
         values=np.concatenate([one.values, other.values]),
-        groups=groups,
+        groups=None if one.groups is None or other.groups is None else one.groups + other.groups,
         ratings=one.ratings.joined(other.ratings, len(one)) if one.ratings and other.ratings else None,
     )
     return Split(
@@ -48,7 +47,7 @@ def pool(inputs: Inputs) -> Split:
 
 
 def trainable(split: Split) -> Split:
-    """The clips that have a label, which are all of a training split; the others may only be predicted."""
+    """Return the clips that have a label, which are all of a training split; the others may only be predicted."""
     rows = np.flatnonzero(~np.isnan(split.labels.values).all(axis=1)).tolist()
     return split if len(rows) == len(split) else split.take(rows)
 
@@ -67,10 +66,17 @@ def check_apart(one: Labels, other: Labels) -> None:
         )
 
 
-def pooled_csv(inputs: Inputs) -> str:
-    """The clips of both that were used: Filename, the targets, the raters and, where all have it, the groups.
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as the text of a CSV file; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
-    Numbers have decimal points, and stand as written otherwise.
+
+def pooled_csv(inputs: Inputs) -> str:
+    """Return the label rows of all used clips: Filename, targets, raters and, where all have them, groups.
+
+    Numbers get decimal points, and stand as written otherwise.
     """
     files, form = inputs.label_files.files, inputs.label_files.format
     tables = [label_table(files[name]) for name in ("train", "valid") if name in files]
@@ -80,14 +86,9 @@ def pooled_csv(inputs: Inputs) -> str:
         columns.append(form.rater)
     if form.group_by is not None and all(form.group_by in table.header for table in tables):
         columns.append(form.group_by)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(dict.fromkeys(columns))
-    splits = [inputs.splits[name] for name in ("train", "valid") if name in inputs.splits]
-    held = {clip_id(name) for split in splits for name in split.labels.filenames}
-    for table in tables:
-        writer.writerows(_rows(table, list(dict.fromkeys(columns)), targets, held))
-    return text.getvalue()
+    columns = list(dict.fromkeys(columns))
+    used = {clip_id(name) for key, split in inputs.splits.items() if key != "test" for name in split.labels.filenames}
+    return csv_text([columns, *(row for table in tables for row in _rows(table, columns, targets, used))])
 
 
 def _rows(table: Table, columns: Sequence[str], targets: Sequence[str], held: Container[str]) -> Iterator[list[str]]:

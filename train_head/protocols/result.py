@@ -1,15 +1,30 @@
-"""What several runs tell together: the spread over them, and how far their common prediction can be trusted."""
+"""Several runs as one: the files that they make together, their spread, and how far their mean can be trusted."""
 
-from collections.abc import Sequence
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
+from numpy.typing import NDArray
 
+from cache.system.atomic_file import write_atomically
+from train_head.data.labels import Labels, write_predictions
 from train_head.data.raters import Agreement
-from train_head.evaluation.metrics import Intervals, Report, few_clips
-from train_head.reports.tables import OVER_TARGETS, cell, text_table
+from train_head.errors import RunFolderError
+from train_head.evaluation.intervals import bootstrap
+from train_head.evaluation.metrics import Column, Intervals, Report, evaluate, few_clips, label_means
+from train_head.reports.tables import OVER_TARGETS, cell, licence_line, text_table
+from train_head.runs import run_folder
+from train_head.runs.inputs import Inputs, rater_agreement
+from train_head.runs.result import TrainResult
+from train_head.runs.train import run_config
+from train_head.training.settings import TrainSettings
+
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +54,8 @@ class Scored:
     @property
     def per_target(self) -> dict[str, tuple[float | None, float | None]]:
         """Mean and sample standard deviation over the runs of each target's Pearson."""
-        names = self.report.names
-        return {name: spread([member.pearson[k] for member in self.members]) for k, name in enumerate(names)}
+        columns = enumerate(self.report.names)
+        return {name: spread([member.pearson[k] for member in self.members]) for k, name in columns}
 
     def table(self) -> str:
         """Plain text: what the runs predict together, with intervals."""
@@ -139,7 +154,155 @@ class ProtocolResult:
 
 
 def spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean, and sample standard deviation (n - 1), of the values that are defined."""
+    """Return mean and sample standard deviation (n - 1) of the values that are defined."""
     defined = [value for value in values if value is not None]
     mean = float(np.mean(defined)) if defined else None
     return mean, float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+
+
+def prepare_protocol(folder: Path, settings: TrainSettings, inputs: Inputs, protocol: Mapping[str, Any]) -> None:
+    """Create the folder of several runs, or check that it holds the same ones; its config.toml is like a run's.
+
+    Raises:
+        RunFolderError: it holds something else.
+    """
+    run_folder.prepare_folder(folder, run_config(settings, inputs) | {"protocol": dict(protocol)})
+
+
+def listed_members(folder: Path) -> tuple[str, ...]:
+    """Return the runs that a finished protocol lists in ensemble.toml; empty where it is not finished."""
+    path = folder / run_folder.ENSEMBLE
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(tomllib.loads(path.read_text(encoding="utf-8"))["members"])
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path} is damaged ({error}); remove it, and the same command writes it anew") from error
+
+
+def write_ensemble(folder: Path, kind: str, members: Sequence[str], weights: Sequence[float] | None = None) -> None:
+    """List the runs whose predictions are averaged, by their places seen from the folder, with weights if not alike."""
+    content = {"kind": kind, "members": list(members)} | ({} if weights is None else {"weights": list(weights)})
+    write_atomically(folder / run_folder.ENSEMBLE, tomli_w.dumps(content).encode())
+
+
+def write_mean(
+    folder: Path, split: str, predictions: Sequence[NDArray[np.float32]], labels: Labels, train: Labels
+) -> Scored | None:
+    """Average the runs' predictions of a split into the folder's file.
+
+    Args:
+        folder: that holds the runs.
+        split: "valid" or "test".
+        predictions: (clips, targets) of each run.
+        labels: of the split.
+        train: what the runs were trained on.
+
+    Returns:
+        The scores; None where the split has no targets.
+    """
+    mean = np.stack(predictions).astype(np.float64).mean(0).astype(np.float32)
+    write_predictions(folder / f"predictions_{split}.csv", labels, train.names, mean)
+    if not labels.names:
+        return None
+    train_mean = label_means(train.values)
+    reports = [evaluate(values, labels.values, labels.names, train_mean) for values in predictions]
+    return score(mean, labels, reports, train_mean)
+
+
+def score(
+    predicted: NDArray[np.float32], labels: Labels, members: Sequence[Report], train_mean: Column | None
+) -> Scored:
+    """Score what runs predict together; the intervals resample groups where the labels have several.
+
+    Args:
+        predicted: (clips, targets).
+        labels: of the same clips.
+        members: metrics of each run.
+        train_mean: mean of the training labels, as for `evaluate`.
+    """
+    return Scored(
+        members=tuple(members),
+        report=evaluate(predicted, labels.values, labels.names, train_mean),
+        intervals=bootstrap(predicted, labels.values, labels.names, groups=several_groups(labels)),
+    )
+
+
+def several_groups(labels: Labels) -> tuple[str, ...] | None:
+    """Return the groups of clips, where there are at least two to resample."""
+    return labels.groups if labels.groups is not None and len(set(labels.groups)) > 1 else None
+
+
+def finish(
+    folder: Path,
+    kind: str,
+    inputs: Inputs,
+    settings: TrainSettings,
+    results: Sequence[TrainResult],
+    *,
+    valid: Scored,
+    labels: Labels,
+    train: Labels,
+    notes: tuple[str, ...],
+    before: tuple[str, ...],
+) -> ProtocolResult:
+    """Write what finished runs predict together for "test", summary.json, README.md, and last ensemble.toml.
+
+    Args:
+        folder: that holds the runs.
+        kind: "seeds" or "folds".
+        inputs: of all runs together.
+        settings: of every run, but for its seed.
+        results: the runs.
+        valid: their scores on the clips that were kept from training.
+        labels: of those clips.
+        train: labels that the runs were trained on.
+        notes: what a reader must know about the figures.
+        before: the runs that the folder listed before this call.
+    """
+    members = tuple(result.folder.name for result in results)
+    trained = sum(len(result.history) - result.resumed_at for result in results)
+    test = inputs.splits.get("test")
+    tested = [result.predictions["test"] for result in results] if test is not None else []
+    done = ProtocolResult(
+        folder=folder,
+        kind=kind,
+        members=members,
+        best_epochs=tuple(result.best_epoch for result in results),
+        valid=valid,
+        test=write_mean(folder, "test", tested, test.labels, train) if test is not None else None,
+        agreement=rater_agreement(labels),
+        notes=notes,
+        skipped=inputs.skipped,
+        epochs_trained=trained,
+        nothing_to_do=trained == 0 and before == members,
+    )
+    write_atomically(folder / SUMMARY, (json.dumps(done.to_dict(), indent=2) + "\n").encode())
+    write_atomically(folder / run_folder.CARD, _readme(done, settings, inputs).encode())
+    write_ensemble(folder, kind, members)
+    return done
+
+
+def _readme(result: ProtocolResult, settings: TrainSettings, inputs: Inputs) -> str:
+    return f"""# {len(result.members)} {result.kind} of one head for {", ".join(inputs.labels["train"].names)}
+
+Head `{settings.head}`, loss `{settings.loss}`; all settings are in `config.toml`, all numbers in `summary.json`.
+Each run has its own model card: {", ".join(f"[{name}]({name}/README.md)" for name in result.members)}.
+
+```
+{result.table()}
+```
+
+The standard deviation is that of a sample. Pearson of an average of predictions is no average of Pearsons.
+
+## Use
+
+```
+emi predict MEDIA --model THIS_FOLDER
+```
+
+averages the predictions of the runs that `{run_folder.ENSEMBLE}` lists. Intensities describe how strongly an emotion is
+*shown*; they say nothing about what a person feels.
+
+{licence_line(inputs.source.fingerprint["backbone"], inputs.source.licence)}
+"""

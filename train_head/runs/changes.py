@@ -10,21 +10,22 @@ from dataclasses import asdict
 from typing import Any
 
 from cache.fingerprint import differences, flattened
+from cache.settings import option_names
 from train_head.heads import HEADS, head_options
-from train_head.training.settings import TABLES, TrainSettings
+from train_head.training.settings import TrainSettings
 
 SHOWN = 8
 ABSENT = "none"
 """How a value that is not there is shown."""
 
-OPTIONS = frozenset(
+OPTIONS = frozenset(option_names(TrainSettings)) | set(
     (
-        "head loss lr epochs batch_size weight_decay patience hidden layers dropout global_vector output standardise "
-        "seed precision device label_scale stop_after freeze unfreeze_every backbone_lr layer_decay lora spec_augment "
-        "layerdrop backbone_dropout max_seconds label_range track allow_truncated"
+        "hidden layers dropout global_vector output freeze unfreeze_every backbone_lr layer_decay lora spec_augment "
+        "layerdrop backbone_dropout max_seconds track allow_truncated"
     ).split()
 )
-"""Settings that have an option of their own on the command line; others are given by --set."""
+"""Settings that have an option of their own on the command line, those of heads and of fine-tuning among them; others
+are given by --set."""
 NOT_COMPARED = frozenset(
     (
         "data.caches data.media data.train data.valid data.test features.source features.revision backbone.source "
@@ -54,13 +55,11 @@ class Changes:
     """
 
     def __init__(self, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        self.named: list[str] = []
-        self.back: list[str] = []
-        stored, wanted = _plain(stored), _plain(wanted)
-        for change in (_protocol, _settings, _labels, _features, _backbone, _rest):
-            for text, back in change(stored, wanted):
-                self.named.append(text)
-                self.back += [back] if back else []
+        configs = _plain(stored), _plain(wanted)
+        kinds = (_protocol, _settings, _labels, _features, _backbone, _rest)
+        found = [change for kind in kinds for change in kind(*configs)]
+        self.named = [text for text, _ in found]
+        self.back = [back for _, back in found if back]
 
     def __bool__(self) -> bool:
         return bool(self.named)
@@ -86,6 +85,13 @@ def changed(name: str, there: object, now: object) -> str:
     return f"{name} (there {_shown(there)}, now {_shown(now)})"
 
 
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the keys whose values differ, in order, each with both values; None stands for an absent one."""
+    for key in sorted(one.keys() | other.keys()):
+        if one.get(key) != other.get(key):
+            yield key, one.get(key), other.get(key)
+
+
 def option(key: str) -> str:
     """How a setting is given: `--batch-size`, or `--set ema`."""
     return f"--{key.replace('_', '-')}" if key in OPTIONS else f"--set {key}"
@@ -96,15 +102,11 @@ def _protocol(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
     if one.get("kind") != other.get("kind"):
         yield changed("what is trained", _kind(one), _kind(other)), ""
         return
-    for key in sorted(one.keys() | other.keys()):
-        if key == "clips_sha256" and (_files_changed(stored, wanted) or one.get("folds") != other.get("folds")):
-            continue
-        if one.get(key) != other.get(key):
-            if key == "clips_sha256":
-                yield "which clips are in the fold", ""
-            else:
-                back = f"--{key} {one[key]}" if key == "folds" and key in one else ""
-                yield changed(_PROTOCOL.get(key, key), one.get(key), other.get(key)), back
+    for key, there, now in differing(one, other):
+        if key != "clips_sha256":
+            yield changed(_PROTOCOL.get(key, key), there, now), f"--folds {there}" if key == "folds" and there else ""
+        elif one.get("folds") == other.get("folds") and not _files_changed(stored, wanted):
+            yield "which clips are in the fold", ""
 
 
 _PROTOCOL = {"folds": "--folds", "members": "the runs", "weights": "--weights", "number": "its number"}
@@ -126,23 +128,18 @@ def _kind(protocol: Mapping[str, Any]) -> str:
 def _settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
     tuned = "finetune" in stored and "finetune" in wanted  # one of them alone is said elsewhere
     one, other = (_own_settings(config, tuned=tuned) for config in (stored, wanted))
-    for key in sorted(one.keys() | other.keys(), key=lambda key: (key != "head", key)):
-        there, now = one.get(key), other.get(key)
-        if there != now:
-            yield changed(option(key), there, now), _given(key, there)
+    for key, there, now in sorted(differing(one, other), key=lambda found: found[0] != "head"):
+        yield changed(option(key), there, now), _given(key, there)
     yield from _head_options(stored, wanted)
 
 
 def _own_settings(config: Mapping[str, Any], *, tuned: bool) -> dict[str, Any]:
-    """Settings at the top, those of augmentation and fine-tuning among them; one that is absent has its default."""
-    defaults = TrainSettings().to_toml()
-    tables = {name: defaults.pop(name) for name in (TrainSettings.head, *TABLES)}
-    settings = {key: config.get(key, default) for key, default in defaults.items()} if "head" in config else {}
-    settings |= {key: value for key, value in config.items() if key not in settings and not _is_table(value)}
-    if "head" in config:
-        settings |= {key: config.get("augment", {}).get(key, value) for key, value in tables["augment"].items()}
-    tuning = {f"finetune.{key}": value for key, value in (config["finetune"] if tuned else {}).items()}
-    return settings | {key.partition(".")[2]: value for key, value in tuning.items() if key not in NOT_COMPARED}
+    """Return settings at the top, of augmentation and of fine-tuning; a setting that is absent has its default."""
+    defaults = TrainSettings().to_toml() if "head" in config else {}
+    plain = {key: value for key, value in (defaults | dict(config)).items() if not isinstance(value, Mapping)}
+    augment = defaults.get("augment", {}) | config.get("augment", {})
+    tuning = config["finetune"] if tuned else {}
+    return plain | augment | {key: value for key, value in tuning.items() if f"finetune.{key}" not in NOT_COMPARED}
 
 
 def _head_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
@@ -168,13 +165,12 @@ def _labels(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
             yield _file(f"--{name}", one.get(name), other.get(name)), ""
         elif one.get(f"{name}_clips_sha256") != other.get(f"{name}_clips_sha256"):
             yield f"which clips of --{name} can be used (--skip-missing)", ""
-    if one.get("rater") != other.get("rater"):
-        back = f"--rater {one['rater']!r}" if one.get("rater") is not None else ""
-        yield changed("--rater", one.get("rater"), other.get("rater")), back
-    if one.get("group_by") != other.get("group_by"):
-        back = f"--group-by {one['group_by']!r}" if one.get("group_by") is not None else ""
-        yield changed("--group-by", one.get("group_by"), other.get("group_by")), back
-    elif one.get("targets") != other.get("targets") and not _files_changed(stored, wanted):
+    for key, typed in (("rater", "--rater"), ("group_by", "--group-by")):
+        there, now = one.get(key), other.get(key)
+        if there != now:
+            yield changed(typed, there, now), f"{typed} {there!r}" if there is not None else ""
+    alike = one.get("group_by") == other.get("group_by") and not _files_changed(stored, wanted)
+    if alike and one.get("targets") != other.get("targets"):
         yield changed("--targets", one.get("targets"), other.get("targets")), ""
 
 
@@ -247,24 +243,21 @@ def _backbone(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
 
 
 def _rest(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
-    """What no other function knows, by its place in config.toml."""
-    one, other = (_unknown(config) for config in (stored, wanted))
-    for key in sorted(one.keys() | other.keys()):
-        if one.get(key) != other.get(key):
-            yield changed(key, one.get(key), other.get(key)), ""
+    """Yield what no other function compares, by its place in config.toml."""
+    for key, there, now in differing(_unknown(stored), _unknown(wanted)):
+        yield changed(key, there, now), ""
 
 
 def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
     tables = {"augment", "finetune", "features", "backbone", "protocol", *HEADS, *RECORDS}
     known = {f"{name}{of}" for name in ("train", "valid", "test") for of in ("", "_sha256", "_clips_sha256")}
     known |= {"caches", "media", "targets", "rater", "group_by", "audio_sha256"}
-    found = {key: value for key, value in config.items() if _is_table(value) and key not in tables}
+    found = {key: value for key, value in config.items() if isinstance(value, Mapping) and key not in tables}
     found["data"] = {key: value for key, value in found.get("data", {}).items() if key not in known}
     return {key: value for key, value in flattened(found).items() if value != {}}
 
 
 def _given(key: str, value: object) -> str:
-    """A setting as it is typed."""
     name = option(key)
     if not name.startswith("--set"):
         if isinstance(value, bool):
@@ -280,10 +273,6 @@ def _quoted(value: object) -> str:
 
 def _shown(value: object) -> str:
     return ABSENT if value is None else str(value) if not isinstance(value, str) else repr(value)
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, Mapping)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

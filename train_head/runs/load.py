@@ -3,9 +3,8 @@
 import json
 import math
 import os
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from cache.paths import StrPath
 from train_head.data.label_format import UNIT, Range
 from train_head.errors import RunFolderError
 from train_head.runs import run_folder
-from train_head.runs.transform import load_transform
+from train_head.runs.inputs import load_transform
 from train_head.training.predictor import Predictor
-from train_head.training.settings import resolve_settings
+from train_head.training.settings import read_toml, resolve_settings
 
 
 class Ensemble(nn.Module):
@@ -95,14 +94,6 @@ class TrainedHead:
         return out
 
 
-@dataclass(frozen=True)
-class WeightedHead:
-    """A head, and what it counts in the mean of several."""
-
-    trained: TrainedHead
-    weight: float = 1.0
-
-
 def load_head(folder: StrPath) -> TrainedHead:
     """Load the best epoch of a run; of a folder with an ensemble.toml, the mean of the runs that it lists.
 
@@ -111,12 +102,12 @@ def load_head(folder: StrPath) -> TrainedHead:
     """
     heads = load_heads(folder)
     if len(heads) > 1:
-        raise _unlike(Path(folder), heads[0].trained, heads[1].trained, "features")
-    return heads[0].trained
+        raise _unlike(Path(folder), heads[0][0], heads[1][0], "features")
+    return heads[0][0]
 
 
-def load_heads(folder: StrPath) -> list[WeightedHead]:
-    """The heads that predict together, one for all members with the same features; their weights sum to 1.
+def load_heads(folder: StrPath) -> list[tuple[TrainedHead, float]]:
+    """Load the heads that predict together, one for all members with the same features, with weights that sum to 1.
 
     A member that was fine-tuned has a backbone of its own, and so features of its own.
 
@@ -124,8 +115,7 @@ def load_heads(folder: StrPath) -> list[WeightedHead]:
         RunFolderError: see `load_head`; features may differ.
     """
     place = Path(folder)
-    members = members_of(place)
-    loaded = [(_load_run(member), weight) for member, weight in members]
+    loaded = [(_load_run(member), weight) for member, weight in members_of(place)]
     first = loaded[0][0]
     groups: dict[str, list[tuple[TrainedHead, float]]] = {}
     for head, weight in loaded:
@@ -134,7 +124,8 @@ def load_heads(folder: StrPath) -> list[WeightedHead]:
         if head.label_range != first.label_range:
             raise _unlike(place, first, head, "label ranges")
         own = head.folder if (head.folder / run_folder.FEATURES).is_file() else ""
-        groups.setdefault(f"{own} {json.dumps(_made(head.features), sort_keys=True)}", []).append((head, weight))
+        made = {key: value for key, value in head.features.items() if key not in ("source", "revision")}
+        groups.setdefault(f"{own} {json.dumps(made, sort_keys=True)}", []).append((head, weight))
     return [_together(place, group) for group in groups.values()]
 
 
@@ -146,7 +137,7 @@ def _unlike(place: Path, one: TrainedHead, other: TrainedHead, what: str) -> Run
 
 
 def members_of(folder: Path, within: tuple[Path, ...] = ()) -> list[tuple[Path, float]]:
-    """The single runs in a folder, each with its weight, which sum to 1: itself, or those of its ensemble.toml.
+    """Return the single runs in a folder, each with its weight, which sum to 1: itself, or those of its ensemble.toml.
 
     Raises:
         RunFolderError: the list is damaged, a member is gone, or the folder lists itself.
@@ -171,10 +162,7 @@ def members_of(folder: Path, within: tuple[Path, ...] = ()) -> list[tuple[Path, 
 
 def _listed(place: Path) -> tuple[list[str], list[float]]:
     path = place / run_folder.ENSEMBLE
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{path} is not valid TOML: {error}") from error
+    content = read_toml(path, "list of runs", RunFolderError)
     listed = content.get("members")
     if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
         raise RunFolderError(f'{path} must list the folders of its runs: members = ["seed-0", "seed-1"]')
@@ -188,28 +176,19 @@ def _listed(place: Path) -> tuple[list[str], list[float]]:
 def _load_run(place: Path) -> TrainedHead:
     config = run_folder.read_config_file(place)
     features = run_folder.read_features(place, config)
-    weights = place / run_folder.BEST
-    if not weights.is_file():
+    if not (place / run_folder.BEST).is_file():
         raise RunFolderError(f"{place} has no {run_folder.BEST} yet; run `emi train-head` on it to the end")
     settings = resolve_settings(place / run_folder.CONFIG)
     names = tuple(config["data"]["targets"])
-    dim = features["dim"] + len(features["vad_names"])
-    head = Predictor(settings, dim, len(names))
+    head = Predictor(settings, features["dim"] + len(features["vad_names"]), len(names))
     head.load_state_dict(run_folder.load_best(place))
     return TrainedHead(place, head.eval(), names, features, settings.label_range, load_transform(place, features))
 
 
-def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> WeightedHead:
-    """Heads with the same features as one."""
+def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> tuple[TrainedHead, float]:
+    """Join heads with the same features into one."""
     (first, _), weights = group[0], [weight for _, weight in group]
     if len(group) == 1:
-        return WeightedHead(first, weights[0])
+        return group[0]
     head = Ensemble([member.head for member, _ in group], weights).eval()
-    return WeightedHead(
-        TrainedHead(place, head, first.names, first.features, first.label_range, first.transform), sum(weights)
-    )
-
-
-def _made(features: dict[str, Any]) -> dict[str, Any]:
-    """What decides the numbers: not the place where the backbone was."""
-    return {key: value for key, value in features.items() if key not in ("source", "revision")}
+    return replace(first, folder=place, head=head), sum(weights)

@@ -9,7 +9,7 @@ curves.svg, .png        loss and validation Pearson by epoch (`train_head.report
 scatter_valid.svg, .png (and scatter_test) predictions against labels
 README.md               model card
 features.toml, model.safetensors, config.json   of a fine-tuned run: its backbone (`emi.finetuning`)
-transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.runs.transform`)
+transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.runs.inputs`)
 tensorboard/            where asked for: the epochs as TensorBoard events (`train_head.reports.trackers`)
 all/                    where asked for: the run folder of the training on all clips, without validation
 
@@ -61,19 +61,15 @@ def prepare_folder(folder: Path, config: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: it holds another run, naming what was changed (`train_head.runs.changes`), or something else.
     """
-    if (folder / CONFIG).is_file():
-        changes = Changes(read_config_file(folder), config)
-        if changes:
-            raise RunFolderError(f"{folder} holds another run: {changes}. {changes.advice}")
-        return
-    if folder.exists() and (not folder.is_dir() or any(map(_foreign, folder.iterdir()))):
-        if (folder / CONFIG).is_file():  # another process was faster
-            prepare_folder(folder, config)
-            return
-        raise RunFolderError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose a new --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_once(folder / CONFIG, tomli_w.dumps(config).encode())
-    prepare_folder(folder, config)  # of jobs that ask for different runs all but one hear of it
+    taken = folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(folder.glob(f"{CONFIG}.*.tmp")))
+    if not (folder / CONFIG).is_file():  # looked for last, since another process may be making the folder
+        if taken:
+            raise RunFolderError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose a new --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_once(folder / CONFIG, tomli_w.dumps(config).encode())
+    changes = Changes(read_config_file(folder), config)  # also of jobs that began at the same moment
+    if changes:
+        raise RunFolderError(f"{folder} holds another run: {changes}. {changes.advice}")
 
 
 def _write_once(path: Path, data: bytes) -> None:
@@ -94,13 +90,8 @@ def _write_once(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _foreign(path: Path) -> bool:
-    """Whether a file in a folder without a config.toml is something else than one that is being written."""
-    return not (path.name.startswith(f"{CONFIG}.") and path.name.endswith(".tmp"))
-
-
 def read_config_file(folder: Path) -> dict[str, Any]:
-    """The run's config.toml.
+    """Read the run's config.toml.
 
     Raises:
         RunFolderError: there is none.
@@ -113,13 +104,11 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RunFolderError(
-            f"{path} is damaged ({error}); restore it from a copy, or train into a new --out"
-        ) from error
+        raise RunFolderError(f"{path} is damaged ({error}); {_RESTORE}") from error
 
 
 def versions() -> dict[str, str]:
-    """What a run is made with: the table [versions] of its config.toml, which is recorded and not compared."""
+    """Return the versions that a run is made with: [versions] of its config.toml, recorded and not compared."""
     return {
         "emi": version(),
         "torch": str(torch.__version__),
@@ -129,7 +118,7 @@ def versions() -> dict[str, str]:
 
 
 def other_versions(folder: Path) -> str:
-    """A sentence where a run was begun under other versions of emi or torch than these; empty where it was not."""
+    """Return a sentence where a run was begun under other versions of emi or torch; empty where it was not."""
     began, now = read_config_file(folder).get("versions", {}), versions()
     differing = [name for name in ("emi", "torch") if name in began and began[name] != now[name]]
     if not differing:
@@ -139,7 +128,7 @@ def other_versions(folder: Path) -> str:
 
 
 def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's head was trained on: the table [features], or features.toml of a fine-tuned run.
+    """Return what a run's head was trained on: the table [features], or features.toml of a fine-tuned run.
 
     Raises:
         RunFolderError: the run is not finished.
@@ -173,7 +162,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl."""
+    """Read the records of metrics.jsonl."""
     return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
 
 
@@ -186,7 +175,7 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Held while a run is trained into a prepared folder; the system drops it when the process dies.
+    """Hold a prepared folder while a run is trained into it; the system drops it when the process dies.
 
     Args:
         folder: of the run.
@@ -209,20 +198,18 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def load_best(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of the best epoch.
+    """Load the weights of the best epoch.
 
     Raises:
         RunFolderError: they are missing or damaged.
     """
     path = folder / BEST
     try:
-        weights: dict[str, torch.Tensor] = load_file(path)
+        return load_file(path)
     except Exception as error:
-        what = "damaged" if path.is_file() else "missing"
-        raise RunFolderError(f"{path} is {what}; {_RESTORE}") from error
-    return weights
+        raise RunFolderError(f"{path} is {'damaged' if path.is_file() else 'missing'}; {_RESTORE}") from error
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -99,7 +99,16 @@ def fit(
 
 
 def predict_splits(loop: TrainingLoop, splits: Mapping[str, Split], folder: Path) -> dict[str, NDArray[np.float32]]:
-    """Predict the validation and test splits, where there are any, with the best weights, into CSV files."""
+    """Predict the validation and test splits, where there are any, with the best weights, into CSV files.
+
+    Args:
+        loop: trained to the end.
+        splits: by name; "train" gives the names of the targets.
+        folder: run folder; gets predictions_valid.csv and predictions_test.csv.
+
+    Returns:
+        By split, (clips, targets).
+    """
     names, loaded = splits["train"].labels.names, False
     predictions: dict[str, NDArray[np.float32]] = {}
     for name in (name for name in PREDICTED if name in splits):

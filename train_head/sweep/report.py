@@ -37,6 +37,7 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
         best_toml: settings of the best head.
     """
     trials = counted(study)
+    ranked = sorted(trials, key=lambda t: (t.state != TrialState.COMPLETE, -(pearson(t) or -2.0), t.number))
     environment = Environment(
         loader=PackageLoader("train_head.sweep", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -50,7 +51,7 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
         coordinates=parallel_coordinates(trials),
         importance=bars(importances(trials)),
         fewest=FEWEST,
-        trials=[_trial_row(trial) for trial in sorted(trials, key=_by_value)[:ROWS]],
+        trials=[_trial_row(trial) for trial in ranked[:ROWS]],
         more=max(0, len(trials) - ROWS),
     )
     write_atomically(result.folder / REPORT, page.encode())
@@ -84,8 +85,7 @@ def history(trials: Sequence[FrozenTrial]) -> Markup:
             numbers, values = [number for number, _ in of], [value for _, value in of]
             axes.scatter(numbers, values, s=14, color=colour, marker=marker, label=state)
             if state == "complete":
-                best = list(accumulate(values, max))
-                axes.step(numbers, best, where="post", color=COLOURS[1], label="best so far")
+                axes.step(numbers, list(accumulate(values, max)), where="post", color=COLOURS[1], label="best so far")
         axes.set_xlabel("trial")
         axes.set_ylabel("validation Pearson")
         axes.legend(loc="lower right", frameon=True)
@@ -167,12 +167,13 @@ def _best_row(one: Retrained) -> tuple[object, ...]:
     return (one.number, *map(cell, figures), interval, short(one.values))
 
 
-def _by_value(trial: FrozenTrial) -> tuple[bool, float, int]:
-    return (trial.state != TrialState.COMPLETE, -(pearson(trial) or -2.0), trial.number)
-
-
 def _trial_row(trial: FrozenTrial) -> tuple[object, ...]:
     outcome = trial.user_attrs.get(OUTCOME, {})
-    text = outcome.get("reason") or short(trial.params)
-    figures = (cell(pearson(trial)), outcome.get("epochs", ""), outcome.get("seconds", ""))
-    return (trial.number, state_name(trial), *figures, text)
+    return (
+        trial.number,
+        state_name(trial),
+        cell(pearson(trial)),
+        outcome.get("epochs", ""),
+        outcome.get("seconds", ""),
+        outcome.get("reason") or short(trial.params),
+    )

@@ -1,7 +1,5 @@
 """What a sweep found, and its trials as a table."""
 
-import csv
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from scipy.stats import spearmanr
 
 from cache.system.atomic_file import write_atomically
 from train_head.protocols import ProtocolResult
+from train_head.protocols.pool import csv_text
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
 from train_head.sweep.storage import OUTCOME, counted
 from train_head.sweep.trials import Status
@@ -131,16 +130,14 @@ def write_trials(study: Study, folder: Path) -> None:
     held = {trial.number for trial in counted(study)}
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     fields = ["number", "state", "value", "best_epoch", "epochs", "seconds", *names, "reason"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
+    rows: list[list[Any]] = [fields]
     for trial in trials:
         outcome = trial.user_attrs.get(OUTCOME, {})
-        record = {name: outcome.get(name) for name in ("best_epoch", "epochs", "seconds", "reason")}
-        lost = {"state": "lost", "reason": record["reason"] or "its worker died; the trial was run again"}
-        value = {"number": trial.number, "state": state_name(trial), "value": pearson(trial)}
-        writer.writerow(value | record | (lost if trial.number not in held else {}) | trial.params)
-    write_atomically(folder / TRIALS_CSV, text.getvalue().encode())
+        row = {"number": trial.number, "state": state_name(trial), "value": pearson(trial)} | outcome | trial.params
+        if trial.number not in held:
+            row |= {"state": "lost", "reason": outcome.get("reason") or "its worker died; the trial was run again"}
+        rows.append([row.get(name) for name in fields])
+    write_atomically(folder / TRIALS_CSV, csv_text(rows).encode())
 
 
 def ended(trial: FrozenTrial) -> str:

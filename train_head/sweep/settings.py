@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cache.settings import setting
-from train_head.errors import TrainSettingsError, unknown
+from train_head.errors import TrainSettingsError, check_known
 
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("asha", "hyperband", "median", "none")
@@ -38,8 +38,7 @@ class SweepSettings:
 
     def __post_init__(self) -> None:
         for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
-            if getattr(self, name) not in known:
-                raise TrainSettingsError(unknown(name, getattr(self, name), known))
+            check_known(name, [getattr(self, name)], known)
         lowest = {"trials": 1, "jobs": 1, "pool": 1, "pca": 1, "clips": 2, "top": 0, "seeds": 1, "seed": 0}
         for name, low in lowest.items():
             value = getattr(self, name)

@@ -17,27 +17,20 @@ mixup = [0.0, 0.2, 0.4]
 import contextlib
 import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, product
-from pathlib import Path
 from typing import Any
 
 from optuna import Trial
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 
 from cache.paths import StrPath
 from train_head.errors import TrainSettingsError, unknown
 from train_head.heads import HEADS
-from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, resolve_settings
+from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, read_toml, resolve_settings
 
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 HEAD = "head"
 SHARED = ("seed", "label_scale", "label_range", "device", "precision")
 """Settings that all trials have in common: given beside the space, not in it."""
@@ -58,7 +51,7 @@ class Space:
         config: TOML file of settings, or None.
     """
 
-    drawn: Mapping[str, BaseDistribution]
+    drawn: Mapping[str, Distribution]
     fixed: Mapping[str, Any]
     base: Mapping[str, Any]
     config: StrPath | None = None
@@ -68,7 +61,7 @@ class Space:
         values: dict[str, Any] = {}
         for name, distribution in self.drawn.items():
             if _applies(name, self._head(values)):
-                values[name] = _draw(trial, name, distribution)
+                values[name] = _suggest(trial, name, distribution)
         return values
 
     def settings(self, values: Mapping[str, Any], **others: Any) -> TrainSettings:
@@ -93,7 +86,12 @@ class Space:
 
     def values(self, name: str) -> tuple[Any, ...]:
         """Return the values that can be drawn for a setting: all choices, or both bounds; empty if it is fixed."""
-        return _ends(self.drawn[name]) if name in self.drawn else ()
+        distribution = self.drawn.get(name)
+        if distribution is None:
+            return ()
+        if isinstance(distribution, CategoricalDistribution):
+            return tuple(distribution.choices)
+        return distribution.low, distribution.high
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form, equal for equal spaces, whatever their files are called."""
@@ -123,14 +121,8 @@ def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Spa
         TrainSettingsError: no such file, not TOML, nothing to try, an unknown or shared setting, a range that is none,
             a value out of range; names the setting.
     """
-    place = Path(path)
-    if not place.is_file():
-        raise TrainSettingsError(f"there is no file of a space at {place}")
-    try:
-        values = tomllib.loads(place.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TrainSettingsError(f"{place} is not valid TOML: {error}") from error
-    drawn: dict[str, BaseDistribution] = {}
+    values = read_toml(path, "file of a space")
+    drawn: dict[str, Distribution] = {}
     fixed: dict[str, Any] = {}
     try:
         for name, value in _flat(values):
@@ -143,11 +135,10 @@ def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Spa
         if not drawn:
             raise TrainSettingsError("nothing to try; write lr = { log = [1e-5, 1e-2] } or head = [...] in it")
         drawn = {name: drawn[name] for name in sorted(drawn, key=lambda name: name != HEAD)}
-        given = {key: value for key, value in base.items() if value is not None}
-        space = Space(drawn, fixed, given, config)
+        space = Space(drawn, fixed, {key: value for key, value in base.items() if value is not None}, config)
         _check(space)
     except TrainSettingsError as error:
-        raise TrainSettingsError(f"{place}: {error}") from error
+        raise TrainSettingsError(f"{path}: {error}") from error
     return space
 
 
@@ -162,7 +153,7 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             raise TrainSettingsError(f"{key} must be a table of options, got {value!r}")
 
 
-def _distribution(name: str, value: list[Any] | dict[str, Any]) -> BaseDistribution:
+def _distribution(name: str, value: list[Any] | dict[str, Any]) -> Distribution:
     if isinstance(value, list):
         if not value or not all(isinstance(choice, bool | int | float | str) for choice in value):
             raise TrainSettingsError(f"{name}: the choices must be numbers, strings, true or false, got {value!r}")
@@ -172,13 +163,11 @@ def _distribution(name: str, value: list[Any] | dict[str, Any]) -> BaseDistribut
         kind = next((key for key in kinds if key not in RANGES), "")
         hint = unknown("kind of range", kind, RANGES) if kind else f"one of {', '.join(RANGES)} is needed"
         raise TrainSettingsError(f"{name}: {hint}; write {name} = {{ log = [1e-5, 1e-2] }}, for one")
-    (kind,) = kinds
-    bounds, step = value[kind], value.get("step")
-    whole = kind in ("int", "log_int")
-    numbers = [*bounds, *([] if step is None else [step])] if isinstance(bounds, list) else []
-    kind_of = int if whole else int | float
-    plain = all(isinstance(n, kind_of) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
-    if not plain or not isinstance(bounds, list) or len(bounds) != 2:
+    kind, step = kinds[0], value.get("step")
+    bounds, whole = value[kind] if isinstance(value[kind], list) else [], kind in ("int", "log_int")
+    numbers = [*bounds, *([] if step is None else [step])]
+    plain = (isinstance(n, int if whole else int | float) and not isinstance(n, bool) for n in numbers)
+    if len(bounds) != 2 or not all(plain) or not all(map(math.isfinite, numbers)):
         what = "whole numbers" if whole else "finite numbers"
         raise TrainSettingsError(f"{name}: {kind} needs a lowest and a highest value, both {what}, got {value!r}")
     log, (low, high) = kind in ("log", "log_int"), bounds
@@ -192,25 +181,13 @@ def _distribution(name: str, value: list[Any] | dict[str, Any]) -> BaseDistribut
         raise TrainSettingsError(f"{name}: {error}") from error
 
 
-def _draw(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
-    match distribution:
-        case CategoricalDistribution():
-            return trial.suggest_categorical(name, distribution.choices)
-        case IntDistribution(low=low, high=high, step=step, log=log):
-            return trial.suggest_int(name, low, high, step=step, log=log)
-        case FloatDistribution(low=low, high=high, step=step, log=log):
-            return trial.suggest_float(name, low, high, step=step, log=log)
-    raise AssertionError(distribution)
-
-
-def _ends(distribution: BaseDistribution) -> tuple[Any, ...]:
-    """The values by which a distribution is checked: all choices, or both bounds."""
-    match distribution:
-        case CategoricalDistribution():
-            return distribution.choices
-        case IntDistribution(low=low, high=high) | FloatDistribution(low=low, high=high):
-            return low, high
-    raise AssertionError(distribution)
+def _suggest(trial: Trial, name: str, distribution: Distribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    low, high, log = distribution.low, distribution.high, distribution.log
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, int(low), int(high), step=distribution.step, log=log)
+    return trial.suggest_float(name, low, high, step=distribution.step, log=log)
 
 
 def _applies(name: str, head: str) -> bool:

@@ -43,6 +43,9 @@ class JournalStudy:
         folder: run folder.
         name: of the study.
 
+    Attributes:
+        cut_off: trials that ran when the last process died; each runs again under its number.
+
     Raises:
         RunFolderError: another sweep runs in this folder, or the journal is damaged.
     """
@@ -57,19 +60,18 @@ class JournalStudy:
             raise RunFolderError(
                 f"another sweep runs in {folder}{held}; wait for it, or give --storage postgresql://… to work together"
             ) from None
-        path, lock = folder / JOURNAL, cast(Any, _JournalLock(folder / f"{JOURNAL}.lock"))
-        _drop_torn_line(path)
+        path = folder / JOURNAL
+        # the system drops this lock when its process dies; Optuna's own would be waited for
+        lock = cast(Any, filelock.FileLock(folder / f"{JOURNAL}.lock"))
+        if path.is_file():  # a killed process leaves a last line without its end
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         try:
-            storage = JournalStorage(JournalFileBackend(str(path), lock))
-            self.study = _study(storage, name)
+            self.study = _study(JournalStorage(JournalFileBackend(str(path), lock)), name)
         except (ValueError, KeyError) as error:
             raise RunFolderError(
                 f"{path} is damaged ({error}); its trials are lost: remove that file, and the same command starts anew"
             ) from error
-
-    def cut_off(self) -> list[FrozenTrial]:
-        """Return the trials that ran when the last process died; each runs again under its number."""
-        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self.cut_off = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -95,6 +97,9 @@ class SharedStudy:
         name: of the study, made by the first worker.
         heartbeat: seconds between two heartbeats; after six times as many a worker counts as dead.
 
+    Attributes:
+        cut_off: empty; trials of dead workers are marked failed, and copies of them wait.
+
     Raises:
         TrainSettingsError: another kind of URL, no driver, or nobody answers.
     """
@@ -104,6 +109,7 @@ class SharedStudy:
 
         self._heartbeat, self._beat = heartbeat, 0.0
         self._seen: set[int] = set()
+        self.cut_off: list[FrozenTrial] = []
         self._sql = sa
         where = _postgres(url)
         try:
@@ -127,10 +133,6 @@ class SharedStudy:
                 f"--storage {sa.make_url(where).render_as_string()} cannot be used: {str(error).splitlines()[0]}; is "
                 "the server there, and does the database exist?"
             ) from error
-
-    def cut_off(self) -> list[FrozenTrial]:
-        """Return nothing: trials of dead workers are marked failed, and copies of them wait."""
-        return []
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -162,22 +164,6 @@ class SharedStudy:
         self._storage.remove_session()
         for engine in (self._storage.engine, self._engine):
             engine.dispose()
-
-
-class _JournalLock:
-    """Lock of the journal, which the system drops when its process dies; Optuna's would be waited for."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = filelock.FileLock(path)
-
-    def acquire(self) -> bool:
-        """Wait for it."""
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        """Let it go."""
-        self._lock.release()
 
 
 def retry(study: Study, trial: FrozenTrial) -> None:
@@ -213,15 +199,6 @@ def _orphaned(trial: FrozenTrial) -> bool:
 def _study(storage: Any, name: str) -> Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # `Status` reports the same
     return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Remove a last line without its end, which a killed process leaves."""
-    if path.is_file():
-        content = path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            os.truncate(path, end)
 
 
 def _postgres(url: str) -> str:

@@ -3,38 +3,41 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli_w
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from cache import fingerprint as fp
-from cache.derive.derived import OnProgress
+from cache.derive.derived import OnProgress, derive
 from cache.paths import StrPath
 from cache.reader import open_cache
 from cache.system.atomic_file import write_atomically
 from train_head.data.labels import Labels
-from train_head.data.splits import resolve_splits
+from train_head.data.splits import Split, resolve_splits
 from train_head.errors import RunFolderError, TrainSettingsError
-from train_head.protocols.seeds import train_seeds
+from train_head.protocols.run import train_seeds
 from train_head.runs import run_folder
-from train_head.runs.inputs import Inputs, LabelFiles, check_disjoint_splits, gather_inputs
-from train_head.sweep.changes import sweep_changes
-from train_head.sweep.data import SHARED, TrialData, cheap_cache, open_splits
+from train_head.runs.changes import changed, differing, option
+from train_head.runs.inputs import LabelFiles, check_disjoint_splits, gather_inputs
 from train_head.sweep.report import write_report
 from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, pearson, write_trials
 from train_head.sweep.settings import SweepSettings
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
 from train_head.sweep.trials import OnStatus, Status, Trials
-from train_head.sweep.worker import leave_to_the_parent
+from train_head.sweep.worker import OpenSplits, leave_to_the_parent
 from train_head.training.loop import SILENT, Reporter
 
 SWEEP, BEST_TOML, BEST = "sweep.json", "best.toml", "best"
+CHEAP, SHARED = "cheap.zarr", "shared"
+"""The derived cache, and the memory map of the trials' splits, which is removed at the end."""
 SHARED_BY_TRIALS = ("sampler", "pruner", "seed", "pool", "pca", "clips")
 """Settings of a sweep that all its trials have in common."""
 
@@ -74,37 +77,16 @@ def sweep(
     identity = _identity(cache, label_files, labels, space, settings)
     _prepare(folder, identity)
     name = "emi-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    with closing(_open_study(folder, name, settings)) as store:
+    url = settings.storage
+    with closing(
+        SharedStudy(url, name, settings.heartbeat) if url is not None else JournalStudy(folder, name)
+    ) as store:
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
-        cheap = cheap_cache(
-            cache,
-            labels["train"],
-            folder,
-            pool=settings.pool,
-            pca=settings.pca,
-            skip_missing=label_files.skip_missing,
-            on_progress=on_derive,
-        )
-        data = TrialData(
-            cache=cheap,
-            label_files=label_files,
-            shared=folder / SHARED,
-            clips=settings.clips,
-            seed=settings.seed,
-        )
-        status = _run_trials(store, space, settings, data, folder, on_status)
-        best = best_trials(store.study, space, settings.seed)
-        if not best:
-            raise TrainSettingsError(
-                f"none of the {status.finished} trials learnt anything: {_reason(store.study)}. {folder} keeps "
-                f"{TRIALS_CSV}; change the space, and choose a new --out"
-            )
-        retrained: list[Retrained] = []
-        if settings.top:
-            inputs = gather_inputs(cache, label_files)
-            for trial in best[: settings.top]:
-                retrained.append(_retrain(trial, inputs, folder, space, settings, reporter))
-            retrained.sort(key=lambda one: one.pearson, reverse=True)
+        trial_cache = _trial_cache(cache, labels["train"], label_files, folder, settings, on_derive)
+        open_data = partial(open_splits, trial_cache, label_files, folder / SHARED, settings.clips, settings.seed)
+        status = _run_trials(store, space, settings, open_data, folder, on_status)
+        best = _best_trials(store.study, space, settings.seed, folder)
+        retrained = _retrain(best[: settings.top], cache, label_files, folder, space, settings, reporter)
         result = SweepResult(
             folder=folder,
             status=status,
@@ -112,32 +94,78 @@ def sweep(
             retrained=tuple(retrained),
             nothing_to_do=finished_before >= settings.trials and all(one.result.nothing_to_do for one in retrained),
         )
-        chosen = space.settings(retrained[0].values if retrained else result.best, seed=settings.seed)
-        toml = tomli_w.dumps(chosen.to_toml())
+        chosen = retrained[0].values if retrained else result.best
+        toml = tomli_w.dumps(space.settings(chosen, seed=settings.seed).to_toml())
         write_atomically(folder / BEST_TOML, toml.encode())
         write_report(result, store.study, {name: identity[name] for name in SHARED_BY_TRIALS}, toml)
     return result
 
 
-def _open_study(folder: Path, name: str, settings: SweepSettings) -> JournalStudy | SharedStudy:
-    if settings.storage is None:
-        return JournalStudy(folder, name)
-    return SharedStudy(settings.storage, name, settings.heartbeat)
+def _trial_cache(
+    cache: StrPath,
+    train: Labels,
+    label_files: LabelFiles,
+    folder: Path,
+    settings: SweepSettings,
+    on_progress: OnProgress | None,
+) -> StrPath:
+    """Return the cache of the trials: a derived one in the run folder where `pool` or `pca` ask for it, made once.
+
+    The principal components are fitted on the training clips.
+
+    Raises:
+        DeriveError: the recipe cannot be followed.
+    """
+    if settings.pool == 1 and settings.pca is None:
+        return cache
+    derive(
+        cache,
+        folder / CHEAP,
+        pool=settings.pool,
+        pca=settings.pca,
+        train_ids=None if settings.pca is None else train.filenames,
+        skip_missing=label_files.skip_missing,
+        on_progress=on_progress,
+    )
+    return folder / CHEAP
+
+
+def open_splits(
+    cache: StrPath, label_files: LabelFiles, shared: Path, clips: int | None, seed: int
+) -> Mapping[str, Split]:
+    """Gather the trials' splits, or map what another process has gathered.
+
+    Args:
+        cache: of the trials, derived or not.
+        label_files: the splits "train" and "valid".
+        shared: folder of the memory map that all workers read.
+        clips: number of training clips, drawn with `seed`; None takes all.
+        seed: of that draw.
+
+    Raises:
+        LabelError, CacheError: a file or a clip is missing or wrong.
+    """
+    splits = dict(gather_inputs(cache, label_files, shared=shared).splits)
+    train = splits["train"]
+    if clips is not None and clips < len(train):
+        rows = np.random.default_rng(seed).permutation(len(train))[:clips]
+        splits["train"] = train.take(sorted(rows.tolist()))
+    return splits
 
 
 def _run_trials(
     store: JournalStudy | SharedStudy,
     space: Space,
     settings: SweepSettings,
-    data: TrialData,
+    open_data: OpenSplits,
     folder: Path,
     on_status: OnStatus | None,
 ) -> Status:
     """Run the missing trials; trials.csv then lists all, also after an error."""
-    trials = Trials(store, space, data, settings, on_status)
+    trials = Trials(store, space, open_data, settings, on_status)
     if trials.status().finished < settings.trials:
         try:
-            open_splits(data)  # fills the map that the workers share, and says here what is wrong with a file
+            open_data()  # fills the map that the workers share, and says here what is wrong with a file
             trials.run()
         finally:
             shutil.rmtree(folder / SHARED, ignore_errors=True)
@@ -146,26 +174,44 @@ def _run_trials(
 
 
 def _retrain(
-    trial: FrozenTrial,
-    inputs: Inputs,
+    trials: Sequence[FrozenTrial],
+    cache: StrPath,
+    label_files: LabelFiles,
     folder: Path,
     space: Space,
     settings: SweepSettings,
     reporter: Reporter,
-) -> Retrained:
-    """Train the settings of a trial with several seeds into best/trial-NUMBER."""
-    place = folder / BEST / f"trial-{trial.number:04d}"
-    of_trial = space.settings(trial.params, seed=settings.seed)
-    result = train_seeds(inputs, place, of_trial, settings.seeds, reporter, reported_under=f"{place.name}/")
-    return Retrained(number=trial.number, values=dict(trial.params), trial_pearson=pearson(trial) or 0.0, result=result)
+) -> list[Retrained]:
+    """Train the settings of trials with several seeds, each into best/trial-NUMBER; return the best first."""
+    if not trials:
+        return []
+    inputs, retrained = gather_inputs(cache, label_files), []
+    for trial in trials:
+        place = folder / BEST / f"trial-{trial.number:04d}"
+        of_trial = space.settings(trial.params, seed=settings.seed)
+        result = train_seeds(inputs, place, of_trial, settings.seeds, reporter, reported_under=f"{place.name}/")
+        values, value = dict(trial.params), pearson(trial) or 0.0
+        retrained.append(Retrained(number=trial.number, values=values, trial_pearson=value, result=result))
+    return sorted(retrained, key=lambda one: one.pearson, reverse=True)
 
 
-def best_trials(study: Study, space: Space, seed: int) -> list[FrozenTrial]:
+def _best_trials(study: Study, space: Space, seed: int, folder: Path) -> list[FrozenTrial]:
     """Return the trials with a defined score, best first, each with different settings.
 
     Complete trials come first, then pruned ones by the number of their epochs.
+
+    Raises:
+        TrainSettingsError: no trial has a score.
     """
-    ended = [trial for trial in counted(study) if pearson(trial) is not None]
+    trials = counted(study)
+    ended = [trial for trial in trials if pearson(trial) is not None]
+    if not ended:
+        reasons = [trial.user_attrs.get(OUTCOME, {}).get("reason") for trial in trials]
+        why = next((f"the first that failed says: {reason}" for reason in reasons if reason), "no trial has ended")
+        raise TrainSettingsError(
+            f"none of the {sum(trial.state.is_finished() for trial in trials)} trials learnt anything: {why}. "
+            f"{folder} keeps {TRIALS_CSV}; change the space, and choose a new --out"
+        )
     ended.sort(key=lambda trial: (-trial.user_attrs[OUTCOME]["epochs"], -(pearson(trial) or 0.0), trial.number))
     ended.sort(key=lambda trial: -(trial.value or 0.0) if trial.state == TrialState.COMPLETE else 2.0)
     first: dict[str, FrozenTrial] = {}
@@ -186,13 +232,14 @@ def _identity(
         features = fp.digest(store.fingerprint)
         found = resolve_splits([store], labels)
         missing = {name: [clip for clip in part.ids if clip not in store] for name, part in found.items()}
-    hashes: dict[str, Any] = {
-        f"{name}_sha256": run_folder.file_sha256(path) for name, path in label_files.files.items()
+    return {
+        "features": features,
+        **{f"{name}_sha256": run_folder.file_sha256(path) for name, path in label_files.files.items()},
+        **{f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips},
+        **({"group_by": None} | label_files.format.to_dict()),
+        **{name: getattr(settings, name) for name in SHARED_BY_TRIALS},
+        "space": space.to_dict(),
     }
-    hashes |= {f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips}
-    common = {name: getattr(settings, name) for name in SHARED_BY_TRIALS}
-    columns = {"group_by": None} | label_files.format.to_dict()
-    return {"features": features, **hashes, **columns, **common, "space": space.to_dict()}
 
 
 def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -201,17 +248,48 @@ def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored != wanted:
-            differing = "; ".join(sweep_changes(stored, wanted)) or "its settings"
             raise RunFolderError(
-                f"{folder} holds another sweep: {differing}. Choose a new --out, or remove that folder"
+                f"{folder} holds another sweep: {'; '.join(sweep_changes(stored, wanted)) or 'its settings'}. Choose a "
+                "new --out, or remove that folder"
             )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFolderError(f"{folder} exists and is no sweep (it has no {SWEEP}); choose a new --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
-def _reason(study: Study) -> str:
-    reasons = [trial.user_attrs.get(OUTCOME, {}).get("reason") for trial in counted(study)]
-    return next((f"the first that failed says: {reason}" for reason in reasons if reason), "no trial has ended")
+def sweep_changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one text per change, such as `--sampler (there 'tpe', now 'random')`, given two identities of sweeps."""
+    found = {key: values for key, *values in differing(stored, wanted)}
+    if "features" in found:
+        yield "--cache (its features are others)"
+    for name in ("train", "valid"):
+        if f"{name}_sha256" in found:
+            yield f"--{name} (its contents are others)"
+        elif f"{name}_missing" in found and "features" not in found:
+            yield f"which clips of --{name} the cache holds (--skip-missing)"
+    for key, values in found.items():
+        if key not in ("features", "space") and not key.endswith(("_sha256", "_missing")):
+            yield changed(f"--{key.replace('_', '-')}", *values)
+    if "space" in found:
+        for key, there, now in differing(*map(_tried, found["space"])):
+            yield changed(f"{key} in --space", there, now)
+        common = ({**space.get("config", {}), **space.get("base", {})} for space in found["space"])
+        for key, there, now in differing(*common):
+            yield changed(option(key), there, now)
+
+
+def _tried(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what each setting of a space is drawn from, or its one value."""
+    return dict(space.get("fixed", {})) | {key: _range(drawn) for key, drawn in space.get("drawn", {}).items()}
+
+
+def _range(distribution: Mapping[str, Any]) -> str:
+    """Return what a setting is drawn from, given Optuna's JSON form."""
+    fields = dict(distribution.get("attributes", {}))
+    if "choices" in fields:
+        return f"one of {', '.join(map(str, fields['choices']))}"
+    scale = ", log" if fields.get("log") else ""
+    step = f", step {fields['step']}" if fields.get("step") not in (None, 1) else ""
+    return f"{fields.get('low')} to {fields.get('high')}{scale}{step}"

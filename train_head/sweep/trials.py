@@ -9,27 +9,29 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 
 import numpy as np
 import optuna
+from optuna import Study
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from cache.system.machine import available_cores
 from train_head.errors import TrainSettingsError
-from train_head.sweep.data import TrialData
-from train_head.sweep.pruning import build_pruner
 from train_head.sweep.settings import SweepSettings
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, retry
-from train_head.sweep.worker import Epoch, Finished, Ready, Running, Worker
+from train_head.sweep.worker import Epoch, Finished, OpenSplits, Worker
 from train_head.training.settings import TrainSettings
 
 STARTUP = 10
 """Random trials before TPE learns from them."""
+FACTOR = 3
+"""One of this many trials continues from each rung."""
 TICK = 0.5
 """Seconds between two checks for dead workers, which also update the time left."""
 
@@ -77,7 +79,7 @@ class Trials:
     Args:
         store: the study.
         space: what is tried.
-        data: what is trained on.
+        open_data: opens the splits that are trained on.
         settings: of the sweep.
         on_status: called after each finished trial, and every half second.
     """
@@ -86,16 +88,17 @@ class Trials:
         self,
         store: JournalStudy | SharedStudy,
         space: Space,
-        data: TrialData,
+        open_data: OpenSplits,
         settings: SweepSettings,
         on_status: OnStatus | None = None,
     ) -> None:
-        self._store, self._study, self._space, self._data = store, store.study, space, data
+        self._store, self._study, self._space, self._open_data = store, store.study, space, open_data
         self._settings, self._jobs = settings, settings.jobs or available_cores()
         self._threads = max(1, available_cores() // self._jobs)
-        self._study.pruner = build_pruner(settings.pruner, most_epochs(space))
+        longest = max(space.settings({"epochs": n} if n else {}).epochs for n in space.values("epochs") or (0,))
+        self._study.pruner = build_pruner(settings.pruner, longest)
         self._on_status = on_status or (lambda _: None)
-        self._cut_off = list(store.cut_off())
+        self._cut_off = list(store.cut_off)
         self._workers: list[Worker] = []
         self._started, self._ended_here = time.monotonic(), 0
         self._ended_before = sum(t.state.is_finished() for t in counted(self._study))
@@ -105,14 +108,14 @@ class Trials:
         try:
             while True:
                 open_trials = self._hand_out()
-                busy = [worker for worker in self._workers if worker.running is not None]
+                busy = [worker for worker in self._workers if worker.trial is not None]
                 if not busy and not open_trials:
                     return
                 if not busy:
                     time.sleep(TICK)  # other machines train the last ones; one that dies leaves its trial to us
                 for pipe in wait([worker.pipe for worker in busy], TICK):
                     self._hear(next(worker for worker in busy if worker.pipe is pipe))
-                self._store.alive([w.running.trial._trial_id for w in self._workers if w.running is not None])
+                self._store.alive([w.trial._trial_id for w in self._workers if w.trial is not None])
                 self._on_status(self.status())
         finally:
             for worker in self._workers:
@@ -140,7 +143,7 @@ class Trials:
 
     def _hand_out(self) -> bool:
         """Give each idle worker a trial; return whether any trial of the study is still open."""
-        while sum(worker.running is not None for worker in self._workers) < self._jobs:
+        while sum(worker.trial is not None for worker in self._workers) < self._jobs:
             trial = self._ask()
             if trial is None:
                 break
@@ -155,20 +158,16 @@ class Trials:
 
     def _start(self, trial: Trial, settings: TrainSettings) -> None:
         """Send a trial to an idle worker, or to a new one where none is idle or the idle one is dead."""
-        running = Running(trial, reported=max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=0))
         while True:
-            worker = next((worker for worker in self._workers if worker.running is None), None)
+            worker = next((worker for worker in self._workers if worker.trial is None), None)
             if worker is None:
-                worker = Worker.start(self._data, self._threads)
+                worker = Worker.start(self._open_data, self._threads)
                 self._workers.append(worker)
             try:
-                worker.pipe.send(settings)
+                return worker.train(trial, settings)
             except OSError:
                 worker.check_start()
                 self._dismiss(worker)
-                continue
-            worker.running = running
-            return
 
     def _ask(self) -> Trial | None:
         """Start the next trial and return it; None if there is none to start."""
@@ -196,47 +195,42 @@ class Trials:
         copy.add_trials([trial for trial in trials if trial.state != TrialState.WAITING])
         drawn = copy.ask()
         params = self._space.suggest(drawn)
-        waiting = create_trial(state=TrialState.WAITING, params=params, distributions=drawn.distributions)
-        self._study.add_trial(waiting)
+        self._study.add_trial(create_trial(state=TrialState.WAITING, params=params, distributions=drawn.distributions))
 
     def _hear(self, worker: Worker) -> None:
         """Receive what a worker sent, and answer."""
-        running = worker.running
-        assert running is not None
+        trial = worker.trial
+        assert trial is not None
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            self._fail(worker, running.trial)
+            self._fail(worker, trial)
             return
-        if isinstance(message, Ready):
-            worker.ready = True
-            return
+        worker.ready = True
         if isinstance(message, Epoch):
             try:
-                running.pruned = self._report(running, message)
-            except (
-                UpdateFinishedTrialError
-            ):  # this process sent no heartbeat for so long that others marked its trial failed
+                worker.pruned = self._report(worker, trial, message)
+            except UpdateFinishedTrialError:  # no heartbeat for so long that another process marked the trial failed
                 self._dismiss(worker)
                 return
             with contextlib.suppress(OSError):  # a worker that died meanwhile is found next
-                worker.pipe.send(not running.pruned)
-            return
-        worker.running = None
-        if message.reason is None and message.best is None:
-            reason = "no epoch had a defined correlation: constant predictions or labels, or too few of them"
-            message = Finished(message.epochs, 0, None, message.seconds, reason)
-        state = TrialState.PRUNED if running.pruned else TrialState.COMPLETE
-        with contextlib.suppress(UpdateFinishedTrialError):
-            self._end(running.trial, TrialState.FAIL if message.reason else state, message)
+                worker.pipe.send(not worker.pruned)
+        elif isinstance(message, Finished):
+            worker.trial = None
+            if message.reason is None and message.best is None:
+                reason = "no epoch had a defined correlation: constant predictions or labels, or too few of them"
+                message = replace(message, best_epoch=0, reason=reason)
+            state = TrialState.FAIL if message.reason else TrialState.PRUNED if worker.pruned else TrialState.COMPLETE
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self._end(trial, state, message)
 
-    def _report(self, running: "Running", epoch: Epoch) -> bool:
+    def _report(self, worker: Worker, trial: Trial, epoch: Epoch) -> bool:
         """Report to the study; return whether the trial stops. Epochs before an interruption are not judged again."""
-        if epoch.pearson is None or epoch.number < running.reported:
+        if epoch.pearson is None or epoch.number < worker.reported:
             return False
-        if epoch.number > running.reported:
-            running.trial.report(epoch.pearson, epoch.number)
-        return running.trial.should_prune()
+        if epoch.number > worker.reported:
+            trial.report(epoch.pearson, epoch.number)
+        return trial.should_prune()
 
     def _end(self, trial: Trial, state: TrialState, outcome: Finished) -> None:
         record = {"epochs": outcome.epochs, "best_epoch": outcome.best_epoch, "seconds": round(outcome.seconds, 3)}
@@ -265,11 +259,6 @@ class Trials:
         worker.stop()
 
 
-def most_epochs(space: Space) -> int:
-    """Return the most epochs that a trial may have."""
-    return max(space.settings({"epochs": epochs} if epochs else {}).epochs for epochs in space.values("epochs") or (0,))
-
-
 def build_sampler(name: str, seed: int, number: int) -> BaseSampler:
     """Return the sampler that draws the trial of this number."""
     of_trial = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
@@ -278,3 +267,51 @@ def build_sampler(name: str, seed: int, number: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return TPESampler(seed=of_trial, n_startup_trials=STARTUP, multivariate=True, group=True, constant_liar=True)
+
+
+class SuccessiveHalving(BasePruner):
+    """Asynchronous successive halving (ASHA, arXiv 1810.05934), also in several brackets (Hyperband, 1603.06560).
+
+    Optuna's stores each judgement before acting on it: a trial whose sweep is killed in between is never judged again,
+    and is not pruned. Here the judgement is computed from the reported values alone, and is the same after a kill.
+
+    A trial is judged at each rung: after `least` epochs, and after three, nine, … times as many. It continues if it is
+    in the best third of the trials of its bracket that have reached that rung; the first always continues.
+
+    Args:
+        least: epochs until the first rung.
+        brackets: number of brackets, which trials join in turn; each skips one rung more than the one before.
+    """
+
+    def __init__(self, least: int, brackets: int = 1) -> None:
+        self._least, self._brackets = least, brackets
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Return whether the trial, which has just reported, stops here."""
+        bracket, now = trial.number % self._brackets, max(trial.intermediate_values, default=0)
+        step = self._least * FACTOR**bracket
+        while step < now:
+            step *= FACTOR
+        if step != now:
+            return False
+        rivals = [
+            other.intermediate_values[step]
+            for other in study.get_trials(deepcopy=False)
+            if other.number != trial.number
+            and other.number % self._brackets == bracket
+            and step in other.intermediate_values
+        ]
+        return sum(value > trial.intermediate_values[step] for value in rivals) >= max(1, (len(rivals) + 1) // FACTOR)
+
+
+def build_pruner(name: str, epochs: int) -> BasePruner:
+    """Return a pruner for trials of this many epochs; it first judges a trial after a ninth of them."""
+    least = -(-epochs // FACTOR**2)  # and then after a third of them, so that none is stopped just before its end
+    match name:
+        case "asha":
+            return SuccessiveHalving(least)
+        case "hyperband":
+            return SuccessiveHalving(least, brackets=3)
+        case "median":
+            return MedianPruner(n_startup_trials=10, n_warmup_steps=least)  # keeps nothing but what was reported
+    return NopPruner()

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection
@@ -17,22 +17,18 @@ from optuna import Trial
 from cache.errors import EmiError
 from cache.system.machine import KILLED
 from train_head.data.splits import Split
-from train_head.sweep.data import TrialData, open_splits
 from train_head.training.loop import Reporter
 from train_head.training.settings import TrainSettings
 from train_head.training.trainer import Trainer
 
+OpenSplits = Callable[[], Mapping[str, Split]]
+"""Opens the splits that trials train on, in each process anew; it is sent to them."""
 NO_MAIN_GUARD = 87
 """Exit code of a worker that would have started a sweep, because it imported a script that calls one."""
 
 
 class WorkerStartError(EmiError, RuntimeError):
     """The worker processes of a sweep exit before they can train."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The worker has started."""
 
 
 @dataclass(frozen=True)
@@ -55,45 +51,44 @@ class Finished:
 
 
 @dataclass
-class Running:
-    """A trial in a worker.
-
-    Attributes:
-        trial: of the study.
-        reported: the last epoch that was reported before an interruption; 0 without one.
-        pruned: whether the worker was told to stop.
-    """
-
-    trial: Trial
-    reported: int
-    pruned: bool = False
-
-
-@dataclass
 class Worker:
     """The parent's end of a process.
 
     Attributes:
         process: the child.
-        pipe: settings go in, `Epoch` and `Finished` come out, True or False answers an epoch.
-        running: what it trains; None while it is idle.
+        pipe: settings go in; None at the start, `Epoch` and `Finished` come out; True or False answers an epoch.
         ready: whether it has started to run the code of this file.
+        trial: of the study, which it trains; None while it is idle.
+        reported: the last epoch of the trial that was reported before an interruption; 0 without one.
+        pruned: whether it was told to stop the trial.
     """
 
     process: BaseProcess
     pipe: Connection
-    running: "Running | None" = None
     ready: bool = False
+    trial: Trial | None = None
+    reported: int = 0
+    pruned: bool = False
 
     @classmethod
-    def start(cls, data: TrialData, threads: int) -> "Worker":
+    def start(cls, open_data: OpenSplits, threads: int) -> "Worker":
         """Start a process. It is spawned, not forked: torch's threads do not survive a fork."""
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, data, threads), daemon=True)
+        process = context.Process(target=_work, args=(theirs, open_data, threads), daemon=True)
         process.start()
         theirs.close()
         return cls(process, ours)
+
+    def train(self, trial: Trial, settings: TrainSettings) -> None:
+        """Send a trial.
+
+        Raises:
+            OSError: the process is dead.
+        """
+        self.pipe.send(settings)
+        self.trial, self.pruned = trial, False
+        self.reported = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=0)
 
     def stop(self) -> None:
         """Kill the process; its trial is lost."""
@@ -135,17 +130,16 @@ def leave_to_the_parent() -> None:
         sys.exit(NO_MAIN_GUARD)
 
 
-def _work(pipe: Connection, data: TrialData, threads: int) -> None:
+def _work(pipe: Connection, open_data: OpenSplits, threads: int) -> None:
     """Train the settings that the parent sends, until it is gone."""
-    pipe.send(Ready())
+    pipe.send(None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     try:
-        splits = open_splits(data)
+        splits = open_data()
         while True:
-            settings: TrainSettings = pipe.recv()
-            pipe.send(_trial(settings, splits, pipe))
+            pipe.send(_trial(pipe.recv(), splits, pipe))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 

@@ -129,12 +129,13 @@ class TrainingLoop(ABC):
         """
         if report is None:
             return {"valid_mean_pearson": None, "valid_pearson": {}, "undefined": [], "best": True}
-        before = [_score(record["valid_mean_pearson"]) for record in self.history]
+        defined = [r["valid_mean_pearson"] for r in self.history if r["valid_mean_pearson"] is not None]
+        score = -math.inf if report.mean_pearson is None else report.mean_pearson
         return {
             "valid_mean_pearson": report.mean_pearson,
             "valid_pearson": dict(zip(report.names, report.pearson, strict=True)),
             "undefined": list(report.undefined),
-            "best": max(before, default=-math.inf) == -math.inf or _score(report.mean_pearson) > max(before),
+            "best": not defined or score > max(defined),
         }
 
     def diverged(self, what: str, epoch: int, filenames: Sequence[str], advice: str) -> DivergedError:
@@ -179,8 +180,3 @@ def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int) -> f
         return settings.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, settings.epochs * steps_per_epoch - warmup)
     return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def _score(mean_pearson: float | None) -> float:
-    """Rank an epoch without any defined correlation below every other."""
-    return -math.inf if mean_pearson is None else mean_pearson

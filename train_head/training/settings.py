@@ -2,26 +2,68 @@
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cache.errors import EmiError
 from cache.paths import StrPath
 from cache.settings import setting
 from cache.system.machine import bfloat16_unit
 from train_head.data.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
-from train_head.errors import LabelError, TrainSettingsError, unknown
+from train_head.errors import LabelError, TrainSettingsError, check_known
 from train_head.validation import Validation
-
-if TYPE_CHECKING:
-    from train_head.training.augment import AugmentSettings
 
 RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versions", "licence")
 """Tables of a run's config.toml that record what it was made from, or are read elsewhere (`emi.finetuning`)."""
 TABLES = ("augment",)
 """Tables of settings, beside those that hold a head's options."""
 PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda")
+_RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("lr label_scale clip_value batch_size epochs", lambda value: value > 0, "be above 0"),
+    ("lr label_scale clip_value weight_decay warmup_epochs", math.isfinite, "be finite"),
+    ("weight_decay warmup_epochs patience stop_after seed", lambda value: value >= 0, "not be negative"),
+    ("seed", lambda value: value < 2**32, "be below 2^32"),
+    ("ema", lambda value: 0 <= value < 1, "lie in [0, 1)"),
+)
+"""Names of settings, what their values must satisfy, and the same in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings:
+    """How training batches are changed; 0 turns each kind off.
+
+    Attributes:
+        time_masks: spans per clip that are replaced by the clip's mean.
+        time_mask_frames: longest span; no span is longer than half its clip.
+        frame_dropout: chance of each frame to be taken out, the others closing up.
+        noise: spread of Gaussian noise, in units of each feature's own spread over the batch.
+        mixup: a of the Beta(a, a) distribution from which the share of another clip is drawn.
+
+    Raises:
+        TrainSettingsError: a value is of the wrong type or out of range.
+    """
+
+    time_masks: int = 0
+    time_mask_frames: int = 25
+    frame_dropout: float = 0.0
+    noise: float = 0.0
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, whole = getattr(self, option.name), isinstance(option.default, int)
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                kind = "a whole number" if whole else "a number"
+                raise TrainSettingsError(f"augment: {option.name} must be {kind}, got {value!r}")
+            if not 0 <= value < math.inf:
+                raise TrainSettingsError(f"augment: {option.name} must be finite and not negative, got {value}")
+            object.__setattr__(self, option.name, value if whole else float(value))
+        if self.time_mask_frames < 1:
+            raise TrainSettingsError(f"augment: time_mask_frames must be at least 1, got {self.time_mask_frames}")
+        if self.frame_dropout >= 1:
+            raise TrainSettingsError(f"augment: frame_dropout must lie below 1, got {self.frame_dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,30 +125,19 @@ class TrainSettings:
             raise TrainSettingsError(f"label_range: {error}") from error
         if self.label_scale != 1.0 and self.label_range != UNIT:
             raise TrainSettingsError(BOTH)
-        for name, low in (("lr", 0.0), ("label_scale", 0.0), ("clip_value", 0.0), ("batch_size", 0), ("epochs", 0)):
-            if not getattr(self, name) > low:
-                raise TrainSettingsError(f"{name} must be above {low:g}, got {getattr(self, name)}")
-        for name in ("lr", "label_scale", "clip_value", "weight_decay", "warmup_epochs"):
-            if not math.isfinite(getattr(self, name)):
-                raise TrainSettingsError(f"{name} must be finite, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "patience", "stop_after", "seed"):
-            if getattr(self, name) < 0:
-                raise TrainSettingsError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.seed >= 2**32:
-            raise TrainSettingsError(f"seed must be below 2^32, got {self.seed}")
+        for group, fits, rule in _RULES:
+            for name in group.split():
+                if not fits(getattr(self, name)):
+                    raise TrainSettingsError(f"{name} must {rule}, got {getattr(self, name)}")
         if self.batch_size == 1 and (names := compares_clips(self.loss)):
             raise TrainSettingsError(
                 f"the loss {names[0]} compares the clips of a batch, and is constant for one; give batch_size 2 or more"
             )
         if self.stop_after > self.epochs:
             raise TrainSettingsError(f"stop_after must not be above epochs ({self.epochs}), got {self.stop_after}")
-        if not 0 <= self.ema < 1:
-            raise TrainSettingsError(f"ema must lie in [0, 1), got {self.ema}")
         for name, known in (("precision", PRECISIONS), ("device", DEVICES)):
-            if getattr(self, name) not in known:
-                raise TrainSettingsError(unknown(name, getattr(self, name), known))
-        resolved = asdict(head_options(self.head, dict(self.head_options)))
-        object.__setattr__(self, "head_options", resolved)
+            check_known(name, [getattr(self, name)], known)
+        object.__setattr__(self, "head_options", asdict(head_options(self.head, dict(self.head_options))))
 
     def on_this_machine(self) -> "TrainSettings":
         """Return the settings with device and precision resolved, as a run records them.
@@ -138,7 +169,7 @@ class TrainSettings:
         )
 
     def to_toml(self) -> dict[str, Any]:
-        """All settings, resolved, as the tables of a TOML file; label_range only where it is not that of [0, 1]."""
+        """Return all settings, resolved, as the tables of a TOML file; label_range only where it is not [0, 1]."""
         tables = ("head_options", "label_range", *TABLES)
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tables}
         if self.label_range != UNIT:
@@ -146,11 +177,17 @@ class TrainSettings:
         return plain | {name: dict(getattr(self, name)) for name in TABLES} | {self.head: dict(self.head_options)}
 
 
-def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSettings:
-    """Defaults, then a TOML file, then keyword arguments that are not None.
+_SETTINGS = frozenset(f.name for f in fields(TrainSettings))
+_AUGMENT = frozenset(f.name for f in fields(AugmentSettings))
 
-    A keyword that is an option of augmentation (`mixup=0.2`) goes there, and any other one that is no setting to the
-    head (`hidden=256`).
+
+def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSettings:
+    """Resolve settings: defaults, then a TOML file, then keyword arguments that are not None.
+
+    Args:
+        config: settings file, or config.toml of a run.
+        **overrides: settings. An option of augmentation (`mixup=0.2`) goes into its table, and a keyword that is no
+            setting to the options of the head (`hidden=256`).
 
     Raises:
         TrainSettingsError: an unknown key (with the nearest known one), a wrong type or a value out of range.
@@ -163,12 +200,12 @@ def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSe
     _check_type("head", head)
     options = dict(values.get(head, {})) if head in HEADS else {}
     augment = dict(_table("augment", values.get("augment", {})))
-    names = {f.name for f in fields(TrainSettings)} - {"head_options", "augment"}
+    names = _SETTINGS - {"head_options", "augment"}
     for key, value in given.items():
         if key == "augment":
             augment |= _table(key, value)
         else:
-            (values if key in names else augment if key in _augment_options() else options)[key] = value
+            (values if key in names else augment if key in _AUGMENT else options)[key] = value
     values["augment"] = augment
     settings = {key: value for key, value in values.items() if key not in HEADS}
     for key, value in settings.items():
@@ -177,7 +214,7 @@ def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSe
 
 
 def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Settings from KEY=VALUE, each value as in TOML; what is no TOML is a string.
+    """Read settings from KEY=VALUE, each value as in TOML; a value that is no TOML is a string.
 
     Raises:
         TrainSettingsError: there is no =.
@@ -195,18 +232,31 @@ def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def option_owners(key: str) -> list[str]:
-    """The heads that have an option; none for a setting of the training."""
+    """Return the heads that have an option; none for a setting of the training."""
     from train_head.heads import HEADS
 
-    if key in {f.name for f in fields(TrainSettings)}:
-        return []
     kinds: dict[str, Any] = {name: head.Options for name, head in HEADS.items()}  # type: ignore[attr-defined]
-    return [name for name, kind in kinds.items() if key in {f.name for f in fields(kind)}]
+    return [name for name, kind in kinds.items() if key not in _SETTINGS and key in {f.name for f in fields(kind)}]
 
 
-def with_seed(settings: TrainSettings, seed: int) -> TrainSettings:
-    """The same settings with another seed."""
-    return replace(settings, seed=seed)
+def read_toml(path: StrPath, what: str, error: type[EmiError] = TrainSettingsError) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: of the file.
+        what: kind of file, as errors call it.
+        error: is raised.
+
+    Raises:
+        EmiError: no such file, or not TOML.
+    """
+    place = Path(path)
+    if not place.is_file():
+        raise error(f"there is no {what} at {place}")
+    try:
+        return tomllib.loads(place.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
+        raise error(f"{place} is not valid TOML: {wrong}") from wrong
 
 
 def read_config(path: StrPath) -> dict[str, Any]:
@@ -217,17 +267,9 @@ def read_config(path: StrPath) -> dict[str, Any]:
     """
     from train_head.heads import HEADS, head_options
 
-    place = Path(path)
-    if not place.is_file():
-        raise TrainSettingsError(f"there is no settings file at {place}")
-    try:
-        values = tomllib.loads(place.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TrainSettingsError(f"{place} is not valid TOML: {error}") from error
-    known = {f.name for f in fields(TrainSettings)} - {"head_options"} | HEADS.keys()
-    for key in values:
-        if key not in known and key not in RECORD_TABLES:
-            raise TrainSettingsError(f"{place}: {unknown('setting', key, known)}")
+    values = read_toml(path, "settings file")
+    known = _SETTINGS - {"head_options"} | HEADS.keys()
+    check_known("setting", [key for key in values if key not in RECORD_TABLES], known, f"{path}: ")
     for name in HEADS.keys() & values.keys():
         head_options(name, dict(_table(name, values[name])))
     _augment_settings(values.get("augment", {}))
@@ -240,18 +282,8 @@ def _table(key: str, value: object) -> Mapping[str, Any]:
     return value
 
 
-def _augment_options() -> frozenset[str]:
-    from train_head.training.augment import AugmentSettings
-
-    return frozenset(f.name for f in fields(AugmentSettings))
-
-
-def _augment_settings(options: Mapping[str, Any]) -> "AugmentSettings":
-    from train_head.training.augment import AugmentSettings
-
-    for key in _table("augment", options):
-        if key not in _augment_options():
-            raise TrainSettingsError(unknown("option of augment", key, _augment_options()))
+def _augment_settings(options: Mapping[str, Any]) -> AugmentSettings:
+    check_known("option of augment", _table("augment", options), _AUGMENT)
     return AugmentSettings(**options)
 
 

@@ -19,10 +19,10 @@ from train_head.errors import DivergedError
 from train_head.evaluation.metrics import Report, evaluate
 from train_head.losses import build_objective
 from train_head.runs import run_folder
-from train_head.training.augment import AugmentSettings, augment
+from train_head.training.augment import augment
 from train_head.training.loop import Record, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.predictor import Predictor
-from train_head.training.settings import TrainSettings
+from train_head.training.settings import AugmentSettings, TrainSettings
 
 
 class Trainer(TrainingLoop):
@@ -89,17 +89,6 @@ class Trainer(TrainingLoop):
         """Metrics of the current weights on a split, in float32: the precision in which the run will predict."""
         return evaluate(self.predict(split), split.labels.values, split.labels.names)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
-
-    def _state(self) -> dict[str, Any]:
-        state = {
-            "predictor": self.predictor.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
-        }
-        return state if self.averaged is None else state | {"averaged": self.averaged.state_dict()}
-
     def run_epoch(self, number: int, batches: int | None = None) -> Record:
         """Train one epoch, counted from 1, and validate; nothing is saved.
 
@@ -110,9 +99,8 @@ class Trainer(TrainingLoop):
         started = time.perf_counter()
         seed = epoch_seed(self.settings.seed, number)
         torch.manual_seed(seed)
-        self._order = torch.Generator().manual_seed(seed)
         self._noise = torch.Generator(self.device).manual_seed(seed)
-        order = shuffled_batches(self.train.lengths, self.settings.batch_size, self._order)
+        order = shuffled_batches(self.train.lengths, self.settings.batch_size, torch.Generator().manual_seed(seed))
         self.predictor.train()
         total = 0.0
         for step, rows in enumerate(order[:batches]):
@@ -121,9 +109,11 @@ class Trainer(TrainingLoop):
             self._reporter.step_finished(number, "training", step + 1, len(order))
         trained = time.perf_counter() - started
         clips = [row for rows in order[:batches] for row in rows]
-        record: Record = {"epoch": number, "train_loss": total / len(clips), "lr": lr}
-        record |= self.validation_record(self.evaluate(self.valid) if self.valid is not None else None)
-        return record | {
+        return {
+            "epoch": number,
+            "train_loss": total / len(clips),
+            "lr": lr,
+            **self.validation_record(self.evaluate(self.valid) if self.valid is not None else None),
             "seconds": round(time.perf_counter() - started, 3),
             "frames_per_second": round(int(self.train.lengths[clips].sum()) / trained),
         }
@@ -134,7 +124,7 @@ class Trainer(TrainingLoop):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             outputs = self.predictor.outputs(frames, lengths)
         loss: Tensor = self.objective(outputs, targets)
         value = loss.item()
@@ -165,7 +155,14 @@ class Trainer(TrainingLoop):
             temporary = folder / f"{run_folder.BEST}.tmp"
             save_file({name: t.contiguous().cpu() for name, t in self.evaluated.state_dict().items()}, temporary)
             replace_durably(temporary, folder / run_folder.BEST)
-        run_folder.save_state(folder, self._state())
+        state: dict[str, Any] = {
+            "predictor": self.predictor.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
+        if self.averaged is not None:
+            state["averaged"] = self.averaged.state_dict()
+        run_folder.save_state(folder, state)
         run_folder.write_history(folder, self.history)
 
 
@@ -182,7 +179,5 @@ def predict(
             frames, lengths, _ = split.batch(batch, workspace)
             found.append(predictor(frames, lengths))
             rows += batch
-    values = torch.cat(found).cpu().numpy()
-    out = np.empty_like(values)
-    out[rows] = values
-    return out
+    values: NDArray[np.float32] = torch.cat(found).cpu().numpy()
+    return values[np.argsort(rows)]

@@ -9,10 +9,11 @@ import torch
 import emi
 from train_head.data.labels import read_labels
 from train_head.losses import LOSSES, build_objective
-from train_head.losses.weighting import build_weights
+from train_head.losses.objective import build_weights
 from train_head.protocols.pool import pool, trainable
 from train_head.runs.inputs import LabelFiles, gather_inputs
-from train_head.training.augment import AugmentSettings, augment
+from train_head.training.augment import augment
+from train_head.training.settings import AugmentSettings
 
 CLIPS, TARGETS = 14, 3
 EVERY_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))

@@ -8,7 +8,7 @@ from torch import nn
 
 from train_head.errors import TrainSettingsError
 from train_head.heads import LstmHead, build_head
-from train_head.heads.tcn import TcnBlock
+from train_head.heads.residual import TcnBlock
 
 
 class IndependentPaperHead(nn.Module):

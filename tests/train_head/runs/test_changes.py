@@ -13,7 +13,7 @@ from emi.finetuning.settings import FinetuneSettings
 from train_head.errors import RunFolderError
 from train_head.runs.changes import NOT_COMPARED, OPTIONS, Changes
 from train_head.runs.run_folder import prepare_folder, read_config_file
-from train_head.sweep.changes import sweep_changes
+from train_head.sweep.sweep import sweep_changes
 from train_head.training.settings import TrainSettings, resolve_settings
 
 
@@ -159,7 +159,7 @@ def test_a_sweep_names_what_changed_in_its_space_and_its_options():
     other = copy.deepcopy(one) | {"sampler": "random", "train_sha256": "u"}
     other["space"]["drawn"]["lr"]["attributes"]["high"] = 2.0
     other["space"]["base"] = {"epochs": 5}
-    assert sweep_changes(one, other) == [
+    assert list(sweep_changes(one, other)) == [
         "--train (its contents are others)",
         "--sampler (there 'tpe', now 'random')",
         "lr in --space (there '0.1 to 1.0, log', now '0.1 to 2.0, log')",

@@ -5,8 +5,8 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from train_head.errors import TrainSettingsError
-from train_head.sweep.pruning import SuccessiveHalving, build_pruner
 from train_head.sweep.settings import SweepSettings
+from train_head.sweep.trials import SuccessiveHalving, build_pruner
 
 
 def study_of(*histories: dict[int, float]) -> optuna.Study:

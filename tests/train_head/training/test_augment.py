@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from train_head.errors import TrainSettingsError
-from train_head.training.augment import AugmentSettings, augment
+from train_head.training.augment import augment
+from train_head.training.settings import AugmentSettings
 
 LENGTHS = [1, 40, 7, 33, 2, 18]
 KINDS = {

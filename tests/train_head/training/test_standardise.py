@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from sklearn.preprocessing import StandardScaler
 
 from train_head.errors import TrainSettingsError
-from train_head.training.standardise import BLOCK_ROWS, Standardise
+from train_head.training.predictor import BLOCK_ROWS, Standardise
 
 
 def make_frames(rows: int, dim: int = 6, dtype: torch.dtype = torch.float16) -> torch.Tensor:
