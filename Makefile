@@ -119,7 +119,8 @@ bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale, tra
 bench-gpu: $(READY) ## everything that only a GPU can show, in eight minutes: docs/gpu.md; BENCH="--json FILE", "--only parity", …
 	$(BIN)/python benchmarks/on_gpu.py $(BENCH)
 
-docs: $(READY) ## run every snippet of README.md and docs/
+docs: $(READY) ## rewrite the tables of settings in docs/, run every snippet of README.md and docs/
+	$(BIN)/python tests/docs/test_tables.py
 	$(BIN)/python -m pytest tests/docs
 
 clean: ## remove what make made (not .venv and .venv-oldest)

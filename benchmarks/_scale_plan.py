@@ -157,7 +157,7 @@ def take_sample(write: Callable[[], object]) -> Sample:
     import zarr
 
     from cache import open_cache
-    from cache.containers.container import open_container
+    from cache.containers.by_suffix import open_container
     from cache.index import pack, read_segment_index
 
     with counted_requests() as requests:

@@ -28,16 +28,11 @@ def differences(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
 
     A field inside another is named with a dot: `derived.pool`.
     """
-    a, b = flattened(_compared(stored)), flattened(_compared(wanted))
+    a, b = (dict(DEFAULTS) | flattened(_compared(fingerprint)) for fingerprint in (stored, wanted))
+    fields = {key: (a.get(key, _ABSENT), b.get(key, _ABSENT)) for key in sorted(a.keys() | b.keys())}
     return [
-        f"{key} (stored {_shown(_value(a, key))}, wanted {_shown(_value(b, key))})"
-        for key in sorted(a.keys() | b.keys())
-        if _value(a, key) != _value(b, key)
+        f"{key} (stored {_shown(one)}, wanted {_shown(other)})" for key, (one, other) in fields.items() if one != other
     ]
-
-
-def _value(fields: Mapping[str, Any], key: str) -> Any:
-    return fields.get(key, DEFAULTS.get(key, _ABSENT))
 
 
 def _compared(fingerprint: Fingerprint) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from cache.errors import CacheFormatError, StaleCacheError
 from cache.fingerprint import Fingerprint, canonical, differences
+from cache.paths import is_utf8
 
 FORMAT = "emi-features"
 VERSION = 1
@@ -43,6 +44,8 @@ OTHER_DECODER = (
     "those with late sound, gaps or several tracks, so the two are not mixed."
 )
 
+DTYPES = ("float16", "float32")
+"""In which frames are stored."""
 REAL = "fiub"
 """Kinds of NumPy dtypes that can be stored: floats, integers and booleans."""
 
@@ -73,11 +76,7 @@ class Clip:
 
     def checksum(self) -> int:
         """CRC-32C of the stored bytes."""
-        crc = 0
-        for array in (self.frames, self.vad, self.vad_pooled):
-            if array is not None:
-                crc = google_crc32c.extend(crc, little_endian(array).tobytes())
-        return int(crc)
+        return crc32c(*(array for array in (self.frames, self.vad, self.vad_pooled) if array is not None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +102,11 @@ class Header:
         """Storage dtype of `frames`."""
         return np.dtype(self.fingerprint["dtype"])
 
+    @property
+    def width(self) -> int:
+        """Return the numbers per frame that a head gets: features, then VAD."""
+        return self.dim + len(self.vad_names)
+
     def stored(self, clip: Clip) -> Clip:
         """Cast a clip to the dtypes in which it is stored, which are those that a head must be given.
 
@@ -114,7 +118,7 @@ class Header:
                 they are stored in.
         """
         where = f"clip {clip.id!r}"
-        if not clip.id or "\0" in clip.id or not _is_utf8(clip.id):
+        if not clip.id or "\0" in clip.id or not is_utf8(clip.id):
             raise CacheFormatError(f"{where}: an id is UTF-8 text without NUL; rename the file")
         if not (math.isnan(clip.seconds) or 0 <= clip.seconds < math.inf):
             raise CacheFormatError(f"{where}: its length is {clip.seconds} seconds")
@@ -228,25 +232,22 @@ def _header_crc32c(attributes: Mapping[str, Any]) -> int:
     return int(google_crc32c.value(canonical(guarded).encode()))
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def little_endian(array: Array) -> Array:
     """Contiguous little-endian view or copy: the byte order in which every array is stored."""
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
+def crc32c(*arrays: Array, start: int = 0) -> int:
+    """Return the CRC-32C of the stored bytes of arrays, one after the other, continuing that of what came before."""
+    for array in arrays:
+        start = google_crc32c.extend(start, little_endian(array).tobytes())
+    return int(start)
+
+
 def index_crc32c(ids: Sequence[str], offsets: Array, seconds: Array, checksums: Array) -> int:
     """CRC-32C over the arrays that say which rows belong to which clip (ids UTF-8, each ended by NUL)."""
-    crc = google_crc32c.extend(0, "".join(f"{i}\0" for i in ids).encode())
-    for array in (offsets, seconds, checksums):
-        crc = google_crc32c.extend(crc, little_endian(array).tobytes())
-    return int(crc)
+    of_ids = google_crc32c.value("".join(f"{i}\0" for i in ids).encode())
+    return crc32c(offsets, seconds, checksums, start=of_ids)
 
 
 def extras_crc32c(extras: Mapping[str, Array]) -> int:
@@ -255,8 +256,8 @@ def extras_crc32c(extras: Mapping[str, Array]) -> int:
     for name in sorted(extras):
         array = little_endian(extras[name])
         crc = google_crc32c.extend(crc, f"{name} {array.dtype.str} {array.shape}\0".encode())
-        crc = google_crc32c.extend(crc, array.tobytes())
-    return int(crc)
+        crc = crc32c(array, start=crc)
+    return crc
 
 
 def segment_arrays(clips: Sequence[Clip], frames: Array) -> dict[str, Array]:

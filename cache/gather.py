@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cache.containers.container import Container
 from cache.containers.file_rows import page_aligned
 from cache.format import Array, Header
-from cache.index import SegmentIndex
+from cache.segment import SegmentIndex
 from cache.system.machine import available_cores
 
 RUN_BYTES = 4 << 20
@@ -53,12 +53,6 @@ class Run:
         """Clips by their numbers in a segment."""
         starts = segment.offsets[clips]
         return cls(segment, clips.tolist(), starts.tolist(), (segment.offsets[clips + 1] - starts).tolist())
-
-    def each(self) -> "Iterator[Run]":
-        """The same clip by clip."""
-        for i in range(len(self.clips)):
-            one = slice(i, i + 1)
-            yield Run(self.segment, self.clips[one], self.starts[one], self.lengths[one], self.at[one])
 
 
 def plan_runs(
@@ -136,9 +130,11 @@ def read_run(container: Container, header: Header, run: Run, out: Array | None =
     try:
         stored = read_stored(container, header, run, places if direct else ())
     except Exception as error:  # a container may raise anything over damaged bytes
+        columns = (run.clips, run.starts, run.lengths, *([run.at] if run.at else []))
         if len(run.clips) == 1:
             return {run.clips[0]: repr(error)}
-        return {n: why for clip in run.each() for n, why in read_run(container, header, clip, out).items()}
+        alone = (Run(run.segment, *([column[i]] for column in columns)) for i in range(len(run.clips)))
+        return {n: why for clip in alone for n, why in read_run(container, header, clip, out).items()}
     wrong = mismatches(run, stored)
     if not direct and not wrong:  # damaged numbers might overflow on the way
         frames, vad, _ = stored

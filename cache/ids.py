@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from cache.errors import ClipNameError
 
@@ -59,8 +59,22 @@ def find_ids(names: Sequence[str], known: Collection[str]) -> list[str | None]:
     """As `match_ids`, where several names may stand for one clip."""
     if all(name in known for name in names):
         return list(names)
-    levels = _Levels(known, {_loose(name) for name in names if name not in known})
-    return [name if name in known else levels.find(name) for name in names]
+    alike: dict[str, list[str]] = {_loose(name): [] for name in names if name not in known}
+    for name in known:
+        if (form := _loose(name)) in alike:
+            alike[form].append(name)
+    return [name if name in known else _nearest(name, alike[_loose(name)]) for name in names]
+
+
+def _nearest(name: str, candidates: Sequence[str]) -> str | None:
+    """Return the id that a name stands for, of those with the same loosest form."""
+    for form in (tidy, lambda name: without_suffix(tidy(name)), _loose):
+        found = [candidate for candidate in candidates if form(candidate) == form(name)]
+        if len(found) > 1:
+            raise ClipNameError(f"{name!r} may be any of {', '.join(_shown(found))}; write it as one of them")
+        if found:
+            return found[0]
+    return None
 
 
 def refuse_repeated(names: Sequence[str], ids: Sequence[str | None]) -> None:
@@ -92,29 +106,6 @@ def without_suffix(name: str) -> str:
 
 def _loose(name: str) -> str:
     return _PADDING.sub("", without_suffix(tidy(name)))
-
-
-class _Levels:
-    """Those of the known ids that names of some loosest forms may stand for, by what is compared."""
-
-    FORMS: tuple[Callable[[str], str], ...] = (tidy, lambda name: without_suffix(tidy(name)), _loose)
-
-    def __init__(self, known: Iterable[str], wanted: Collection[str]) -> None:
-        self._of_loose: dict[str, list[str]] = {form: [] for form in wanted}
-        for name in known:
-            if (form := _loose(name)) in self._of_loose:
-                self._of_loose[form].append(name)
-
-    def find(self, name: str) -> str | None:
-        """The id that a name stands for."""
-        candidates = self._of_loose.get(_loose(name), [])  # every nearer form is among them
-        for form in self.FORMS:
-            found = [candidate for candidate in candidates if form(candidate) == form(name)]
-            if len(found) > 1:
-                raise ClipNameError(f"{name!r} may be any of {', '.join(_shown(found))}; write it as one of them")
-            if found:
-                return found[0]
-        return None
 
 
 def _shown(names: Sequence[str]) -> list[str]:

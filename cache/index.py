@@ -6,20 +6,21 @@ does not pay that for each of its segments, a writer packs the index of many seg
 and may be lost without harm; where a segment is lost, they still know its clips.
 """
 
+import itertools
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
 import numpy as np
-from numpy.typing import NDArray
 
 from cache import fingerprint as fp
 from cache.containers.container import Container
 from cache.format import Array, Header, index_crc32c, little_endian
+from cache.segment import SegmentIndex
 from cache.sources import REFRESHED
 
 _MAGIC = b"EMIINDX1"
@@ -31,34 +32,6 @@ _ATTEMPTS = 5
 """To read an index that is compacted under one's eyes."""
 _THREADS = 16
 """Segments whose index is fetched at once: what counts at an object store is waiting."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SegmentIndex:
-    """The clips of one segment.
-
-    Attributes:
-        name: of the segment.
-        attributes: as stored with it: clips, frames, fingerprint_sha256, index_crc32c, replaces.
-        ids: clip ids.
-        offsets: (clips + 1,) int64 rows of `frames`.
-        seconds: (clips,) float64 lengths of the media.
-        checksums: (clips,) uint32 CRC-32C of each clip's bytes.
-        places: where the container keeps the segment's large arrays, if it needs to know: array -> [offset, shape].
-    """
-
-    name: str
-    attributes: Mapping[str, Any]
-    ids: Sequence[str]
-    offsets: NDArray[np.int64]
-    seconds: NDArray[np.float64]
-    checksums: NDArray[np.uint32]
-    places: Mapping[str, Any]
-
-    @property
-    def replaces(self) -> Sequence[str]:
-        """Names of segments that this one takes the place of; one that is still there is to be passed over."""
-        return list(self.attributes.get("replaces", ()))
 
 
 @dataclass(frozen=True)
@@ -106,28 +79,36 @@ def _load(container: Container, digest: str) -> LoadedIndex:
     for block in container.read_blocks():
         try:
             for segment in unpack(block):
-                if _made_with(segment.attributes, digest):
+                if segment.attributes.get("fingerprint_sha256") == digest:
                     covered.setdefault(segment.name, segment)
         except ValueError:
             damaged += 1
     there = container.segment_names(covered)
     uncovered = [name for name in there if name not in covered]
-    found, broken = _read_all(container, uncovered, digest)
-    every = covered | found
-    replaced = {old for segment in every.values() for old in segment.replaces}
+    with ThreadPoolExecutor(_THREADS) as threads:
+        read = dict(
+            zip(uncovered, threads.map(lambda name: _try_to_read(container, name, digest), uncovered), strict=True)
+        )
+    every = covered | {name: segment for name, segment in read.items() if isinstance(segment, SegmentIndex)}
+    replaced = {old for segment in every.values() for old in segment.attributes.get("replaces", ())}
+    refreshed = {name for name, segment in every.items() if segment.attributes.get(REFRESHED)}
+    in_order = [*sorted(refreshed, reverse=True), *sorted(every.keys() - refreshed)]
     return LoadedIndex(
-        segments=[every[name] for name in _in_order(every) if name not in replaced],
+        segments=[every[name] for name in in_order if name not in replaced],
         uncovered=[name for name in uncovered if name not in replaced],
         lost=frozenset(covered.keys() - set(there) - replaced),
         replaced=frozenset(replaced.intersection(there)),
-        broken={name: reason for name, reason in broken.items() if name not in replaced},
+        broken={name: why for name, why in read.items() if isinstance(why, str) and name not in replaced},
         damaged_blocks=damaged,
     )
 
 
-def _in_order(segments: Mapping[str, SegmentIndex]) -> list[str]:
-    refreshed = {name for name, segment in segments.items() if segment.attributes.get(REFRESHED)}
-    return [*sorted(refreshed, reverse=True), *sorted(segments.keys() - refreshed)]
+def _try_to_read(container: Container, name: str, digest: str) -> SegmentIndex | str:
+    """Return a segment's own index, or what is wrong with it."""
+    try:
+        return read_segment_index(container, name, digest)
+    except Exception as error:  # a container may raise anything over damaged bytes
+        return str(error) if isinstance(error, ValueError) else repr(error)
 
 
 def read_segment_index(container: Container, name: str, digest: str) -> SegmentIndex:
@@ -154,14 +135,13 @@ def checked_index(
         ValueError: it does not match its checksum, or was made with another fingerprint.
     """
     ids = arrays["ids"].tolist()
-    index = [np.asarray(arrays[key]) for key in ("offsets", "seconds", "checksums")]
-    if index_crc32c(ids, *index) != attributes["index_crc32c"]:
+    offsets, seconds, checksums = (np.asarray(arrays[key]) for key in ("offsets", "seconds", "checksums"))
+    if index_crc32c(ids, offsets, seconds, checksums) != attributes["index_crc32c"]:
         raise ValueError("the index does not match its checksum")
-    if (attributes["clips"], attributes["frames"]) != (len(ids), int(index[0][-1])):
+    if (attributes["clips"], attributes["frames"]) != (len(ids), int(offsets[-1])):
         raise ValueError("its attributes and its index count differently")
-    if not _made_with(attributes, digest):
+    if attributes.get("fingerprint_sha256") != digest:
         raise ValueError("it was made with another fingerprint than the cache's header states")
-    offsets, seconds, checksums = index
     return SegmentIndex(
         name=name,
         attributes=attributes,
@@ -183,16 +163,9 @@ def pack(segments: Sequence[SegmentIndex]) -> bytes:
         ],
         separators=(",", ":"),
     ).encode()
-    body = b"".join(
-        [
-            _SIZES.pack(len(head), sum(map(len, ids))),
-            head,
-            *ids,
-            *_column(segments, lambda s: s.offsets),
-            *_column(segments, lambda s: s.seconds),
-            *_column(segments, lambda s: s.checksums),
-        ]
-    )
+    columns = [getattr(segment, name) for name in ("offsets", "seconds", "checksums") for segment in segments]
+    sizes = _SIZES.pack(len(head), sum(map(len, ids)))
+    body = b"".join([sizes, head, *ids, *(little_endian(column).tobytes() for column in columns)])
     return _HEAD.pack(_MAGIC, google_crc32c.value(body)) + body
 
 
@@ -218,22 +191,19 @@ def unpack(block: bytes) -> list[SegmentIndex]:
     offsets = np.frombuffer(body, "<i8", clips + len(head), at)
     seconds = np.frombuffer(body, "<f8", clips, at + offsets.nbytes)
     checksums = np.frombuffer(body, "<u4", clips, at + offsets.nbytes + seconds.nbytes)
-    segments, first = [], 0
-    for number, entry in enumerate(head):
-        last = first + entry["clips"]
-        segments.append(
-            SegmentIndex(
-                name=entry["name"],
-                attributes=entry["attributes"],
-                ids=ids[first:last],
-                offsets=offsets[first + number : last + number + 1],
-                seconds=seconds[first:last],
-                checksums=checksums[first:last],
-                places=entry["places"],
-            )
+    bounds = itertools.pairwise(itertools.accumulate((entry["clips"] for entry in head), initial=0))
+    return [
+        SegmentIndex(
+            name=entry["name"],
+            attributes=entry["attributes"],
+            ids=ids[first:last],
+            offsets=offsets[first + number : last + number + 1],
+            seconds=seconds[first:last],
+            checksums=checksums[first:last],
+            places=entry["places"],
         )
-        first = last
-    return segments
+        for number, (entry, (first, last)) in enumerate(zip(head, bounds, strict=True))
+    ]
 
 
 def _checked(block: bytes) -> tuple[list[dict[str, Any]], int, int]:
@@ -244,31 +214,3 @@ def _checked(block: bytes) -> tuple[list[dict[str, Any]], int, int]:
     head_size, ids_size = _SIZES.unpack_from(block, _HEAD.size)
     begin = _HEAD.size + _SIZES.size
     return json.loads(block[begin : begin + head_size]), begin + head_size, ids_size
-
-
-def _column(segments: Sequence[SegmentIndex], of: Callable[[SegmentIndex], Array]) -> Iterable[bytes]:
-    return (little_endian(of(segment)).tobytes() for segment in segments)
-
-
-def _made_with(attributes: Mapping[str, Any], digest: str) -> bool:
-    return bool(attributes.get("fingerprint_sha256") == digest)
-
-
-def _read_all(
-    container: Container, names: Sequence[str], digest: str
-) -> tuple[dict[str, SegmentIndex], dict[str, str]]:
-    def read(name: str) -> SegmentIndex | str:
-        try:
-            return read_segment_index(container, name, digest)
-        except ValueError as error:
-            return str(error)
-        except Exception as error:  # a container may raise anything over damaged bytes
-            return repr(error)
-
-    if len(names) < 2:
-        results = [read(name) for name in names]
-    else:
-        with ThreadPoolExecutor(min(_THREADS, len(names))) as threads:
-            results = list(threads.map(read, names))
-    found = {name: r for name, r in zip(names, results, strict=True) if isinstance(r, SegmentIndex)}
-    return found, {name: r for name, r in zip(names, results, strict=True) if isinstance(r, str)}

@@ -63,8 +63,8 @@ def readable(name: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file name is UTF-8."""
-    return readable(name) == name
+    """Return whether a name can be stored as UTF-8: bytes of a file name that are not are surrogates in Python."""
+    return name.encode(errors="replace").decode() == name
 
 
 def _expanded(text: str) -> str:

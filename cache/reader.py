@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.containers.container import Container, open_container
+from cache.containers.by_suffix import open_container
+from cache.containers.container import Container
 from cache.containers.file_rows import page_aligned
 from cache.errors import CacheNotFoundError, DamagedCacheError, EmiError, UnknownClipError
 from cache.format import Array, Clip, Header, extras_crc32c
 from cache.gather import Run, mismatches, plan_runs, read_runs, read_stored
 from cache.index import load_index
 from cache.paths import StrPath, at_home
-from cache.sources import Medium, from_row, has_sources, read_sources
+from cache.sources import Medium, from_row, read_sources
 
 
 class FeatureCache:
@@ -28,8 +29,15 @@ class FeatureCache:
         path: `NAME.zarr` (a folder or a URL) or `NAME.h5`.
 
     Attributes:
+        header: what the cache says about all its clips.
+        fingerprint: everything that changes a stored number.
+        dim: features per frame.
+        vad_names: names of the regression outputs in stored order; empty where the backbone has none.
+        hop_seconds: time from one frame to the next.
         ids: clips in the order of writing.
+        num_frames: (clips,) int64 frames of each clip.
         seconds: (clips,) float64 lengths of the media before the cut.
+        segments: names of the committed segments.
         unindexed: segments whose index had to be read one by one; `cache.writer` packs many into a block.
         extras_crc32c: checksum of the arrays that the cache was created with beside its clips; None without any.
         lost: segments that are known to have been there and are gone; reading their clips raises.
@@ -50,38 +58,11 @@ class FeatureCache:
                 f"there is no feature cache at {self.path}; make one with `emi extract MEDIA --cache {self.path}`"
             )
         self.header = Header.from_attributes(attributes, self.path)
+        self.fingerprint = dict(self.header.fingerprint)
+        self.dim, self.vad_names = self.header.dim, self.header.vad_names
+        self.hop_seconds = self.header.hop_seconds
         self.extras_crc32c = attributes.get("extras_crc32c")
         self._load_index()
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything that changes a stored number."""
-        return dict(self.header.fingerprint)
-
-    @property
-    def dim(self) -> int:
-        """Features per frame."""
-        return self.header.dim
-
-    @property
-    def vad_names(self) -> tuple[str, ...]:
-        """Names of the regression outputs in stored order; empty where the backbone has none."""
-        return self.header.vad_names
-
-    @property
-    def hop_seconds(self) -> float:
-        """Time from one frame to the next."""
-        return self.header.hop_seconds
-
-    @property
-    def segments(self) -> Sequence[str]:
-        """Names of the committed segments."""
-        return [segment.name for segment in self._segments]
-
-    @property
-    def num_frames(self) -> NDArray[np.int64]:
-        """(clips,) frames of each clip, in the order of `ids`."""
-        return self._num_frames
 
     @functools.cached_property
     def extras(self) -> dict[str, Array]:
@@ -94,11 +75,10 @@ class FeatureCache:
             return {}
         try:
             extras = self._open().read_extras()
-            intact = extras_crc32c(extras) == self.extras_crc32c
+            if extras_crc32c(extras) != self.extras_crc32c:
+                raise ValueError("they do not match their checksum")
         except Exception as error:  # a container may raise anything over damaged bytes
             raise DamagedCacheError(f"{self.path}: its extras cannot be read: {error!r}; restore a copy") from error
-        if not intact:
-            raise DamagedCacheError(f"{self.path}: its extras do not match their checksum; restore a copy")
         return extras
 
     def __len__(self) -> int:
@@ -115,18 +95,20 @@ class FeatureCache:
         segment, number = self._segments[self._segment_of[row]], int(self._within[row])
         run = Run.of(segment, np.array([number]))
         try:
-            stored = read_stored(self._open(), self.header, run)
+            frames, vad, pooled = stored = read_stored(self._open(), self.header, run)
         except EmiError:
             raise
         except Exception as error:  # a container may raise anything over damaged bytes
             raise self._damage(clip_id, segment.name, repr(error)) from error
-        for reason in mismatches(run, stored).values():
-            raise self._damage(clip_id, segment.name, reason)
-        frames, vad, pooled = stored
-        seconds = float(self.seconds[row])
-        if vad is None or pooled is None:
-            return Clip(clip_id, frames[0], None, None, seconds)
-        return Clip(clip_id, frames[0], vad[0], pooled[0], seconds)
+        if wrong := mismatches(run, stored):
+            raise self._damage(clip_id, segment.name, wrong[number])
+        return Clip(
+            clip_id,
+            frames[0],
+            None if vad is None else vad[0],
+            None if pooled is None else pooled[0],
+            float(self.seconds[row]),
+        )
 
     def checksum(self, clip_id: str) -> int:
         """CRC-32C of a clip's stored bytes, as the index states it.
@@ -146,8 +128,6 @@ class FeatureCache:
         """
         row = self._row_of(clip_id)
         segment = self._segments[self._segment_of[row]]
-        if not has_sources(segment.attributes):
-            return None
         if segment.name not in self._sources:
             try:
                 self._sources[segment.name] = read_sources(self._open(), segment)
@@ -185,7 +165,7 @@ class FeatureCache:
         """
         rows = self._rows_of(ids)
         offsets = self._offsets_of(rows)
-        shape = (int(offsets[-1]), self.dim + len(self.vad_names))
+        shape = (int(offsets[-1]), self.header.width)
         if out is None:
             out = page_aligned(shape, self.header.dtype)
         elif out.shape != shape:
@@ -229,49 +209,38 @@ class FeatureCache:
         for name, reason in loaded.broken.items():
             raise self._damage(None, name, reason)
         self._segments, self.unindexed, self.lost = loaded.segments, loaded.uncovered, loaded.lost
+        self.segments: Sequence[str] = [segment.name for segment in self._segments]
         self.ids: list[str] = [clip_id for segment in self._segments for clip_id in segment.ids]
         counts = [len(segment.ids) for segment in self._segments]
-        first = np.cumsum([0, *counts])
         self._segment_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        self._within = (np.arange(first[-1]) - np.repeat(first[:-1], counts)).astype(np.int32)
-        self._num_frames = np.concatenate([np.zeros(0, np.int64), *(np.diff(s.offsets) for s in self._segments)])
+        self._within = np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in counts)])
+        self.num_frames = np.concatenate([np.zeros(0, np.int64), *(np.diff(s.offsets) for s in self._segments)])
         self.seconds = np.concatenate([np.zeros(0), *(s.seconds for s in self._segments)])
         self._sources: dict[str, NDArray[np.int64]] = {}
         self._row = dict(zip(self.ids, range(len(self.ids)), strict=True))
-        if len(self._row) < len(self.ids):
-            self._keep_first()
-
-    def _keep_first(self) -> None:
-        """Two writers may have made the same clip; the first in order is the one that counts."""
-        every, self._row = self.ids, {}
-        rows: list[int] = []
-        for i, clip_id in enumerate(every):
-            if clip_id not in self._row:
-                self._row[clip_id] = len(rows)
-                rows.append(i)
-        self.ids = list(self._row)
-        for name in ("_segment_of", "_within", "_num_frames", "seconds"):
-            setattr(self, name, getattr(self, name)[rows])
+        if len(self._row) < len(self.ids):  # two writers made the same clip: the first in order counts
+            first = dict(zip(reversed(self.ids), reversed(range(len(self.ids))), strict=True))
+            rows = sorted(first.values())
+            self.ids = [self.ids[row] for row in rows]
+            self._row = dict(zip(self.ids, range(len(rows)), strict=True))
+            for name in ("_segment_of", "_within", "num_frames", "seconds"):
+                setattr(self, name, getattr(self, name)[rows])
 
     def _rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         return np.fromiter((self._row_of(clip_id) for clip_id in ids), np.int64, len(ids))
 
     def _offsets_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.concatenate([[0], np.cumsum(self._num_frames[rows])]).astype(np.int64)
+        return np.concatenate([[0], np.cumsum(self.num_frames[rows])]).astype(np.int64)
 
     def _row_of(self, clip_id: str) -> int:
-        row = self._row.get(clip_id)
-        if row is None:
-            raise UnknownClipError(
-                f"{self.path} holds no clip {clip_id!r} (it holds {len(self)}){self._nearest(clip_id)}"
-            )
-        return row
+        try:
+            return self._row[clip_id]
+        except KeyError:
+            import difflib
 
-    def _nearest(self, clip_id: object) -> str:
-        import difflib
-
-        near = difflib.get_close_matches(str(clip_id), self.ids[:20000], n=1)
-        return f"; the nearest id is {near[0]!r}" if near else ""
+            nearest = difflib.get_close_matches(str(clip_id), self.ids[:20000], n=1)
+            hint = f"; the nearest id is {nearest[0]!r}" if nearest else ""
+            raise UnknownClipError(f"{self.path} holds no clip {clip_id!r} (it holds {len(self)}){hint}") from None
 
     def _damage(self, clip_id: str | None, segment: str, reason: str) -> DamagedCacheError:
         if clip_id is not None and segment not in self.lost and not self._is_there(segment):

@@ -4,6 +4,7 @@ The operating system keeps one copy of a mapped file for all of them. The file i
 process, or a second run, finds it instead of gathering again, and a changed cache never finds an old one.
 """
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -52,21 +53,18 @@ def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> tup
     """
     folder = Path(folder)
     offsets = store.offsets(ids)
-    shape = (int(offsets[-1]), store.dim + len(store.vad_names))
+    shape = (int(offsets[-1]), store.header.width)
     path = folder / f"emi-{_user()}-{_content(store, ids)}.npy"
     frames = _mapped(path, shape, store.header.dtype)
     if frames is None:
-        with write_errors(str(folder)):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(path.with_suffix(".lock"), mode=MODE)  # which follows no link
-            lock.acquire()
-        try:
+        with contextlib.ExitStack() as stack:
+            with write_errors(str(folder)):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(filelock.FileLock(path.with_suffix(".lock"), mode=MODE))  # which follows no link
             frames = _mapped(path, shape, store.header.dtype)  # another may have been first
             if frames is None:
                 _fill(store, ids, path, shape)
                 frames = np.load(path, mmap_mode="r")
-        finally:
-            lock.release()
     return frames, offsets
 
 

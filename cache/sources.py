@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.format import little_endian
+from cache.containers.container import Container
+from cache.format import crc32c
+from cache.segment import SegmentIndex
 
 SOURCES, SOURCES_CRC32C = "sources", "sources_crc32c"
 REFRESHED = "refreshed"
@@ -86,17 +87,8 @@ def from_row(row: NDArray[np.int64]) -> Medium | None:
     return Medium(size, mtime_ns, digest) if (size, mtime_ns, digest) != _UNKNOWN else None
 
 
-def sources_crc32c(rows: NDArray[np.int64]) -> int:
-    """Return the checksum that guards the array."""
-    return int(google_crc32c.value(little_endian(rows).tobytes()))
-
-
-def read_sources(container: Any, segment: Any) -> NDArray[np.int64]:
+def read_sources(container: Container, segment: SegmentIndex) -> NDArray[np.int64]:
     """Read the array of a segment; zeros where it has none.
-
-    Args:
-        container: of the cache.
-        segment: a `cache.index.SegmentIndex`.
 
     Raises:
         Exception: it is missing or damaged; a container may raise anything over damaged bytes.
@@ -106,7 +98,7 @@ def read_sources(container: Any, segment: Any) -> NDArray[np.int64]:
     if not has_sources(segment.attributes):
         return rows
     container.read_into(segment, SOURCES, [0], [rows])
-    if sources_crc32c(rows) != segment.attributes[SOURCES_CRC32C]:
+    if crc32c(rows) != segment.attributes[SOURCES_CRC32C]:
         raise ValueError("its sources do not match their checksum")
     return rows
 

@@ -1,22 +1,21 @@
 """Fill a cache: clips are collected in memory and committed as whole segments."""
 
 import contextlib
-import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from types import TracebackType
 
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.containers.container import NewSegment, Rows, open_container
+from cache.containers.by_suffix import open_container
 from cache.errors import CacheError, CacheLockedError, CacheWriteError
-from cache.format import Array, Clip, Header, index_crc32c, segment_arrays
+from cache.format import INDEX_ARRAYS, Array, Clip, Header, crc32c, index_crc32c, segment_arrays
 from cache.index import pack, read_segment_index
 from cache.paths import StrPath
 from cache.reader import FeatureCache
-from cache.sources import REFRESHED, SOURCES, SOURCES_CRC32C, Medium, sources_crc32c, to_rows
+from cache.segment import NewSegment, Rows, segment_name
+from cache.sources import REFRESHED, SOURCES, SOURCES_CRC32C, Medium, to_rows
 
 SEGMENT_BYTES = 16 << 20
 """A segment is committed before it exceeds this: large enough that few are opened, small enough to hold in memory."""
@@ -40,6 +39,9 @@ class CacheWriter:
         segment_bytes: size of `frames` at which a segment is committed.
         segment_seconds: time after which a segment is committed.
 
+    Attributes:
+        done: seconds of each clip that is committed or pending, by id, but of those to be written again.
+
     Raises:
         StaleCacheError: the cache holds features with another fingerprint; names the fields that differ.
         CacheLockedError: an HDF5 cache that another process is writing.
@@ -60,8 +62,7 @@ class CacheWriter:
         self._refreshing = bool(refresh)
         self._container = open_container(path)
         self._segment_seconds = segment_seconds
-        self._pending: dict[str, Clip] = {}
-        self._media: dict[str, Medium | None] = {}
+        self._pending: list[tuple[Clip, Medium | None]] = []
         rows = max(1, segment_bytes // (header.dim * header.dtype.itemsize))
         self._frames = np.empty((rows, header.dim), header.dtype)
         self._rows = 0  # of self._frames that are pending
@@ -73,18 +74,13 @@ class CacheWriter:
                 self._container.lock()
             with FeatureCache(path) as store:
                 header.must_match(store.header, store.path)
-                self._done = dict(zip(store.ids, store.seconds.tolist(), strict=True))
-                for clip_id in refresh:
-                    self._done.pop(clip_id, None)
+                again = set(refresh)
+                there = zip(store.ids, store.seconds.tolist(), strict=True)
+                self.done = {clip_id: seconds for clip_id, seconds in there if clip_id not in again}
                 self._unindexed = list(store.unindexed)
         except BaseException:
             self._container.close()  # and with it the lock
             raise
-
-    @property
-    def done(self) -> Mapping[str, float]:
-        """Seconds of each clip that is committed or pending, by id, but of those to be written again."""
-        return self._done
 
     def add(self, clip: Clip, medium: Medium | None = None) -> None:
         """Take one clip; commits a segment when enough is pending.
@@ -98,7 +94,7 @@ class CacheWriter:
             CacheFormatError: shapes or values do not fit the cache.
             CacheWriteError: the commit failed.
         """
-        if clip.id in self._done:
+        if clip.id in self.done:
             raise CacheError(f"clip {clip.id!r} is already in {self._container.path}; a cache holds a clip once")
         clip = self.header.stored(clip)
         if self._rows + len(clip.frames) > len(self._frames):
@@ -107,9 +103,9 @@ class CacheWriter:
                 self._frames = np.empty_like(clip.frames)
         frames = self._frames[self._rows : self._rows + len(clip.frames)]
         frames[:] = clip.frames  # the caller may reuse its own
-        self._pending[clip.id], self._media[clip.id] = replace(clip, frames=frames), medium
+        self._pending.append((replace(clip, frames=frames), medium))
         self._rows += len(frames)
-        self._done[clip.id] = clip.seconds
+        self.done[clip.id] = clip.seconds
         if self._rows == len(self._frames) or time.monotonic() - self._started >= self._segment_seconds:
             self.commit()
 
@@ -117,18 +113,18 @@ class CacheWriter:
         """Write what is pending as one segment; returns when it is on the disk."""
         if not self._pending:
             return
-        ids = list(self._pending)
-        arrays = segment_arrays(list(self._pending.values()), self._frames[: self._rows])
-        if any(self._media.values()):
-            arrays[SOURCES] = to_rows(list(self._media.values()))
-        self._pending, self._media, self._rows = {}, {}, 0  # also if the write fails: a retry would fail again
-        segment = new_segment(segment_name(), ids, arrays, self.header, refreshed=self._refreshing)
+        clips, media = zip(*self._pending, strict=True)
+        arrays = segment_arrays(clips, self._frames[: self._rows])
+        if any(media):
+            arrays[SOURCES] = to_rows(media)
+        self._pending, self._rows = [], 0  # also if the write fails: a retry would fail again
+        segment = new_segment(segment_name(), arrays, self.header, refreshed=self._refreshing)
         try:
             with write_errors(self._container.path):
                 self._container.write_segment(segment)
         except BaseException:
-            for id in ids:
-                del self._done[id]
+            for clip in clips:
+                del self.done[clip.id]
             raise
         self._unindexed.append(segment.name)
         if len(self._unindexed) >= SEGMENTS_PER_BLOCK:
@@ -151,9 +147,7 @@ class CacheWriter:
     def __enter__(self) -> "CacheWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.commit()
             self._write_block()
@@ -173,51 +167,37 @@ def seal(path: StrPath) -> None:
         CacheWriteError: there is no room, or no right to write; nothing is lost.
     """
     container = open_container(path)
-    try:
-        with write_errors(container.path), contextlib.suppress(CacheLockedError):
-            container.seal()
-    finally:
-        container.close()
+    with contextlib.closing(container), write_errors(container.path), contextlib.suppress(CacheLockedError):
+        container.seal()
 
 
-def new_segment(
-    name: str, ids: Sequence[str], arrays: Mapping[str, Rows], header: Header, *, refreshed: bool = False
-) -> NewSegment:
-    """A segment with the attributes that say what it holds; all but frames and VAD are NumPy arrays."""
-    index = [np.asarray(arrays[key]) for key in ("offsets", "seconds", "checksums")]
+def new_segment(name: str, arrays: Mapping[str, Rows], header: Header, *, refreshed: bool = False) -> NewSegment:
+    """Return a segment with the attributes that say what it holds; all but frames and VAD are NumPy arrays."""
+    ids, *index = (np.asarray(arrays[key]) for key in INDEX_ARRAYS)
     attributes = {
         "clips": len(ids),
         "frames": arrays["frames"].shape[0],
         "fingerprint_sha256": fp.digest(header.fingerprint),
-        "index_crc32c": index_crc32c(ids, *index),
+        "index_crc32c": index_crc32c(ids.tolist(), *index),
     }
     if SOURCES in arrays:
-        attributes[SOURCES_CRC32C] = sources_crc32c(np.asarray(arrays[SOURCES]))
+        attributes[SOURCES_CRC32C] = crc32c(np.asarray(arrays[SOURCES]))
     if refreshed:
         attributes[REFRESHED] = True
     return NewSegment(name=name, arrays=arrays, attributes=attributes)
 
 
-def segment_name() -> str:
-    """Sorts by time, and is unique across processes and machines."""
-    return f"{time.time_ns():020d}-{secrets.token_hex(4)}"
-
-
-class write_errors:  # noqa: N801 - used as a statement
+@contextlib.contextmanager
+def write_errors(path: str) -> Iterator[None]:
     """Turn the operating system's errors into one that says that the cache is intact."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        foreign = OSError if "://" not in self._path else Exception  # object stores' clients have classes of their own
-        if isinstance(error, foreign) and not isinstance(error, CacheError):
-            raise CacheWriteError(
-                f"{self._path} could not be written: {error}. Everything committed before is intact; make room or "
-                "mend the permission, then run the same command again"
-            ) from error
+    try:
+        yield
+    except CacheError:
+        raise
+    except Exception as error:
+        if "://" not in path and not isinstance(error, OSError):  # object stores' clients have classes of their own
+            raise
+        raise CacheWriteError(
+            f"{path} could not be written: {error}. Everything committed before is intact; make room or "
+            "mend the permission, then run the same command again"
+        ) from error

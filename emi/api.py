@@ -89,13 +89,15 @@ def train_head(
     Raises:
         EmiError: see `train_head.protocols.train`.
     """
-    place = _needed(out)
+    if out is None:
+        raise RunFolderError("there is no run folder to train into; give out=")
     columns, validation = take(LabelColumns, settings), take(Validation, settings)
     validation.check_split(valid)
     resolved = resolve_settings(config, **settings)
-    form = resolved.label_format(columns, validation)
-    label_files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
-    return run_training(gather_inputs(cache, label_files), place, resolved, validation).result
+    label_files = LabelFiles.named(
+        train, valid, test, format=resolved.label_format(columns, validation), skip_missing=skip_missing
+    )
+    return run_training(gather_inputs(cache, label_files), out, resolved, validation).result
 
 
 @takes_paths
@@ -132,8 +134,9 @@ def ablate(
     settings.pop("group_by", None)
     chosen = PAPER_ROWS if rows is None else read_rows(rows) if isinstance(rows, str | os.PathLike) else rows
     resolved = rows_settings(chosen, config, **settings)
-    form = resolved[0][1].label_format(columns, validation)
-    label_files = LabelFiles.named(train, valid, format=form, skip_missing=skip_missing)
+    label_files = LabelFiles.named(
+        train, valid, format=resolved[0][1].label_format(columns, validation), skip_missing=skip_missing
+    )
     return run_ablation(gather_inputs(cache, label_files), out, resolved, seeds)
 
 
@@ -195,8 +198,9 @@ def sweep(
     how, columns = take(SweepSettings, settings), take(LabelColumns, settings)
     validation = Validation(group_by=settings.pop("group_by", None))
     found = space if isinstance(space, Space) else read_space(space, config, **settings)
-    form = found.settings({}).label_format(columns, validation)
-    label_files = LabelFiles.named(train, valid, format=form, skip_missing=skip_missing)
+    label_files = LabelFiles.named(
+        train, valid, format=found.settings({}).label_format(columns, validation), skip_missing=skip_missing
+    )
     return run_sweep(cache, label_files, out, found, how)
 
 
@@ -238,13 +242,12 @@ def finetune(
     Raises:
         EmiError: see `emi.finetuning.start.finetune`.
     """
-    from emi.finetuning.start import FinetuneData, resolve_with_head
-    from emi.finetuning.start import finetune as run_finetuning
+    from emi.finetuning import start
 
     columns, validation = take(LabelColumns, settings), take(Validation, settings)
-    resolved, tuning = resolve_with_head(config, init_head, **settings)
+    resolved, tuning = start.resolve_with_head(config, init_head, **settings)
     form = resolved.label_format(columns, validation)
-    data = FinetuneData(
+    data = start.FinetuneData(
         media=media,
         label_files=LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing),
         backbone=backbone,
@@ -253,7 +256,7 @@ def finetune(
         audio=audio,
         media_root=media_root,
     )
-    return run_finetuning(data, out, resolved, tuning, validation).result
+    return start.finetune(data, out, resolved, tuning, validation).result
 
 
 @takes_paths
@@ -300,9 +303,3 @@ def table1(
     label_files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
     data = FinetuneData(media=media, label_files=label_files, backbone=backbone, media_root=media_root)
     return run_table(data, out, seeds=seeds, config=config, reporter=reporter, **settings)
-
-
-def _needed(out: StrPath | None) -> StrPath:
-    if out is None:
-        raise RunFolderError("there is no run folder to train into; give out=")
-    return out

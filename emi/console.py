@@ -5,8 +5,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from cache.errors import EmiError
@@ -14,27 +14,29 @@ from train_head.reports.progress import clock_time, speed
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.progress import Progress as Bar
+    from rich.table import Table
 
     from train_head.sweep.trials import Status
 
 
 MOMENT = 1.0
-"""Seconds in which work that goes over a cache says nothing."""
+"""Seconds in which work that goes over a cache prints nothing."""
+EVERY_SECONDS = 60.0
+"""Time between plain lines."""
 
 
 class OutputError(EmiError, OSError):
-    """A file that is to be written cannot be."""
+    """An output file cannot be written."""
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Refuse a place to write to that there is not, before the work is done.
+    """Refuse an output file that cannot be written, before the work is done.
 
     Raises:
         OutputError: a folder is missing, may not be written, or has the name of the file.
     """
-    for path in paths:
-        if path is None:
-            continue
+    for path in filter(None, paths):
         if not path.parent.is_dir():
             raise OutputError(
                 f"{path} cannot be written: there is no folder {path.parent}; make it, or name another place"
@@ -46,69 +48,87 @@ def check_writable(*paths: Path | None) -> None:
 class Progress:
     """Counts clips; shows rate and time left: a bar on a terminal, elsewhere a line at the start, each minute, the end.
 
-    The first line comes with the first clip. A second round of the same work, which begins at the first clip again, is
-    counted anew.
+    The first line is printed with the first clip. A second round of the same work, which begins at the first clip
+    again, is counted anew.
 
     Args:
-        total: clips to handle, or None until the first call says it.
-        verb: what is done to them.
+        verb: what is done to the clips; "" where `stage` names it.
         waiting: gives the shares of the stages that the work waits for, shown behind the rate.
-        after: seconds before which nothing is said, for work that is often done in a moment.
+        after: seconds before which nothing is shown, for work that is often done in a moment.
         stream: where to; standard error by default.
         clock: gives seconds.
     """
 
-    EVERY_SECONDS = 60.0
-    """Time between plain lines."""
-
     def __init__(
         self,
-        total: int | None,
-        verb: str,
+        verb: str = "",
         waiting: Callable[[], str] | None = None,
         *,
         after: float = 0.0,
         stream: TextIO | None = None,
-        clock: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._after = after
-        self._total, self._verb, self._waiting, self._now = total, verb, waiting, clock or time.monotonic
+        self._waiting, self._after, self._now = waiting, after, clock
         self._stream = sys.stderr if stream is None else stream  # None where a shell has closed it
-        self._done, self._audio, self._begun, self._ended = 0, 0.0, False, False
+        self._created = self._now()
+        self._open(verb)
+
+    def _open(self, verb: str) -> None:
+        self._verb, self._total = verb, 0
+        on_terminal = self._stream is not None and self._stream.isatty()
+        self._bar: Bar | None = _bar(self._stream, verb) if on_terminal else None
+        self._restart()
+
+    def _restart(self) -> None:
         self._started = self._shown = self._now()
-        self._bar = self._make_bar() if self._stream is not None and self._stream.isatty() else None
+        self._done, self._audio, self._begun, self._ended = 0, 0.0, False, False
 
     def __call__(self, done: int, total: int, seconds: float) -> None:
         """Report clips done so far, of how many, and the audio seconds of the one just finished."""
         if done < self._done:
-            self._started, self._audio, self._begun, self._ended = self._now(), 0.0, False, False
+            self._restart()
         self._done, self._total = done, total
         self._audio += seconds if math.isfinite(seconds) else 0.0  # of media that do not say how long they are
         if self._bar is not None:
-            bar, task = self._bar
-            bar.update(task, completed=done, total=total, rate=self._rate())
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total, rate=self._rate())
+            self._bar.start()
             return
         if not self._begun and self._elapsed >= self._after:
             self._begun = True
-            self._say(f"{total} clips")
+            self._print(f"{total} clips")
         if done >= total:
             self._end(f"{done} of {total} clips took {clock_time(self._elapsed)}")
-        elif self._begun and self._now() - self._shown >= self.EVERY_SECONDS:
+        elif self._begun and self._now() - self._shown >= EVERY_SECONDS:
             left = self._elapsed / max(1, done) * (total - done)
-            self._say(f"{done} of {total} clips, {self._rate()}, {clock_time(left)} left")
+            self._print(f"{done} of {total} clips, {self._rate()}, {clock_time(left)} left")
+
+    def stage(self, verb: str, done: int, total: int, seconds: float) -> None:
+        """Report as `__call__` does, for one of several stages, which are shown one after the other."""
+        if verb != self._verb:
+            self.close()
+            self._open(verb)
+        self(done, total, seconds)
+
+    def close(self) -> None:
+        """Leave the bar as it is; without one, say where unfinished work stopped."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        else:
+            self._end(f"stopped at {self._done} of {self._total} clips after {clock_time(self._elapsed)}")
 
     def __enter__(self) -> "Progress":
-        if self._bar is not None:
-            self._bar[0].start()
+        if self._bar is not None and not self._after:
+            self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar[0].stop()
-        elif not self._ended:
-            self._end(f"stopped at {self._done} of {self._total} clips after {clock_time(self._elapsed)}")
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def took(self) -> float:
+        """Seconds since this was made, all stages together."""
+        return max(1e-6, self._now() - self._created)
 
     @property
     def _elapsed(self) -> float:
@@ -116,10 +136,10 @@ class Progress:
 
     def _end(self, text: str) -> None:
         if self._begun and not self._ended:
-            self._say(f"{text}, {self._rate()}")
+            self._print(f"{text}, {self._rate()}")
         self._ended = True
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._shown = self._now()
         if self._stream is not None:
             print(f"{self._verb} {text}", file=self._stream, flush=True)
@@ -132,117 +152,75 @@ class Progress:
             rates.append(f"waiting for: {self._waiting()}")
         return ", ".join(rates)
 
-    def _make_bar(self):  # type: ignore[no-untyped-def]
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
 
-        bar = RichProgress(
-            TextColumn(self._verb),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=Console(file=self._stream),
-        )
-        return bar, bar.add_task("", total=self._total, rate="")
+def _bar(stream: TextIO, verb: str) -> "Bar":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(file=stream))
+    bar.add_task("", total=None, rate="")
+    return bar
 
 
-class Stages:
-    """A `Progress` for each stage of some work, which names it; one is shown at a time, and none of a moment."""
+class TrialLines(AbstractContextManager["TrialLines"]):
+    """Shows how a sweep proceeds: a table that renews itself on a terminal.
 
-    def __init__(self) -> None:
-        self._stage = ""
-        self._progress: Progress | None = None
-
-    def __call__(self, stage: str, done: int, total: int, seconds: float) -> None:
-        """Report clips done so far in a stage; see `Progress`."""
-        if stage != self._stage or self._progress is None:
-            self.close()
-            self._stage, self._progress = stage, Progress(total, stage, after=MOMENT).__enter__()
-        self._progress(done, total, seconds)
-
-    def close(self) -> None:
-        """Leave the last one as it is."""
-        if self._progress is not None:
-            self._progress.__exit__(None, None, None)
-        self._progress = None
-
-    def __enter__(self) -> "Stages":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class TrialLines:
-    """How a sweep goes: a table that renews itself on a terminal.
-
-    Elsewhere a line at the start, one per finished trial, one for each minute in which none ended, and one at the end.
+    Elsewhere it prints a line at the start, one per finished trial, one for each minute in which none ended, and one at
+    the end.
 
     Args:
         stream: where to.
         clock: gives seconds.
     """
 
-    EVERY_SECONDS = 60.0
-    """Time without a line."""
-
-    def __init__(self, stream: TextIO, clock: Callable[[], float] | None = None) -> None:
-        self._stream, self._now = stream, clock or time.monotonic
-        self._live: Live | None = None
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._now = stream, clock
+        self._live = _live(stream) if stream.isatty() else None
         self._shown, self._begun, self._over = self._now(), False, False
 
     def __call__(self, status: "Status") -> None:
         """Report; called after each trial, and now and then."""
         from train_head.sweep.result import ended
 
-        if not self._begun:
-            self._begin(status)
+        if self._live is not None:
+            self._live.start()
+        elif not self._begun:
+            self._print(f"{status.total} trials" + (f", {status.finished} of them done" if status.finished else ""))
+        self._begun = True
         if status.last is not None:
-            self._say(_trial_line(status, ended(status.last)))
-        elif self._live is None and self._now() - self._shown >= self.EVERY_SECONDS:
-            self._say(_trial_line(status, f"{status.running} running"))
+            self._print(_trial_line(status, ended(status.last)))
+        elif self._live is None and self._now() - self._shown >= EVERY_SECONDS:
+            self._print(_trial_line(status, f"{status.running} running"))
         if self._live is not None:
             self._live.update(_status_table(status), refresh=True)
         elif status.finished >= status.total and not self._over:
             self._over = True
             counts = f"{status.complete} complete, {status.pruned} pruned, {status.failed} failed"
-            self._say(f"{status.finished} of {status.total} trials: {counts}, {status.per_minute:.1f} trials/min")
-
-    def _begin(self, status: "Status") -> None:
-        self._begun = True
-        if self._stream.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(file=self._stream), auto_refresh=False)
-            self._live.start()
-        else:
-            before = f", {status.finished} of them done" if status.finished else ""
-            self._say(f"{status.total} trials{before}")
+            self._print(f"{status.finished} of {status.total} trials: {counts}, {status.per_minute:.1f} trials/min")
 
     def close(self) -> None:
         """Leave the table as it is."""
         if self._live is not None:
             self._live.stop()
 
-    def __enter__(self) -> "TrialLines":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._shown = self._now()
         if self._live is not None:
             self._live.console.print(line, highlight=False, soft_wrap=True)
         else:
             print(line, file=self._stream, flush=True)
+
+
+def _live(stream: TextIO) -> "Live":
+    from rich.console import Console
+    from rich.live import Live
+
+    return Live(console=Console(file=stream), auto_refresh=False)
 
 
 def _trial_line(status: "Status", trial: str) -> str:
@@ -252,7 +230,7 @@ def _trial_line(status: "Status", trial: str) -> str:
     return f"{trial}  [{status.finished}/{status.total}]{best}{left}"
 
 
-def _status_table(status: "Status"):  # type: ignore[no-untyped-def]
+def _status_table(status: "Status") -> "Table":
     from rich.table import Table
 
     table = Table("done", "complete", "pruned", "failed", "running", "best", "trials/min", "left")

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import sys
-from importlib.machinery import ModuleSpec
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,7 +44,12 @@ def _hidden_by(name: str) -> str | None:
     if spec is not None and spec.origin is None and name not in sys.modules:  # a folder without __init__.py
         sys.path.insert(0, str(_ROOT))
         spec = importlib.util.find_spec(name)
-    return None if spec is None or _is_ours(name, spec) else _place(spec)
+    if spec is None:
+        return None
+    place = spec.origin or next(iter(spec.submodule_search_locations or ()), "without a file")
+    found = Path(place)  # whose folders installers may have linked
+    ours = found.stem == "__init__" and os.path.realpath(found.parent) == os.path.realpath(_ROOT / name)
+    return None if ours else place
 
 
 def _is_command_line() -> bool:
@@ -53,12 +57,3 @@ def _is_command_line() -> bool:
     first = next(iter(sys.argv), "")
     module = next((value for flag, value in pairwise(sys.orig_argv) if flag == "-m"), "")
     return Path(first).stem == "emi" or (first == "-m" and module.partition(".")[0] == "emi")
-
-
-def _is_ours(name: str, spec: ModuleSpec) -> bool:
-    found = Path(_place(spec))  # which installers may have linked: the folders count
-    return found.stem == "__init__" and os.path.realpath(found.parent) == os.path.realpath(_ROOT / name)
-
-
-def _place(spec: ModuleSpec) -> str:
-    return spec.origin or next(iter(spec.submodule_search_locations or ()), "without a file")

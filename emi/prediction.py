@@ -12,16 +12,15 @@ from cache.errors import EmiError
 from cache.format import Clip, Header
 from cache.paths import StrPath, takes_paths
 from extract.backbones import Identity, identify
-from extract.clips import extract_clips
+from extract.clips import ExtractedClip, extract_clips, load_extractor
 from extract.errors import BackboneError, MediaListError
 from extract.failures import Failure, Note
-from extract.fill import load_extractor
 from extract.plan import make_header, windows
 from extract.settings import DECODER, DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source, find_media, is_list
 from train_head.data.labels import FILENAME
 from train_head.errors import RunFolderError
-from train_head.runs.load import TrainedHead, load_heads
+from train_head.runs.load import TrainedHead, TrainedStream, load_heads
 from train_head.runs.run_folder import HERE
 
 Record = dict[str, Any]
@@ -34,75 +33,138 @@ class UnreadableMediaError(EmiError, ValueError):
 
 
 class ForeignFeaturesError(EmiError, ValueError):
-    """A head was trained on features that others computed."""
+    """A head was trained on features that emi did not extract."""
 
 
-class Model:
-    """A trained head with the backbone that its features came from.
+class StreamFeatures:
+    """Computes the features of one stream of a trained head from media, as the cache it was trained on holds them.
 
     Args:
-        trained: from `train_head.runs.load.load_head`.
+        trained: the head.
+        stream: what it reads.
         backbone: where the backbone is now, if not where it was when the features were made.
         device: "auto", "cpu" or "cuda".
-        options: what of each file is decoded; by default whole files, and the track that the run was trained on.
+        options: which part of each file is decoded; by default whole files, and the track the run was trained on.
 
     Attributes:
         notes: sentences that a user should read.
-        media_notes: what should be known of the files of the last `iterate`, as far as it is: see `extract.failures`.
 
     Raises:
         StaleCacheError: the backbone's weights or configuration are not those the head was trained with.
     """
 
     def __init__(
-        self,
-        trained: TrainedHead,
-        *,
-        backbone: str | None = None,
-        device: str = "auto",
-        options: DecodeOptions = DEFAULT,
+        self, trained: TrainedHead, stream: TrainedStream, backbone: str | None, device: str, options: DecodeOptions
     ) -> None:
-        self.trained = trained
+        self._stream, self._folder = stream, trained.folder
         self.notes: list[str] = []
-        self.media_notes: list[Note] = []
-        self.names = trained.names
-        self.label_range = trained.label_range
-        extracted = trained.header if trained.transform is None else source_header(trained.header, trained.transform)
+        extracted = stream.header if stream.transform is None else source_header(stream.header, stream.transform)
         made_with = extracted.fingerprint
         if "weights_sha256" not in made_with:
             raise ForeignFeaturesError(
                 f"{trained.folder} was trained on {made_with['backbone']}, features that emi did not extract and "
                 "cannot make from media; predict clips of a cache with `emi train-head … --test CSV`"
             )
+        source = stream.features["source"]
         self._settings = ExtractSettings(
-            backbone=backbone or _backbone_of(trained),
-            revision=None if backbone else trained.features.get("revision"),
+            backbone=backbone or (str(trained.folder.resolve()) if source == HERE else source),
+            revision=None if backbone else stream.features.get("revision"),
             max_seconds=made_with["max_seconds"],
             precision=made_with["precision"],
             dtype=made_with["dtype"],
             device=device,
             track=made_with.get("track"),
         )
-        identity = _identify(self._settings)
-        self._header = self._header_for(identity, made_with)
+        try:
+            identity = identify(self._settings.backbone, self._settings.revision)
+        except BackboneError:  # without that commit, the backbone as it is now; its hash is compared anyway
+            if self._settings.revision is None:
+                raise
+            identity = identify(self._settings.backbone)
+        self._header = self._header_of(identity, made_with)
         self._header.must_match(extracted, str(trained.folder))
         self._options = options if options.track else replace(options, track=self._settings.track)
         self._small = identity.small
         self._device = self._settings.resolved_device()
         self._backbone = load_extractor(identity, self._settings, made_with["precision"]).backbone
 
-    def _header_for(self, identity: Identity, made_with: Mapping[str, Any]) -> Header:
-        """The header of the features computed here, with the decoder of the run; notes where that was another."""
+    def _header_of(self, identity: Identity, made_with: Mapping[str, Any]) -> Header:
+        """Return the header of the features computed here, with the run's decoder; note if that is another version."""
         header = make_header(identity, self._settings, made_with["precision"])
         decoder = made_with.get("decoder", 1)
         if decoder == DECODER:
             return header
         self.notes.append(
-            f"{self.trained.folder} was trained on sound from version {decoder} of emi's decoder, and this is version "
+            f"{self._folder} was trained on sound from version {decoder} of emi's decoder, and this is version "
             f"{DECODER}: files with late sound, gaps or several tracks are read differently, others are the same"
         )
         as_then = {key: value for key, value in header.fingerprint.items() if key != "decoder"}
         return replace(header, fingerprint=as_then | ({} if decoder == 1 else {"decoder": decoder}))
+
+    @property
+    def max_seconds(self) -> float:
+        """Cut of each clip."""
+        return self._settings.max_seconds
+
+    def extract(self, sources: Sequence[Source]) -> Iterator[ExtractedClip | Failure]:
+        """Yield the features of each clip as the backbone gives them, or why there are none."""
+        batch_seconds, parallel_batches = self._settings.batching(self._small)
+        return extract_clips(
+            windows(sources, self.max_seconds),
+            self._backbone,
+            device=self._device,
+            max_seconds=self.max_seconds,
+            batch_seconds=batch_seconds,
+            parallel_batches=parallel_batches,
+            options=self._options,
+        )
+
+    def as_stored(self, clip: ExtractedClip) -> Clip:
+        """Return the numbers that a cache would hold, derived where that cache was."""
+        stored, transform = self._header.stored(clip), self._stream.transform
+        return stored if transform is None else self._stream.header.stored(transform.apply(stored))
+
+
+class Model:
+    """A trained head with the backbones that its features came from.
+
+    Args:
+        trained: from `train_head.runs.load.load_head`.
+        backbone: where the backbone is now, if not where it was when the features were made; by stream, where there are
+            several.
+        device: "auto", "cpu" or "cuda".
+        options: which part of each file is decoded; by default whole files, and the track the run was trained on.
+
+    Attributes:
+        notes: sentences that a user should read.
+        media_notes: what the user should know about the files of the last `iterate` (`extract.failures`), so far.
+
+    Raises:
+        StaleCacheError: a backbone's weights or configuration are not those the head was trained with.
+        RunFolderError: it predicts frames, or `backbone` names a stream that the run does not have.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedHead,
+        *,
+        backbone: str | Mapping[str, str] | None = None,
+        device: str = "auto",
+        options: DecodeOptions = DEFAULT,
+    ) -> None:
+        if trained.by_frame:
+            raise RunFolderError(
+                f"{trained.folder} predicts every frame, which from media is not built yet; predict the clips of a "
+                "cache with `emi train-head … --test LABELS`"
+            )
+        self.trained, self.names, self.label_range = trained, trained.names, trained.label_range
+        places = _backbones_by_stream(trained, backbone)
+        self._streams = {
+            name: StreamFeatures(trained, stream, places.get(name), device, options)
+            for name, stream in trained.streams.items()
+        }
+        self.notes = list(dict.fromkeys(note for stream in self._streams.values() for note in stream.notes))
+        self.media_notes: list[Note] = []
 
     def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
         """Intensities of every clip, in order of id.
@@ -135,59 +197,64 @@ class Model:
             sources: sorted by id.
             on_progress: called after each clip with clips done, of how many, and seconds of audio of the one just done.
         """
-        seconds = self._settings.max_seconds
-        batch_seconds, parallel_batches = self._settings.batching(self._small)
-        clips = extract_clips(
-            windows(sources, seconds),
-            self._backbone,
-            device=self._device,
-            max_seconds=seconds,
-            batch_seconds=batch_seconds,
-            parallel_batches=parallel_batches,
-            options=self._options,
-        )
         self.media_notes = []
-        for done, clip in enumerate(clips, 1):
-            if isinstance(clip, Failure):
-                result: Record | Failure = clip
-            else:
-                if clip.note.track or clip.note.cut_off:
-                    self.media_notes.append(clip.note)
-                values = self.trained.predict(self._as_trained_on(clip))
-                result = {FILENAME: clip.id, **dict(zip(self.names, values.tolist(), strict=True))}
+        heard = max(stream.max_seconds for stream in self._streams.values())
+        for done, clips in enumerate(self._joined(sources), 1):
+            failure = next((clip for clip in clips.values() if isinstance(clip, Failure)), None)
+            extracted = {name: clip for name, clip in clips.items() if not isinstance(clip, Failure)}
             if on_progress:
-                heard = 0.0 if isinstance(clip, Failure) else min(seconds, clip.seconds)
-                on_progress(done, len(sources), heard)
-            yield result
+                seconds = max((clip.seconds for clip in extracted.values()), default=0.0)
+                on_progress(done, len(sources), min(heard, seconds))
+            yield failure or self._record(extracted)
 
-    def _as_trained_on(self, clip: Clip) -> Clip:
-        """An extracted clip with the numbers that a cache would hold, derived where that cache was."""
-        stored, transform = self._header.stored(clip), self.trained.transform
-        return stored if transform is None else self.trained.header.stored(transform.apply(stored))
+    def _joined(self, sources: Sequence[Source]) -> Iterator[dict[str, ExtractedClip | Failure]]:
+        """Yield what every stream gives of each clip; what one is ahead of the others is kept until they have it."""
+        pipelines = {name: stream.extract(sources) for name, stream in self._streams.items()}
+        (first, leading), *others = pipelines.items()
+        ahead: dict[str, dict[str, ExtractedClip | Failure]] = {name: {} for name, _ in others}
+        for clip in leading:
+            joined = {first: clip}
+            for name, pipeline in others:
+                while clip.id not in ahead[name]:
+                    other = next(pipeline)
+                    ahead[name][other.id] = other
+                joined[name] = ahead[name].pop(clip.id)
+            yield joined
+
+    def _record(self, clips: Mapping[str, ExtractedClip]) -> Record:
+        """Predict a clip from the numbers that caches would hold."""
+        some = next(iter(clips.values()))
+        if some.note.track or some.note.cut_off:
+            self.media_notes.append(some.note)
+        values = self.trained.predict({name: self._streams[name].as_stored(clip) for name, clip in clips.items()})
+        return {FILENAME: some.id, **dict(zip(self.names, values.tolist(), strict=True))}
 
 
-def _identify(settings: ExtractSettings) -> Identity:
-    """The backbone at the commit it had, or, where that is not to be had, as it is now; its hash is compared anyway."""
-    try:
-        return identify(settings.backbone, settings.revision)
-    except BackboneError:
-        if settings.revision is None:
-            raise
-        return identify(settings.backbone)
+def _backbones_by_stream(trained: TrainedHead, given: str | Mapping[str, str] | None) -> Mapping[str, str]:
+    """Return where the backbones are now, by stream.
 
-
-def _backbone_of(trained: TrainedHead) -> str:
-    """Where the backbone was when the features were made, or the run folder itself."""
-    source: str = trained.features["source"]
-    return str(trained.folder.resolve()) if source == HERE else source
+    Raises:
+        RunFolderError: a stream is named that the run does not have, or none is where it has several.
+    """
+    if given is None:
+        return {}
+    names = ", ".join(trained.streams)
+    if isinstance(given, str):
+        if len(trained.streams) > 1:
+            raise RunFolderError(f"{trained.folder} reads several streams ({names}); give --backbone NAME=PATH")
+        return dict.fromkeys(trained.streams, given)
+    for name in given:
+        if name not in trained.streams:
+            raise RunFolderError(f"--backbone {name}=…: {trained.folder} reads {names}")
+    return given
 
 
 class Models:
-    """Runs that predict together, each group of them on features of its own: other backbones, or fine-tuned ones.
+    """Runs that predict together, on the features of several backbones or fine-tuned ones.
 
     Args:
         members: of the same targets.
-        weights: what each counts in the mean; they sum to 1.
+        weights: of each in the mean; they sum to 1.
     """
 
     def __init__(self, members: Sequence[Model], weights: Sequence[float]) -> None:
@@ -198,7 +265,7 @@ class Models:
 
     @property
     def media_notes(self) -> list[Note]:
-        """As those of `Model`."""
+        """See `Model`."""
         return self._members[0].media_notes
 
     def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
@@ -214,7 +281,7 @@ class Models:
     def iterate_sources(
         self, sources: Sequence[Source], on_progress: OnProgress | None = None
     ) -> Iterator[Record | Failure]:
-        """As `Model.iterate_sources`; the clips come once the last member has them; what one cannot read fails."""
+        """As `Model.iterate_sources`; clips come once the last member has them, and fail if one cannot read them."""
         sums = {source.id: np.zeros(len(self.names)) for source in sources}
         failures: dict[str, Failure] = {}
         for number, (member, weight) in enumerate(zip(self._members, self._weights, strict=True)):
@@ -227,11 +294,11 @@ class Models:
             yield failures.get(clip) or {FILENAME: clip, **dict(zip(self.names, values.tolist(), strict=True))}
 
     def _counted(self, on_progress: OnProgress | None, number: int) -> OnProgress | None:
-        """A clip is done when all members have it; what one has counts in part."""
-        if on_progress is None:
-            return None
-        tell, count = on_progress, len(self._members)
-        return lambda done, total, seconds: tell((number * total + done) // count, total, seconds / count)
+        """Return a progress by which each clip of a member counts in part; it is done when all members have it."""
+        count = len(self._members)
+        return on_progress and (
+            lambda done, total, seconds: on_progress((number * total + done) // count, total, seconds / count)
+        )
 
 
 @takes_paths
@@ -281,8 +348,7 @@ def list_sources(media: StrPath | Sequence[StrPath], media_root: StrPath | None 
     lists = [place for place in places if is_list(place)]
     if media_root is not None and not lists:
         raise MediaListError(f"--media-root {media_root} goes with a CSV or a text list of media; leave it out")
-    roots = [media_root if place in lists else None for place in places]
-    sources = sorted(s for place, root in zip(places, roots, strict=True) for s in find_media(place, root))
+    sources = sorted(s for place in places for s in find_media(place, media_root if place in lists else None))
     for one, other in itertools.pairwise(sources):
         if one.id == other.id:
             raise MediaListError(f"{one.path} and {other.path} have one id, {one.id!r}; predict them separately")

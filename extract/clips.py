@@ -1,37 +1,146 @@
-"""From clips to features, window by window (`extract.plan`): decode, run the backbone and hand over, all at once.
+"""From clips to features in the cache, window by window (`extract.plan`): decode, run the backbone and store, at once.
 
 Three stages run at the same time. Each is limited by the next, so that memory does not grow with the number of clips:
 
 - decoding threads fill the next window while the batches of one are computed. From `PROCESSES_FROM` clips on, each
   thread has a process that decodes for it (`extract.audio.decoding`);
-- backbone threads compute batches (`extract.compute`). On a CPU each thread uses one core: cores need not wait for each
+- backbone threads compute batches (`BatchComputer`). On a CPU each thread uses one core: cores need not wait for each
   other at every operation, and intermediate values stay in a core's cache. On CUDA there are two threads with a stream
   each, so that one batch is transferred while the other is computed;
 - the caller stores the results, in the planned order.
 """
 
+import contextlib
+import itertools
 import threading
-import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from cache.errors import CacheFormatError
+from cache.format import Clip
+from cache.paths import readable
+from cache.sources import Medium
 from cache.system.machine import available_cores
+from cache.system.memory import is_out_of_memory
+from cache.writer import CacheWriter
 from extract.audio.decoding import Decoders
 from extract.audio.media import Waveform
-from extract.backbones.protocol import Backbone
-from extract.compute import BatchComputer, ExtractedClip, Results, one_thread_per_operation
-from extract.failures import Failure
-from extract.plan import plan_batches
-from extract.settings import DEFAULT, DecodeOptions
+from extract.backbones import Backbone, Identity, family_of
+from extract.failures import ClipResult, Failure, Note, OnResult
+from extract.plan import ExtractPlan, plan_batches
+from extract.settings import DEFAULT, SAMPLE_RATE, DecodeOptions, ExtractSettings
 from extract.sources import Source
 from extract.stats import PipelineStats
 
 PROCESSES_FROM = 200
 """Number of clips from which decoding processes are worth their start."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExtractedClip(Clip):
+    """The features of a clip, its file, and what the user should know about that."""
+
+    note: Note
+    medium: Medium | None
+
+
+Batch = Sequence[tuple[Source, Waveform]]
+Results = list[ExtractedClip | Failure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A backbone, loaded once for any number of windows, and how it is run.
+
+    Attributes:
+        backbone: on `device`.
+        device: where it computes.
+        settings: of the extraction.
+        batch_seconds: see `extract.plan.plan_batches`.
+        parallel_batches: batches computed at once.
+    """
+
+    backbone: Backbone
+    device: torch.device
+    settings: ExtractSettings
+    batch_seconds: float
+    parallel_batches: int
+
+    def extract(
+        self, windows: Sequence[Sequence[Source]], **options: Any
+    ) -> Generator[ExtractedClip | Failure, None, None]:
+        """Run `extract_clips` as the settings say."""
+        return extract_clips(
+            windows,
+            self.backbone,
+            device=self.device,
+            max_seconds=self.settings.max_seconds,
+            batch_seconds=self.batch_seconds,
+            parallel_batches=self.parallel_batches,
+            workers=self.settings.workers,
+            options=self.settings.decoding,
+            **options,
+        )
+
+    def fill(
+        self, windows: Sequence[Sequence[Source]], writer: CacheWriter, stats: PipelineStats, done: Collection[str]
+    ) -> Generator[ClipResult, None, None]:
+        """Write the clips that are not in `done`, window by window; yield each after the writer has it."""
+        dtype = torch.float16 if self.settings.dtype == "float16" else torch.float32
+        with contextlib.closing(self.extract(windows, dtype=dtype, done=done, stats=stats)) as results:
+            for result in results:
+                if isinstance(result, Failure):
+                    yield result.id, 0.0, result
+                    continue
+                remark: Note | Failure | None = result.note if result.note.track or result.note.cut_off else None
+                try:
+                    writer.add(result, result.medium)
+                except CacheFormatError as error:  # the features of this clip cannot be stored; those of others can
+                    remark = Failure(result.id, "", str(error))
+                yield result.id, result.seconds, remark
+
+
+def load_extractor(
+    identity: Identity, settings: ExtractSettings, precision: str, parallel_batches: int | None = None
+) -> Extractor:
+    """Load a backbone onto the device of the settings.
+
+    Args:
+        identity: the backbone.
+        settings: how it is run.
+        precision: of the backbone's arithmetic, as in the cache's header.
+        parallel_batches: batches computed at once, in place of the settings' number; no stored byte depends on it.
+
+    Raises:
+        BackboneError: its files do not fit.
+    """
+    device = settings.resolved_device()
+    batch_seconds, default_batches = settings.batching(identity.small)
+    with one_thread_per_operation(device):
+        backbone = family_of(settings.backbone).load(identity, device, precision)
+    return Extractor(
+        backbone=backbone,
+        device=device,
+        settings=settings,
+        batch_seconds=batch_seconds,
+        parallel_batches=parallel_batches or default_batches,
+    )
+
+
+def fill(plan: ExtractPlan, settings: ExtractSettings, cache: str, stats: PipelineStats, on_result: OnResult) -> None:
+    """Extract the clips of a plan that the cache lacks, in this process."""
+    extractor = load_extractor(plan.identity, settings, plan.header.fingerprint["precision"])
+    with (
+        CacheWriter(cache, plan.header, refresh=plan.refresh) as writer,
+        contextlib.closing(extractor.fill(plan.windows, writer, stats, writer.done)) as results,
+    ):
+        for result in results:
+            on_result(*result)
 
 
 def extract_clips(
@@ -65,117 +174,197 @@ def extract_clips(
     """
     stats = stats or PipelineStats()
     todo = [window for window in planned if any(source.id not in done for source in window)]
+    in_processes = sum(map(len, todo)) >= PROCESSES_FROM
     with (
         one_thread_per_operation(device),
         Decoders(
-            workers or available_cores(),
-            max_seconds,
-            options,
-            in_processes=sum(map(len, todo)) >= PROCESSES_FROM,
-            describe=True,
+            workers or available_cores(), max_seconds, options, in_processes=in_processes, describe=True
         ) as decoders,
         ThreadPoolExecutor(parallel_batches, thread_name_prefix="backbone") as computers,
     ):
         computer = BatchComputer(backbone, device, dtype, stats, parallel_batches)
-        feeder = _Feeder(todo, done, batch_seconds, decoders, computers, computer, 2 * parallel_batches)
+        batches = _batches(_decode_ahead(todo, done, decoders), done, batch_seconds)
+        computing: deque[Future[Results]] = deque()
         try:
-            while (step := _timed(feeder.next, stats, "decode")) is not None:
-                results = _timed(step.result, stats, "device")
-                started = time.monotonic()
-                yield from (result for result in results if result.id not in done)
-                stats.write += time.monotonic() - started
+            while True:
+                with stats.timing("decode"):
+                    for clips, failures in itertools.islice(batches, 2 * parallel_batches - len(computing)):
+                        computing.append(
+                            computers.submit(computer, clips) if clips else computers.submit(list, failures)
+                        )
+                if not computing:
+                    return
+                with stats.timing("device"):
+                    results = computing.popleft().result()
+                with stats.timing("write"):
+                    yield from (result for result in results if result.id not in done)
         finally:
-            feeder.stop()
-            computers.shutdown(wait=False, cancel_futures=True)
+            computers.shutdown(cancel_futures=True)
 
 
-class _Feeder:
-    """A thread that decodes windows, plans their batches and submits up to `ahead` of them before they are consumed."""
+def _batches(
+    windows: Iterable[tuple[Sequence[Source], dict[str, Waveform | Failure]]],
+    done: Collection[str],
+    batch_seconds: float,
+) -> Iterator[tuple[Batch, Sequence[Failure]]]:
+    """Yield the batches of decoded windows, and before them the failures of each window."""
+    for window, decoded in windows:
+        yield [], [result for result in decoded.values() if isinstance(result, Failure)]
+        clips = [(s, w) for s in window if isinstance(w := decoded.get(s.id), Waveform)]
+        for batch in plan_batches([len(waveform.samples) for _, waveform in clips], batch_seconds):
+            if any(clips[i][0].id not in done for i in batch):
+                yield [clips[i] for i in batch], []
+
+
+def _decode_ahead(
+    todo: Sequence[Sequence[Source]], done: Collection[str], decoders: Decoders
+) -> Iterator[tuple[Sequence[Source], dict[str, Waveform | Failure]]]:
+    """Yield windows in order with their decoded clips, while the next window is being decoded."""
+
+    def decode_missing(window: Sequence[Source]) -> dict[str, Future[Waveform | Failure]]:
+        return {s.id: decoders.submit(s) for s in window if s.id not in done}
+
+    ahead = [decode_missing(window) for window in todo[:1]]
+    for i, window in enumerate(todo):
+        ahead += [decode_missing(following) for following in todo[i + 1 : i + 2]]
+        decoded = {id: future.result() for id, future in ahead.pop(0).items()}
+        others = [source for source in window if source.id not in decoded]
+        if others and not all(isinstance(result, Failure) for result in decoded.values()):
+            # batches are those of the whole window; a clip in the cache whose file is gone is no failure
+            futures = [decoders.submit(source) for source in others]
+            again = zip(others, [future.result() for future in futures], strict=True)
+            decoded |= {source.id: result for source, result in again if isinstance(result, Waveform)}
+        yield window, decoded
+
+
+class BatchComputer:
+    """Computes batches. One that does not fit into memory is halved, and so are all later ones of its size.
+
+    Args:
+        backbone: on `device`.
+        device: where the waveforms are sent.
+        dtype: of the frames when they leave the device.
+        stats: counts samples, padding and halving.
+        parallel: maximum number of batches computed at once.
+    """
 
     def __init__(
-        self,
-        todo: Sequence[Sequence[Source]],
-        done: Collection[str],
-        batch_seconds: float,
-        decoders: Decoders,
-        computers: ThreadPoolExecutor,
-        computer: BatchComputer,
-        ahead: int,
+        self, backbone: Backbone, device: torch.device, dtype: torch.dtype, stats: PipelineStats, parallel: int
     ) -> None:
-        self._todo, self._done, self._batch_seconds = todo, done, batch_seconds
-        self._decoders, self._computers, self._computer = decoders, computers, computer
-        self._steps: SimpleQueue[Future[Results] | None] = SimpleQueue()
-        self._slots, self._stopped = threading.Semaphore(ahead), threading.Event()
-        self._thread = threading.Thread(target=self._feed, name="decode-feeder", daemon=True)
-        self._thread.start()
+        self._backbone, self._device, self._dtype, self._stats = backbone, device, dtype, stats
+        self._streams = threading.local()
+        self._parallel, self._running = parallel, threading.Semaphore(parallel)
+        self._reserving, self._counting = threading.Lock(), threading.Lock()
 
-    def next(self) -> "Future[Results] | None":
-        """Return the next batch, which may still be computed, or None at the end."""
-        step = self._steps.get()
-        self._slots.release()
-        return step
+    def __call__(self, clips: Batch) -> Results:
+        """Return the features of each clip in order, or a `Failure` for a clip that does not fit even alone."""
+        halves = clips[: len(clips) // 2], clips[len(clips) // 2 :]
+        limit = self._stats.halved_to
+        if len(clips) == 1 or limit is None or _seconds(clips) <= limit:
+            with self._running:
+                results = self._run_if_it_fits(clips)
+            if results is None and len(clips) == 1:
+                with self._alone():
+                    results = self._run_if_it_fits(clips)
+                source, _ = clips[0]
+                reason = (
+                    f"needs more memory for its {_seconds(clips):.1f} s than {self._device} has; end other programs "
+                    "that use the memory, or make another cache with a lower --max-seconds"
+                )
+                return results or [Failure(source.id, str(source.path), reason)]
+            if results is not None:
+                return results
+            self._stats.halved_to = min(max(map(_seconds, halves)), limit or float("inf"))
+        return self(halves[0]) + self(halves[1])
 
-    def stop(self) -> None:
-        """End the thread."""
-        self._stopped.set()
-        self._slots.release()
-        self._decoders.cancel()
-        self._thread.join()
-
-    def _feed(self) -> None:
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other batch is on the device, and keep others off it."""
+        with self._reserving:
+            for _ in range(self._parallel):
+                self._running.acquire()
         try:
-            for window, decoded in self._decode_ahead():
-                if failures := [f for f in decoded.values() if isinstance(f, Failure)]:
-                    self._put(_finished, failures)
-                readable = [(s, w) for s in window if isinstance(w := decoded.get(s.id), Waveform)]
-                for batch in plan_batches([len(waveform.samples) for _, waveform in readable], self._batch_seconds):
-                    clips = [readable[i] for i in batch]
-                    if any(source.id not in self._done for source, _ in clips):
-                        self._put(self._computers.submit, self._computer, clips)
-            self._steps.put(None)
-        except BaseException as error:  # raised again where the consumer asks for the result
-            self._steps.put(_finished(error=error))
+            yield
+        finally:
+            self._running.release(self._parallel)
 
-    def _put(self, submit: Callable[..., "Future[Results]"], *args: Any) -> None:
-        self._slots.acquire()
-        if self._stopped.is_set():
-            raise _Stopped
-        self._steps.put(submit(*args))
+    def _run_if_it_fits(self, clips: Batch) -> Results | None:
+        try:
+            return self._run(clips)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
-    def _decode_ahead(self) -> "Iterator[tuple[Sequence[Source], dict[str, Waveform | Failure]]]":
-        """Yield windows in order with their decoded clips, while the next window is being decoded."""
-        ahead = [self._decode_missing(window) for window in self._todo[:1]]
-        for i, window in enumerate(self._todo):
-            ahead += [self._decode_missing(following) for following in self._todo[i + 1 : i + 2]]
-            decoded = {id: future.result() for id, future in ahead.pop(0).items()}
-            others = [source for source in window if source.id not in decoded]
-            if others and not all(isinstance(result, Failure) for result in decoded.values()):
-                # batches are those of the whole window; a clip in the cache whose file is gone is no failure
-                futures = [self._decoders.submit(source) for source in others]
-                again = zip(others, [future.result() for future in futures], strict=True)
-                decoded |= {source.id: result for source, result in again if isinstance(result, Waveform)}
-            yield window, decoded
+    def _run(self, clips: Batch) -> Results:
+        samples = [len(waveform.samples) for _, waveform in clips]
+        with torch.inference_mode(), self._stream():
+            features = self._backbone(self._waveforms(clips))
+            lengths = list(features.lengths)
+            frames = _stored(features.frames, self._dtype).cpu().split(lengths)
+            vad = None if features.vad is None else features.vad.cpu().split(lengths)
+            pooled = None if features.vad_pooled is None else features.vad_pooled.cpu()
+        with self._counting:
+            self._stats.samples += sum(samples)
+            if self._backbone.pads:
+                self._stats.padding += max(samples) * len(samples) - sum(samples)
+        return [
+            ExtractedClip(
+                source.id,
+                frames[i].numpy(),
+                None if vad is None else vad[i].numpy(),
+                None if pooled is None else pooled[i].numpy(),
+                waveform.seconds,
+                Note(source.id, readable(str(source.path)), waveform.track, waveform.cut_off),
+                waveform.medium,
+            )
+            for i, (source, waveform) in enumerate(clips)
+        ]
 
-    def _decode_missing(self, window: Sequence[Source]) -> "dict[str, Future[Waveform | Failure]]":
-        return {s.id: self._decoders.submit(s) for s in window if s.id not in self._done}
+    def _waveforms(self, clips: Batch) -> Sequence[torch.Tensor]:
+        waveforms = [torch.from_numpy(waveform.samples) for _, waveform in clips]
+        if self._device.type != "cuda":
+            return waveforms
+        joined = torch.cat(waveforms).pin_memory().to(self._device, non_blocking=True)  # one transfer, not one per clip
+        return joined.split([len(w) for w in waveforms])
+
+    def _stream(self) -> contextlib.AbstractContextManager[object]:
+        """Return this thread's CUDA stream as a context."""
+        if self._device.type != "cuda":
+            return contextlib.nullcontext()
+        if not hasattr(self._streams, "stream"):
+            self._streams.stream = torch.cuda.Stream(self._device)
+            self._streams.stream.wait_stream(torch.cuda.default_stream(self._device))  # which laid out the weights
+        return torch.cuda.stream(self._streams.stream)
 
 
-class _Stopped(Exception):  # noqa: N818 - not an error: the consumer has stopped
-    pass
+@contextlib.contextmanager
+def one_thread_per_operation(device: torch.device) -> Iterator[None]:
+    """Compute each operation on a CPU in one thread, for a while.
 
-
-def _finished(results: Sequence[Failure] = (), error: BaseException | None = None) -> "Future[Results]":
-    future: Future[Results] = Future()
-    if error is None:
-        future.set_result(list(results))
-    else:
-        future.set_exception(error)
-    return future
-
-
-def _timed(wait, stats: PipelineStats, stage: str):  # type: ignore[no-untyped-def]
-    started = time.monotonic()
+    The bytes of a matrix product depend on the number of threads that share it. They also depend on the number of
+    threads at the time when the weights were laid out, that is when the backbone was loaded (measured in float32
+    through oneDNN). With one thread, machines with any number of cores give the same bytes.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     try:
-        return wait()
+        yield
     finally:
-        setattr(stats, stage, getattr(stats, stage) + time.monotonic() - started)
+        torch.set_num_threads(before)
+
+
+def _seconds(clips: Batch) -> float:
+    return sum(len(waveform.samples) for _, waveform in clips) / SAMPLE_RATE
+
+
+def _stored(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert to the storage dtype, unless a value overflows: the cache then names the clip."""
+    if dtype != torch.float16:
+        return frames.to(dtype)
+    half = frames.half()
+    exponents = half.view(torch.int16) & 0x7C00
+    return half if int(exponents.max()) < 0x7C00 else frames

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.audio.tracks import choose_track
+from extract.audio.track import choose_track
+from extract.clips import load_extractor
 from extract.errors import MediaError
 from extract.failures import Failure
-from extract.fill import load_extractor
 from extract.plan import ExtractPlan
 from extract.settings import ExtractSettings
 from extract.sources import Source
@@ -148,9 +148,8 @@ def _measure(
 
 def _spread(sources: Sequence[Source], count: int) -> Sequence[Source]:
     """Return up to `count` of the clips at equal distances, including the first and the last."""
-    if len(sources) <= count:
-        return sources
-    return [sources[i] for i in np.linspace(0, len(sources) - 1, count).round().astype(int)]
+    indices = np.linspace(0, len(sources) - 1, min(count, len(sources))).round().astype(int)
+    return [sources[i] for i in indices]
 
 
 def _two_digits(value: float) -> str:

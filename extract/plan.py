@@ -7,6 +7,7 @@ the same batch, and so gets the same bytes.
 Planning decodes nothing, and imports torch only where the precision depends on the device.
 """
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -14,12 +15,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 
-from cache.containers.container import open_container
+from cache.containers.by_suffix import open_container
 from cache.format import Header
 from cache.ids import stored_form
 from cache.licences import LICENCE
 from cache.paths import StrPath
-from cache.reader import FeatureCache, open_cache
+from cache.reader import open_cache
 from cache.version import version
 from extract.backbones import Identity, identify
 from extract.errors import ExtractSettingsError
@@ -78,19 +79,19 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
         MediaListError, BackboneError, ExtractSettingsError: the input cannot be used.
         StaleCacheError: the cache holds features that were made with other settings.
     """
-    container = open_container(cache)
-    _check_sharing(cache, settings)
-    sources = find_media(media, settings.media_root)
-    identity = identify(settings.backbone, settings.revision)
-    index, count = settings.shard_numbers()
-    share = windows(sources, settings.max_seconds)[index::count]
-    stored, done, changed = None, frozenset[str](), list[str]()
-    if container.read_attributes() is not None:
-        with open_cache(cache) as store:
-            stored, done = store.header, frozenset(store.ids)
-            share = windows(_with_stored_ids(sources, done), settings.max_seconds)[index::count]
-            changed = [source.id for window in share for source in window if _has_changed(source, store)]
-    container.close()
+    with contextlib.closing(open_container(cache)) as container, contextlib.ExitStack() as opened:
+        _check_sharing(cache, settings)
+        sources = find_media(media, settings.media_root)
+        identity = identify(settings.backbone, settings.revision)
+        store = opened.enter_context(open_cache(cache)) if container.read_attributes() is not None else None
+        stored, done = (store.header, frozenset(store.ids)) if store else (None, frozenset[str]())
+        index, count = settings.shard_numbers()
+        # an older cache may have ids that are not in NFC; its clips keep them
+        stored_ids = {stored_form(id): id for id in done if not id.isascii()}
+        sources = sorted(replace(s, id=stored_ids[s.id]) if s.id in stored_ids else s for s in sources)
+        share = windows(sources, settings.max_seconds)[index::count]
+        present = [source for window in share for source in window if source.id in done]
+        changed = [s.id for s in present if store and (medium := store.medium(s.id)) and medium.changed(s.path)]
     in_cache = stored.fingerprint.get("precision") if stored else None
     precision, reason = settings.resolved_precision(identity.precisions, in_cache)
     header = make_header(identity, settings, precision)
@@ -99,7 +100,7 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
     refresh = frozenset(changed) if settings.refresh else frozenset[str]()
     return ExtractPlan(
         windows=share,
-        present=frozenset(source.id for window in share for source in window if source.id in done) - refresh,
+        present=frozenset(source.id for source in present) - refresh,
         changed=changed,
         refresh=refresh,
         left_out=left_out(media),
@@ -180,14 +181,3 @@ def _check_sharing(cache: StrPath, settings: ExtractSettings) -> None:
         raise ExtractSettingsError(
             "--engine ray needs Ray, which is not installed here: pip install 'emi-mimicry[ray]'"
         )
-
-
-def _with_stored_ids(sources: Sequence[Source], done: Collection[str]) -> list[Source]:
-    """Give each clip the id that the cache has for it, which in an older cache need not be in NFC."""
-    stored = {stored_form(id): id for id in done if not id.isascii()}
-    return sorted(replace(source, id=stored.get(source.id, source.id)) for source in sources)
-
-
-def _has_changed(source: Source, store: FeatureCache) -> bool:
-    medium = store.medium(source.id) if source.id in store else None
-    return medium is not None and medium.changed(source.path)

@@ -5,6 +5,7 @@ known. An operator that is missing, or returns other values, is not used.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -15,7 +16,6 @@ Geometry = tuple[list[int], list[int], list[int], int]
 """Padding, stride, dilation and groups of a convolution over an image with one row."""
 ROWS_HINT = 512
 """Number of rows for which oneDNN chooses the layout; other numbers are as fast (measured from 50 to 2,400)."""
-_ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def pack_linear(weight: Tensor) -> Tensor:
@@ -78,62 +78,54 @@ def _public_softmax_backward(grad: Tensor, probabilities: Tensor) -> Tensor:
     return (weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True))).to(probabilities.dtype)
 
 
-def _works(ours: Callable[[], Tensor], public: Callable[[], Tensor], dtype: torch.dtype) -> bool:
+def _numbers(*shape: int) -> Tensor:
+    """Return fixed numbers, exact in bfloat16, without drawing from torch's generator, which is the user's."""
+    return torch.arange(torch.Size(shape).numel()).mul(37).remainder(17).sub(8).div(8).view(shape)
+
+
+def _works(ours: Callable[[], Tensor], public: Tensor, rounding: float) -> bool:
     """Whether a private function exists here and returns the values of the public one."""
     try:
-        with torch.no_grad():
-            out, expected = ours().float(), public().float()
-        return out.shape == expected.shape and bool((out - expected).norm() <= _ROUNDING[dtype] * expected.norm())
+        out = ours().float()
+        return out.shape == public.shape and bool((out - public).norm() <= rounding * public.norm())
     except Exception:  # a missing operator, another signature, a processor without such instructions
         return False
 
 
-def _numbers(*shape: int) -> Tensor:
-    """Return fixed numbers, without drawing from torch's generator, which would change the user's random numbers."""
-    return torch.arange(torch.Size(shape).numel()).mul(37).remainder(17).sub(8).div(8).view(shape)
-
-
-def _dtypes(works: Callable[[torch.dtype], bool]) -> frozenset[torch.dtype]:
+def _dtypes(ours: Callable[..., Tensor], public: Tensor, *inputs: Tensor) -> frozenset[torch.dtype]:
+    """Return the dtypes in which a private function works."""
+    rounding = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
     with contextlib.suppress(Exception):  # if it is missing, the trial below decides
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return frozenset({torch.float32} if works(torch.float32) else ())
-    return frozenset(dtype for dtype in (torch.float32, torch.bfloat16) if works(dtype))
-
-
-def _linear_works(dtype: torch.dtype) -> bool:
-    rows, weight = _numbers(5, 32).to(dtype), _numbers(48, 32).to(dtype)
-    return _works(
-        lambda: packed_linear(rows, pack_linear(weight), None),
-        lambda: functional.linear(rows.float(), weight.float()),
-        dtype,
-    )
-
-
-def _convolution_works(dtype: torch.dtype) -> bool:
-    rows, weight = _numbers(9, 32).to(dtype), _numbers(32, 16, 4).to(dtype)
-    geometry: Geometry = ([0, 2], [1, 1], [1, 1], 2)
-    return _works(
-        lambda: packed_convolution(rows, pack_convolution(weight, geometry), None, geometry),
-        lambda: functional.conv1d(rows.float().t(), weight.float(), padding=2, groups=2).t(),
-        dtype,
-    )
-
-
-def _softmax_works() -> bool:
-    grad, probabilities = _numbers(3, 16), torch.softmax(_numbers(3, 16), dim=-1)
-    return _works(
-        lambda: torch._softmax_backward_data(grad, probabilities, -1, probabilities.dtype),
-        lambda: _public_softmax_backward(grad, probabilities),
-        torch.float32,
-    )
+            del rounding[torch.bfloat16]
+    trials = {dtype: functools.partial(ours, *(x.to(dtype) for x in inputs)) for dtype in rounding}
+    return frozenset(dtype for dtype, trial in trials.items() if _works(trial, public, rounding[dtype]))
 
 
 _threads = torch.get_num_threads()
 # with one thread the import starts none of OpenMP's threads, which do not survive if the user's program forks
 torch.set_num_threads(1)
-LINEAR = _dtypes(_linear_works)
-"""Dtypes in which `packed_linear` can be used here."""
-CONVOLUTION = _dtypes(_convolution_works)
-"""Dtypes in which `packed_convolution` can be used here."""
-SOFTMAX_BACKWARD = _softmax_works()
+with torch.no_grad():
+    _rows, _weight = _numbers(5, 32), _numbers(48, 32)
+    LINEAR = _dtypes(
+        lambda rows, weight: packed_linear(rows, pack_linear(weight), None),
+        functional.linear(_rows, _weight),
+        _rows,
+        _weight,
+    )
+    """Dtypes in which `packed_linear` can be used here."""
+    _rows, _weight, _geometry = _numbers(9, 32), _numbers(32, 16, 4), ([0, 2], [1, 1], [1, 1], 2)
+    CONVOLUTION = _dtypes(
+        lambda rows, weight: packed_convolution(rows, pack_convolution(weight, _geometry), None, _geometry),
+        functional.conv1d(_rows.t(), _weight, padding=2, groups=2).t(),
+        _rows,
+        _weight,
+    )
+    """Dtypes in which `packed_convolution` can be used here."""
+    _weights = torch.softmax(_numbers(3, 16), dim=-1)
+    SOFTMAX_BACKWARD = _works(
+        lambda: torch._softmax_backward_data(_numbers(3, 16), _weights, -1, _weights.dtype),
+        _public_softmax_backward(_numbers(3, 16), _weights),
+        1e-5,
+    )
 torch.set_num_threads(_threads)

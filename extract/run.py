@@ -9,7 +9,6 @@ from pathlib import Path
 from cache.paths import StrPath
 from cache.writer import CacheWriter, seal
 from extract.failures import Failure, Note, OnResult, write_failures, write_truncated
-from extract.fill import fill
 from extract.plan import ExtractPlan, plan, single_process_reason
 from extract.settings import ExtractSettings
 from extract.stats import PipelineStats
@@ -135,5 +134,7 @@ def _run(
         with CacheWriter(cache, plan.header):
             pass  # create the cache once, before several processes open it
         return run_processes(*work, processes)
+    from extract.clips import fill  # which imports torch
+
     fill(*work)
     return []

@@ -54,10 +54,10 @@ class ExtractSettings:
 
     backbone: str = setting("silero", "silero, a Hugging Face id, or a local checkpoint folder.")
     revision: str | None = setting(None, "Branch, tag or commit of a Hugging Face id.", shown="main")
-    max_seconds: float = setting(12.0, "Use this much of each clip.")
+    max_seconds: float = setting(12.0, "Use this many seconds of each clip, from its start.")
     precision: str = setting(
         "auto",
-        "Of arithmetic: fp32, bf16, fp16, or auto: as in the cache, else bf16 where the hardware has it, else fp32.",
+        "Arithmetic: fp32, bf16, fp16, or auto: as in the cache, else bf16 where the hardware has it, else fp32.",
     )
     device: str = setting("auto", "auto (CUDA where available), cpu or cuda.")
     dtype: str = setting("float16", "Storage of the frames: float16 or float32.")

@@ -3,9 +3,10 @@
 A clip's id is its path under the media root, without suffix, `/`-separated, in Unicode's form NFC.
 """
 
+import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,15 +57,18 @@ def find_media(media: StrPath, media_root: StrPath | None = None) -> list[Source
     elif is_list(place):
         read = _from_csv if place.suffix.lower() == ".csv" else _from_list
         try:
-            sources = list(read(place, (root or place.parent).absolute()))
+            sources = read(place, (root or place.parent).absolute())
         except UnicodeDecodeError as error:
             raise MediaListError(f"{place} is not UTF-8 text ({error}); save it as UTF-8") from error
     else:
         sources = [_source(place, place.parent)]
     if not sources:
         raise MediaListError(f"{place} holds no media (looked for {' '.join(sorted(MEDIA_SUFFIXES))})")
-    _refuse_clashes(sources)
-    return sorted(sources)
+    sources.sort()
+    for one, other in itertools.pairwise(sources):
+        if one.id == other.id:
+            raise _clash(one.id, [one.path, other.path])
+    return sources
 
 
 def is_list(media: StrPath) -> bool:
@@ -108,7 +112,7 @@ def _id_of(path: Path, root: Path) -> str:
     return stored_form(readable(path.relative_to(root).with_suffix("").as_posix()))
 
 
-def _from_csv(place: Path, root: Path) -> Iterator[Source]:
+def _from_csv(place: Path, root: Path) -> list[Source]:
     """Read the Filename column; names may lack their suffix, see `cache.ids.match_ids`."""
     try:
         table = read_table(place)
@@ -121,46 +125,38 @@ def _from_csv(place: Path, root: Path) -> Iterator[Source]:
     if "" in names:
         raise MediaListError(f"{table.where(names.index(''))}: the Filename is empty")
     sources = _named(names, root, place)
-    if names and not any(found for _, found in sources):
+    if names and not any(source.path.exists() for source in sources):
         raise MediaListError(
             f"none of the {len(names)} clips of {place} (first: {names[0]}) was found under {root}; name their "
             "folder with --media-root"
         )
-    yield from (source for source, _ in sources)
+    return sources
 
 
-def _from_list(place: Path, root: Path) -> Iterator[Source]:
+def _from_list(place: Path, root: Path) -> list[Source]:
     """Read one path per line, relative to the root or absolute; skip blank lines and # comments."""
     lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
     names = [at_home(line) for line in lines if line and not line.startswith("#")]
     paths = [root / name for name in names]
-    if any(not path.is_relative_to(root) for path in paths):
-        root = Path(os.path.commonpath([path.parent for path in paths]))
-        yield from (_source(path, root) for path in paths)
-    else:
-        yield from (source for source, _ in _named(names, root, place))
+    if all(path.is_relative_to(root) for path in paths):
+        return _named(names, root, place)
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    return [_source(path, root) for path in paths]
 
 
-def _named(names: Sequence[str], root: Path, place: Path) -> list[tuple[Source, bool]]:
-    """Return the media with these names, and whether each was found; others fail when they are decoded."""
-    paths = [_path_of(name, root) for name in names]
-    if None in paths:
-        by_id: dict[str, list[Path]] = defaultdict(list)
-        for path in _walk(root):
-            by_id[_id_of(path, root)].append(path)
-        missing = [name for name, path in zip(names, paths, strict=True) if path is None]
-        try:
-            matched = dict(zip(missing, find_ids(missing, by_id), strict=True))
-        except ClipNameError as error:
-            raise MediaListError(f"{place}: {error}") from error
-        chosen = {name: _choose(name, clip, by_id[clip]) for name, clip in matched.items() if clip is not None}
-        paths = [path or chosen.get(name) for name, path in zip(names, paths, strict=True)]
-    sources = [
-        (_source(path, root), True) if path else (_missing(name, root), False)
-        for name, path in zip(names, paths, strict=True)
-    ]
+def _named(names: Sequence[str], root: Path, place: Path) -> list[Source]:
+    """Return the media with these names; those that are not found fail when they are decoded."""
+    paths = {name: _path_of(name, root) for name in names}
+    missing = [name for name, path in paths.items() if path is None]
+    by_id: dict[str, list[Path]] = defaultdict(list)
+    for path in _walk(root) if missing else ():
+        by_id[_id_of(path, root)].append(path)
     try:
-        refuse_repeated(names, [source.id for source, _ in sources])
+        matched = zip(missing, find_ids(missing, by_id), strict=True)
+        paths |= {name: _choose(name, clip, by_id[clip]) for name, clip in matched if clip is not None}
+        found = [(name, paths[name]) for name in names]
+        sources = [_source(path, root) if path else _missing(name, root) for name, path in found]
+        refuse_repeated(names, [source.id for source in sources])
     except ClipNameError as error:
         raise MediaListError(f"{place}: {error}") from error
     return sources
@@ -184,15 +180,6 @@ def _missing(name: str, root: Path) -> Source:
     whole = tidy(name)
     bare = without_suffix(whole)
     return Source(_id_of(root / whole, root) if bare != whole else clip_id(bare), root / name)
-
-
-def _refuse_clashes(sources: Iterable[Source]) -> None:
-    paths: dict[str, list[Path]] = defaultdict(list)
-    for source in sources:
-        paths[source.id].append(source.path)
-    for name, found in paths.items():
-        if len(found) > 1:
-            raise _clash(name, found)
 
 
 def _clash(name: str, found: list[Path]) -> MediaListError:

@@ -1,6 +1,8 @@
 """Times of an extraction. A module of its own, because importing `extract.clips` imports torch."""
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -23,6 +25,15 @@ class PipelineStats:
     samples: int = 0
     padding: int = 0
     halved_to: float | None = None
+
+    @contextlib.contextmanager
+    def timing(self, stage: str) -> Iterator[None]:
+        """Add the time until the context is left to a stage: "decode", "device" or "write"."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.monotonic() - started)
 
     def become_sum_of(self, parts: "Sequence[PipelineStats]") -> None:
         """Become the sum over several processes."""

@@ -52,6 +52,9 @@ class Validation:
     def check_split(self, valid: object | None) -> None:
         """Refuse to train without a validation split, unless folds are cut.
 
+        Args:
+            valid: label CSV of the validation split; None where none is given.
+
         Raises:
             TrainSettingsError: there is none.
         """

@@ -20,8 +20,7 @@ from cache.system.machine import available_cores
 from extract.audio.decoding import Decoders
 from extract.audio.media import Waveform, decode
 from extract.backbones import identify
-from extract.compute import BatchComputer
-from extract.fill import load_extractor
+from extract.clips import BatchComputer, load_extractor
 from extract.plan import plan_batches
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media

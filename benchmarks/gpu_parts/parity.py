@@ -22,7 +22,7 @@ from benchmarks.gpu_parts.harness import Setup, Tell
 from benchmarks.gpu_parts.material import FAMILIES, LAYERS, audeering, checkpoint, voices
 from cache import CacheWriter, Clip, open_cache
 from extract.backbones import Identity, identify
-from extract.fill import load_extractor
+from extract.clips import load_extractor
 from extract.plan import make_header, windows
 from extract.settings import ExtractSettings
 from extract.sources import find_media

@@ -113,15 +113,15 @@ def difference(one: Arrays, other: Arrays) -> float:
 def run_extraction(setup: Setup, inputs: Path, out: Path, kill_at: int) -> None:
     """`emi.extract`, each clip committed by itself."""
     import emi
-    from extract import fill
+    from extract import clips
 
-    class Writer(fill.CacheWriter):
+    class Writer(clips.CacheWriter):
         def add(self, *arguments: Any) -> None:
             if len(self.done) == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             super().add(*arguments)
 
-    fill.CacheWriter = functools.partial(Writer, segment_seconds=0.0)  # type: ignore[misc, assignment]
+    clips.CacheWriter = functools.partial(Writer, segment_seconds=0.0)  # type: ignore[misc, assignment]
     emi.extract(
         inputs / "clips",
         out.with_suffix(".zarr"),

@@ -1,42 +1,15 @@
-"""What a storage container must do, and the choice of one by the suffix of its path."""
+"""What a storage container must do, and the lock of its writers."""
 
-import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
-from cache.errors import CacheError, CacheFormatError
+from cache.errors import CacheLockedError
 from cache.format import Array
-from cache.paths import StrPath, at_home
+from cache.segment import NewSegment, SegmentIndex
 
 if TYPE_CHECKING:
-    from cache.index import SegmentIndex
-
-
-class Rows(Protocol):
-    """An array that may lie elsewhere: rows are asked for when they are written. NumPy arrays are `Rows`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows first."""
-
-    @property
-    def dtype(self) -> Any:
-        """As NumPy has it."""
-
-    def __getitem__(self, rows: slice, /) -> Array: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewSegment:
-    """A segment to be written: its name, arrays by name (`ids` as an object array of str) and attributes."""
-
-    name: str
-    arrays: Mapping[str, Rows]
-    attributes: Mapping[str, Any]
+    from cache.system.locks import FolderLock
 
 
 class Container(Protocol):
@@ -75,7 +48,7 @@ class Container(Protocol):
     def write_block(self, name: str, block: bytes) -> None:
         """Store a block."""
 
-    def read_into(self, segment: "SegmentIndex", array: str, starts: Sequence[int], outs: Sequence[Array]) -> None:
+    def read_into(self, segment: SegmentIndex, array: str, starts: Sequence[int], outs: Sequence[Array]) -> None:
         """Fill C-contiguous arrays with rows of one of a segment's arrays, each from its start on."""
 
     def write_segment(self, segment: NewSegment) -> None:
@@ -87,10 +60,15 @@ class Container(Protocol):
         Whatever `problems` finds with the whole is mended.
         """
 
+    def unsealed(self) -> list[str]:
+        """Names of the segments that are committed, and that `seal` has yet to bring to the path."""
+        return []
+
     def seal(self) -> bool:
         """Finish writing, where a container has to; returns whether it wrote anything."""
+        return False
 
-    def problems(self, segment: "SegmentIndex | None" = None) -> list[str]:
+    def problems(self, segment: SegmentIndex | None = None) -> list[str]:
         """What is wrong with stored bytes that no clip's checksum covers: of the whole, or of one segment."""
 
     def stored(self) -> tuple[int, int]:
@@ -103,45 +81,17 @@ class Container(Protocol):
         """Release file handles and the writer's lock."""
 
 
-def open_container(path: StrPath) -> Container:
-    """Choose the container by suffix: `.zarr` (folder or URL) or `.h5` / `.hdf5` (file); `file://` is a path.
+def lock_folder(folder: Path, before: str, after: str, *, alone: bool) -> "FolderLock":
+    """Join the writers of a folder, or have it alone, until the lock is released or dropped.
 
     Raises:
-        CacheFormatError: any other suffix.
+        CacheLockedError: another is in the way; says which process, between the words before and after it.
     """
-    text = os.fspath(at_home(path)).rstrip("/")
-    if text.startswith("file://"):
-        text = url2pathname(urlsplit(text).path)
-    suffix = Path(text).suffix.lower()
-    if suffix == ".zarr":
-        from cache.containers.zarr_group import ZarrContainer
+    from cache.system.locks import FolderLock, HeldError  # takes 50 ms, and readers lock nothing
 
-        return ZarrContainer(text)
-    if suffix in HDF5_SUFFIXES:
-        from cache.containers.hdf5_file import Hdf5Container
-
-        return Hdf5Container(text)
-    raise CacheFormatError(
-        f"a feature cache is named NAME.zarr or NAME.h5, got {text!r}; add the suffix of the container you want"
-    )
-
-
-HDF5_SUFFIXES: Sequence[str] = (".h5", ".hdf5")
-
-
-def check_protocol(url: str) -> None:
-    """Refuse a URL that nothing here opens.
-
-    Raises:
-        CacheError: what opens it is not installed.
-        CacheFormatError: fsspec does not know its protocol.
-    """
-    import fsspec
-
-    protocol = url.partition("://")[0]
+    lock = FolderLock(folder)
     try:
-        fsspec.get_filesystem_class(protocol)
-    except ImportError as error:
-        raise CacheError(f"{url}: {error} (pip install 'emi-mimicry[cloud]' has S3 and Google)") from error
-    except ValueError as error:
-        raise CacheFormatError(f"nothing here opens {protocol}:// ({url}); use a folder, s3://… or gs://…") from error
+        lock.take(alone=alone)
+    except HeldError as error:
+        raise CacheLockedError(f"{before}{error}{after}") from None
+    return lock

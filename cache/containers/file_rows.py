@@ -5,7 +5,7 @@ faster here (8 GB/s both, warm, on a virtual EPYC), and where the file ends befo
 instead of raising.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,28 @@ def page_aligned(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     buffer = np.empty(size + _PAGE, np.uint8)
     start = -buffer.ctypes.data % _PAGE
     return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def row_views(
+    shape: Sequence[int], dtype: np.dtype[Any], starts: Sequence[int], outs: Sequence[Array]
+) -> Iterator[tuple[int, memoryview]]:
+    """Yield the first row and the bytes to fill of each array that is not empty.
+
+    Args:
+        shape: of the stored array.
+        dtype: of the stored array.
+        starts: first row of each array to fill.
+        outs: C-contiguous arrays.
+
+    Raises:
+        ValueError: an array does not fit.
+    """
+    columns = tuple(shape[1:])
+    for start, out in zip(starts, outs, strict=True):
+        if out.shape[1:] != columns or out.dtype != dtype or not 0 <= start <= start + len(out) <= shape[0]:
+            raise ValueError(f"{len(out)} rows of {out.dtype} {out.shape[1:]} from {start} on are not in {shape}")
+        if out.size:
+            yield start, memoryview(out).cast("B")  # type: ignore[arg-type]
 
 
 def copy_from_file(descriptor: int, places: Iterable[tuple[int, memoryview]]) -> None:

@@ -1,10 +1,9 @@
 """The bytes of an HDF5 file as h5py reads them: an old journal laid over them, and heaps of strings checked first."""
 
-import contextlib
 import io
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,23 +15,11 @@ _STRING_HEAP = b"GCOL\x01"
 other versions itself."""
 _HEAP_OBJECT = struct.Struct("<HHIQ")
 """Number, references, reserved, size; number 0 is free space, its head included."""
-_reading_strings: ContextVar[bool] = ContextVar("reading_strings", default=False)
+reading_strings = ContextVar("reading_strings", default=False)
+"""Whether attributes are read, and so each heap of strings is checked before HDF5 sees it.
 
-
-@contextlib.contextmanager
-def reading_strings() -> Iterator[None]:
-    """Check each heap of strings before HDF5 sees it: for reads of attributes only.
-
-    HDF5 does not say what it reads for, and the numbers of a data set may look like a heap.
-
-    Raises:
-        OSError: a heap is damaged in a way that would make HDF5 loop for ever.
-    """
-    token = _reading_strings.set(True)
-    try:
-        yield
-    finally:
-        _reading_strings.reset(token)
+HDF5 does not say what it reads for, and the numbers of a data set may look like a heap.
+"""
 
 
 class Hdf5Bytes(io.RawIOBase):
@@ -48,10 +35,14 @@ class Hdf5Bytes(io.RawIOBase):
         self._size, self._position = os.fstat(descriptor).st_size, 0
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer from the current position."""
+        """Fill a buffer from the current position.
+
+        Raises:
+            OSError: a heap of strings is damaged in a way that would make HDF5 loop for ever.
+        """
         view = memoryview(buffer).cast("B")
         content = self.read_at(self._position, len(view))
-        if _reading_strings.get() and content.startswith(_STRING_HEAP):
+        if reading_strings.get() and content.startswith(_STRING_HEAP):
             _check_string_heap(content)
         view[: len(content)] = content
         self._position += len(content)
@@ -70,18 +61,6 @@ class Hdf5Bytes(io.RawIOBase):
         """Move."""
         self._position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence] + offset
         return self._position
-
-    def tell(self) -> int:
-        """Return the current offset in bytes."""
-        return self._position
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
 
 
 def _check_string_heap(content: bytearray) -> None:

@@ -10,27 +10,34 @@ Readers see the file and the folder together, and are never locked out. So work 
 same command resumes it. The folder states in its root attribute `appends_to` which file it continues; without the
 attribute, it is the beginning of a file that is not there yet. A folder that continues another file, because a copy was
 restored over it or because the file was deleted, is no part of the cache: readers ignore it, and the next writer
-renames it to `NAME.h5.stopped-<time>.zarr`, a complete cache. A folder that was sealed by a process that died before it
-removed it is ignored too; the next writer removes it where the file has its segments by name.
+renames it to `NAME.h5.stopped-<time>.zarr`, a complete cache, and warns. A folder that was sealed by a process that
+died before it removed it is ignored too; the next writer removes it where the file has its segments by name.
 """
 
 import errno
+import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cache.containers.container import NewSegment
+import numpy as np
+
+from cache import fingerprint as fp
+from cache.containers.container import lock_folder
 from cache.containers.old_journal import journal_path
 from cache.containers.sealed_file import Parsed, SealedFile, write_sealed
 from cache.containers.zarr_group import ZarrContainer
-from cache.errors import CacheFormatError, CacheLockedError, DamagedCacheError
-from cache.format import Array, with_checksum
-from cache.index import SegmentIndex
+from cache.errors import CacheFormatError, DamagedCacheError
+from cache.format import Array, Header, with_checksum
+from cache.gather import plan_runs, read_runs
+from cache.index import read_segment_index
+from cache.segment import NewSegment, SegmentIndex
 from cache.system.atomic_file import replacing
-from cache.system.disk import sync
+from cache.system.disk import measured, sync
 
 if TYPE_CHECKING:
     from cache.system.locks import FolderLock
@@ -60,6 +67,7 @@ class Hdf5Container:
         self._path = Path(os.path.realpath(path))  # the folder and new files belong beside the file, not beside a link
         self._place = self._path.with_name(f".{self._path.name}.zarr")
         self._removed = self._place.with_suffix(".sealed")
+        self._temporary = self._path.with_name(f"{self._path.name}.tmp")
         self._folder = ZarrContainer(str(self._place))
         self._file: SealedFile | None = None
         self._lock: FolderLock | None = None
@@ -67,7 +75,7 @@ class Hdf5Container:
 
     def read_attributes(self) -> dict[str, Any] | None:
         """Return the root attributes of the file, or else of the folder; None where there is neither."""
-        attributes = self._in_folder(lambda folder: folder.read_attributes(), None)
+        attributes = self._in_folder(ZarrContainer.read_attributes, None)
         file = self._current()
         return file.attributes if file is not None else attributes
 
@@ -81,30 +89,29 @@ class Hdf5Container:
     def read_extras(self) -> dict[str, Array]:
         """Read the arrays that the cache was created with beside its segments."""
         file = self._current()
-        return file.read_extras() if file is not None else self._in_folder(lambda folder: folder.read_extras(), {})
+        return file.read_extras() if file is not None else self._in_folder(ZarrContainer.read_extras, {})
 
     def lock(self, *, alone: bool = False) -> None:  # noqa: ARG002 - a writer always is
         """Lock the folder, which need not exist, so that a second writer is refused at once."""
-        from cache.system.locks import FolderLock, HeldError  # takes 50 ms, and readers lock nothing
-
         if self._lock is not None:
             return
-        lock = FolderLock(self._place)
-        try:
-            lock.take(alone=True)
-        except HeldError as error:
-            raise CacheLockedError(
-                f"{self.path} is being written by another process{error}, and HDF5 takes one writer; wait for it, or "
-                "use a .zarr cache, which takes any number"
-            ) from None
-        self._lock = lock
-        self._put_aside()
+        self._lock = lock_folder(
+            self._place,
+            f"{self.path} is being written by another process",
+            ", and HDF5 takes one writer; wait for it, or use a .zarr cache, which takes any number",
+            alone=True,
+        )
+        if aside := self._put_aside():
+            warnings.warn(
+                f"{self._place} holds clips that continue another file than the one that is at {self.path} now; they "
+                f"are no part of it, and were put aside as a cache of their own: {aside}",
+                stacklevel=2,
+            )
 
     def segment_names(self, known: Collection[str] = ()) -> list[str]:
         """Return the names of the segments of both; the folder is listed first, since segments move to the file."""
         names = self._in_folder(lambda folder: folder.segment_names(known), list[str]())
-        file = self._current()
-        return sorted({*names, *(file.names if file is not None else ())})
+        return sorted({*names, *self._names_in_file()})
 
     def read_segment(self, name: str) -> Parsed:
         """Read attributes, index arrays and places of one segment."""
@@ -112,7 +119,7 @@ class Hdf5Container:
 
     def read_blocks(self) -> list[bytes]:
         """Read the blocks of both."""
-        blocks = self._in_folder(lambda folder: folder.read_blocks(), list[bytes]())
+        blocks = self._in_folder(ZarrContainer.read_blocks, list[bytes]())
         file = self._current()
         return [*blocks, *(file.blocks if file is not None else ())]
 
@@ -140,6 +147,10 @@ class Hdf5Container:
         self._committed -= gone
         self._seal([new for _, new in replacements if new is not None], gone)
 
+    def unsealed(self) -> list[str]:
+        """Return the names of the segments that are in the folder alone."""
+        return sorted({*self._in_folder(ZarrContainer.segment_names, list[str]())} - self._names_in_file())
+
     def seal(self) -> bool:
         """Write the file anew with the segments of the folder, or an old journal; return whether there was either.
 
@@ -147,14 +158,15 @@ class Hdf5Container:
             OSError: there is no room, or no right to write; the file and the folder are as they were.
         """
         self._check_committed()
-        journal = journal_path(self._path).exists()
-        if not (self._place.exists() or journal):
+        journal = journal_path(self._path)
+        if not (self._place.exists() or journal.exists()):
             return False
         self.lock()
         if aside := self._put_aside():
             raise OSError(f"another file was put in its place meanwhile; what was committed is in {aside}")
         folder, file = self._continued(), self._current()
-        if (folder is None or (file is not None and not folder.segment_names())) and (file is None or not journal):
+        new = folder is not None and (file is None or bool(folder.segment_names()))
+        if not new and (file is None or not journal.exists()):
             self._remove_folder()
             return False
         self._seal([], ())
@@ -164,31 +176,29 @@ class Hdf5Container:
         """See `ZarrContainer.problems`; HDF5 keeps checksums over its metadata, and refuses what does not match."""
         if segment is not None:
             return self._of(segment.name, lambda _: [], lambda folder: folder.problems(segment))
-        return self._in_folder(lambda folder: folder.problems(), [])
+        return self._in_folder(ZarrContainer.problems, [])
 
     def stored(self) -> tuple[int, int]:
         """Count the file, and the files of the folder."""
-        files, size = self._in_folder(lambda folder: folder.stored(), (0, 0))
+        files, size = self._in_folder(ZarrContainer.stored, (0, 0))
         return (files + 1, size + self._path.stat().st_size) if self._path.exists() else (files, size)
 
     def leftovers(self) -> tuple[int, int]:
         """Measure what crashes left: a file or folder that was not yet renamed or removed, unfinished segments."""
-        left = [place for place in (self._temporary(), self._removed, journal_path(self._path)) if place.exists()]
+        left = [place for place in (self._temporary, self._removed, journal_path(self._path)) if place.exists()]
         if self._place.exists() and self._continued() is None:
             left.append(self._place)
-        unfinished = self._in_folder(lambda folder: folder.leftovers(), (0, 0))
-        return len(left) + unfinished[0], sum(map(_size, left)) + unfinished[1]
+        unfinished = self._in_folder(ZarrContainer.leftovers, (0, 0))
+        return len(left) + unfinished[0], sum(measured(place)[1] for place in left) + unfinished[1]
 
     def close(self) -> None:
         """Forget what was read, and release the lock."""
         self._file = None
         self._folder.close()
-        if self._lock is not None:
-            self._lock.release()
-        self._lock = None
+        self._lock = None  # releases it
 
     def _current(self) -> SealedFile | None:
-        """The file that is at the path now; None where there is none.
+        """Return the file that is at the path now, or None.
 
         Raises:
             CacheFormatError: it cannot be read.
@@ -206,8 +216,12 @@ class Hdf5Container:
             ) from error
         return self._file
 
+    def _names_in_file(self) -> Set[str]:
+        file = self._current()
+        return file.names.keys() if file is not None else frozenset()
+
     def _continued(self) -> ZarrContainer | None:
-        """The folder, where there is one that continues the file at the path."""
+        """Return the folder if it continues the file at the path, or None."""
         try:
             attributes = self._folder.read_attributes()
         except CacheFormatError as error:
@@ -222,8 +236,6 @@ class Hdf5Container:
 
     def _in_folder(self, read: Callable[[ZarrContainer], _Read], nothing: _Read) -> _Read:
         """Read from the folder; `nothing` where there is none that counts, or where it is sealed meanwhile."""
-        if not self._place.exists():
-            return nothing
         try:
             folder = self._continued()
             return nothing if folder is None else read(folder)
@@ -237,7 +249,7 @@ class Hdf5Container:
     ) -> _Read:
         """Read a segment from where it lies; sealing moves it from the folder to the file."""
         file = self._file or self._current()
-        while file is None or name not in file:
+        while file is None or name not in file.names:
             try:
                 return in_folder(self._folder)
             except Exception:
@@ -247,7 +259,7 @@ class Hdf5Container:
         return in_file(file)
 
     def _begin(self) -> ZarrContainer:
-        """The folder, to be written to."""
+        """Return the folder to write to; it is made where missing."""
         self.lock()
         if self._continued() is None:
             self._check_committed()
@@ -259,14 +271,10 @@ class Hdf5Container:
         return self._folder
 
     def _seal(self, new: Sequence[NewSegment], gone: Collection[str]) -> None:
-        file, folder = self._current(), self._continued()
-        if file is None:
-            assert folder is not None
-            attributes, extras = folder.read_attributes(), folder.read_extras()
-        else:
-            attributes, extras = file.attributes, file.read_extras()
+        file, folder = self._current(), self._continued()  # of one moment: somebody may put another file there
+        attributes, extras = self.read_attributes(), self.read_extras()
         assert attributes is not None
-        self._temporary().unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
         shutil.rmtree(self._removed, ignore_errors=True)
         free, needed = shutil.disk_usage(self._path.parent).free, self.stored()[1]
         if free < needed:
@@ -275,21 +283,42 @@ class Hdf5Container:
                 f"No space left on device: the file is written whole, which takes {needed / 1e6:.1f} MB beside it, and "
                 f"{free / 1e6:.1f} MB are free",
             )
-        names = folder.segment_names() if folder is not None else []
-        segments = [*new, *(self._folder.whole_segment(name) for name in names if name not in gone)]
+        header = Header.from_attributes(attributes, self.path)
+        there = {*gone, *(file.names if file is not None else ())}
+        names = [name for name in folder.segment_names() if name not in there] if folder is not None else []
+        segments = itertools.chain(new, (self._checked(name, header) for name in names))
         with replacing(self._path) as temporary:
-            try:
-                write_sealed(temporary, file, attributes, extras, segments, without=gone, blocks=self.read_blocks())
-            except DamagedCacheError as error:
-                raise DamagedCacheError(f"{self.path}: {error}") from error
+            blocks = self.read_blocks()
+            write_sealed(temporary, file, attributes, extras, segments, without=gone, blocks=blocks, where=self.path)
             if file is not None:
                 shutil.copymode(self._path, temporary)
         sync(self._path.parent)
         self._remove_folder()
         journal_path(self._path).unlink(missing_ok=True)
 
+    def _checked(self, name: str, header: Header) -> NewSegment:
+        """Return a segment of the folder to be copied, read once before: its checksums find what is damaged.
+
+        Raises:
+            DamagedCacheError: a clip or the index does not match its checksum.
+        """
+        try:
+            segment = read_segment_index(self._folder, name, fp.digest(header.fingerprint))
+            clips = np.arange(len(segment.ids))
+            row_bytes = header.dim * header.dtype.itemsize
+            runs = plan_runs([segment], np.zeros_like(clips), clips, clips, row_bytes)
+            for _, wrong in read_runs(self._folder, header, runs):
+                for number, reason in wrong.items():
+                    raise ValueError(f"clip {segment.ids[number]!r}: {reason}")
+        except Exception as error:  # a container may raise anything over damaged bytes
+            raise DamagedCacheError(
+                f"{self.path} was not written, since segment {name} is damaged: {error}. `emi cache verify "
+                f"{self.path}` names every damaged clip, `emi cache repair {self.path}` drops them"
+            ) from error
+        return self._folder.whole_segment(name)
+
     def _check_committed(self) -> None:
-        """Refuse to forget what this process committed.
+        """Make sure that what this process committed is still there.
 
         Raises:
             FileNotFoundError: somebody removed the folder, or took the file away that had its segments.
@@ -307,24 +336,15 @@ class Hdf5Container:
         if not self._place.exists() or self._continued() is not None:
             return None
         names = self._folder.segment_names() if self._folder.read_attributes() is not None else []
-        file = self._current()
-        if set(names) <= set(file.names if file is not None else ()):
+        if set(names) <= self._names_in_file():
             self._remove_folder()
             return None
         return self._place.rename(self._path.with_name(f"{self._path.name}.stopped-{time.time_ns()}.zarr"))
 
     def _remove_folder(self) -> None:
-        """Rename it first: a folder that is half removed is none."""
+        """Rename the folder before its removal, so that a half-removed one is never read."""
         shutil.rmtree(self._removed, ignore_errors=True)
         if self._place.exists():
             self._place.rename(self._removed)
             shutil.rmtree(self._removed, ignore_errors=True)
         self._folder.close()
-
-    def _temporary(self) -> Path:
-        return self._path.with_name(f"{self._path.name}.tmp")
-
-
-def _size(place: Path) -> int:
-    files = place.rglob("*") if place.is_dir() else [place]
-    return sum(file.stat().st_size for file in files if file.is_file())

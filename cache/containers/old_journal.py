@@ -15,7 +15,6 @@ import struct
 from pathlib import Path
 
 import google_crc32c
-import numpy as np
 
 from cache.system.disk import read_at
 
@@ -67,15 +66,11 @@ def pending(path: Path, descriptor: int) -> list[Extent]:
 def _begun(descriptor: int, changes: list[tuple[int, bytes, bytes]]) -> bool | None:
     """Return whether some of the new bytes are in the file; None where it holds bytes that are neither old nor new."""
     begun = False
-    for offset, *versions in changes:
-        stored = read_at(descriptor, len(versions[0]), offset)
-        if len(stored) != len(versions[0]):
+    for offset, old, new in changes:
+        stored = read_at(descriptor, len(old), offset)
+        if len(stored) != len(old) or any(now not in (a, b) for now, a, b in zip(stored, old, new, strict=True)):
             return None
-        now, old, new = (np.frombuffer(version, np.uint8) for version in (stored, *versions))
-        changed = now != old
-        if np.any(changed & (now != new)):
-            return None
-        begun = begun or bool(changed.any())
+        begun = begun or stored != old
     return begun
 
 

@@ -8,12 +8,13 @@ After that, reads need no HDF5 state, no right to write, and survive a fork.
 """
 
 import contextlib
+import contextvars
 import hashlib
 import json
 import math
 import os
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ import numpy as np
 
 from cache import fingerprint as fp
 from cache.containers import old_journal
-from cache.containers.container import NewSegment, Rows
-from cache.containers.file_rows import copy_from_file
+from cache.containers.file_rows import copy_from_file, row_views
 from cache.containers.hdf5_bytes import Hdf5Bytes, reading_strings
 from cache.errors import DamagedCacheError
 from cache.format import FORMAT, INDEX_ARRAYS, Array
-from cache.index import SegmentIndex, checked_index, pack, places_in, unpack
+from cache.index import checked_index, pack, places_in, unpack
+from cache.segment import NewSegment, SegmentIndex
 from cache.system.disk import open_binary
 
 _LIBVER = ("v108", "v108")
@@ -45,7 +46,7 @@ class SealedFile:
 
     Attributes:
         attributes: of the root.
-        names: of the segments.
+        names: of the segments, in order, as the keys of a mapping.
         blocks: of the index (`cache.index`).
         places: of the large arrays of each segment: array -> [offset in the file, shape, dtype].
     """
@@ -58,19 +59,12 @@ class SealedFile:
         with self.open() as file:
             self.attributes = _attributes(file)
             ours = self.attributes.get("format") == FORMAT
-            self.names = _segment_names(file) if ours else []
-            self._names = frozenset(self.names)
+            self.names = dict.fromkeys(_segment_names(file)) if ours else {}
             self.blocks = _blocks(file) if ours else []
             self.places = {name: places for block in self.blocks for name, places in places_in(block).items()}
-            self._segments: dict[str, Parsed] = {}
-            for name in self.names:
-                if name not in self.places:
-                    with contextlib.suppress(Exception):  # raised where the segment is asked for
-                        self._segments[name] = _parse(file[f"segments/{name}"])
-                        self.places[name] = self._segments[name][2]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
+            for name in self.names.keys() - self.places.keys():
+                with contextlib.suppress(Exception):  # raised where the segment is asked for
+                    self.places[name] = _places(file[f"segments/{name}"])
 
     def open(self) -> h5py.File:
         """Open it with h5py."""
@@ -92,21 +86,15 @@ class SealedFile:
 
     def read_segment(self, name: str) -> Parsed:
         """Read attributes, index arrays and places of one segment."""
-        if name in self._segments:
-            return self._segments[name]
         with self.open() as file:
             return _parse(file[f"segments/{name}"])
 
     def read_into(self, segment: str, array: str, starts: Sequence[int], outs: Sequence[Array]) -> None:
         """See `Container.read_into`."""
         offset, shape, dtype = self.places[segment][array]
-        columns, row_bytes = tuple(shape[1:]), np.dtype(dtype).itemsize * math.prod(shape[1:])
-        places: list[tuple[int, memoryview]] = []
-        for start, out in zip(starts, outs, strict=True):
-            if out.shape[1:] != columns or out.dtype != dtype or not 0 <= start <= start + len(out) <= shape[0]:
-                raise ValueError(f"{len(out)} rows of {out.dtype} {out.shape[1:]} from {start} on are not in {shape}")
-            if out.size:
-                places.append((offset + start * row_bytes, memoryview(out).cast("B")))  # type: ignore[arg-type]
+        row_bytes = np.dtype(dtype).itemsize * math.prod(shape[1:])
+        views = row_views(shape, np.dtype(dtype), starts, outs)
+        places = [(offset + start * row_bytes, view) for start, view in views]
         if self._extents:
             content = Hdf5Bytes(self._descriptor, self._extents)
             for at, view in places:
@@ -124,10 +112,11 @@ def write_sealed(
     old: SealedFile | None,
     attributes: Mapping[str, Any],
     extras: Mapping[str, Array],
-    segments: Sequence[NewSegment],
+    segments: Iterable[NewSegment],
     *,
     without: Collection[str] = (),
     blocks: Sequence[bytes] = (),
+    where: str = "",
 ) -> None:
     """Write a file with the segments of an old one, then new ones, and one block that indexes all of them.
 
@@ -136,9 +125,10 @@ def write_sealed(
         old: to copy from, array by array as stored; what is damaged stays so, under the checksums it was written with.
         attributes: of the root.
         extras: arrays beside the segments.
-        segments: to add; one that the old file holds is skipped.
+        segments: to add, each asked for when it is written.
         without: segments to leave out.
         blocks: of the index so far; they know the clips of a segment whose own index was damaged since.
+        where: path of the cache, for the error.
 
     Raises:
         DamagedCacheError: a block knows a segment that is in neither place; it would be forgotten.
@@ -159,13 +149,12 @@ def write_sealed(
                         _attributes(source[f"segments/{name}"])  # copied without a check of its strings
                         source.copy(source[f"segments/{name}"], group, name=name)
         for segment in segments:
-            if segment.name not in group and segment.name not in without:
-                _write_segment(group.create_group(segment.name), segment)
+            _write_segment(group.create_group(segment.name), segment)
         group.attrs["count"] = len(group)
         if lost := covered.keys() - set(group) - set(without):
             raise DamagedCacheError(
-                f"segment {min(lost)} is gone; `emi cache verify` names its clips, and `emi cache repair` on the cache "
-                "drops them"
+                f"{where}: segment {min(lost)} is gone; `emi cache verify` names its clips, and `emi cache repair` on "
+                "the cache drops them"
             )
         if index := _index(group, covered, fp.digest(attributes["fingerprint"])):
             file.create_dataset("index/all", data=np.frombuffer(pack(index), np.uint8))
@@ -187,7 +176,9 @@ def _write_segment(group: Any, segment: NewSegment) -> None:
     """Write arrays that may not fit in memory."""
     for key, values in segment.arrays.items():
         if key == "ids":
-            group.create_dataset(key, data=_utf8(values))
+            # Fixed-length UTF-8: contiguous bytes that checksums and memory maps can see, unlike HDF5's string heap.
+            ids = [text.encode() for text in values[:]]
+            group.create_dataset(key, data=np.array(ids, h5py.string_dtype("utf-8", max(1, *map(len, ids)))))
             continue
         array = group.create_dataset(key, shape=values.shape, dtype=values.dtype)
         rows = max(1, _COPY_BYTES // max(1, array.dtype.itemsize * math.prod(values.shape[1:])))
@@ -205,18 +196,11 @@ def _segment_names(file: h5py.File) -> list[str]:
 
 
 def _blocks(file: h5py.File) -> list[bytes]:
-    """The data sets of `index`; an empty one for each that cannot be read, over which HDF5 may raise anything."""
+    """Read the data sets of `index`; one empty block where HDF5 cannot, over which it may raise anything."""
     try:
-        blocks = list(file["index"].values()) if "index" in file else []
+        return [bytes(block[()]) for block in file["index"].values()] if "index" in file else []
     except Exception:
         return [b""]
-    contents = []
-    for block in blocks:
-        try:
-            contents.append(bytes(block[()]))
-        except Exception:
-            contents.append(b"")
-    return contents
 
 
 def _parse(group: Any) -> Parsed:
@@ -233,15 +217,12 @@ def _places(group: Any) -> dict[str, Any]:
     }
 
 
-def _utf8(ids: Rows) -> Array:
-    """Fixed-length UTF-8: contiguous bytes that checksums and memory maps can see, unlike HDF5's string heap."""
-    encoded = [text.encode() for text in ids[:]]
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
-
-
 def _attributes(node: Any) -> dict[str, Any]:
-    with reading_strings():
+    def read() -> dict[str, Any]:
+        reading_strings.set(True)
         return {key: _decoded(value) for key, value in node.attrs.items()}
+
+    return contextvars.copy_context().run(read)
 
 
 def _decoded(value: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from cache.containers.file_rows import copy_from_file
+from cache.containers.file_rows import copy_from_file, row_views
 from cache.format import Array
 from cache.system.disk import open_binary, read_at
 
@@ -38,10 +38,6 @@ class RowLayout:
     row_bytes: int
     chunk_offsets: dict[int, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
     """By shard, as far as they have been read."""
-
-    def shard(self, number: int) -> str:
-        """File of a shard."""
-        return f"{self.folder}/c/{number}/0"
 
 
 def row_layout(folder: Path) -> RowLayout | None:
@@ -80,20 +76,15 @@ def read_rows(layout: RowLayout, starts: Sequence[int], outs: Sequence[Array]) -
         OSError: a file is missing or too short.
         ValueError: an array does not fit, or a chunk is missing.
     """
-    columns, rows = layout.shape[1:], layout.shape[0]
     of_shard: dict[int, list[tuple[int, int, memoryview]]] = {}
-    for start, out in zip(starts, outs, strict=True):
-        stop = start + len(out)
-        if out.shape[1:] != columns or out.dtype != layout.dtype or not 0 <= start <= stop <= rows:
-            raise ValueError(f"rows {start}:{stop} of {out.dtype} {out.shape[1:]} are not in {layout}")
-        view = memoryview(out).cast("B") if out.size else memoryview(b"")  # type: ignore[arg-type]
-        while start < stop:
+    for start, view in row_views(layout.shape, layout.dtype, starts, outs):
+        while view:
             shard, first = divmod(start, layout.shard_rows)
-            count = min(stop - start, layout.shard_rows - first)
+            count = min(len(view) // layout.row_bytes, layout.shard_rows - first)
             of_shard.setdefault(shard, []).append((first, count, view[: count * layout.row_bytes]))
             view, start = view[count * layout.row_bytes :], start + count
     for shard, pieces in of_shard.items():
-        descriptor = open_binary(layout.shard(shard))
+        descriptor = open_binary(f"{layout.folder}/c/{shard}/0")
         try:
             copy_from_file(descriptor, _places(_chunk_offsets(descriptor, layout, shard), layout, pieces))
         finally:
@@ -104,7 +95,7 @@ def shard_problems(layout: RowLayout) -> list[str]:
     """Where the bytes around the rows are not what they were written as: the list of chunks, and the padding."""
     problems = []
     for shard in range(-(-layout.shape[0] // layout.shard_rows)):
-        file = layout.shard(shard)
+        file = f"{layout.folder}/c/{shard}/0"
         try:
             content = np.memmap(file, np.uint8, "r")
             table = content[-16 * (layout.shard_rows // layout.chunk_rows) - 4 :]

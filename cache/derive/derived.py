@@ -6,11 +6,12 @@ The fingerprint of a derived cache is that of its source with the new storage dt
                 "pca" where components were asked for, "fitted_on": {"clips", "sha256"} where anything was fitted}
 
 so that caches made by other recipes, or fitted on other clips, are refused together as any others are. What was fitted
-lies in the cache itself (`FeatureCache.extras`), written when it is made: whoever goes on filling it applies that.
+lies in the cache itself (`FeatureCache.extras`), written when it is made: whoever continues filling it applies that.
 """
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,14 +20,13 @@ import numpy as np
 from cache import fingerprint as fp
 from cache.derive.transform import Transform, training_set
 from cache.errors import CacheNotFoundError, DeriveError
-from cache.format import Clip, Header
+from cache.format import DTYPES, Clip, Header
 from cache.ids import match_ids
 from cache.maintenance.transfer import refuse_other_media
 from cache.paths import StrPath
 from cache.reader import FeatureCache, open_cache
 from cache.writer import CacheWriter
 
-DTYPES = ("float16", "float32")
 MAX_POOL = (1 << 31) - 1
 """Frames in a window at most: 497 days at 50 Hz; NumPy cannot make windows of 2^63 frames, even of none."""
 
@@ -67,7 +67,7 @@ def derive(
     skip_missing: bool = False,
     on_progress: OnProgress | None = None,
 ) -> DeriveSummary:
-    """Derive all clips of a cache that the target lacks; called again it goes on, with the transform it has stored.
+    """Derive all clips that the target lacks; called again, it resumes with the transform that it has stored.
 
     One clip is in memory at a time, and while fitting a block of frames and a (dim, dim) matrix.
 
@@ -96,8 +96,7 @@ def derive(
         transform = _stored_transform(target, header)
         fitted = transform is None and bool(train)
         if transform is None:
-            reader = _reported(store, train, "fitting", on_progress)
-            transform = Transform.fit(reader, pool, pca, standardise)
+            transform = Transform.fit(_reported(store, train, "fitting", on_progress), pool, pca, standardise)
         with CacheWriter(target, header, transform.to_arrays()) as writer:
             # another process may have made the cache meanwhile
             transform = (_stored_transform(target, header) if fitted else None) or transform
@@ -150,10 +149,8 @@ def describe(recipe: Mapping[str, Any]) -> str:
 def _check_recipe(store: FeatureCache, recipe: Mapping[str, Any], dtype: str) -> None:
     if "derived" in store.fingerprint:
         raise DeriveError(f"{store.path} is derived itself; derive from the cache of extracted features it came from")
-    if recipe["pool"] < 1:
-        raise DeriveError(f"--pool takes a number of frames from 1 up, got {recipe['pool']}")
-    if recipe["pool"] > MAX_POOL:
-        raise DeriveError(f"--pool takes at most {MAX_POOL} frames, got {recipe['pool']}")
+    if not 1 <= recipe["pool"] <= MAX_POOL:
+        raise DeriveError(f"--pool takes 1 to {MAX_POOL} frames, got {recipe['pool']}")
     if not 1 <= recipe.get("pca", 1) <= store.dim:
         raise DeriveError(
             f"--pca {recipe['pca']}: {store.path} has {store.dim} features per frame; give 1 to {store.dim}"
@@ -203,12 +200,10 @@ def _derived_header(store: FeatureCache, recipe: Mapping[str, Any], train: Seque
 
 def _stored_transform(target: StrPath, header: Header) -> Transform | None:
     """The transform of a cache that exists, which must be the one that is asked for; None where there is no cache."""
-    try:
-        with open_cache(target) as store:
-            header.must_match(store.header, store.path)
-            return transform_of(store)
-    except CacheNotFoundError:
-        return None
+    with suppress(CacheNotFoundError), open_cache(target) as store:
+        header.must_match(store.header, store.path)
+        return transform_of(store)
+    return None
 
 
 def _reported(store: FeatureCache, ids: Iterable[str], stage: str, on_progress: OnProgress | None) -> Iterator[Clip]:

@@ -5,7 +5,7 @@ prediction can apply the same to a clip that no cache holds. Once it is fitted, 
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,14 +30,12 @@ class Transform:
         mean: (dim,) float64 of the pooled training frames, or None where nothing was fitted.
         components: (k, dim) float64, orthonormal, by falling variance, or None for all dimensions as they are.
         scale: (k or dim,) float64 standard deviations after the projection, or None.
-        fitted_on: {"clips": number, "sha256": `training_set` of the clips} or None.
     """
 
     pool: int = 1
     mean: Floats | None = None
     components: Floats | None = None
     scale: Floats | None = None
-    fitted_on: Mapping[str, Any] | None = None
 
     def apply(self, clip: Clip) -> Clip:
         """Transform one clip.
@@ -56,19 +54,13 @@ class Transform:
                 f"clip {clip.id!r} has {clip.frames.shape[1]} features per frame, and the transform was fitted on "
                 f"{len(self.mean)}; give it features of the cache it was made from"
             )
-        vad = None if clip.vad is None else pooled(clip.vad, self.pool)
-        return replace(clip, frames=self._projected(pooled(clip.frames, self.pool)), vad=vad)
-
-    def _projected(self, frames: Array) -> Array:
-        """(T, dim) float32 -> (T, k or dim) float32; the products are float64."""
-        if self.mean is None:
-            return frames
-        values = frames - self.mean
-        if self.components is not None:
-            values = values @ self.components.T
-        if self.scale is not None:
-            values /= self.scale
-        return values.astype(np.float32)
+        frames = pooled(clip.frames, self.pool)
+        if self.mean is not None:
+            values = frames - self.mean  # float64
+            if self.components is not None:
+                values = values @ self.components.T
+            frames = (values if self.scale is None else values / self.scale).astype(np.float32)
+        return replace(clip, frames=frames, vad=None if clip.vad is None else pooled(clip.vad, self.pool))
 
     @classmethod
     def fit(
@@ -87,12 +79,20 @@ class Transform:
         """
         if pca is None and not standardise:
             return cls(pool)
-        moments, members = _Moments(cross=pca is not None), {}
-        for clip in clips:
-            members[clip.id] = clip.checksum()
-            moments.add(pooled(clip.frames, pool))
-        count, mean, variance = moments.result()
-        _check_enough(count, len(mean), len(members), pca)
+        count, mean, variance = _moments((pooled(clip.frames, pool) for clip in clips), cross=pca is not None)
+        if not count:
+            raise DeriveError(
+                "there are no training clips to fit on; give --train a CSV that names some of the cache's"
+            )
+        if pca is not None and pca > len(mean):
+            raise DeriveError(
+                f"--pca {pca}: a frame has {len(mean)} features, and no more components; give at most --pca {len(mean)}"
+            )
+        if pca is not None and pca > count:
+            raise DeriveError(
+                f"--pca {pca}: the training clips have {count} frames after pooling, too few for that number of "
+                "components; give a smaller --pca or --pool, or more training clips"
+            )
         components = None
         if pca is not None:
             components, variance = _principal(variance, pca)
@@ -100,7 +100,7 @@ class Transform:
         else:
             floor = np.square(1e-12 * mean)  # below it, the variance of a constant is
         scale = np.sqrt(np.where(variance <= floor, 1.0, variance)) if standardise else None
-        return cls(pool, mean, components, scale, {"clips": len(members), "sha256": training_set(members)})
+        return cls(pool, mean, components, scale)
 
     def to_arrays(self) -> dict[str, Array]:
         """What was fitted, by name: plain float64 arrays, none where nothing was."""
@@ -113,24 +113,24 @@ class Transform:
 
         Args:
             arrays: as from `to_arrays`; others are ignored.
-            settings: `pool`, `standardise`, and `pca` and `fitted_on` where there are some: a recipe of `derived`.
+            settings: `pool`, `standardise`, and `pca` where there is one: a recipe of `derived`.
 
         Raises:
             CacheFormatError: an array is missing, or its shape does not fit.
         """
         pca, standardise = settings.get("pca"), settings["standardise"]
-        wanted = {"mean": pca is not None or standardise, "components": pca is not None, "scale": standardise}
-        found = {name: np.asarray(arrays[name], np.float64) for name, used in wanted.items() if used and name in arrays}
-        dim = len(found["mean"]) if "mean" in found else None
-        outputs = dim if pca is None else pca
-        shapes = {"mean": (dim,), "components": (pca, dim), "scale": (outputs,)}
-        for name in (name for name, used in wanted.items() if used):
-            if name not in found or found[name].shape != shapes[name] or not np.isfinite(found[name]).all():
+        dim = np.size(arrays.get("mean", ()))
+        shapes: dict[str, tuple[int, ...]] = {"mean": (dim,)} if pca is not None or standardise else {}
+        shapes |= {} if pca is None else {"components": (pca, dim)}
+        shapes |= {"scale": (dim if pca is None else pca,)} if standardise else {}
+        found = {name: np.asarray(arrays.get(name, ()), np.float64) for name in shapes}
+        for name, shape in shapes.items():
+            if name not in arrays or found[name].shape != shape or not np.isfinite(found[name]).all():
                 raise CacheFormatError(
-                    f"the transform of these features is incomplete: its {name} is missing or not of shape "
-                    f"{shapes[name]}; make the cache again with `emi cache derive`"
+                    f"the transform of these features is incomplete: its {name} is missing or not of shape {shape}; "
+                    "make the cache again with `emi cache derive`"
                 )
-        return cls(settings["pool"], **found, fitted_on=settings.get("fitted_on"))
+        return cls(settings["pool"], **found)
 
 
 def training_set(checksums: Mapping[str, int]) -> str:
@@ -151,55 +151,44 @@ def pooled(frames: Array, pool: int) -> Array:
     return np.concatenate([means, frames[whole:].mean(0, dtype=np.float32, keepdims=True)])
 
 
-class _Moments:
-    """Count, mean and scatter of frames, block by block in float64.
+def _moments(arrays: Iterable[Array], *, cross: bool) -> tuple[int, Floats, Floats]:
+    """Count, (dim,) mean, and (dim, dim) covariance or (dim,) variance of frames, with divisor n, in float64.
 
     Blocks are joined as in Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance": unlike the sum
     of squares less the square of the sum, this loses nothing where the mean is large beside the deviations.
 
     Args:
-        cross: whether the scatter is that of all pairs of dimensions, (dim, dim), or of each, (dim,).
+        arrays: (T, dim) frames.
+        cross: whether to multiply all pairs of dimensions, or each with itself.
     """
 
-    def __init__(self, *, cross: bool) -> None:
-        self._cross = cross
-        self._count = 0
-        self._mean: Floats = np.zeros(0)
-        self._scatter: Floats = np.zeros(0)
-        self._waiting: list[Array] = []
-        self._rows = 0
+    def product(rows: Floats) -> Floats:
+        return rows.T @ rows if cross else np.square(rows).sum(0)
 
-    def add(self, frames: Array) -> None:
-        """Take (T, dim) frames."""
-        self._waiting.append(frames)
-        self._rows += len(frames)
-        if self._rows >= BLOCK_FRAMES:
-            self._join()
+    count, mean, scatter = 0, np.zeros(1), np.zeros(1)
+    for block in _blocks(arrays):
+        block_mean = block.mean(0)
+        block -= block_mean
+        total = count + len(block)
+        step = block_mean - mean
+        scatter = scatter + (product(block) + product(step[None]) * (count * len(block) / total))
+        mean = mean + step * (len(block) / total)
+        count = total
+    return count, mean, scatter / max(1, count)
 
-    def result(self) -> tuple[int, Floats, Floats]:
-        """Count, (dim,) mean, and (dim, dim) covariance or (dim,) variance, with divisor n."""
-        if self._rows:
-            self._join()
-        return self._count, self._mean, self._scatter / max(1, self._count)
 
-    def _join(self) -> None:
-        block = np.concatenate(self._waiting).astype(np.float64)
-        self._waiting, self._rows = [], 0
-        mean = block.mean(0)
-        block -= mean
-        if not self._count:
-            self._count, self._mean, self._scatter = len(block), mean, self._product(block)
-            return
-        total = self._count + len(block)
-        step = mean - self._mean
-        between = self._product(step[None]) * (self._count * len(block) / total)
-        self._scatter += self._product(block) + between
-        self._mean = self._mean + step * (len(block) / total)
-        self._count = total
-
-    def _product(self, rows: Floats) -> Floats:
-        product: Floats = rows.T @ rows if self._cross else np.square(rows).sum(0)
-        return product
+def _blocks(arrays: Iterable[Array]) -> Iterator[Floats]:
+    """Join arrays of frames until they have `BLOCK_FRAMES`."""
+    waiting: list[Array] = []
+    rows = 0
+    for array in arrays:
+        waiting.append(array)
+        rows += len(array)
+        if rows >= BLOCK_FRAMES:
+            yield np.concatenate(waiting).astype(np.float64)
+            waiting, rows = [], 0
+    if waiting:
+        yield np.concatenate(waiting).astype(np.float64)
 
 
 def _principal(covariance: Floats, pca: int) -> tuple[Floats, Floats]:
@@ -209,15 +198,3 @@ def _principal(covariance: Floats, pca: int) -> tuple[Floats, Floats]:
     largest = np.abs(components).argmax(1)
     signs = np.sign(components[np.arange(pca), largest])
     return np.ascontiguousarray(components * signs[:, None]), np.maximum(variances[::-1][:pca], 0.0)
-
-
-def _check_enough(count: int, dim: int, clips: int, pca: int | None) -> None:
-    if not count:
-        raise DeriveError("there are no training clips to fit on; give --train a CSV that names some of the cache's")
-    if pca is not None and pca > dim:
-        raise DeriveError(f"--pca {pca}: a frame has {dim} features, and no more components; give at most --pca {dim}")
-    if pca is not None and pca > count:
-        raise DeriveError(
-            f"--pca {pca}: the {clips} training clips have {count} frames after pooling, too few for so many "
-            "components; give a smaller --pca or --pool, or more training clips"
-        )

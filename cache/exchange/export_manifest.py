@@ -18,8 +18,6 @@ MANIFEST = "export.json"
 """The file in a folder that holds it."""
 KEY = b"emi_export"
 """The key in the metadata of a Parquet file."""
-_OF_CLIPS = ("clips", "frames", "content_crc32c")
-"""Fields that say which clips there are; `npz` goes without, because it may gain clips and checks each by itself."""
 
 
 class ExportExistsError(CacheError, FileExistsError):
@@ -28,9 +26,6 @@ class ExportExistsError(CacheError, FileExistsError):
 
 def manifest_of(store: FeatureCache, kind: str, ids: Sequence[str]) -> dict[str, Any]:
     """What an export is made from: equal manifests mean equal exports."""
-    seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
-    offsets = store.offsets(ids)  # raises where an id is unknown
-    content = "".join(f"{clip_id}\0{store.checksum(clip_id)}\0{seconds[clip_id]!r}\0" for clip_id in ids)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -39,11 +34,14 @@ def manifest_of(store: FeatureCache, kind: str, ids: Sequence[str]) -> dict[str,
         "dim": store.dim,
         "vad_names": list(store.vad_names),
         "hop_seconds": store.hop_seconds,
-        "clips": len(ids),
-        "frames": int(offsets[-1]),
-        "content_crc32c": int(google_crc32c.value(content.encode())),
     }
-    return {key: value for key, value in manifest.items() if kind != "npz" or key not in _OF_CLIPS}
+    offsets = store.offsets(ids)  # raises where an id is unknown
+    if kind != "npz":  # which may gain clips, and checks each by itself
+        seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
+        content = "".join(f"{clip_id}\0{store.checksum(clip_id)}\0{seconds[clip_id]!r}\0" for clip_id in ids)
+        crc = int(google_crc32c.value(content.encode()))
+        manifest |= {"clips": len(ids), "frames": int(offsets[-1]), "content_crc32c": crc}
+    return manifest
 
 
 def must_fit(place: Path, manifest: dict[str, Any]) -> bool:

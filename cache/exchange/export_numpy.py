@@ -7,63 +7,69 @@ cache has them; `export.json`.
 (clips + 1,) int64, clip i is rows offsets[i]:offsets[i + 1]; `ids.txt`, one id a line in UTF-8; `export.json`.
 """
 
-import contextlib
-import errno
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from cache.exchange.export_manifest import MANIFEST, ExportExistsError
-from cache.exchange.exporting import ExportError, ExportSummary, Selection
-from cache.format import Array, Clip
+from cache.exchange.selection import UNNAMEABLE, ExportError, Selection
+from cache.format import Clip
+from cache.system.atomic_file import write_atomically
 
 NAME_BYTES = 255
 """Of one part of a path: NAME_MAX of Linux, macOS and their file systems."""
-UNNAMEABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-"""What the operating system says where a path cannot be a file, whatever room or right there is."""
 SHOWN = 80
 """Characters of an id that is too long that are repeated."""
 
 
-def write_npz(selection: Selection, folder: Path, summary: ExportSummary) -> None:
+def write_npz(selection: Selection, folder: Path) -> int:
     """Write one file per clip, each complete or not there at all; those of an earlier run are kept if they are equal.
+
+    Returns:
+        The number of files that were written.
 
     Raises:
         ExportError: an id would leave the folder, is too long for a file name, or needs a folder where a file is.
         ExportExistsError: a file holds other features than its clip.
     """
     store = selection.store
-    names = {clip_id: _inside(clip_id) for clip_id in selection.ids}
-    _must_lie_side_by_side(names)
-    targets = {clip_id: folder / name for clip_id, name in names.items()}
+    names = _file_names(selection.ids)
     seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():
-        _replace(folder / MANIFEST, json.dumps(selection.manifest, indent=2).encode())
-    for clip_id, target in targets.items():
-        with _named(clip_id, target):
-            present = _read(clip_id, target)
-        if present is None:
-            for clip in selection.clips([clip_id]):
-                with _named(clip_id, target):
-                    _write(clip, target)
-                summary.written += 1
-        elif present.checksum() == store.checksum(clip_id) and np.array_equal(
-            present.seconds, seconds[clip_id], equal_nan=True
-        ):
-            summary.present += 1
-            selection.count(len(present.frames))
-        else:
-            raise ExportExistsError(
-                f"{target} holds other features than clip {clip_id!r} of {store.path}; export into an empty folder"
-            )
+        write_atomically(folder / MANIFEST, json.dumps(selection.manifest, indent=2).encode())
+    written = 0
+    for clip_id, name in names.items():
+        try:
+            present = _read(clip_id, folder / name)
+            if present is None:
+                for clip in selection.clips([clip_id]):
+                    _write(clip, folder / name)
+                written += 1
+            elif present.checksum() == store.checksum(clip_id) and np.array_equal(
+                present.seconds, seconds[clip_id], equal_nan=True
+            ):
+                selection.count(len(present.frames))
+            else:
+                raise ExportExistsError(
+                    f"{folder / name} holds other features than clip {clip_id!r} of {store.path}; export into an "
+                    "empty folder"
+                )
+        except OSError as error:
+            if error.errno not in UNNAMEABLE:
+                raise
+            raise ExportError(
+                f"clip {clip_id[:SHOWN]!r}{'…' * (len(clip_id) > SHOWN)} cannot have a file of its own in "
+                f"{(folder / name).parent}: {error.strerror}; leave it out with --ids, or export --to npy"
+            ) from error
+    return written
 
 
-def write_npy(selection: Selection, folder: Path, summary: ExportSummary) -> None:
+def write_npy(selection: Selection, folder: Path) -> None:
     """Write all frames as one array, part by part, so that memory stays flat.
 
     Raises:
@@ -71,11 +77,11 @@ def write_npy(selection: Selection, folder: Path, summary: ExportSummary) -> Non
     """
     store, ids = selection.store, selection.ids
     for clip_id in ids:
-        if len(clip_id.splitlines()) > 1 or clip_id != clip_id.rstrip("\r\n"):
+        if clip_id.splitlines() != [clip_id]:
             raise ExportError(f"clip {clip_id!r} has a line break, and ids.txt has one id a line; export it as npz")
-    folder.mkdir(parents=True)
+    folder.mkdir()
     offsets = store.offsets(ids)
-    shape = (int(offsets[-1]), store.dim + len(store.vad_names))
+    shape = (int(offsets[-1]), store.header.width)
     header = {"descr": np.lib.format.dtype_to_descr(store.header.dtype), "fortran_order": False, "shape": shape}
     with (folder / "frames.npy").open("wb") as file:
         # Not through a memory map, whose written pages would count as memory of this process.
@@ -87,68 +93,42 @@ def write_npy(selection: Selection, folder: Path, summary: ExportSummary) -> Non
                 selection.count(length)
     np.save(folder / "offsets.npy", offsets)
     (folder / "ids.txt").write_text("".join(f"{clip_id}\n" for clip_id in ids), encoding="utf-8", newline="\n")
-    (folder / MANIFEST).write_text(json.dumps(selection.manifest, indent=2), encoding="utf-8")
-    summary.written = len(ids)
 
 
-def _inside(clip_id: str) -> str:
-    """The file of a clip, relative to the folder of the export."""
-    if any(part in ("", ".", "..") for part in clip_id.replace("\\", "/").split("/")):
-        raise ExportError(f"clip {clip_id!r} would not lie inside the folder of the export; leave it out with --ids")
-    longest = max(len(part.encode()) for part in f"{clip_id}.npz".split("/"))
-    if longest > NAME_BYTES:
-        raise ExportError(
-            f"clip {clip_id[:SHOWN]!r}… needs a file name of {longest} bytes, and a file system takes {NAME_BYTES}; "
-            "leave it out with --ids, or export --to npy"
-        )
-    return f"{clip_id}.npz"
-
-
-def _must_lie_side_by_side(names: Mapping[str, str]) -> None:
-    """Refuse an id whose file would be the folder of another's."""
+def _file_names(ids: Sequence[str]) -> dict[str, str]:
+    """The file of each clip, relative to the folder of the export; none would be the folder of another's."""
+    names = {clip_id: f"{clip_id}.npz" for clip_id in ids}
     files = {name: f"clip {clip_id!r}" for clip_id, name in names.items()} | {MANIFEST: "its manifest"}
     for clip_id, name in names.items():
-        for parent in PurePosixPath(name).parents:
-            if str(parent) in files:
+        if any(part in ("", ".", "..") for part in clip_id.replace("\\", "/").split("/")):
+            raise ExportError(
+                f"clip {clip_id!r} would not lie inside the folder of the export; leave it out with --ids"
+            )
+        longest = max(len(part.encode()) for part in name.split("/"))
+        if longest > NAME_BYTES:
+            raise ExportError(
+                f"clip {clip_id[:SHOWN]!r}… needs a file name of {longest} bytes, and a file system takes {NAME_BYTES}"
+                "; leave it out with --ids, or export --to npy"
+            )
+        for parent in map(str, PurePosixPath(name).parents):
+            if parent in files:
                 raise ExportError(
-                    f"clip {clip_id!r} needs a folder {parent}, where the export has {files[str(parent)]}; leave one "
-                    "of them out with --ids, or export --to npy"
+                    f"clip {clip_id!r} needs a folder {parent}, where the export has {files[parent]}; leave one of "
+                    "them out with --ids, or export --to npy"
                 )
-
-
-@contextlib.contextmanager
-def _named(clip_id: str, target: Path) -> Iterator[None]:
-    """Say of which clip it is that no file can be named so here."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNNAMEABLE:
-            raise
-        shown = f"{clip_id[:SHOWN]!r}" + ("…" if len(clip_id) > SHOWN else "")
-        raise ExportError(
-            f"clip {shown} cannot have a file of its own in {target.parent}: {error.strerror}; leave it out with "
-            "--ids, or export --to npy"
-        ) from error
+    return names
 
 
 def _write(clip: Clip, target: Path) -> None:
-    arrays: dict[str, Array] = {"frames": clip.frames, "seconds": np.array(clip.seconds, np.float64)}
-    if clip.vad is not None and clip.vad_pooled is not None:
-        arrays |= {"vad": clip.vad, "vad_pooled": clip.vad_pooled}
+    vads = {} if clip.vad is None else {"vad": clip.vad, "vad_pooled": clip.vad_pooled}
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # allow_pickle, which NumPy 2.0 lacks
+            np.savez(file, frames=clip.frames, seconds=np.array(clip.seconds, np.float64), **vads)  # type: ignore[arg-type]  # allow_pickle, which NumPy 2.0 lacks
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _replace(target: Path, content: bytes) -> None:
-    temporary = target.with_name(f".{os.getpid()}.partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, target)
 
 
 def _read(clip_id: str, target: Path) -> Clip | None:

@@ -6,53 +6,38 @@ Every export says what it was made from: the fingerprint, and a checksum over al
 already and was made from the same clips is left alone; anything else in its place is refused.
 """
 
-import errno
 import importlib
+import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cache.errors import CacheError, CacheWriteError, EmiError
-from cache.exchange.export_manifest import manifest_of, must_fit
-from cache.format import Clip
+from cache.errors import CacheWriteError, EmiError
+from cache.exchange.export_arrow import write_datasets, write_parquet
+from cache.exchange.export_manifest import MANIFEST, manifest_of, must_fit
+from cache.exchange.export_numpy import write_npy, write_npz
+from cache.exchange.selection import UNNAMEABLE, ExportError, Selection
+from cache.maintenance.verify import Progress
 from cache.paths import StrPath, at_home
 from cache.reader import FeatureCache
+from cache.system.disk import sync
 
-CHUNK_BYTES = 8 << 20
-"""Frames held in memory at a time; a row group of Parquet, whose writer takes a dozen times as much: 0.3 GB in all."""
-
-KINDS = {
-    "npz": "cache.exchange.export_numpy:write_npz",
-    "npy": "cache.exchange.export_numpy:write_npy",
-    "parquet": "cache.exchange.export_arrow:write_parquet",
-    "datasets": "cache.exchange.export_arrow:write_datasets",
+WHOLE: dict[str, Callable[[Selection, Path], None]] = {
+    "npy": write_npy,
+    "parquet": write_parquet,
+    "datasets": write_datasets,
 }
-"""What writes each kind, imported when it is asked for."""
+"""What writes each kind that appears when it is complete; `npz` may gain files."""
+KINDS = ("npz", *WHOLE)
 NEEDS = {"parquet": ("pyarrow",), "datasets": ("pyarrow", "datasets")}
 """Packages of the extra `arrow`."""
 
-Progress = Callable[[int, int, float], None]
-"""Called with clips handled so far, clips to handle, and seconds of the clip just handled."""
-
-
-class ExportError(CacheError, ValueError):
-    """A cache cannot be exported as asked for."""
-
 
 class ExportDependencyError(EmiError, ImportError):
-    """A package that only some exports need is not installed.
-
-    Args:
-        package: its name on the package index.
-    """
-
-    def __init__(self, package: str) -> None:
-        super().__init__(
-            f"this export needs the package {package!r}; install it with: pip install 'emi-mimicry[arrow]'"
-        )
+    """A package that only some exports need is not installed."""
 
 
 @dataclass(kw_only=True)
@@ -66,55 +51,8 @@ class ExportSummary:
     """
 
     path: str
-    written: int = 0
-    present: int = 0
-
-
-@dataclass(kw_only=True)
-class Selection:
-    """The clips to export, and what is said about them.
-
-    Attributes:
-        store: the cache.
-        ids: of the clips, in the order of the export.
-        manifest: what the export is made from, JSON-able.
-        on_progress: called after each clip.
-        done: clips handled so far.
-    """
-
-    store: FeatureCache
-    ids: Sequence[str]
-    manifest: dict[str, Any]
-    on_progress: Progress | None = None
-    done: int = 0
-
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of one frame with its VAD."""
-        return self.store.dim * self.store.header.dtype.itemsize + 4 * len(self.store.vad_names)
-
-    def chunks(self) -> Iterator[list[str]]:
-        """Cut the ids so that the frames of each part take `CHUNK_BYTES` at most, or are one clip."""
-        offsets = self.store.offsets(self.ids)
-        first = 0
-        for i in range(1, len(self.ids)):
-            if (offsets[i + 1] - offsets[first]) * self.frame_bytes > CHUNK_BYTES:
-                yield list(self.ids[first:i])
-                first = i
-        yield list(self.ids[first:])
-
-    def clips(self, ids: Sequence[str]) -> Iterator[Clip]:
-        """Read clips one by one, and count them."""
-        for clip_id in ids:
-            clip = self.store[clip_id]
-            yield clip
-            self.count(len(clip.frames))
-
-    def count(self, frames: int) -> None:
-        """Report that one more clip is done."""
-        self.done += 1
-        if self.on_progress:
-            self.on_progress(self.done, len(self.ids), frames * self.store.hop_seconds)
+    written: int
+    present: int
 
 
 def export(
@@ -126,7 +64,7 @@ def export(
 ) -> ExportSummary:
     """Write clips of a cache in a format that other tools read.
 
-    `npz` goes on where an earlier run stopped; the other kinds appear at `target` when they are complete. An
+    `npz` resumes where an earlier run stopped; the other kinds appear at `target` when they are complete. An
     export of the same clips that is there already is left alone.
 
     Args:
@@ -143,63 +81,51 @@ def export(
         UnknownClipError, DamagedCacheError: a clip is not in the cache, or damaged.
         CacheWriteError: the disk is full, or the like.
     """
-    write = _writer(kind)
-    wanted = list(store.ids if ids is None else ids)
-    if not wanted:
-        raise ExportError(f"{store.path}: there are no clips to export; fill it with `emi extract`, or name its clips")
-    if len(set(wanted)) < len(wanted):
-        seen: set[str] = set()
-        twice = next(clip_id for clip_id in wanted if clip_id in seen or seen.add(clip_id))  # type: ignore[func-returns-value]
-        raise ExportError(f"clip {twice!r} is to be exported twice; name it once")
-    place = Path(os.path.abspath(at_home(target)))
-    selection = Selection(store=store, ids=wanted, manifest=manifest_of(store, kind, wanted), on_progress=on_progress)
-    summary = ExportSummary(path=os.fspath(target))
-    try:
-        if kind == "npz":
-            must_fit(place, selection.manifest)
-            write(selection, place, summary)
-        elif must_fit(place, selection.manifest):
-            summary.present = len(wanted)
-        else:
-            _write_whole(write, selection, place, summary)
-    except OSError as error:
-        if isinstance(error, EmiError):
-            raise
-        elsewhere = error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
-        remedy = (
-            "choose another OUT" if elsewhere else "make room or mend the permission, then run the same command again"
-        )
-        raise CacheWriteError(f"{place} could not be written: {error}; {remedy}") from error
-    return summary
-
-
-def _writer(kind: str) -> Callable[[Selection, Path, ExportSummary], None]:
     if kind not in KINDS:
         raise ExportError(f"--to must be one of {', '.join(KINDS)}, got {kind!r}")
     for package in NEEDS.get(kind, ()):
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ExportDependencyError(package) from error
-    module, name = KINDS[kind].split(":")
-    write: Callable[[Selection, Path, ExportSummary], None] = getattr(importlib.import_module(module), name)
-    return write
+            raise ExportDependencyError(
+                f"this export needs the package {package!r}; install it with: pip install 'emi-mimicry[arrow]'"
+            ) from error
+    wanted = list(store.ids if ids is None else ids)
+    if not wanted:
+        raise ExportError(f"{store.path}: there are no clips to export; fill it with `emi extract`, or name its clips")
+    clip_id, times = Counter(wanted).most_common(1)[0]
+    if times > 1:
+        raise ExportError(f"clip {clip_id!r} is to be exported twice; name it once")
+    place = Path(os.path.abspath(at_home(target)))
+    selection = Selection(store=store, ids=wanted, manifest=manifest_of(store, kind, wanted), on_progress=on_progress)
+    written = 0
+    try:
+        there = must_fit(place, selection.manifest)
+        if kind == "npz":
+            written = write_npz(selection, place)
+        elif not there:
+            _write_whole(WHOLE[kind], selection, place)
+            written = len(wanted)
+    except EmiError:
+        raise
+    except OSError as error:
+        remedy = (
+            "choose another OUT"
+            if error.errno in UNNAMEABLE
+            else "make room or mend the permission, then run the same command again"
+        )
+        raise CacheWriteError(f"{place} could not be written: {error}; {remedy}") from error
+    return ExportSummary(path=os.fspath(target), written=written, present=len(wanted) - written)
 
 
-def _write_whole(
-    write: Callable[[Selection, Path, ExportSummary], None], selection: Selection, place: Path, summary: ExportSummary
-) -> None:
+def _write_whole(write: Callable[[Selection, Path], None], selection: Selection, place: Path) -> None:
     """Write beside the target, and move it there when it is complete and on the disk."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    try:
-        write(selection, partial, summary)
-        for path in partial.iterdir() if partial.is_dir() else [partial]:
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(partial, place)
-    finally:
+    with tempfile.TemporaryDirectory(prefix=".export-", suffix=".partial", dir=place.parent) as scratch:
+        partial = Path(scratch, place.name)
+        write(selection, partial)
         if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+            (partial / MANIFEST).write_text(json.dumps(selection.manifest, indent=2), encoding="utf-8")
+        for path in partial.iterdir() if partial.is_dir() else [partial]:
+            sync(path)
+        os.replace(partial, place)

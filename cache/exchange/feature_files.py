@@ -4,7 +4,6 @@ import os
 import stat
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,8 @@ class FeatureFileError(CacheError, ValueError):
     """A folder or file does not hold features that can be imported."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class FeatureFile:
-    """The features of one clip."""
-
-    id: str
-    path: Path
-
-
-def find_features(source: StrPath) -> list[FeatureFile]:
-    """List the `.pkl`, `.npy` and `.npz` files under a folder, sorted by id: the path under it without suffix.
+def find_features(source: StrPath) -> dict[str, Path]:
+    """Return the `.pkl`, `.npy` and `.npz` files under a folder by id, sorted: the path under it without suffix.
 
     Integer names are padded to five digits, as for labels, so that they meet the clips of the same media. Hidden
     files and folders and all other suffixes (`Thumbs.db`) are passed over. A folder that `exporting` filled with `npz`
@@ -52,12 +43,12 @@ def find_features(source: StrPath) -> list[FeatureFile]:
     if not root.is_dir():
         raise FeatureFileError(f"there is no folder {root}; name the one that holds the features, one file per clip")
     manifest = read_manifest(root, "npz")
+    exported = manifest is not None
     if manifest is not None and manifest.get("kind") != "npz":
         raise FeatureFileError(
             f"{root} is an export of the kind {manifest.get('kind')!r}, without a file for each clip; import one made "
             "with `emi cache export --to npz`"
         )
-    exported = manifest is not None
     by_id: dict[str, Path] = {}
     for path in _walk(root, hidden=exported):
         name = readable(path.relative_to(root).with_suffix("").as_posix())
@@ -67,7 +58,7 @@ def find_features(source: StrPath) -> list[FeatureFile]:
         by_id[name] = path
     if not by_id:
         raise FeatureFileError(f"{root} holds no features (looked for {' '.join(sorted(READERS))})")
-    return sorted(FeatureFile(name, path) for name, path in by_id.items())
+    return dict(sorted(by_id.items()))
 
 
 def read_frames(path: Path) -> NDArray[Any]:
@@ -104,8 +95,7 @@ def read_frames(path: Path) -> NDArray[Any]:
 
 def _read_npy(path: Path) -> NDArray[Any]:
     with path.open("rb") as file:
-        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    return array
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_npz(path: Path) -> NDArray[Any]:
@@ -117,8 +107,7 @@ def _read_npz(path: Path) -> NDArray[Any]:
         if member.file_size > MAX_BYTES:
             raise FeatureFileError(f"unpacks to {member.file_size} bytes, and one clip takes at most {MAX_BYTES}")
         with archive.open(member) as file:
-            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-        return array
+            return np.lib.format.read_array(file, allow_pickle=False)
 
 
 READERS = {".npy": _read_npy, ".npz": _read_npz, ".pkl": load_array}

@@ -2,34 +2,26 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cache.errors import CacheFormatError, CacheNotFoundError, StaleCacheError
-from cache.exchange.feature_files import FeatureFile, FeatureFileError, find_features, read_frames
+from cache.exchange.feature_files import FeatureFileError, find_features, read_frames
 from cache.exchange.safe_pickle import UnsafePickleError
-from cache.format import Clip, Header
+from cache.format import DTYPES, Clip, Header
+from cache.maintenance.verify import Progress
 from cache.paths import StrPath, at_home, readable
-from cache.reader import open_cache
+from cache.reader import FeatureCache, open_cache
 from cache.version import version
 from cache.writer import CacheWriter, seal
 
-DTYPES = ("float16", "float32")
 NAMED = 5
 """Changed clips that an error names."""
-
-Progress = Callable[[int, int, float], None]
-"""Called with files handled so far, files to handle, and seconds of the clip just read."""
-
-
-class ImportSettingsError(FeatureFileError):
-    """A setting of an import is out of its range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +66,7 @@ def import_features(
     """Fill a cache with the features of a folder; files that cannot be read are collected, not raised.
 
     Every file is read on every run: those whose clips the cache has are compared with it before anything is written.
-    Interrupted, the cache keeps what was committed, and the same call goes on from there.
+    If it is interrupted, the cache keeps what was committed, and the same call resumes.
 
     Args:
         source: folder with one (frames, dim) array per clip, searched recursively; see `find_features`.
@@ -89,112 +81,96 @@ def import_features(
         StaleCacheError: the cache holds other features, or files have changed since they were imported.
     """
     if not (np.isfinite(hop_seconds) and hop_seconds > 0):
-        raise ImportSettingsError(f"--hop-seconds must be above zero, got {hop_seconds}; 50 frames a second are 0.02")
+        raise FeatureFileError(f"--hop-seconds must be above zero, got {hop_seconds}; 50 frames a second are 0.02")
     if dtype not in DTYPES:
-        raise ImportSettingsError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise FeatureFileError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     files = find_features(source)
     root = Path(at_home(source)).resolve()
-    job = _Import(
-        root=str(root),
-        cache=os.fspath(cache_path),
+    header = Header(
         fingerprint={"backbone": f"import:{name or root.name}", "hop_seconds": float(hop_seconds), "dtype": dtype},
-        total=len(files),
-        on_progress=on_progress,
-        summary=ImportSummary(cache=os.fspath(cache_path), ids=[file.id for file in files]),
+        dim=0,
+        hop_seconds=float(hop_seconds),
+        provenance={
+            "source": str(root),
+            "python": platform.python_version(),
+            "emi": version(),
+            "numpy": metadata.version("numpy"),
+        },
     )
-    known = job.compare(files)
-    job.write([file for file in files if file.id not in known])
+    job = _Import(header, on_progress, ImportSummary(cache=os.fspath(cache_path), ids=list(files)))
+    present: dict[str, Path] = {}
+    with suppress(CacheNotFoundError), open_cache(cache_path) as store:
+        present = {clip_id: path for clip_id, path in files.items() if clip_id in store}
+        job.compare(present, store)
+    job.write({clip_id: path for clip_id, path in files.items() if clip_id not in present})
     return job.summary
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Import:
-    """One run; `dim` is that of the cache, or of the first clip that can be stored."""
+    """One run; the header's `dim` is 0 until it is that of the cache, or of the first clip that can be stored."""
 
-    root: str
-    cache: str
-    fingerprint: dict[str, Any]
-    total: int
+    header: Header
     on_progress: Progress | None
     summary: ImportSummary
-    dim: int | None = None
     done: int = 0
 
-    def compare(self, files: Sequence[FeatureFile]) -> set[str]:
-        """Hold the files whose clips the cache has against it; returns the ids of these clips."""
-        try:
-            store = open_cache(self.cache)
-        except CacheNotFoundError:
-            return set()
+    def compare(self, files: Mapping[str, Path], store: FeatureCache) -> None:
+        """Count the files that are what clips of the cache were made from.
+
+        Raises:
+            StaleCacheError: the cache was made in another way, or files have changed.
+        """
+        self.header = replace(self.header, dim=store.dim)
+        self.header.must_match(store.header, store.path)
         changed = []
-        with store:
-            self.dim = store.dim
-            header = self._header(store.dim)
-            header.must_match(store.header, store.path)
-            known = {file.id for file in files if file.id in store}
-            for file, clip in self._clips([file for file in files if file.id in known]):
-                try:
-                    same = header.stored(clip).checksum() == store.checksum(file.id)
-                except CacheFormatError:  # it could be stored once
-                    same = False
-                self.summary.present += same
-                if not same:
-                    changed.append(file.id)
+        for clip in self._clips(files):
+            with suppress(CacheFormatError):  # what changed may be nothing that can be stored
+                if self.header.stored(clip).checksum() == store.checksum(clip.id):
+                    self.summary.present += 1
+                    continue
+            changed.append(clip.id)
         if changed:
             named = ", ".join(changed[:NAMED]) + (", …" if len(changed) > NAMED else "")
             raise StaleCacheError(
-                f"{len(changed)} files under {self.root} are not what {self.cache} was made from ({named}), and "
-                "nothing was written; import them into a new cache"
+                f"{len(changed)} files under {self.header.provenance['source']} are not what {self.summary.cache} was "
+                f"made from ({named}), and nothing was written; import them into a new cache"
             )
-        return known
 
-    def write(self, files: Sequence[FeatureFile]) -> None:
+    def write(self, files: Mapping[str, Path]) -> None:
         """Write the clips that the cache lacks."""
         writer: CacheWriter | None = None
         with ExitStack() as stack:
-            for file, clip in self._clips(files):
-                header = self._header(self.dim or clip.frames.shape[1])
+            for clip in self._clips(files):
+                header = replace(self.header, dim=self.header.dim or clip.frames.shape[1])
                 try:
                     stored = header.stored(clip)
                 except CacheFormatError as error:
-                    self._fail(file, error)
+                    self._fail(clip.id, files[clip.id], error)
                     continue
                 if writer is None:  # not before there is a clip to write
-                    writer, self.dim = stack.enter_context(CacheWriter(self.cache, header)), header.dim
+                    writer, self.header = stack.enter_context(CacheWriter(self.summary.cache, header)), header
                 writer.add(stored)
                 self.summary.written += 1
                 self.summary.seconds += clip.seconds
         if writer is None:
-            seal(self.cache)
+            seal(self.summary.cache)
 
-    def _clips(self, files: Sequence[FeatureFile]) -> Iterator[tuple[FeatureFile, Clip]]:
+    def _clips(self, files: Mapping[str, Path]) -> Iterator[Clip]:
         """Read files as clips; those that cannot be read are noted as failures."""
-        for file in files:
+        for clip_id, path in files.items():
             seconds = 0.0
             try:
-                frames = read_frames(file.path)
+                frames = read_frames(path)
             except (FeatureFileError, UnsafePickleError, OSError) as error:
-                self._fail(file, error)
+                self._fail(clip_id, path, error)
             else:
-                seconds = len(frames) * self.fingerprint["hop_seconds"]
-                yield file, Clip(file.id, frames, None, None, seconds)
+                seconds = len(frames) * self.header.hop_seconds
+                yield Clip(clip_id, frames, None, None, seconds)
             self.done += 1
             if self.on_progress:
-                self.on_progress(self.done, self.total, seconds)
+                self.on_progress(self.done, len(self.summary.ids), seconds)
 
-    def _fail(self, file: FeatureFile, error: Exception) -> None:
-        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{file.path}: ")
-        self.summary.failures.append(ImportFailure(file.id, readable(str(file.path)), reason))
-
-    def _header(self, dim: int) -> Header:
-        return Header(
-            fingerprint=self.fingerprint,
-            dim=dim,
-            hop_seconds=self.fingerprint["hop_seconds"],
-            provenance={
-                "source": self.root,
-                "python": platform.python_version(),
-                "emi": version(),
-                "numpy": metadata.version("numpy"),
-            },
-        )
+    def _fail(self, clip_id: str, path: Path, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+        self.summary.failures.append(ImportFailure(clip_id, readable(str(path)), reason))

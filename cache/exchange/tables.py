@@ -1,6 +1,7 @@
 """Read tables of text as people save them: cells between `,`, `;` or tabs, in UTF-8 or UTF-16."""
 
 import codecs
+import contextlib
 import csv
 import io
 import os
@@ -21,7 +22,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_EXCELS_FIRST_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+_EXCELS_FIRST_LINE = re.compile(r'[\r\n]* *"?sep=([^\r\n])"? *(?=[\r\n]|\Z)', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,14 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     """
     place = Path(path)
     text = _decode(place)
-    first = text.lstrip("\r\n").splitlines()[:1]
-    said = _EXCELS_FIRST_LINE.fullmatch(first[0].strip(" ")) if first else None
+    said = _EXCELS_FIRST_LINE.match(text)
     delimiter = said[1] if said else _delimiter(text)
-    rows = _parse(place, text, delimiter)
-    if said:
-        next(rows)
-    _, header = next(rows, (0, []))
-    numbered = list(rows)
+    rows = list(_parse(place, text, delimiter))[1 if said else 0 :]
     return Table(
         path=str(place),
-        header=_named(header),
-        rows=[cells for _, cells in numbered],
-        lines=[line for line, _ in numbered],
+        header=_named(rows[0][1] if rows else []),
+        rows=[cells for _, cells in rows[1:]],
+        lines=[line for line, _ in rows[1:]],
         delimiter=delimiter,
     )
 
@@ -104,12 +100,10 @@ def _decode(place: Path) -> str:
 def _delimiter(text: str) -> str:
     """The first that cuts a cell called Filename out of the header."""
     for delimiter in DELIMITERS:
-        try:
+        with contextlib.suppress(csv.Error):  # met again, and told, when the rows are read
             header = next((c for c in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(c)), [])
-        except csv.Error:  # met again, and told, when the rows are read
-            continue
-        if any(_is_filename(cell) for cell in header):
-            return delimiter
+            if any(map(_is_filename, header)):
+                return delimiter
     return DELIMITERS[0]
 
 
@@ -126,10 +120,8 @@ def _parse(place: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[s
 
 def _named(header: list[str]) -> tuple[str, ...]:
     """The header with `Filename` in its one spelling, where exactly one column is called so."""
-    alike = [i for i, name in enumerate(header) if _is_filename(name)]
-    if FILENAME in header or len(alike) != 1:
-        return tuple(header)
-    return (*header[: alike[0]], FILENAME, *header[alike[0] + 1 :])
+    names = [FILENAME if _is_filename(name) else name for name in header]
+    return tuple(header if FILENAME in header or names.count(FILENAME) > 1 else names)
 
 
 def _is_filename(cell: str) -> bool:

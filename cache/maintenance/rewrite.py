@@ -5,25 +5,37 @@ were written with: what a copy spoils, the checksums find. The container commits
 """
 
 import contextlib
-import threading
-from collections.abc import Collection, Iterator, Sequence
+import glob
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache import fingerprint as fp
-from cache.containers.container import Container, NewSegment, open_container
-from cache.errors import DamagedCacheError
+from cache.containers.by_suffix import open_container
+from cache.containers.container import Container
+from cache.errors import CacheError, DamagedCacheError
 from cache.format import Array, Header
-from cache.index import LoadedIndex, SegmentIndex, load_index, pack, read_segment_index
+from cache.index import load_index, pack, read_segment_index
 from cache.maintenance.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
 from cache.paths import StrPath
+from cache.reader import open_cache
+from cache.segment import NewSegment, SegmentIndex, segment_name
 from cache.sources import REFRESHED, SOURCES, has_sources, read_sources
-from cache.writer import new_segment, segment_name, write_errors
+from cache.writer import new_segment, write_errors
 
 SEGMENT_BYTES = 64 << 30
 """Of frames, in a segment made of many: a bound on what one file of HDF5, or one commit of Zarr, has to hold."""
+
+Part = tuple[SegmentIndex, Sequence[int]]
+"""Some clips of a segment, by their numbers in it."""
 
 
 @dataclass(kw_only=True)
@@ -40,8 +52,8 @@ class RewriteSummary:
         changed: whether anything was written or removed.
     """
 
-    segments: tuple[int, int] = (0, 0)
-    clips: int = 0
+    segments: tuple[int, int]
+    clips: int
     dropped: list[DamagedClip] = field(default_factory=list)
     restored: list[DamagedClip] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -62,40 +74,31 @@ def repair(path: StrPath, on_progress: Progress | None = None, on_rewrite: Progr
         CacheWriteError: no room or no right; no sound clip is lost.
         DamagedCacheError: the extra arrays are damaged; nothing was changed.
     """
-    container = open_container(path)
-    try:
-        if container.read_attributes() is not None:
-            container.lock(alone=True)
+    with _alone(path) as container:
         found = verify(path, on_progress)
-        summary = RewriteSummary(segments=(found.segments + len(found.unreadable),) * 2, clips=found.clips)
+        before = found.segments + len(found.unreadable)
         header, index = open_damaged(container)
         if found.sound and not index.replaced:
-            return summary
+            return RewriteSummary(segments=(before, before), clips=found.clips, changed=_remove_stopped(container))
         if problems_of_extras(container):
             raise DamagedCacheError(
                 f"{container.path} was left as it is: its extra arrays are damaged, which nothing can mend; restore "
                 "them from a copy, or make the cache anew (`emi cache derive`)"
             )
         lost = {(clip.segment, clip.id) for clip in found.damaged if clip.lost}
-        touched = {clip.segment for clip in found.damaged} | set(found.unreadable)
-        live: set[str] = set()
-        written = _Written(on_rewrite)
-        replacements: list[tuple[Collection[str], NewSegment | None]] = [((name,), None) for name in found.unreadable]
-        for segment in index.segments:
-            sound = [i for i, clip_id in enumerate(segment.ids) if (segment.name, clip_id) not in lost]
-            if segment.name in touched:
-                keep = [i for i in sound if segment.ids[i] not in live]
-                replacements.append(([segment.name], joined(container, header, [(segment, keep)], written)))
-            live.update(segment.ids[i] for i in sound)
-        _rewrite(container, header, index, replacements)
-        summary.changed, summary.clips = True, len(live)
-        summary.dropped = [clip for clip in found.damaged if clip.id not in live]
-        summary.restored = [clip for clip in found.damaged if clip.id in live]
-        summary.unreadable, summary.mended = found.unreadable, found.structure
-        summary.segments = summary.segments[0], len(open_damaged(container)[1].segments)
-        return summary
-    finally:
-        container.close()
+        touched = {clip.segment for clip in found.damaged}
+        holders = _first_holders(index.segments, lost)
+        groups = [[segment] for segment in index.segments if segment.name in touched]
+        after = _rewrite(container, header, [*index.replaced, *found.unreadable], groups, holders, on_rewrite)
+        return RewriteSummary(
+            segments=(before, after),
+            clips=len(holders),
+            dropped=[clip for clip in found.damaged if clip.id not in holders],
+            restored=[clip for clip in found.damaged if clip.id in holders],
+            unreadable=found.unreadable,
+            mended=found.structure,
+            changed=True,
+        )
 
 
 def compact(
@@ -118,68 +121,129 @@ def compact(
         CacheWriteError: no room or no right; the clips are as they were.
         DamagedCacheError: something is damaged; nothing was changed.
     """
-    container = open_container(path)
-    try:
-        if container.read_attributes() is not None:
-            container.lock(alone=True)
+    with _alone(path) as container:
         if not verify(path, on_progress).sound:
             raise DamagedCacheError(
                 f"{container.path} is damaged, and was left as it is; `emi cache verify {container.path}` says where, "
                 f"and `emi cache repair {container.path}` mends it"
             )
         header, index = open_damaged(container)
-        seen: set[str] = set()
-        written = _Written(on_rewrite)
-        replacements: list[tuple[Collection[str], NewSegment | None]] = []
-        for group in _groups(index.segments, header, segment_bytes):
-            parts = [(segment, _first_seen(segment, seen)) for segment in group]
-            if len(group) > 1 or len(parts[0][1]) < len(group[0].ids):
-                replacements.append(([segment.name for segment in group], joined(container, header, parts, written)))
-        before = len(index.segments)
-        changed = bool(replacements or index.replaced or index.uncovered or container.leftovers()[0])
+        holders = _first_holders(index.segments)
+        groups = [
+            group
+            for group in _groups(index.segments, header, segment_bytes)
+            if len(group) > 1 or any(holders[clip_id] != group[0].name for clip_id in group[0].ids)
+        ]
+        before = after = len(index.segments)
+        changed = bool(groups or index.replaced or index.uncovered or container.leftovers()[0])
         if changed:
-            _rewrite(container, header, index, replacements)
+            after = _rewrite(container, header, index.replaced, groups, holders, on_rewrite)
         else:
             with write_errors(container.path):
                 changed = container.seal()
-        after = len(open_damaged(container)[1].segments)
-        return RewriteSummary(segments=(before, after), clips=len(seen), changed=changed)
-    finally:
-        container.close()
+            changed |= _remove_stopped(container)
+        return RewriteSummary(segments=(before, after), clips=len(holders), changed=changed)
 
 
-def joined(
+@contextlib.contextmanager
+def _alone(path: StrPath) -> Iterator[Container]:
+    """Open a cache that nobody else may write meanwhile."""
+    with contextlib.closing(open_container(path)) as container:
+        if container.read_attributes() is not None:
+            with write_errors(container.path):
+                container.lock(alone=True)
+        yield container
+
+
+def _first_holders(segments: Sequence[SegmentIndex], lost: Collection[tuple[str, str]] = ()) -> dict[str, str]:
+    """The segment of each clip that counts: the first of those that hold it, and did not lose it (segment, clip)."""
+    return {
+        clip_id: segment.name
+        for segment in reversed(segments)
+        for clip_id in segment.ids
+        if (segment.name, clip_id) not in lost
+    }
+
+
+def _rewrite(
     container: Container,
     header: Header,
-    parts: Sequence[tuple[SegmentIndex, Sequence[int]]],
-    written: "_Written | None" = None,
-) -> NewSegment | None:
-    """A segment that holds clips of others, under a name that sorts where the first of them did; None for no clips."""
-    parts = [(segment, clips) for segment, clips in parts if clips]
-    if not parts:
-        return None
+    removed: Collection[str],
+    groups: Sequence[Sequence[SegmentIndex]],
+    holders: Mapping[str, str],
+    on_rewrite: Progress | None,
+) -> int:
+    """Remove segments, join the clips that count of each group of others, and pack the whole index into one block.
+
+    Returns:
+        The number of segments now.
+    """
+    parts_of = []
+    for group in groups:
+        kept = [[i for i, clip_id in enumerate(s.ids) if holders.get(clip_id) == s.name] for s in group]
+        parts_of.append([part for part in zip(group, kept, strict=True) if part[1]])
+    add = _counter([part for parts in parts_of for part in parts], on_rewrite)
+    new = [_joined(container, header, parts, add) if parts else None for parts in parts_of]
+    names = [[segment.name for segment in group] for group in groups]
+    with write_errors(container.path):
+        # First: what says that they are replaced may be replaced itself.
+        container.rewrite([(sorted(removed), None), *zip(names, new, strict=True)])
+    _remove_stopped(container)
+    loaded = load_index(container, header)
+    if loaded.uncovered:
+        with contextlib.suppress(Exception):  # the segments are committed
+            digest = fp.digest(header.fingerprint)
+            block = pack([read_segment_index(container, name, digest) for name in loaded.uncovered])
+            container.write_block(segment_name(), block)
+    return len(loaded.segments)
+
+
+def _remove_stopped(container: Container) -> bool:
+    """Remove folders that were put aside beside an HDF5 file (`cache.containers.hdf5_file`), but hold nothing else.
+
+    A seal that was killed after the new file had its name leaves such a folder, whose segments the file has joined.
+
+    Returns:
+        Whether there were any.
+    """
+    place = Path(os.path.realpath(container.path))
+    folders = place.parent.glob(f"{glob.escape(place.name)}.stopped-*.zarr") if container.one_writer else ()
+    removed = False
+    for folder in folders:
+        with contextlib.suppress(CacheError, OSError), open_cache(folder) as aside, open_cache(place) as store:
+            aside.header.must_match(store.header, store.path)
+            if all(clip_id in store and aside.checksum(clip_id) == store.checksum(clip_id) for clip_id in aside):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed = True
+    return removed
+
+
+def _joined(container: Container, header: Header, parts: Sequence[Part], add: Callable[[int], None]) -> NewSegment:
+    """A segment that holds clips of others, under a name that sorts where the first of them did."""
+
+    def column(of: Callable[[SegmentIndex], Array]) -> Array:
+        return np.concatenate([of(segment)[list(clips)] for segment, clips in parts])
+
     ids = [segment.ids[i] for segment, clips in parts for i in clips]
-    lengths = np.concatenate([np.diff(segment.offsets)[list(clips)] for segment, clips in parts])
-    pieces = list(_pieces(parts))
-    if written is not None:
-        written.expect(len(ids), int(lengths.sum()), sum(float(segment.seconds[list(c)].sum()) for segment, c in parts))
-    clip_pieces = [(segment, i, i + 1) for segment, clips in parts for i in clips]
+    lengths = column(lambda segment: np.diff(segment.offsets))
+    segment_of = [segment for segment, clips in parts for _ in clips]
+    in_frames = segment_of, column(lambda segment: segment.offsets[:-1]), lengths
+    in_clips = segment_of, column(lambda segment: np.arange(len(segment.ids))), np.ones_like(lengths)
     arrays: dict[str, Any] = {
-        "frames": JoinedRows(container, "frames", pieces, header.dim, header.dtype, written),
+        "frames": _JoinedRows(container, "frames", *in_frames, header.dim, header.dtype, add),
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "ids": np.array(ids, dtype=object),
-        "seconds": np.concatenate([segment.seconds[list(clips)] for segment, clips in parts]),
-        "checksums": np.concatenate([segment.checksums[list(clips)] for segment, clips in parts]),
+        "seconds": column(lambda segment: segment.seconds),
+        "checksums": column(lambda segment: segment.checksums),
     }
     if header.vad_names:
-        arrays["vad"] = JoinedRows(container, "vad", pieces, 3, np.dtype(np.float32))
-        arrays["vad_pooled"] = JoinedRows(container, "vad_pooled", clip_pieces, 3, np.dtype(np.float32))
+        arrays["vad"] = _JoinedRows(container, "vad", *in_frames, 3, np.dtype(np.float32))
+        arrays["vad_pooled"] = _JoinedRows(container, "vad_pooled", *in_clips, 3, np.dtype(np.float32))
     if any(has_sources(segment.attributes) for segment, _ in parts):
-        arrays[SOURCES] = np.concatenate([_sources(container, segment)[list(clips)] for segment, clips in parts])
-    time_of_first = parts[0][0].name.partition("-")[0]
-    name = f"{time_of_first}-{segment_name().partition('-')[2]}"
+        arrays[SOURCES] = column(lambda segment: _sources(container, segment))
+    name = f"{parts[0][0].name.partition('-')[0]}-{segment_name().partition('-')[2]}"  # the time of the first
     refreshed = any(segment.attributes.get(REFRESHED) for segment, _ in parts)
-    return new_segment(name, ids, arrays, header, refreshed=refreshed)
+    return new_segment(name, arrays, header, refreshed=refreshed)
 
 
 def _sources(container: Container, segment: SegmentIndex) -> Array:
@@ -190,108 +254,79 @@ def _sources(container: Container, segment: SegmentIndex) -> Array:
         return np.zeros((len(segment.ids), 3), np.int64)
 
 
-class JoinedRows:
-    """Rows of one array of several segments, read when they are asked for (`cache.containers.container.Rows`)."""
+class _JoinedRows:
+    """Rows of one array of several segments, read when they are asked for (`cache.segment.Rows`).
+
+    Args:
+        container: of the cache.
+        array: of each segment.
+        segment_of: the segment of each clip.
+        starts: (clips,) first row of each clip in its segment's array.
+        lengths: (clips,) rows of each.
+        columns: of the array.
+        dtype: of the array.
+        on_read: called with the number of rows that were read.
+    """
 
     def __init__(
         self,
         container: Container,
         array: str,
-        pieces: Sequence[tuple[SegmentIndex, int, int]],
+        segment_of: Sequence[SegmentIndex],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
         columns: int,
         dtype: np.dtype[Any],
-        written: "_Written | None" = None,
+        on_read: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._container, self._array, self._pieces = container, array, pieces
-        self._starts = np.cumsum([0, *(stop - start for _, start, stop in pieces)])
-        self.shape: tuple[int, ...] = (int(self._starts[-1]), columns)
+        self._container, self._array, self._segment_of, self._on_read = container, array, segment_of, on_read
+        self._ends = np.cumsum(lengths)
+        self._begins = self._ends - lengths
+        self._shift = starts - self._begins
+        self.shape: tuple[int, ...] = (int(self._ends[-1]), columns)
         self.dtype = dtype
-        self._written = written
 
     def __getitem__(self, rows: slice) -> Array:
         start, stop, _ = rows.indices(self.shape[0])
         out = np.empty((stop - start, self.shape[1]), self.dtype)
-        first = int(np.searchsorted(self._starts, start, "right")) - 1
-        for number in range(first, len(self._pieces)):
-            segment, begin, _ = self._pieces[number]
-            low, high = max(start, int(self._starts[number])), min(stop, int(self._starts[number + 1]))
-            if low >= high:
-                break
-            at = begin + low - int(self._starts[number])
-            self._container.read_into(segment, self._array, [at], [out[low - start : high - start]])
-        if self._written is not None:
-            self._written.add(stop - start)
+        clips = range(int(np.searchsorted(self._ends, start, "right")), int(np.searchsorted(self._begins, stop)))
+        for _, of_segment in itertools.groupby(clips, lambda clip: self._segment_of[clip].name):
+            these = list(of_segment)
+            low, high = np.maximum(self._begins[these], start), np.minimum(self._ends[these], stop)
+            places = [out[a:b] for a, b in zip((low - start).tolist(), (high - start).tolist(), strict=True)]
+            starts = (low + self._shift[these]).tolist()
+            self._container.read_into(self._segment_of[these[0]], self._array, starts, places)
+        self._on_read(stop - start)
         return out
 
 
-class _Written:
-    """Rows that are to be written, and those that were, told as clips."""
+def _counter(parts: Sequence[Part], on_rewrite: Progress | None) -> Callable[[int], None]:
+    """What counts rows of frames that are written, and tells them as clips."""
+    clips = sum(len(clips) for _, clips in parts)
+    rows = sum(int(np.diff(segment.offsets)[list(clips)].sum()) for segment, clips in parts)
+    seconds = sum(float(segment.seconds[list(clips)].sum()) for segment, clips in parts)
+    done = 0
 
-    def __init__(self, on_rewrite: Progress | None) -> None:
-        self._tell, self._lock = on_rewrite, threading.Lock()
-        self._clips, self._rows, self._seconds, self._done = 0, 0, 0.0, 0
+    def add(more: int) -> None:
+        nonlocal done
+        done += more
+        if on_rewrite:
+            on_rewrite(clips * done // rows, clips, seconds * more / rows)
 
-    def expect(self, clips: int, rows: int, seconds: float) -> None:
-        """Add a segment."""
-        self._clips, self._rows, self._seconds = self._clips + clips, self._rows + rows, self._seconds + seconds
-
-    def add(self, rows: int) -> None:
-        """Rows of frames were asked for, to be written; several threads may ask at once."""
-        with self._lock:
-            self._done += rows
-            if self._tell:
-                self._tell(self._clips * self._done // self._rows, self._clips, self._seconds * rows / self._rows)
+    return add
 
 
-def _rewrite(
-    container: Container,
-    header: Header,
-    index: LoadedIndex,
-    replacements: Sequence[tuple[Collection[str], NewSegment | None]],
-) -> None:
-    """Replace segments, finish what a crash left of an earlier replacement, and pack the whole index into one block."""
-    with write_errors(container.path):
-        # First: what says that they are replaced may be replaced itself.
-        container.rewrite([(sorted(index.replaced), None), *replacements])
-    with contextlib.suppress(Exception):  # the segments are committed
-        digest = fp.digest(header.fingerprint)
-        if names := load_index(container, header).uncovered:
-            block = pack([read_segment_index(container, name, digest) for name in names])
-            container.write_block(segment_name(), block)
-
-
-def _groups(segments: Sequence[SegmentIndex], header: Header, segment_bytes: int) -> Iterator[list[SegmentIndex]]:
-    """Neighbours that make one segment together."""
+def _groups(segments: Sequence[SegmentIndex], header: Header, segment_bytes: int) -> list[list[SegmentIndex]]:
+    """Neighbours that make one segment together; a large one stays alone."""
     row_bytes = header.dim * header.dtype.itemsize
-    group: list[SegmentIndex] = []
-    size = 0
+    groups: list[list[SegmentIndex]] = []
+    size = math.inf  # of the last group; infinite where nothing joins it
     for segment in segments:
         own = int(segment.offsets[-1]) * row_bytes
-        large = own > segment_bytes // 2 or (len(group) == 1 and size > segment_bytes // 2)
-        if group and (large or size + own > segment_bytes):
-            yield group
-            group, size = [], 0
-        group.append(segment)
-        size += own
-    if group:
-        yield group
-
-
-def _first_seen(segment: SegmentIndex, seen: set[str]) -> list[int]:
-    """Clips of a segment that no segment before it holds."""
-    new = [i for i, clip_id in enumerate(segment.ids) if clip_id not in seen]
-    seen.update(segment.ids[i] for i in new)
-    return new
-
-
-def _pieces(parts: Sequence[tuple[SegmentIndex, Sequence[int]]]) -> Iterator[tuple[SegmentIndex, int, int]]:
-    """The rows of clips, those that follow each other joined."""
-    for segment, clips in parts:
-        start = stop = -1
-        for i in clips:
-            if int(segment.offsets[i]) != stop:
-                if stop > start:
-                    yield segment, start, stop
-                start = int(segment.offsets[i])
-            stop = int(segment.offsets[i + 1])
-        yield segment, start, stop
+        large = own > segment_bytes // 2
+        if large or size + own > segment_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(segment)
+        size = math.inf if large else size + own
+    return groups

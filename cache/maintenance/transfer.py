@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cache.errors import CacheFormatError, StaleCacheError
-from cache.format import Header
+from cache.format import DTYPES, Header
 from cache.maintenance.verify import Progress
 from cache.paths import StrPath
 from cache.reader import FeatureCache, open_cache
@@ -28,15 +29,15 @@ class TransferSummary:
         repeated: clips that several sources hold; the first source gives them.
     """
 
-    written: int = 0
-    present: int = 0
-    repeated: int = 0
+    written: int
+    present: int
+    repeated: int
 
 
 def transfer(
     sources: Sequence[StrPath], target: StrPath, *, dtype: str | None = None, on_progress: Progress | None = None
 ) -> TransferSummary:
-    """Copy every clip of the sources into the target, which is made where there is none; run again, it goes on.
+    """Copy every clip of the sources into the target, which is created where missing; called again, it resumes.
 
     Args:
         sources: caches with equal fingerprints.
@@ -48,32 +49,27 @@ def transfer(
         StaleCacheError: fingerprints differ, or one id is clips of different length in two of the caches.
         DamagedCacheError: a clip does not match its checksum; what was copied before is in the target.
     """
-    stores = [open_cache(path) for path in sources]
-    try:
+    with ExitStack() as stack:
+        stores = [stack.enter_context(open_cache(path)) for path in sources]
+        first = stores[0]
         for store in stores[1:]:
-            stores[0].header.must_match(store.header, store.path)
-            _same_extras(stores[0], store)
+            first.header.must_match(store.header, store.path)
+            _same_extras(first, store)
         owners, repeated = _owners(stores)
-        summary = TransferSummary(repeated=repeated)
-        header = _header(stores[0].header, dtype or str(stores[0].header.dtype))
-        with CacheWriter(target, header, stores[0].extras) as writer:
-            with open_cache(target) as present:
-                _same_extras(stores[0], present)
-                _owners([*stores, present])
-                for store in stores:
-                    refuse_other_media(store, present)
-            summary.present = sum(clip_id in writer.done for clip_id in owners)
-            todo = {clip_id: store for clip_id, store in owners.items() if clip_id not in writer.done}
-            for done, (clip_id, store) in enumerate(todo.items(), 1):
-                clip = store[clip_id]
-                writer.add(clip, store.medium(clip_id))
-                if on_progress:
-                    on_progress(done, len(todo), len(clip.frames) * header.hop_seconds)
-        summary.written = len(todo)
-        return summary
-    finally:
-        for store in stores:
-            store.close()
+        header = _header(first.header, dtype or str(first.header.dtype))
+        writer = stack.enter_context(CacheWriter(target, header, first.extras))
+        with open_cache(target) as present:
+            _same_extras(first, present)
+            _owners([*stores, present])
+            for store in stores:
+                refuse_other_media(store, present)
+        todo = {clip_id: store for clip_id, store in owners.items() if clip_id not in writer.done}
+        for done, (clip_id, store) in enumerate(todo.items(), 1):
+            clip = store[clip_id]
+            writer.add(clip, store.medium(clip_id))
+            if on_progress:
+                on_progress(done, len(todo), len(clip.frames) * header.hop_seconds)
+    return TransferSummary(written=len(todo), present=len(owners) - len(todo), repeated=repeated)
 
 
 def refuse_other_media(source: FeatureCache, target: FeatureCache) -> None:
@@ -103,27 +99,26 @@ def _same_extras(one: FeatureCache, other: FeatureCache) -> None:
 def _owners(stores: Sequence[FeatureCache]) -> tuple[dict[str, FeatureCache], int]:
     """The first store that holds each clip, and how many clips more than one holds."""
     owners: dict[str, FeatureCache] = {}
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = {}  # NaN where no store knows
     repeated: set[str] = set()
     for store in stores:
         for clip_id, length in zip(store.ids, store.seconds.tolist(), strict=True):
-            if owners.setdefault(clip_id, store) is store:
-                seconds[clip_id] = length
-            elif seconds[clip_id] == length or math.isnan(seconds[clip_id]) or math.isnan(length):
-                repeated.add(clip_id)
-                seconds[clip_id] = length if math.isnan(seconds[clip_id]) else seconds[clip_id]
-            else:
+            owner, before = owners.setdefault(clip_id, store), seconds.get(clip_id, math.nan)
+            if not math.isnan(before) and not math.isnan(length) and before != length:
                 raise StaleCacheError(
-                    f"clip {clip_id!r} is {seconds[clip_id]:.2f} s long in {owners[clip_id].path} and {length:.2f} s "
-                    f"in {store.path}: two different media have one id; extract one of them under another folder"
+                    f"clip {clip_id!r} is {before:.2f} s long in {owner.path} and {length:.2f} s in {store.path}: two "
+                    "different media have one id; extract one of them under another folder"
                 )
+            seconds[clip_id] = length if math.isnan(before) else before
+            if owner is not store:
+                repeated.add(clip_id)
     return owners, len(repeated)
 
 
 def _header(source: Header, dtype: str) -> Header:
     """The header for another dtype; what float16 has rounded stays so, and the fingerprint says it."""
-    if dtype not in ("float16", "float32"):
-        raise CacheFormatError(f"the dtype of a cache is float16 or float32, got {dtype!r}")
+    if dtype not in DTYPES:
+        raise CacheFormatError(f"the dtype of a cache is {' or '.join(DTYPES)}, got {dtype!r}")
     fingerprint: dict[str, Any] = {**source.fingerprint, "dtype": dtype}
     if np.dtype(dtype).itemsize > source.dtype.itemsize:
         fingerprint[ROUNDED] = str(source.dtype)

@@ -1,17 +1,20 @@
 """Read every stored byte of a cache and name what is damaged."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.containers.container import Container, open_container
+from cache.containers.by_suffix import open_container
+from cache.containers.container import Container
 from cache.errors import CacheNotFoundError
 from cache.format import Header, extras_crc32c
 from cache.gather import plan_runs, read_runs
-from cache.index import LoadedIndex, SegmentIndex, load_index, read_segment_index
+from cache.index import LoadedIndex, load_index, read_segment_index
 from cache.paths import StrPath
+from cache.segment import SegmentIndex
 from cache.sources import read_sources
 
 Progress = Callable[[int, int, float], None]
@@ -40,7 +43,6 @@ class Verification:
     """What reading a whole cache found.
 
     Attributes:
-        path: of the cache.
         clips: that were read, those in damaged segments included.
         segments: that were read.
         bytes: of features that were read.
@@ -50,7 +52,6 @@ class Verification:
         leftovers: (number, bytes) of segments that a crash left unfinished; no damage.
     """
 
-    path: str
     clips: int = 0
     segments: int = 0
     bytes: int = 0
@@ -70,36 +71,46 @@ def verify(path: StrPath, on_progress: Progress | None = None) -> Verification:
 
     Args:
         path: `NAME.zarr` or `NAME.h5`.
-        on_progress: called as the work goes on.
+        on_progress: called after each run of clips.
 
     Raises:
         CacheNotFoundError: nothing is there.
         CacheFormatError: not a feature cache, or its header is damaged.
     """
-    container = open_container(path)
-    try:
+    with contextlib.closing(open_container(path)) as container:
         header, found = open_damaged(container)
-        report = Verification(path=container.path, structure=container.problems(), leftovers=container.leftovers())
+        report = Verification(structure=container.problems(), leftovers=container.leftovers())
         report.structure += problems_of_extras(container)
         if found.damaged_blocks:
             report.structure.append(f"{found.damaged_blocks} blocks of the index do not match their checksum")
         for name, reason in found.broken.items():
-            ids = _unchecked_ids(container, name)
             report.unreadable[name] = reason
-            report.damaged += [DamagedClip(id=i, segment=name, reason=f"its index: {reason}") for i in ids]
+            with contextlib.suppress(Exception):  # a container may raise anything over damaged bytes
+                ids = container.read_segment(name)[1]["ids"].tolist()
+                report.damaged += [DamagedClip(id=str(i), segment=name, reason=f"its index: {reason}") for i in ids]
         total = sum(len(segment.ids) for segment in found.segments)
-        covered = {segment.name for segment in found.segments} - set(found.uncovered)
         for segment in found.segments:
-            before = report.clips
-
-            def read(clips: int, seconds: float, before: int = before) -> None:
+            numbers, row_bytes = np.arange(len(segment.ids)), header.dim * header.dtype.itemsize
+            lost: dict[int, str] = {}
+            runs = plan_runs([segment], np.zeros_like(numbers), numbers, numbers, row_bytes)
+            for run, wrong in read_runs(container, header, runs):
+                lost |= wrong
+                report.clips += len(run.clips)
                 if on_progress:
-                    on_progress(before + clips, total, seconds)
-
-            _verify_segment(container, header, segment, report, read, in_block=segment.name in covered)
+                    on_progress(report.clips, total, float(segment.seconds[list(run.clips)].sum()))
+            report.segments += 1
+            report.bytes += int(segment.offsets[-1]) * row_bytes
+            report.damaged += [
+                DamagedClip(id=segment.ids[number], segment=segment.name, reason=why) for number, why in lost.items()
+            ]
+            around = _problem_around(container, header, segment, in_block=segment.name not in found.uncovered)
+            if around and len(lost) < len(segment.ids):
+                report.damaged += [
+                    DamagedClip(id=clip_id, segment=segment.name, reason=around, lost=False)
+                    for number, clip_id in enumerate(segment.ids)
+                    if number not in lost
+                ]
         return report
-    finally:
-        container.close()
 
 
 def open_damaged(container: Container) -> tuple[Header, LoadedIndex]:
@@ -115,42 +126,6 @@ def open_damaged(container: Container) -> tuple[Header, LoadedIndex]:
         )
     header = Header.from_attributes(attributes, container.path)
     return header, load_index(container, header)
-
-
-def _verify_segment(
-    container: Container,
-    header: Header,
-    segment: SegmentIndex,
-    report: Verification,
-    on_read: Callable[[int, float], None],
-    *,
-    in_block: bool,
-) -> None:
-    clips = len(segment.ids)
-    report.segments += 1
-    report.clips += clips
-    report.bytes += int(segment.offsets[-1]) * header.dim * header.dtype.itemsize
-    row_bytes = header.dim * header.dtype.itemsize
-    clip_numbers = np.arange(clips)
-    runs = plan_runs([segment], np.zeros(clips, np.int64), clip_numbers, clip_numbers, row_bytes)
-    lost: dict[int, str] = {}
-    done = 0
-    for run, wrong in read_runs(container, header, runs):
-        lost |= wrong
-        done += len(run.clips)
-        on_read(done, float(segment.seconds[list(run.clips)].sum()))
-    report.damaged += [
-        DamagedClip(id=segment.ids[number], segment=segment.name, reason=why) for number, why in lost.items()
-    ]
-    if len(lost) == clips:
-        return
-    reason = _problem_around(container, header, segment, in_block=in_block)
-    if reason:
-        report.damaged += [
-            DamagedClip(id=clip_id, segment=segment.name, reason=reason, lost=False)
-            for number, clip_id in enumerate(segment.ids)
-            if number not in lost
-        ]
 
 
 def _problem_around(container: Container, header: Header, segment: SegmentIndex, *, in_block: bool) -> str | None:
@@ -177,11 +152,3 @@ def problems_of_extras(container: Container) -> list[str]:
     except Exception as error:  # a container may raise anything over damaged bytes
         return [f"the extras cannot be read: {error!r}"]
     return [] if intact else ["the extras do not match their checksum"]
-
-
-def _unchecked_ids(container: Container, name: str) -> list[str]:
-    """The ids of a segment whose index does not match its checksum, as far as they can be read."""
-    try:
-        return [str(clip_id) for clip_id in container.read_segment(name)[1]["ids"].tolist()]
-    except Exception:  # a container may raise anything over damaged bytes
-        return []

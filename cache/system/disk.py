@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 _SEEKING = threading.Lock()
 """Where reading moves the descriptor, one thread at a time may."""
@@ -31,15 +32,6 @@ def read_into_at(descriptor: int, views: Sequence[memoryview], offset: int) -> i
     return len(content)
 
 
-def write_at(descriptor: int, data: memoryview, offset: int) -> int:
-    """Write from an offset on, and return the number of bytes written, which may be less than all."""
-    if hasattr(os, "pwrite"):
-        return os.pwrite(descriptor, data, offset)
-    with _SEEKING:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        return os.write(descriptor, data)
-
-
 def reserve(descriptor: int, size: int) -> None:
     """Give a file a size, and its room on the disk, so that a memory map of it never lacks any.
 
@@ -49,9 +41,9 @@ def reserve(descriptor: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
         return
-    block, at = bytes(1 << 20), os.fstat(descriptor).st_size
+    at = os.lseek(descriptor, 0, os.SEEK_END)
     while at < size:
-        at += write_at(descriptor, memoryview(block)[: size - at], at)
+        at += os.write(descriptor, bytes(min(1 << 20, size - at)))
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -66,3 +58,10 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def measured(place: Path) -> tuple[int, int]:
+    """Return the number of files in a folder, or of one file, and their bytes; files that are locks do not count."""
+    files = place.rglob("*") if place.is_dir() else [place]
+    sizes = [file.stat().st_size for file in files if file.suffix != ".lock" and file.is_file()]
+    return len(sizes), sum(sizes)

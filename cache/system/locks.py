@@ -25,7 +25,19 @@ class HeldError(BlockingIOError):
     """Another holds the lock; says which process, where the system tells: " (1234: python -m emi extract …)" or ""."""
 
 
-class Lock:
+class _Held:
+    """A lock that is released when the object is dropped, if not before."""
+
+    _let_go: Callable[[], object] | None = None
+
+    def release(self) -> None:
+        """Release the lock, where this object holds it."""
+        if self._let_go is not None:
+            self._let_go()
+        self._let_go = None
+
+
+class Lock(_Held):
     """An exclusive lock of a file or folder that exists.
 
     With `flock` the file itself is locked. Elsewhere, as on Windows, where a locked file cannot be
@@ -34,7 +46,6 @@ class Lock:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self._let_go: Callable[[], object] | None = None
 
     def take(self, *, wait: bool = False) -> None:
         """Lock; nothing happens where this object holds the lock already.
@@ -47,12 +58,6 @@ class Lock:
             take = _lock_itself if filelock.has_fcntl else _lock_beside
             self._let_go = weakref.finalize(self, take(self._path, wait))  # also where nobody releases it
 
-    def release(self) -> None:
-        """Unlock, where this object holds the lock."""
-        if self._let_go is not None:
-            self._let_go()
-        self._let_go = None
-
     def __enter__(self) -> "Lock":
         self.take(wait=True)
         return self
@@ -61,7 +66,7 @@ class Lock:
         self.release()
 
 
-class FolderLock:
+class FolderLock(_Held):
     """A lock of a folder that any number of processes hold together, or one holds alone.
 
     Each holder keeps a file of its own locked, beside the folder or, where it may not write there, in it; and then
@@ -72,7 +77,6 @@ class FolderLock:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         place = Path(os.path.realpath(folder))
         self._places, self._prefix = (place.parent, place), f".{place.name}."
-        self._let_go: Callable[[], object] | None = None
 
     def take(self, *, alone: bool) -> None:
         """Join the others, or have the folder alone.
@@ -91,12 +95,6 @@ class FolderLock:
             by = holder(in_the_way)
             self.release()
             raise HeldError(by)
-
-    def release(self) -> None:
-        """Let go of the folder, where this object holds it."""
-        if self._let_go is not None:
-            self._let_go()
-        self._let_go = None
 
     def _in_the_way(self, alone: bool, own: Path | None = None) -> Path | None:
         """A file that another holds, seen several times: whoever looks whether a process is alive holds it shortly."""
@@ -193,7 +191,7 @@ def _lock_beside(path: Path, wait: bool) -> Callable[[], None]:
 
 
 def _removed(path: Path) -> bool:
-    """Whether the holder of a file is gone, which is then removed."""
+    """Return whether the holder of a file is gone, and remove such a file."""
     lock = filelock.FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -206,17 +204,12 @@ def _removed(path: Path) -> bool:
 
 
 def _unheld(path: Path) -> bool:
-    """Whether nobody holds a file that this user may only read: another user's, whose process died."""
+    """Return whether nobody holds a file that this user may only read: it is another user's, whose process died."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        _lock_itself(path, False)()
     except OSError:
         return False
-    try:
-        return filelock.has_fcntl and filelock.lock_descriptor(descriptor, blocking=False)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
+    return filelock.has_fcntl
 
 
 def _remove(path: Path, lock: filelock.BaseFileLock, owner: int) -> None:

@@ -1,8 +1,13 @@
 """The memory of this process: what the C library does with freed blocks, and whether an error says there is none."""
 
+import contextlib
 import ctypes
+from collections.abc import Mapping
 
 from cache.system.machine import available_cores
+
+_TRIM_THRESHOLD, _MAP_THRESHOLD, _MAP_MAX, _ARENA_MAX = -1, -3, -4, -8
+"""Options of `mallopt`, by their numbers in malloc.h."""
 
 
 def keep_freed_memory() -> None:
@@ -12,14 +17,7 @@ def keep_freed_memory() -> None:
     head spent a tenth of its time on that, one of a large backbone a sixth (measured). It holds for the whole process.
     Nothing happens where the C library is another one.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # Windows wants a name
-        return
-    map_max, trim_threshold, arena_max = -4, -1, -8
-    mallopt(map_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(arena_max, 1)
+    _set_limits({_MAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1})
 
 
 def give_freed_memory_back() -> None:
@@ -29,17 +27,20 @@ def give_freed_memory_back() -> None:
     model split over two processes, gathered layers of 12 MB made a process as large as the whole model did, and with
     this one a third smaller (measured).
     """
-    try:
+    _set_limits(
+        {_MAP_MAX: 65536, _MAP_THRESHOLD: 1 << 20, _TRIM_THRESHOLD: 2 << 20, _ARENA_MAX: 8 * available_cores()},
+        trim=True,
+    )
+
+
+def _set_limits(limits: Mapping[int, int], *, trim: bool = False) -> None:
+    """Call glibc's `mallopt`; nothing happens where the C library is another one."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows wants a name
         libc = ctypes.CDLL(None)
-        mallopt, trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError, TypeError):  # Windows wants a name
-        return
-    map_max, trim_threshold, map_threshold, arena_max = -4, -1, -3, -8
-    mallopt(map_max, 65536)
-    mallopt(map_threshold, 1 << 20)
-    mallopt(trim_threshold, 2 << 20)
-    mallopt(arena_max, 8 * available_cores())
-    trim(0)
+        for option, limit in limits.items():
+            libc.mallopt(option, limit)
+        if trim:
+            libc.malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

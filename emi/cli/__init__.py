@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import inspect
 import signal
 import sys
 import threading
@@ -26,13 +27,7 @@ from emi.cli import (
     table1,
     train_head,
 )
-from emi.cli.cache import compact as cache_compact
-from emi.cli.cache import derive as cache_derive
-from emi.cli.cache import export as cache_export
-from emi.cli.cache import import_ as cache_import
-from emi.cli.cache import info as cache_info
-from emi.cli.cache import transfer as cache_transfer
-from emi.cli.cache import verify as cache_verify
+from emi.cli.cache import compact, derive, export, import_, info, transfer, verify
 
 INTERRUPTED = 130
 
@@ -45,37 +40,44 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 cache_app = typer.Typer(
-    help="Look at feature caches, check and mend them, and make others of them.",
+    help="Inspect, check, repair, convert, derive, import and export feature caches.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.add_typer(cache_app, name="cache")
+COMMANDS = {
+    app: (
+        extract.extract,
+        train_head.train_head,
+        predict.predict,
+        evaluate.evaluate,
+        ablate.ablate,
+        sweep.sweep,
+        finetune.finetune,
+        table1.table1,
+        compare.compare,
+        ensemble.ensemble,
+        demo_data.demo_data,
+    ),
+    cache_app: (
+        info.info,
+        verify.verify,
+        verify.repair,
+        compact.compact,
+        transfer.convert,
+        derive.derive,
+        import_.import_,
+        export.export,
+        transfer.merge,
+    ),
+}
+"""Commands in the order of `--help`; a docstring is the help text, and ends with an example."""
 
-app.command("extract", epilog=extract.EXAMPLE)(extract.extract)
-app.command("train-head", epilog=train_head.EXAMPLE)(train_head.train_head)
-app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
-app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
-app.command("ablate", epilog=ablate.EXAMPLE)(ablate.ablate)
-app.command("sweep", epilog=sweep.EXAMPLE)(sweep.sweep)
-app.command("finetune", epilog=finetune.EXAMPLE)(finetune.finetune)
-app.command("table1", epilog=table1.EXAMPLE)(table1.table1)
-app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
-app.command("ensemble", epilog=ensemble.EXAMPLE)(ensemble.ensemble)
-app.command("demo-data", epilog=demo_data.EXAMPLE)(demo_data.demo_data)
-cache_app.command("info", epilog=cache_info.EXAMPLE)(cache_info.info)
-cache_app.command("verify", epilog=cache_verify.EXAMPLE)(cache_verify.verify)
-cache_app.command("repair", epilog=cache_verify.REPAIR_EXAMPLE)(cache_verify.repair)
-cache_app.command("compact", epilog=cache_compact.EXAMPLE)(cache_compact.compact)
-cache_app.command("convert", epilog=cache_transfer.EXAMPLE)(cache_transfer.convert)
-cache_app.command("derive", epilog=cache_derive.EXAMPLE)(cache_derive.derive)
-cache_app.command("import", epilog=cache_import.EXAMPLE)(cache_import.import_)
-cache_app.command("export", epilog=cache_export.EXAMPLE)(cache_export.export)
-cache_app.command("merge", epilog=cache_transfer.MERGE_EXAMPLE)(cache_transfer.merge)
-
-
-for command in (*app.registered_commands, *cache_app.registered_commands):
-    if command.callback is not None:
-        command.callback = takes_paths(command.callback)
+for group, commands in COMMANDS.items():
+    for command in commands:
+        text, _, example = inspect.cleandoc(command.__doc__ or "").partition("Example: ")
+        name = command.__name__.rstrip("_").replace("_", "-")
+        group.command(name, help=text, epilog=f"Example: {example}")(takes_paths(command))
 
 
 def _version(wanted: bool) -> None:
@@ -144,21 +146,19 @@ def _sentence(error: Exception) -> str | None:
 
 
 def _interrupt_again(unraisable: Any) -> None:
-    """Raise Ctrl-C again, a little later, where Python drops it: in a destructor, which may run during an import."""
-    if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        timer = threading.Timer(0.05, _interrupt_main_thread)
-        timer.daemon = True
-        timer.start()
-    else:
+    """Raise Ctrl-C again, a little later, where Python drops it: in a destructor, which may run during an import.
+
+    SIGTERM is sent to the main thread, which wakes it; Ctrl-C's signal may be ignored, as in a shell's background.
+    """
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
-
-
-def _interrupt_main_thread() -> None:
-    """Send SIGTERM to the main thread, which wakes it; Ctrl-C's signal may be ignored, as in a shell's background."""
+        return
     if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        timer = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident or 0, signal.SIGTERM))
     else:
-        _thread.interrupt_main(signal.SIGTERM)
+        timer = threading.Timer(0.05, _thread.interrupt_main, (signal.SIGTERM,))
+    timer.daemon = True
+    timer.start()
 
 
 def _interrupt(*_: object) -> None:

@@ -1,68 +1,55 @@
 """`emi compare`: two runs on the same clips."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from emi.cli import options
 
-EXAMPLE = "Example: emi compare runs/paper runs/wider --split valid --group-by 'Actor_(\\d+)'"
 
-
-class Split(StrEnum):
-    """Splits that a run predicts."""
-
-    valid = "valid"
-    test = "test"
-
-
-class Metric(StrEnum):
-    """What runs can be compared by."""
-
-    pearson = "pearson"
-    ccc = "ccc"
-    mae = "mae"
-
-
+@options.takes(
+    *options.LABELS,
+    label_scale="100 for labels from 0 to 100 [default: as the runs].",
+    label_range="-1,1 or 1,5: the ends of the labels' scale [default: as the runs].",
+    targets="Label columns to compare [default: as the runs].",
+    rater="Label column that names the rater, where clips have a row for each of several [default: as the runs].",
+    group_by=f"{options.RESAMPLED} [default: as the runs].",
+)
 def compare(
     run_a: Annotated[Path, typer.Argument(help="Run folder, or a prediction CSV.")],
-    run_b: Annotated[Path, typer.Argument(help="Another of the same clips.")],
-    split: Annotated[Split, typer.Option(help="Which predictions of a run folder.")] = Split.valid,
-    metric: Annotated[Metric, typer.Option(help="Of mae, lower is better.")] = Metric.pearson,
+    run_b: Annotated[Path, typer.Argument(help="Another one, with predictions of the same clips.")],
+    *,
+    split: Annotated[Literal["valid", "test"], typer.Option(help="Which predictions of a run folder.")] = "valid",
+    metric: Annotated[
+        Literal["pearson", "ccc", "mae"], typer.Option(help="What is compared; lower is better for mae.")
+    ] = "pearson",
     labels: Annotated[Path | None, typer.Option(help="Label CSV [default: the one the runs were made with].")] = None,
-    targets: options.Targets = None,
-    label_scale: options.RunsLabelScale = None,
-    label_range: options.LabelRange = None,
-    rater: options.Rater = None,
-    group_by: options.ResampleBy = None,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here as JSON.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the resamples.")] = 0,
+    json_file: options.Json = None,
+    given: options.Given,
 ) -> None:
-    """Say by how much two runs differ, with 95 % intervals of a paired bootstrap, and whether that could be chance.
+    """Show by how much two runs differ, with 95 % intervals of a paired bootstrap, and whether that could be chance.
 
-    With groups, or few clips, p is of a sign-flip test over them: the table says which.
+    With groups, or with few clips, p comes from a sign-flip test: the table says which test was made.
+
+    Example: emi compare runs/paper runs/wider --split valid --group-by 'Actor_(\\d+)'
     """
     from emi.console import check_writable
-    from train_head.evaluation.compare import compare as compare_runs
+    from train_head.evaluation.compare import compare as run
 
     check_writable(json_file)
-    found = compare_runs(
+    found = run(
         run_a,
         run_b,
-        split=split.value,
+        split=split,
+        metric=metric,
         labels=labels,
-        label_scale=label_scale,
-        label_range=label_range,
-        targets=targets,
-        rater=rater,
-        group_by=group_by,
         resamples=resamples,
         seed=seed,
-        metric=metric.value,
+        **given,
     )
     typer.echo(found.table())
     if json_file is not None:

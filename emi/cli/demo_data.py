@@ -5,28 +5,20 @@ from typing import Annotated
 
 import typer
 
-EXAMPLE = "Example: emi demo-data artifacts/demo --seed 1"
+from emi.cli import options
+from emi.demo.settings import DemoSettings
 
 
-def demo_data(
-    folder: Annotated[Path, typer.Argument(help="Where to make the data; created.")],
-    clips: Annotated[
-        int | None, typer.Option(help="Number of clips [default: sized for a one-minute training].")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, other clips.")] = 0,
-) -> None:
-    """Speak clips with espeak-ng: synthetic speech whose prosody follows six made-up intensities."""
+@options.takes(DemoSettings)
+def demo_data(folder: Annotated[Path, typer.Argument(help="Folder to create.")], *, given: options.Given) -> None:
+    """Make clips of synthetic speech with espeak-ng, whose prosody follows six made-up intensities.
+
+    Example: emi demo-data artifacts/demo --seed 1
+    """
     from emi.console import Progress
-    from emi.demo import DEFAULT_CLIPS, make_demo
+    from emi.demo.make import make_demo
 
-    with Progress(None, "speaking") as progress:
-        summary = make_demo(
-            folder,
-            clips=clips or DEFAULT_CLIPS,
-            seed=seed,
-            on_progress=lambda done, total: progress(done, total, 0.0),
-        )
-    typer.echo(
-        f"{summary.folder}: {summary.clips} clips, {summary.seconds / 60:.1f} min of synthetic speech, "
-        f"{summary.train} to train and {summary.valid} to validate on other voices"
-    )
+    with Progress("speaking") as progress:
+        made = make_demo(folder, **given, on_progress=lambda done, total: progress(done, total, 0.0))
+    minutes, splits = made.seconds / 60, f"{made.train} to train and {made.valid} to validate on other voices"
+    typer.echo(f"{made.folder}: {made.clips} clips, {minutes:.1f} min of synthetic speech, {splits}")

@@ -5,32 +5,30 @@ from typing import Annotated
 
 import typer
 
-EXAMPLE = "Example: emi ensemble runs/lstm runs/attention --out runs/both && emi predict clips/ --model runs/both"
-
 
 def ensemble(
     runs: Annotated[list[Path], typer.Argument(help="Run folders of the same targets and clips, of any heads.")],
     out: Annotated[Path, typer.Option(help="Folder that predicts their mean; the runs stay where they are.")],
     weights: Annotated[
-        str | None, typer.Option(metavar="W,W,…", help="What each counts, such as 0.6,0.4 [default: all alike].")
+        str | None, typer.Option(metavar="W,W,…", help="Weight of each, such as 0.6,0.4 [default: all alike].")
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Label CSV of the validation clips [default: the one the runs were made with].")
     ] = None,
 ) -> None:
-    """Average what finished runs predict, and say how well each and their mean do.
+    """Average what finished runs predict, and show the scores of each and of their mean.
 
     The runs may have different heads, features and backbones. The folder is a run for predict, compare and evaluate.
+
+    Example: emi ensemble runs/lstm runs/attention --out runs/both && emi predict clips/ --model runs/both
     """
+    from emi.cli.training_output import print_table
     from train_head.errors import TrainSettingsError
-    from train_head.protocols import ensemble as make
+    from train_head.protocols import ensemble as run
 
     try:
         numbers = None if weights is None else [float(part) for part in weights.split(",")]
     except ValueError as error:
         raise TrainSettingsError(f"--weights takes numbers with commas, such as 0.6,0.4, got {weights!r}") from error
-    found = make(runs, out, weights=numbers, labels=labels)
-    if found.nothing_to_do:
-        typer.echo(f"nothing to do: {out} is finished")
-    typer.echo(found.table())
+    print_table(run(runs, out, weights=numbers, labels=labels), out)
     typer.echo(f"run folder: {out}")

@@ -8,7 +8,7 @@ import typer
 
 from cache.settings import take
 from emi.cli import options
-from emi.cli.media_notes import first_of, tell_left_out, tell_notes
+from emi.cli.messages import first_of, tell_left_out, tell_notes, tell_some
 from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from extract.plan import ExtractPlan
     from extract.run import ExtractSummary
 
-EXAMPLE = (
-    "Example: emi extract clips/ --cache features.zarr --backbone audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
-)
-FAILURES_SHOWN = 20
 IN_PART = ("truncated", "damaged", "two files in one")
 """Reasons of failures that `--allow-truncated` passes over."""
 
@@ -33,7 +29,7 @@ def extract(
     cache: Annotated[str, typer.Option(help="Feature cache to fill: NAME.zarr or NAME.h5.")],
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and what it would take, and write nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be done and what it would take, and write nothing.")
     ] = False,
     given: options.Given,
 ) -> None:
@@ -41,22 +37,37 @@ def extract(
 
     Files that cannot be read are listed in failures.csv beside the cache, the others are extracted, and the exit code
     is 1. Files that --allow-truncated uses in part are listed in truncated.csv.
+
+    Example: emi extract clips/ --cache features.zarr --backbone audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim
     """
-    from emi.cli.weights import tell_licence
+    from emi.cli.messages import tell_licence
+    from emi.console import Progress
+    from extract import run
     from extract.estimate import estimate
     from extract.plan import plan
+    from extract.stats import PipelineStats
 
-    settings = take(ExtractSettings, given)
+    settings, stats, started = take(ExtractSettings, given), PipelineStats(), time.monotonic()
     tell_licence(settings.backbone)
     if dry_run:
         planned = plan(media, cache, settings)
-        _show_plan(planned, cache, settings.resolved_device().type)
+        _show_plan(planned, cache, settings)
         tell_left_out(planned.left_out)
         _show_changed(planned.changed, refresh=settings.refresh)
         typer.echo(estimate(planned, settings).text())
         return
-    started = time.monotonic()
-    summary = _extract(media, cache, settings)
+    progress = Progress("extracting", stats.waiting)
+    with contextlib.ExitStack() as shown:
+
+        def on_plan(planned: "ExtractPlan") -> None:
+            tell_left_out(planned.left_out)
+            if planned.refresh:
+                _show_changed(planned.changed, refresh=True)
+            if planned.todo:
+                _show_plan(planned, cache, settings)
+                shown.enter_context(progress)
+
+        summary = run.extract(media, cache, settings, on_plan=on_plan, on_progress=progress, stats=stats)
     _show_summary(summary, time.monotonic() - started)
     tell_notes([*summary.tracks, *summary.truncated], summary.truncated_file)
     _show_changed(summary.changed, refresh=False)
@@ -64,40 +75,15 @@ def extract(
         raise typer.Exit(1)
 
 
-def _extract(media: str, cache: str, settings: ExtractSettings) -> "ExtractSummary":
-    """Extract, and show what is planned and how far it is."""
-    from emi.console import Progress
-    from extract import run
-    from extract.stats import PipelineStats
-
-    stats = PipelineStats()
-    with contextlib.ExitStack() as stack:
-        shown: list[Progress] = []
-
-        def on_plan(plan: "ExtractPlan") -> None:
-            tell_left_out(plan.left_out)
-            if plan.refresh:
-                _show_changed(plan.changed, refresh=True)
-            if plan.todo:
-                _show_plan(plan, cache, settings.resolved_device().type)
-                shown.append(stack.enter_context(Progress(plan.todo, "extracting", stats.waiting)))
-
-        def on_progress(done: int, total: int, seconds: float) -> None:
-            for progress in shown:
-                progress(done, total, seconds)
-
-        return run.extract(media, cache, settings, on_plan=on_plan, on_progress=on_progress, stats=stats)
-
-
-def _show_plan(plan: "ExtractPlan", cache: str, device: str) -> None:
-    header = plan.header
+def _show_plan(plan: "ExtractPlan", cache: str, settings: ExtractSettings) -> None:
+    header, made = plan.header, plan.header.fingerprint
     vad = f" and {', '.join(header.vad_names)}" if header.vad_names else ""
     typer.echo(
         f"{len(plan.sources)} clips, {plan.todo} to do -> {cache}\n"
-        f"{header.fingerprint['backbone']}: {header.dim} features{vad} every {1000 * header.hop_seconds:g} ms, first "
-        f"{header.fingerprint['max_seconds']:g} s of each clip\n"
-        f"{header.fingerprint['precision']} on {device} ({plan.precision_reason}), stored as "
-        f"{header.fingerprint['dtype']}; weights: {plan.identity.licence}"
+        f"{made['backbone']}: {header.dim} features{vad} every {1000 * header.hop_seconds:g} ms, first "
+        f"{made['max_seconds']:g} s of each clip\n"
+        f"{made['precision']} on {settings.resolved_device().type} ({plan.precision_reason}), stored as "
+        f"{made['dtype']}; weights: {plan.identity.licence}"
     )
 
 
@@ -111,37 +97,22 @@ def _show_changed(changed: "Sequence[str]", *, refresh: bool) -> None:
 def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:
     for note in summary.notes:
         typer.echo(note, err=True)
+    there = f"; {summary.present} were there" if summary.present else ""
     if not summary.written and not summary.failures:
-        typer.echo(
-            f"nothing to do: all {summary.present} clips are in {summary.cache}"
-            if summary.present
-            else "nothing to do: this share holds no clips; there are fewer windows of clips than shares"
-        )
+        no_clips = "this share holds no clips; there are fewer windows of clips than shares"
+        typer.echo(f"nothing to do: {f'all {summary.present} clips are in {summary.cache}' if there else no_clips}")
         return
-    typer.echo(
-        f"wrote {summary.written} clips ({summary.seconds / 60:.1f} min of audio) to {summary.cache} in {elapsed:.1f} s"
-        + (f"; {summary.present} were there" if summary.present else "")
-    )
-    stats = summary.stats
-    typer.echo(
-        f"waited for: {stats.waiting()}"
-        + (
-            f"; padding {100 * stats.padding / (stats.samples + stats.padding):.1f} % of the batches"
-            if stats.padding
-            else ""
-        )
-    )
+    minutes, stats = f"{summary.seconds / 60:.1f} min of audio", summary.stats
+    typer.echo(f"wrote {summary.written} clips ({minutes}) to {summary.cache} in {elapsed:.1f} s{there}")
+    share = 100 * stats.padding / max(1, stats.samples + stats.padding)
+    typer.echo(f"waited for: {stats.waiting()}" + (f"; padding {share:.1f} % of the batches" if share else ""))
     if stats.halved_to is not None:
         typer.echo(
             f"memory ran out: batches were halved to {stats.halved_to:.0f} s of audio; --batch-seconds "
             f"{stats.halved_to:.0f} spares the attempts next time",
             err=True,
         )
-    if summary.failures:
-        typer.echo(f"{len(summary.failures)} clips could not be read (also in {summary.failures_file}):", err=True)
-        for failure in summary.failures[:FAILURES_SHOWN]:
-            typer.echo(f"  {failure.path or failure.id}: {failure.reason}", err=True)
-        if len(summary.failures) > FAILURES_SHOWN:
-            typer.echo(f"  … and {len(summary.failures) - FAILURES_SHOWN} more", err=True)
-        if any(word in failure.reason for failure in summary.failures for word in IN_PART):
-            typer.echo("--allow-truncated uses files that are cut off or damaged as far as they decode", err=True)
+    listed = [f"{failure.path or failure.id}: {failure.reason}" for failure in summary.failures]
+    tell_some(f"{len(listed)} clips could not be read (also in {summary.failures_file})", listed)
+    if any(word in failure.reason for failure in summary.failures for word in IN_PART):
+        typer.echo("--allow-truncated uses files that are cut off or damaged as far as they decode", err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emi.cli import options
+from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
     from extract.failures import Failure
     from extract.sources import Source
 
-EXAMPLE = "Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv"
 
-
+@options.takes(
+    (ExtractSettings, "backbone device media_root track allow_truncated"),
+    backbone="Where the backbone is now, if it was moved [default: as the run says].",
+    allow_truncated="Use files that are cut off or damaged as far as they decode [default: off].",
+)
 def predict(
     media: Annotated[list[str], typer.Argument(help="Media files, folders, CSVs or text lists.")],
     model: Annotated[Path, typer.Option(help="Run folder.")],
+    *,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write here instead of to the screen.")] = None,
     submission: Annotated[
         Path | None,
@@ -30,17 +35,15 @@ def predict(
     template: Annotated[
         Path | None, typer.Option(help="CSV whose clips are predicted, and whose row order the --submission takes.")
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Where the backbone is now, if it was moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    media_root: options.MediaRoot = None,
-    track: options.Track = None,
-    allow_truncated: options.AllowTruncated = False,
+    given: options.Given,
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on.
 
     With --template only its clips are predicted. A --submission is written whole or not at all.
+
+    Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv
     """
-    from emi.cli.weights import tell_licence_of_run
+    from emi.cli.messages import tell_licence_of_run
     from emi.console import check_writable
     from emi.prediction import list_sources, load
     from extract.failures import Failure
@@ -55,8 +58,9 @@ def predict(
         raise LabelError(f"there is no template at {template}")
     check_writable(csv_file, submission)
     tell_licence_of_run(model)
-    decoding = DecodeOptions(track=track, allow_truncated=allow_truncated)
-    loaded = load(model, backbone=backbone, device=device, options=decoding)
+    media_root = given.pop("media_root", None)
+    decoding = {name: given.pop(name) for name in ("track", "allow_truncated") if name in given}
+    loaded = load(model, **given, options=DecodeOptions(**decoding))
     sources = list_sources(media, media_root)
     if template is not None:
         sources = [sources[i] for i in template_clips(template, loaded.names, [source.id for source in sources])]
@@ -67,14 +71,14 @@ def predict(
         typer.echo(f"{failure.path}: {failure.reason}", err=True)
     if csv_file or submission is None:
         _write_csv(csv_file, records, loaded.names)
+    if submission is not None and not failures:
+        _write_submission(submission, records, loaded, template)
     if submission is not None and failures:
         typer.echo(
             f"{submission} was not written: {len(failures)} of its {len(results)} clips cannot be read; mend them, or "
             "name the clips that count with --template CSV",
             err=True,
         )
-    elif submission is not None:
-        _write_submission(submission, records, loaded, template)
     if failures:
         raise typer.Exit(1)
 
@@ -82,8 +86,8 @@ def predict(
 def _predict_all(
     model: "Model | Models", media: "Sequence[str]", sources: "Sequence[Source]"
 ) -> "list[Record | Failure]":
-    """Predict, and say what should be known of the run and the media."""
-    from emi.cli.media_notes import tell_left_out, tell_notes
+    """Predict, and print what should be known of the run and the media."""
+    from emi.cli.messages import tell_left_out, tell_notes
     from emi.console import Progress
     from extract.sources import left_out
 
@@ -91,7 +95,7 @@ def _predict_all(
         typer.echo(note, err=True)
     for place in media:
         tell_left_out(left_out(place))
-    with Progress(None, "predicting") as progress:
+    with Progress("predicting") as progress:
         results = list(model.iterate_sources(sources, progress))
     tell_notes(model.media_notes)
     return results
@@ -102,9 +106,8 @@ def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[
     from train_head.evaluation.submission import put
 
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([FILENAME, *names])
-    writer.writerows([r[FILENAME], *(f"{r[name]:.9g}" for name in names)] for r in records)
+    rows = ([record[FILENAME], *(f"{record[name]:.9g}" for name in names)] for record in records)
+    csv.writer(text, lineterminator="\n").writerows([[FILENAME, *names], *rows])
     if path is None:
         typer.echo(text.getvalue(), nl=False)
         return

@@ -1,10 +1,9 @@
-"""The standard streams of a command: there even where the caller closed them, and how their failures are reported."""
+"""The standard streams of a command: opened where the caller closed them; how failures to write are reported."""
 
 import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
 
 from cache.errors import EmiError
 
@@ -31,8 +30,7 @@ def open_closed_streams() -> None:
             os.set_inheritable(descriptor, True)
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
-            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the whole process
-            setattr(sys, name, stream)
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - for the whole process
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are not UTF-8
@@ -66,7 +64,7 @@ def write_out() -> None:
 
 
 def why_not_written(error: BaseException) -> str | None:
-    """Say in a sentence that a disk or the standard output is full; None where the error is another."""
+    """Return a sentence that says that a disk or the standard output is full; None where the error is another."""
     full = next((one for one in _causes(error) if _is_full(one)), None)
     if full is None:
         return None
@@ -74,9 +72,11 @@ def why_not_written(error: BaseException) -> str | None:
         write_out()
     except StandardOutputError as error:
         return str(error)
-    place = (full.filename if isinstance(full, OSError) else None) or "a file, or the standard output,"
-    reason = (full.strerror if isinstance(full, OSError) else None) or "No space left on device"
-    return f"{place} could not be written ({reason}); make room, then run the same command again"
+    place, reason = getattr(full, "filename", None), getattr(full, "strerror", None)
+    return (
+        f"{place or 'a file, or the standard output,'} could not be written ({reason or 'No space left on device'}); "
+        "make room, then run the same command again"
+    )
 
 
 def _is_full(error: BaseException) -> bool:
@@ -85,10 +85,9 @@ def _is_full(error: BaseException) -> bool:
     return any(text in str(error) for text in _FULL_TEXTS)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    following: BaseException | None = error
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
-        yield following
-        following = following.__cause__ or following.__context__
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return the error, and those that led to it."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain

@@ -5,27 +5,17 @@ from typing import Annotated
 
 import typer
 
-from cache.settings import take
 from emi.cli import options
 from emi.finetuning.settings import FinetuneSettings
-from train_head.data.label_format import LabelColumns
+from extract.settings import ExtractSettings
 from train_head.training.settings import TrainSettings
-from train_head.validation import Validation
-
-EXAMPLE = (
-    "Example: emi table1 --media clips/ --train train_split.csv --valid valid_split.csv --backbone "
-    "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim --out runs/table-1"
-)
 
 
 @options.takes(
-    FinetuneSettings,
-    TrainSettings,
-    LabelColumns,
-    Validation,
-    only="freeze backbone_lr batch_seconds checkpointing lr epochs device label_scale label_range targets rater "
-    "group_by",
-    group_by="What names the speaker: a label column, or a regular expression on Filename. Splits share no group.",
+    (ExtractSettings, "media_root"),
+    (FinetuneSettings, "freeze backbone_lr batch_seconds checkpointing"),
+    (TrainSettings, "lr epochs device"),
+    *options.LABELS,
     freeze="What is never trained in the unfrozen rows: none, cnn or layers:N (the CNN and the first N layers).",
 )
 def table1(
@@ -40,35 +30,34 @@ def table1(
         typer.Option(help="CSV of a third split with targets; adds columns, trained on train+val."),
     ] = None,
     seeds: options.RowSeeds = 3,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings that the rows have in common.")] = None,
+    config: options.CommonConfig = None,
     more: options.Settings = None,
-    media_root: options.MediaRoot = None,
     skip_missing: options.SkipUnreadable = False,
     given: options.Given,
 ) -> None:
     """Run the paper's Table 1 for audio: frozen, + global vector, + unfrozen, + dropout, and train+val with --test.
 
     Run it again to resume with the first row that is not finished; with more --seeds it adds the missing ones.
+
+    Example: emi table1 --media clips/ --train train_split.csv --valid valid_split.csv
+    --backbone audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim --out runs/table-1
     """
-    from emi.cli.training_output import TrainingOutput, print_labels
-    from emi.cli.weights import tell_licence
+    from emi.cli.messages import tell_licence
+    from emi.cli.training_output import TrainingOutput, label_files, print_table
     from emi.console import Progress
     from emi.finetuning.settings import resolve
     from emi.finetuning.start import FinetuneData
     from emi.finetuning.table1 import table1 as run
-    from train_head.runs.inputs import LabelFiles
     from train_head.training.settings import read_assignments
 
-    columns, validation = take(LabelColumns, given), take(Validation, given)
+    columns, validation = options.label_settings(given)
+    media_root = given.pop("media_root", None)
     settings = given | read_assignments(more or ())
     form = resolve(config, **settings)[0].label_format(columns, validation)
-    label_files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
-    data = FinetuneData(media=media, label_files=label_files, backbone=backbone, media_root=media_root)
     tell_licence(backbone)
-    print_labels(label_files)
-    with Progress(None, "reading") as reading:
+    files = label_files(train, valid, test, form=form, skip_missing=skip_missing)
+    data = FinetuneData(media=media, label_files=files, backbone=backbone, media_root=media_root)
+    with Progress("reading") as reading:
         found = run(data, out, seeds=seeds, config=config, reporter=TrainingOutput(reading), **settings)
-    if found.nothing_to_do:
-        typer.echo(f"nothing to do: {out} is finished")
-    typer.echo(found.table())
+    print_table(found, out)
     typer.echo(f"tables and plot: {out / 'table1.md'}, {out / 'table1.csv'}, {out / 'table1.svg'}")

@@ -2,33 +2,50 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from emi.cli.media_notes import tell_notes
+from emi.cli.messages import tell_notes
 from extract.failures import Note
-from train_head.protocols import Outcome, ProtocolResult
+from train_head.data.label_format import LabelFormat
+from train_head.protocols import Ablation, EnsembleResult, Outcome, ProtocolResult
 from train_head.reports.progress import EpochLines
 from train_head.reports.trackers import Trackers
 from train_head.runs.inputs import LabelFiles
 from train_head.training.loop import Record, Reporter
 from train_head.training.settings import TrainSettings
 
+if TYPE_CHECKING:
+    from emi.finetuning.table1 import Table1
+    from train_head.sweep.result import SweepResult
 
-def print_labels(label_files: LabelFiles) -> None:
-    """Print before a training what is trained on: the targets, and the columns that are ignored.
+
+def label_files(
+    train: Path,
+    valid: Path | None,
+    test: Path | None = None,
+    *,
+    form: LabelFormat,
+    skip_missing: bool,
+    quiet: bool = False,
+) -> LabelFiles:
+    """Name the label files of a training, and print what is trained on: the targets, and the ignored columns.
 
     Raises:
-        LabelError: the file is wrong.
+        LabelError: the file of the training split is wrong.
     """
-    path = label_files.files["train"]
-    labels = LabelFiles(files={"train": path}, format=label_files.format).read()["train"]
+    files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
+    if quiet:
+        return files
+    labels = LabelFiles.named(train, format=form).read()["train"]
     typer.echo(f"targets: {', '.join(labels.names)}; ignored: {', '.join(labels.ignored) or 'none'}")
     missing = int((labels.values != labels.values).sum())
     if missing:
         typer.echo(f"{missing} of {labels.values.size} training labels are missing, and count nowhere", err=True)
     if labels.unlabelled:
-        typer.echo(f"{labels.unlabelled} clips of {path} were left out because they have no label", err=True)
+        typer.echo(f"{labels.unlabelled} clips of {train} were left out because they have no label", err=True)
+    return files
 
 
 class TrainingOutput(Reporter):
@@ -42,8 +59,8 @@ class TrainingOutput(Reporter):
     def __init__(
         self, decoding: Callable[[int, int, float], None] | None = None, trackers: Trackers | None = None
     ) -> None:
-        self._decoding, self._trackers = decoding, trackers
-        self._lines: EpochLines | None = None
+        self._decoding, self._trackers = decoding, trackers or Trackers("", ())
+        self._lines = EpochLines(0, typer.echo)
         self._noted: set[str] = set()
 
     def row_started(self, name: str) -> None:
@@ -53,22 +70,18 @@ class TrainingOutput(Reporter):
     def run_started(self, name: str, folder: Path, settings: TrainSettings) -> None:
         """See `Reporter`."""
         self._lines = EpochLines(settings.stop_after or settings.epochs, typer.echo)
-        if self._trackers is not None:
-            self._trackers.move(folder)
+        self._trackers.move(folder)
         if name:
             typer.echo(f"{name}:")
 
     def epoch_finished(self, record: Record) -> None:
         """See `Reporter`."""
-        assert self._lines is not None
         self._lines(record)
-        if self._trackers is not None:
-            self._trackers(record)
+        self._trackers(record)
 
     def step_finished(self, epoch: int, what: str, done: int, total: int) -> None:
         """See `Reporter`."""
-        if self._lines is not None:
-            self._lines.on_step(epoch, what, done, total)
+        self._lines.on_step(epoch, what, done, total)
 
     def note(self, text: str) -> None:
         """See `Reporter`; a sentence is printed once."""
@@ -86,15 +99,33 @@ class TrainingOutput(Reporter):
         tell_notes(notes)
 
 
+def print_table(
+    result: "Ablation | EnsembleResult | SweepResult | Table1", out: Path, hint: str = "", *, skipped: int = 0
+) -> None:
+    """Print the table of several runs, and before it that nothing was to do, or that clips were left out.
+
+    Args:
+        result: what was made.
+        out: its folder.
+        hint: what to do where nothing was to do.
+        skipped: the number of labelled clips that no cache holds.
+    """
+    if result.nothing_to_do:
+        typer.echo(f"nothing to do: {out} is finished{hint}")
+    if skipped:
+        typer.echo(f"{skipped} labelled clips were left out because no cache holds them", err=True)
+    typer.echo(result.table())
+
+
 def print_outcome(outcome: Outcome, out: Path, missing: str) -> None:
-    """Print what came out.
+    """Print the scores of the runs of a training.
 
     Args:
         outcome: what was made.
         out: run folder, or the folder of the runs.
         missing: why labelled clips were left out.
     """
-    result = outcome.result
+    result, on_all = outcome.result, outcome.on_all
     if outcome.nothing_to_do:
         typer.echo(f"nothing to do: {result.folder if outcome.missing_folds else out} is finished")
     if result.skipped:
@@ -109,11 +140,11 @@ def print_outcome(outcome: Outcome, out: Path, missing: str) -> None:
             typer.echo(result.agreement.table(result.report))
         if result.test_report:
             typer.echo(f"test:\n{result.test_report.table()}")
-    if outcome.on_all is not None:
-        numbers = ", ".join(map(str, outcome.on_all.epochs))
-        typer.echo(f"trained on all clips for {numbers} epochs, without validation: {outcome.on_all.folder}")
-        if outcome.on_all.test_report:
-            typer.echo(f"test, trained on all clips:\n{outcome.on_all.test_report.table()}")
+    if on_all is not None:
+        numbers = ", ".join(map(str, on_all.epochs))
+        typer.echo(f"trained on all clips for {numbers} epochs, without validation: {on_all.folder}")
+        if on_all.test_report:
+            typer.echo(f"test, trained on all clips:\n{on_all.test_report.table()}")
     if outcome.missing_folds:
         typer.echo(
             f"folds still missing: {', '.join(map(str, outcome.missing_folds))}; train each with --only-fold K, or "

@@ -1,7 +1,5 @@
 """The recipe of the demo voices: which property of the voice each emotion moves, and how far."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -1,17 +1,13 @@
 """Write mp3 and mp4 files with PyAV, with the same bytes for the same input."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
+import av
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import av
 
 WIDTH, HEIGHT, FPS = 160, 120, 12
 
@@ -29,13 +25,12 @@ def write_mp3(path: Path, waveform: NDArray[np.float32], rate: int) -> None:
         waveform: float32 of shape (samples,) in [-1, 1].
         rate: sample rate in Hz.
     """
-    import av
-
     with av.open(path, "w", format="mp3") as container:
         stream = container.add_stream("libmp3lame", rate=rate, layout="mono")
         stream.bit_rate = MP3_BIT_RATE
         stream.codec_context.options = {"compression_level": MP3_EFFORT}
-        _encode_sound(container, stream, _sound(waveform, rate, "s16p"))
+        pcm = np.rint(np.clip(waveform, -1, 1) * 32767).astype(np.int16)
+        _encode(container, stream, [_sound(pcm, rate, "s16p")])
 
 
 def write_mp4(path: Path, waveform: NDArray[np.float32], rate: int, *, hue: float) -> None:
@@ -47,21 +42,14 @@ def write_mp4(path: Path, waveform: NDArray[np.float32], rate: int, *, hue: floa
         rate: sample rate in Hz.
         hue: colour of the face, 0 to 1.
     """
-    import av
-
     with av.open(path, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        film = container.add_stream(_video_codec(), rate=FPS)
+        film = container.add_stream("libx264" if "libx264" in av.codecs_available else "mpeg4", rate=FPS)
         film.width, film.height, film.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         film.codec_context.thread_count = 1  # the number of threads changes what x264 writes
         sound = container.add_stream("aac", rate=rate, layout="mono")
         sound.bit_rate = AAC_BIT_RATE
-        frames = []
-        for index, picture in enumerate(draw_face(waveform, rate, hue=hue)):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = index, Fraction(1, FPS)
-            frames.append(frame)
-        _encode_film(container, film, frames)
-        _encode_sound(container, sound, _sound(waveform, rate, "fltp"))
+        _encode(container, film, (_picture(*numbered) for numbered in enumerate(draw_face(waveform, rate, hue=hue))))
+        _encode(container, sound, [_sound(waveform, rate, "fltp")])
 
 
 def draw_face(waveform: NDArray[np.float32], rate: int, *, hue: float) -> NDArray[np.uint8]:
@@ -88,30 +76,18 @@ def draw_face(waveform: NDArray[np.float32], rate: int, *, hue: float) -> NDArra
     return pictures
 
 
-def _video_codec() -> Literal["libx264", "mpeg4"]:
-    import av
+def _picture(index: int, pixels: NDArray[np.uint8]) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+    frame.pts, frame.time_base = index, Fraction(1, FPS)
+    return frame
 
-    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
-
-def _sound(waveform: NDArray[np.float32], rate: int, sample_format: str) -> av.AudioFrame:
-    import av
-
-    plane = waveform[None]
-    if sample_format == "s16p":
-        plane = np.rint(np.clip(plane, -1, 1) * 32767).astype(np.int16)
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(plane), format=sample_format, layout="mono")
+def _sound(waveform: NDArray[Any], rate: int, sample_format: str) -> av.AudioFrame:
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None]), format=sample_format, layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
     return frame
 
 
-def _encode_film(
-    container: av.container.OutputContainer, stream: av.VideoStream, frames: Sequence[av.VideoFrame]
-) -> None:
-    for frame in [*frames, None]:
+def _encode(container: av.container.OutputContainer, stream: Any, frames: Iterable[Any]) -> None:
+    for frame in (*frames, None):  # None flushes the encoder
         container.mux(stream.encode(frame))
-
-
-def _encode_sound(container: av.container.OutputContainer, stream: av.AudioStream, frame: av.AudioFrame) -> None:
-    for part in (frame, None):
-        container.mux(stream.encode(part))

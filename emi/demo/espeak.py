@@ -1,44 +1,21 @@
 """Speak sentences with espeak-ng, whose library and voices come in the wheel ``espeakng-loader``."""
 
-from __future__ import annotations
-
+import contextlib
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emi.demo.errors import DemoDependencyError, SpeechError
+from emi.demo.settings import DemoDependencyError, SpeechError
 
 CHILD = Path(__file__).with_name("espeak_child.py")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Utterance:
-    """One sentence and how to say it, in espeak-ng's own units.
-
-    Attributes:
-        voice: language voice plus variant, such as ``en-us+f2``.
-        text: the sentence.
-        rate: words per minute, 80 to 450.
-        pitch: 0 to 99; 50 is the voice's own.
-        pitch_range: 0 (monotone) to 99; 50 is the voice's own.
-        word_gap: extra pause between words, in units of 10 ms at the normal rate.
-        volume: 0 to 200; 100 is normal.
-    """
-
-    voice: str
-    text: str
-    rate: int = 175
-    pitch: int = 50
-    pitch_range: int = 50
-    word_gap: int = 0
-    volume: int = 100
+SETTINGS = ("rate", "pitch", "pitch_range", "word_gap")
+"""How a sentence is spoken: words per minute, 80 to 450; pitch, 0 to 99, where 50 is the voice's own; pitch range, 0
+(monotone) to 99, likewise; extra pause between words in units of 10 ms at the normal rate."""
 
 
 class Speaker:
@@ -66,14 +43,17 @@ class Speaker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._child.kill()
         self._child.communicate()
 
-    def say(self, utterance: Utterance) -> tuple[NDArray[np.float32], int]:
+    def say(self, voice: str, text: str, **settings: int) -> tuple[NDArray[np.float32], int]:
         """Speak one sentence.
+
+        Args:
+            voice: language voice plus variant, such as ``en-us+f2``.
+            text: the sentence.
+            **settings: of `SETTINGS`; one that is left out stays as in the sentence before.
 
         Returns:
             The waveform, float32 of shape (samples,) in [-1, 1), and its sample rate in Hz (22050).
@@ -83,17 +63,16 @@ class Speaker:
         """
         assert self._child.stdin is not None  # a PIPE, as is stdout
         assert self._child.stdout is not None
-        variant = utterance.voice.partition("+")[2]
+        variant = voice.partition("+")[2]
         if variant and not (self._variants / variant).is_file():  # espeak-ng would speak without it and say nothing
             raise SpeechError(f"espeak-ng has no voice variant {variant!r} in {self._variants}")
-        try:
-            self._child.stdin.write(json.dumps(asdict(utterance)).encode() + b"\n")
+        request = {"voice": voice, "text": text, "settings": settings}
+        with contextlib.suppress(BrokenPipeError):  # the empty answer below says that the child is gone
+            self._child.stdin.write(json.dumps(request).encode() + b"\n")
             self._child.stdin.flush()
-        except BrokenPipeError:
-            pass  # the empty answer below says that the child is gone
         line = self._child.stdout.readline()
         if not line:
-            raise SpeechError(f"espeak-ng ended (exit code {self._child.wait()}) while speaking {utterance}")
+            raise SpeechError(f"espeak-ng ended (exit code {self._child.wait()}) while speaking {text!r} as {voice}")
         header = json.loads(line)
         if "error" in header:
             raise SpeechError(header["error"])
@@ -105,5 +84,7 @@ def _find_espeak() -> tuple[str, str]:
     try:
         import espeakng_loader  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
-        raise DemoDependencyError("espeakng-loader") from error
+        raise DemoDependencyError(
+            "making demo data needs the package 'espeakng-loader'; install it with: pip install 'emi-mimicry[demo]'"
+        ) from error
     return str(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path())

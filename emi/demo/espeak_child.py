@@ -6,18 +6,17 @@ and of its noise in static variables that no call resets, so the same sentence s
 process speaking the same sentences in the same order does not.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import sys
+from typing import Any
 
 # Constants of espeak-ng's speak_lib.h.
 OUTPUT_SYNCHRONOUS = 2
 INITIALIZE_DONT_EXIT = 0x8000
 POSITION_CHARACTER = 1
 CHARS_UTF8 = 1
-PARAMETERS = {"rate": 1, "volume": 2, "pitch": 3, "pitch_range": 4, "word_gap": 7}
+PARAMETERS = {"rate": 1, "pitch": 3, "pitch_range": 4, "word_gap": 7}
 
 SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -47,13 +46,13 @@ def main() -> None:
         sys.stdout.buffer.flush()
 
 
-def _speak(library: ctypes.CDLL, request: dict[str, str | int]) -> str | None:
-    if library.espeak_SetVoiceByName(str(request["voice"]).encode()) != 0:
+def _speak(library: ctypes.CDLL, request: dict[str, Any]) -> str | None:
+    if library.espeak_SetVoiceByName(request["voice"].encode()) != 0:
         return f"espeak-ng has no voice {request['voice']!r}"
-    for name, number in PARAMETERS.items():
-        if library.espeak_SetParameter(number, int(request[name]), 0) != 0:
-            return f"espeak-ng refused {name}={request[name]}"
-    text = str(request["text"]).encode() + b"\0"
+    for name, value in request["settings"].items():
+        if library.espeak_SetParameter(PARAMETERS[name], value, 0) != 0:
+            return f"espeak-ng refused {name}={value}"
+    text = request["text"].encode() + b"\0"
     if library.espeak_Synth(text, len(text), 0, POSITION_CHARACTER, 0, CHARS_UTF8, None, None) != 0:
         return f"espeak-ng could not speak {request['text']!r}"
     return None

@@ -1,7 +1,5 @@
 """Draw six made-up emotion intensities per clip that are spread like those of Hume-Vidmimic2."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,15 +31,12 @@ def draw_intensities(clips: int, rng: np.random.Generator) -> NDArray[np.float64
         Intensities, float64 of shape (clips, 6), in [0, 1], columns in the order of ``EMOTIONS``. No column is
         constant.
     """
-    best, best_score = None, np.inf
-    for _ in range(DRAWS):
-        drawn = np.stack([_draw_column(clips, share, rng) for share in ACTIVE_SHARE], axis=1)  # (clips, 6)
-        off_diagonal = np.corrcoef(drawn, rowvar=False) - np.eye(len(EMOTIONS))
-        score = float(np.abs(off_diagonal).max())
-        if score < best_score:
-            best, best_score = drawn, score
-    assert best is not None  # DRAWS > 0
-    return best
+    draws = (np.stack([_draw_column(clips, share, rng) for share in ACTIVE_SHARE], axis=1) for _ in range(DRAWS))
+    return min(draws, key=_largest_correlation)  # (clips, 6)
+
+
+def _largest_correlation(drawn: NDArray[np.float64]) -> float:
+    return float(np.abs(np.corrcoef(drawn, rowvar=False) - np.eye(len(EMOTIONS))).max())
 
 
 def _draw_column(clips: int, share: float, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -1,6 +1,4 @@
-"""The demo folder as a whole: its tables, its settings file, and putting it in its place at once."""
-
-from __future__ import annotations
+"""The demo folder as a whole: its tables, its README, its settings file, and moving it to its place at once."""
 
 import csv
 import json
@@ -9,11 +7,42 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emi.demo.errors import DemoFolderError
+from emi.demo.dials import DIALS
 from emi.demo.labels import EMOTIONS
 from emi.demo.plan import Clip
+from emi.demo.settings import DemoFolderError
 
 SETTINGS_FILE = "demo.json"
+README = """\
+# Demo clips for emi
+
+**These are not people.** Every clip is synthetic speech made by espeak-ng (a GPL-3 program; the sound is its
+output), then modified in timbre, loudness and noise. The six intensities are random numbers that were drawn first; they
+set the properties of the voice. The clips contain no information about real emotion, and a score on these clips says
+nothing about a score on real ones.
+
+The layout is that of Hume-Vidmimic2, so every command that works here works there too.
+
+| file | content |
+|---|---|
+| `audio/00000.mp3` … | all {clips} clips, {seconds:.0f} s in all |
+| `raw/00000.mp4` … | {videos} of them as video (a drawn face) with the same sound |
+| `train_split.csv` | {train} clips |
+| `valid_split.csv` | {valid} clips of voices that are not in `train_split.csv` |
+| `speakers.csv` | the espeak-ng voice of each clip ({voices} in all) |
+| `demo.json` | the settings: {clips} clips, seed {seed} |
+
+The same settings and the same versions of espeak-ng, NumPy and PyAV give the same bytes.
+
+## How the intensities set the voice
+
+Each row is one property: its value when all six intensities are 0, what an intensity of 1 adds, and the standard
+deviation of a random part that does not depend on the labels.
+
+| property | unit | at rest | an intensity of 1 adds | random |
+|---|---|---|---|---|
+{dials}
+"""
 
 
 @dataclass(frozen=True)
@@ -41,17 +70,23 @@ class DemoSummary:
     made: bool = field(default=True, compare=False)
 
 
-def write_tables(folder: Path, clips: Sequence[Clip]) -> None:
-    """Write ``train_split.csv``, ``valid_split.csv`` (Hume-Vidmimic2's header) and ``speakers.csv``."""
+def write_texts(folder: Path, clips: Sequence[Clip], summary: DemoSummary, settings: dict[str, int]) -> None:
+    """Write everything beside the media.
+
+    These are ``train_split.csv`` and ``valid_split.csv`` (Hume-Vidmimic2's header), ``speakers.csv``, ``README.md``,
+    and ``demo.json``, by which a later call recognises the folder.
+    """
     for split in ("train", "valid"):
         rows = [[clip.number, *(f"{value:.6g}" for value in clip.intensities)] for clip in clips if clip.split == split]
         _write_csv(folder / f"{split}_split.csv", ["Filename", *EMOTIONS], rows)
     speakers = [[clip.number, clip.voice, clip.split] for clip in clips]
     _write_csv(folder / "speakers.csv", ["Filename", "Voice", "Split"], speakers)
-
-
-def write_settings(folder: Path, settings: dict[str, int], summary: DemoSummary) -> None:
-    """Write ``demo.json``, by which a later call knows the folder again."""
+    lines = []
+    for name, dial in DIALS.items():
+        moves = ", ".join(f"{emotion} {move:+g}" for emotion, move in dial.moves.items()) or "—"
+        lines.append(f"| {name.replace('_', ' ')} | {dial.unit} | {dial.rest:g} | {moves} | {dial.jitter:g} |")
+    text = README.format(dials="\n".join(lines), seed=settings["seed"], **asdict(summary))
+    (folder / "README.md").write_text(text, encoding="utf-8")
     counts = {name: value for name, value in asdict(summary).items() if name not in ("folder", "made")}
     text = json.dumps({"settings": settings, "counts": counts}, indent=2)
     (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
@@ -72,19 +107,19 @@ def find_demo(folder: Path, settings: dict[str, int]) -> DemoSummary | None:
         raise DemoFolderError(f"{folder} is not a folder; choose another place for the demo")
     if not any(folder.iterdir()):
         return None
-    saved = _read_settings(folder / SETTINGS_FILE)
-    if saved is None:
+    try:
+        saved = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        there, counts = dict(saved["settings"]), dict(saved["counts"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DemoFolderError(
             f"{folder} is not empty and holds no demo (no readable {SETTINGS_FILE}); choose an empty or new folder"
-        )
-    if saved["settings"] != settings:
-        wanted, there = (", ".join(f"{k}={v}" for k, v in s.items()) for s in (settings, saved["settings"]))
+        ) from error
+    if there != settings:
+        wanted, other = (", ".join(f"{key}={value}" for key, value in one.items()) for one in (settings, there))
         raise DemoFolderError(
-            f"{folder} holds a demo with {there}, wanted {wanted}; choose another folder or delete this one"
+            f"{folder} holds a demo with {other}, wanted {wanted}; choose another folder or delete this one"
         )
-    counts = saved["counts"]
-    sounds = len(list((folder / "audio").glob("*.mp3")))
-    films = len(list((folder / "raw").glob("*.mp4")))
+    sounds, films = (len(list(folder.glob(files))) for files in ("audio/*.mp3", "raw/*.mp4"))
     tables = all((folder / f"{name}.csv").is_file() for name in ("train_split", "valid_split", "speakers"))
     if (sounds, films, tables) != (counts["clips"], counts["videos"], True):
         raise DemoFolderError(
@@ -108,24 +143,12 @@ def put_in_place(building: Path, folder: Path, settings: dict[str, int]) -> Demo
             folder.rmdir()  # only an empty one; Windows does not rename onto it
         building.rename(folder)
     except OSError:
-        found = find_demo(folder, settings)
-        if found is None:
-            raise
-        return found
+        if (found := find_demo(folder, settings)) is not None:
+            return found
+        raise
     return None
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-def _read_settings(path: Path) -> dict[str, dict[str, Any]] | None:
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    known = isinstance(saved, dict) and all(isinstance(saved.get(key), dict) for key in ("settings", "counts"))
-    return saved if known else None
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -1,7 +1,5 @@
 """Shape the waveform of plain speech: timbre, breath, laughter, loudness, noise."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

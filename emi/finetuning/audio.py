@@ -1,13 +1,14 @@
 """Decoded audio of many clips in one memory map: decoded once, read by every process and every run.
 
-`emi-audio-….npy` holds the clips one behind the other at 16 kHz, mono and cut; `emi-audio.json` says where each lies
-and of which file (path, size and time of change) it is. 16-bit integers where they hold every clip exactly, as they do
-for 16 kHz PCM, which takes half the memory of the float32 that anything resampled or lossy needs to be the very
-waveform that extraction sees.
+`emi-audio-….npy` holds the clips one after another at 16 kHz, mono and cut; `emi-audio.json` gives the place of each,
+and its file (path, size and time of change). Samples are 16-bit integers if these hold every clip exactly, as they do
+for 16 kHz PCM. That takes half the memory of float32, which resampled or lossy audio needs to equal the waveform that
+extraction sees.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,7 +50,7 @@ class Audio:
         lengths: by clip id, its samples.
         checksums: by clip id, CRC-32C of what was decoded, as float32.
         failures: the clips that could not be read.
-        notes: what should be known of files that were used: which of several tracks, cut off.
+        notes: what the user should know about files that were used: which of several tracks, cut off.
     """
 
     samples: Tensor
@@ -60,13 +61,13 @@ class Audio:
     notes: Sequence[Note] = ()
 
     def sha256(self, clips: Iterable[str]) -> str:
-        """What tells the audio of some clips from any other."""
+        """Return a hash of the audio of some clips."""
         lines = (f"{clip} {self.lengths[clip]} {self.checksums[clip]}\n" for clip in clips)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def waveform(samples: Tensor, start: int, length: int) -> Tensor:
-    """(samples,) float32 of one clip, as `extract.audio.media.decode` gave it."""
+    """Return the (samples,) float32 of one clip, as `extract.audio.media.decode` gave it."""
     piece = samples[start : start + length]
     return piece.float().div_(FULL_SCALE) if piece.dtype == torch.int16 else piece.clone()
 
@@ -78,7 +79,7 @@ def open_audio(
     dtype: str = "auto",
     options: DecodeOptions = DEFAULT,
 ) -> Audio | None:
-    """The memory map of exactly these clips, or None where there is none or a file has changed since."""
+    """Open the memory map of these clips; None if there is none, or a file has changed since."""
     place = Path(folder)
     try:
         index = json.loads((place / INDEX).read_text(encoding="utf-8"))
@@ -136,7 +137,7 @@ def decode_audio(
 
 
 def mended(failures: Sequence[Failure], max_seconds: float, options: DecodeOptions = DEFAULT) -> bool:
-    """Whether a clip that could not be read can be now: what failed need not have been the file."""
+    """Return whether a clip that could not be read can be read now: the file may not have been the reason."""
     for failure in failures:
         with contextlib.suppress(MediaError, OSError, MemoryError):
             decode(Path(failure.path), max_seconds, options)
@@ -159,9 +160,11 @@ def _decode_locked(
     name = SAMPLES.format(os.urandom(4).hex())
     with _Arena(place / f"{name}.tmp", exact=dtype == "auto") as arena:
         for done, (source, decoded) in enumerate(_decoded(sources, max_seconds, options), 1):
+            seconds = 0.0
             if isinstance(decoded, Failure):
                 failures.append(decoded)
             else:
+                seconds = min(max_seconds, decoded.seconds)
                 entry = {"start": arena.total, "samples": len(decoded.samples), "file": _identity(source.path)}
                 clips[source.id] = entry | {"crc32c": google_crc32c.value(decoded.samples.tobytes())}
                 if decoded.track or decoded.cut_off:
@@ -169,9 +172,7 @@ def _decode_locked(
                     clips[source.id] |= {"note": {"track": decoded.track, "cut_off": decoded.cut_off}}
                 arena.append(decoded.samples)
             if on_progress:
-                on_progress(
-                    done, len(sources), 0.0 if isinstance(decoded, Failure) else min(max_seconds, decoded.seconds)
-                )
+                on_progress(done, len(sources), seconds)
     os.replace(place / f"{name}.tmp", place / name)
     places = {source.id: source.path for source in sources}
     failed = {f.id: {"file": _identity(places[f.id]), "reason": f.reason} for f in failures}
@@ -184,21 +185,18 @@ def _decode_locked(
 
 
 def _decoded(sources: Sequence[Source], max_seconds: float, options: DecodeOptions):  # type: ignore[no-untyped-def]
-    """Each source with its waveform or failure, in order, decoded a few ahead."""
+    """Yield each source with its waveform or failure, in order; a few are decoded ahead."""
     in_processes = len(sources) >= IN_PROCESSES_FROM
     with Decoders(available_cores(), max_seconds, options, in_processes=in_processes) as decoders:
-        waiting = []
-        for number, source in enumerate(sources):
-            waiting.append((source, decoders.submit(source)))
-            if number >= AHEAD:
-                first, result = waiting.pop(0)
-                yield first, result.result()
-        for source, result in waiting:
-            yield source, result.result()
+        submitted = map(decoders.submit, sources)  # lazy: at most AHEAD + 1 waveforms wait
+        ahead = list(itertools.islice(submitted, AHEAD))
+        for source in sources:
+            ahead.extend(itertools.islice(submitted, 1))
+            yield source, ahead.pop(0).result()
 
 
 class _Arena:
-    """A growing .npy file of int16, which becomes one of float32 at the first clip that 16 bits do not hold exactly."""
+    """A growing .npy file of int16, converted to float32 at the first clip that 16 bits do not hold exactly."""
 
     def __init__(self, path: Path, *, exact: bool) -> None:
         self._path, self._exact = path, exact
@@ -206,7 +204,7 @@ class _Arena:
         self.total = 0
 
     def append(self, samples: NDArray[np.float32]) -> None:
-        """Write a clip behind the others."""
+        """Append a clip."""
         scaled = samples * np.float32(FULL_SCALE)
         if self._dtype == np.int16:
             rounded = np.clip(np.rint(scaled), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
@@ -219,35 +217,30 @@ class _Arena:
 
     def __enter__(self) -> "_Arena":
         self._file: BinaryIO = self._path.open("wb")
-        self._header(self._file)
+        self._write_header()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.seek(0)
-        self._header(self._file)
+        self._write_header()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 
-    def _header(self, file: Any) -> None:
-        """NumPy's header is padded so that it can be written again with the final length."""
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": self._dtype.str, "fortran_order": False, "shape": (self.total,)}
-        )
+    def _write_header(self) -> None:
+        """Write NumPy's header, which is padded so that it can be written again with the final length."""
+        content = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.total,)}
+        np.lib.format.write_array_header_1_0(self._file, content)
 
     def _widen(self) -> None:
-        self._file.flush()
-        narrow, wide = self._path, self._path.with_name(self._path.name + ".wide")
-        self._dtype = np.dtype(np.float32)
-        with narrow.open("rb") as source, wide.open("wb") as target:
-            np.lib.format.read_magic(source)
-            np.lib.format.read_array_header_1_0(source)
-            self._header(target)
-            while block := source.read(1 << 22):
-                target.write((np.frombuffer(block, np.int16) / np.float32(FULL_SCALE)).tobytes())
-        self._file.close()
-        wide.replace(narrow)
-        self._file = narrow.open("r+b")
+        self.__exit__()
+        self._dtype, wide = np.dtype(np.float32), self._path.with_name(self._path.name + ".wide")
+        narrow = np.load(self._path, mmap_mode="r")
+        target = np.lib.format.open_memmap(wide, "w+", self._dtype, narrow.shape, version=(1, 0))
+        np.divide(narrow, np.float32(FULL_SCALE), out=target)
+        target.flush()
+        wide.replace(self._path)
+        self._file = self._path.open("r+b")
         self._file.seek(0, os.SEEK_END)
 
 
@@ -265,7 +258,7 @@ def _recipe(max_seconds: float, dtype: str, options: DecodeOptions) -> dict[str,
 
 
 def _identity(path: Path) -> list[Any]:
-    """What tells whether a file is still the same."""
+    """Return what changes when a file does."""
     try:
         stat = path.stat()
     except OSError:

@@ -12,10 +12,10 @@ from train_head.errors import TrainSettingsError
 
 
 class Depth:
-    """The stages of a backbone, bottom first, and how many of them are frozen when.
+    """The stages of a backbone, bottom first, and the number of frozen ones in each epoch.
 
     Args:
-        backbone: what is trained.
+        backbone: to train.
         settings: freeze, unfreeze_every, layer_decay.
 
     Raises:
@@ -35,45 +35,38 @@ class Depth:
         return [parameter for name, parameter in self._backbone.named_parameters() if "lora_" in name]
 
     def frozen(self, epoch: int) -> int:
-        """How many stages, from the bottom, do not learn in an epoch, counted from 1."""
-        every = self._settings.unfreeze_every
-        thawed = len(self.stages) if not every else (epoch - 1) // every
+        """Return the number of stages, from the bottom, that do not learn in an epoch, counted from 1."""
+        thawed = (epoch - 1) // self._settings.unfreeze_every if self._settings.unfreeze_every else len(self.stages)
         return max(self.never, len(self.stages) - thawed)
 
-    def arrange(self, epoch: int) -> int:
-        """Put the backbone into training mode as it is in an epoch: frozen stages without gradients and dropout.
-
-        Returns:
-            How many stages are frozen.
-        """
+    def arrange(self, epoch: int) -> None:
+        """Put the backbone into training mode for an epoch: frozen stages without gradients and dropout."""
         frozen, adapters = self.frozen(epoch), self.adapters
         self._backbone.train(frozen < len(self.stages) or bool(adapters))
-        for parameter in self._backbone.parameters():
-            parameter.requires_grad_(False)
+        self._backbone.requires_grad_(False)
         for i, stage in enumerate(self.stages):
             for module in stage.modules:
                 module.train(i >= frozen or bool(adapters))
-                for parameter in module.parameters():
-                    parameter.requires_grad_(i >= frozen)
+                module.requires_grad_(i >= frozen)
         for parameter in adapters:
             parameter.requires_grad_(True)
-        return frozen
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups of all that will ever learn, each with its peak learning rate under "peak".
+        """Return groups of all parameters that will ever learn, each with its peak learning rate under "peak".
 
         Norms, biases and other vectors are not decayed, as is usual for transformers (Loshchilov and Hutter's decay
-        pulls weights to 0, which is no rest position for a scale).
+        pulls weights to 0, which is no natural value for a scale).
         """
         found: list[dict[str, Any]] = []
         for i, stage in enumerate(self.stages[self.never :], self.never):
             peak = self._settings.backbone_lr * self._settings.layer_decay ** (len(self.stages) - 1 - i)
-            found += _by_decay(_parameters(stage.modules), peak, weight_decay)
-        return [*found, *_by_decay(iter(self.adapters), self._settings.backbone_lr, weight_decay)]
+            named = [pair for module in stage.modules for pair in module.named_parameters()]
+            found += _by_decay([p for name, p in named if "lora_" not in name], peak, weight_decay)
+        return [*found, *_by_decay(self.adapters, self._settings.backbone_lr, weight_decay)]
 
 
 def frozen_stages(stages: Sequence[Stage], freeze: str) -> int:
-    """How many stages, from the bottom, never learn.
+    """Return the number of stages, from the bottom, that never learn.
 
     Raises:
         TrainSettingsError: the backbone has no such stage; says what it has.
@@ -110,34 +103,19 @@ def add_adapters(backbone: Trainable, rank: int) -> None:
 
 
 def merge_adapters(backbone: Trainable) -> None:
-    """Add the adapters' product to the weights they stand beside, and leave a backbone as it was before them."""
-    from peft.tuners.lora import LoraLayer
-
-    module, _ = backbone.adapter_targets()
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, LoraLayer):
-                cast(Any, child).merge()
-                setattr(parent, name, child.get_base_layer())
+    """Add the adapters' products to the weights beside them, and remove the adapters."""
+    for parent, name, adapter in _adapters(backbone):
+        adapter.merge()
+        setattr(parent, name, adapter.get_base_layer())
 
 
 @contextlib.contextmanager
-def adapters_merged(backbone: Trainable, wanted: bool) -> Iterator[None]:
-    """Compute as the finished run will: with the adapters' product in the weights, which are as before afterwards.
+def adapters_merged(backbone: Trainable) -> Iterator[None]:
+    """Compute as the finished run will, with the adapters' products in the weights; restore the weights afterwards.
 
     In bfloat16 a merged weight and an adapter beside it round differently (0.016 in a correlation, measured).
-
-    Args:
-        backbone: with adapters, or with none (left).
-        wanted: whether it has some to merge.
     """
-    if not wanted:
-        yield
-        return
-    from peft.tuners.lora import LoraLayer
-
-    module, _ = backbone.adapter_targets()
-    layers = [cast(Any, child) for child in module.modules() if isinstance(child, LoraLayer)]
+    layers = [adapter for _, _, adapter in _adapters(backbone)]
     kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
     for layer in layers:
         layer.merge()
@@ -146,18 +124,21 @@ def adapters_merged(backbone: Trainable, wanted: bool) -> Iterator[None]:
     finally:
         for layer, weight in zip(layers, kept, strict=True):
             layer.unmerge()
-            layer.get_base_layer().weight.data.copy_(weight)  # taking the product off again would round
+            layer.get_base_layer().weight.data.copy_(weight)  # subtracting the product again would round
 
 
-def _parameters(modules: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
-    for module in modules:
-        yield from (p for name, p in module.named_parameters() if "lora_" not in name)
+def _adapters(backbone: Trainable) -> list[tuple[nn.Module, str, Any]]:
+    """Return each layer with an adapter, after its parent and its name there."""
+    from peft.tuners.lora import LoraLayer
+
+    module, _ = backbone.adapter_targets()
+    children = [(parent, *named) for parent in module.modules() for named in parent.named_children()]
+    return [child for child in children if isinstance(child[2], LoraLayer)]
 
 
-def _by_decay(parameters: Iterator[nn.Parameter], peak: float, weight_decay: float) -> list[dict[str, Any]]:
-    every = list(parameters)
-    dims = [sum(size > 1 for size in p.shape) for p in every]
-    matrices = [p for p, n in zip(every, dims, strict=True) if n > 1]
-    vectors = [p for p, n in zip(every, dims, strict=True) if n <= 1]
+def _by_decay(parameters: Sequence[nn.Parameter], peak: float, weight_decay: float) -> list[dict[str, Any]]:
+    decayed = [sum(size > 1 for size in p.shape) > 1 for p in parameters]
+    matrices = [p for p, is_matrix in zip(parameters, decayed, strict=True) if is_matrix]
+    vectors = [p for p, is_matrix in zip(parameters, decayed, strict=True) if not is_matrix]
     groups = ((matrices, weight_decay), (vectors, 0.0))
     return [{"params": group, "peak": peak, "weight_decay": decay} for group, decay in groups if group]

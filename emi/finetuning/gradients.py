@@ -1,34 +1,77 @@
-"""Gradients of the loss over a whole batch, however many pieces it is computed in and processes share it.
+"""Gradients of the loss over a whole batch, computed in pieces that fit into memory and by any number of processes.
 
-A loss that is a mean over labels is the mean of the pieces' losses, each by its share of the labels that are present.
-One that compares clips (CCC, Pearson) is computed from the outputs of all pieces together, and its gradient by those
-outputs sent back through each piece, which is computed a second time for it (Gao et al. 2021, "Scaling deep
-contrastive learning batch size under memory limited setup"): a third more time than keeping all, and the same
-numbers.
+A loss that is a mean over labels is the mean of the pieces' losses, each weighted by its share of the labels. A loss
+that compares clips (CCC, Pearson) is computed from the outputs of all pieces together. Its gradient by those outputs is
+then propagated through each piece, which is computed a second time for this (Gao et al. 2021, "Scaling deep contrastive
+learning batch size under memory limited setup"). That takes a third more time than keeping all activations, and gives
+the same numbers.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from emi.finetuning.batches import Piece
 from emi.finetuning.processes import Processes
+from extract.plan import plan_batches
+from extract.settings import SAMPLE_RATE
 from train_head.losses import Objective, is_mean_over_clips
 from train_head.training.settings import TrainSettings
 
 
-class Gradients:
-    """Leaves the gradients of a batch in the parameters.
+@dataclass(frozen=True)
+class Piece:
+    """Clips that go through the backbone together.
+
+    Attributes:
+        rows: numbers of the clips in the split.
+        places: their places in the step's batch.
+        number: of the piece in the step, which seeds its dropout, whichever process computes it.
+        counts: whether its gradient counts. A process with a piece less repeats one without counting it, so that all
+            processes exchange gradients equally often.
+    """
+
+    rows: tuple[int, ...]
+    places: tuple[int, ...]
+    number: int
+    counts: bool = True
+
+
+def cut(rows: Sequence[int], samples: Sequence[int], batch_seconds: float, processes: int = 1) -> list[list[Piece]]:
+    """Cut a batch into pieces, the same number for each process.
 
     Args:
-        settings: its loss and weighting.
-        objective: what these stand for.
+        rows: numbers of the clips.
+        samples: length of each clip.
+        batch_seconds: upper bound of clips x longest clip in a piece; a longer clip is a piece of its own.
+        processes: number of processes.
+    """
+    share = max(samples) * -(-len(rows) // processes) / SAMPLE_RATE  # so that no process is left without work
+    planned = plan_batches(samples, min(batch_seconds, share) if processes > 1 else batch_seconds)
+    pieces = [Piece(tuple(rows[i] for i in at), tuple(at), number) for number, at in enumerate(planned)]
+    spread = [pieces[i::processes] for i in range(processes)]
+    for mine in spread:
+        if len(mine) < len(spread[0]):
+            last = pieces[-1]
+            mine.append(Piece(last.rows[:1], last.places[:1], last.number, counts=False))
+    return spread
+
+
+class Gradients:
+    """Computes the gradients of a batch into the parameters.
+
+    A process computes its part of a sum. Losses are multiplied by the number of processes, over which gradients are
+    averaged.
+
+    Args:
+        settings: loss and weighting.
+        objective: the loss made from these.
         scaler: of the loss in float16.
-        processes: who shares the batch.
+        processes: that share the batch.
     """
 
     def __init__(
@@ -40,27 +83,23 @@ class Gradients:
     def __call__(
         self, shared: nn.Module, mine: Sequence[Piece], outputs: Callable[[Piece], Tensor], targets: Tensor
     ) -> float:
-        """Compute them and return the loss over the batch, on every process.
+        """Compute the gradients; return the loss over the batch, on every process.
 
         Args:
             shared: the module whose gradients the processes average.
             mine: this process's pieces.
-            outputs: computes those of a piece; called twice for one, it draws the same at random.
+            outputs: computes the outputs of a piece; called again, it draws the same random numbers.
             targets: (clips, targets) of the whole batch, NaN where a label is missing.
         """
-        way = self._by_clips if self._is_mean_over_clips else self._by_batch
-        return way(shared, mine, outputs, targets)
-
-    def _by_clips(
-        self, shared: nn.Module, mine: Sequence[Piece], outputs: Callable[[Piece], Tensor], targets: Tensor
-    ) -> float:
+        if not self._is_mean_over_clips:
+            return self._by_batch(shared, mine, outputs, targets)
         total = torch.zeros((), device=targets.device)
         labels = (~targets.isnan()).sum(1).tolist()
         for i, piece in enumerate(mine):
-            with self._meeting(shared, last=i == len(mine) - 1):
+            with _exchange(shared, last=i == len(mine) - 1):
                 share = sum(labels[place] for place in piece.places) / max(1, sum(labels)) if piece.counts else 0.0
                 loss = share * self._objective(outputs(piece), targets[list(piece.places)])
-                self._backward(loss)
+                self._scaler.scale(loss * self._processes.count).backward()
             total += loss.detach()
         return float(self._processes.sum(total))
 
@@ -72,23 +111,20 @@ class Gradients:
             first = [outputs(piece) for piece in mine]
         parts = [(p.places, out.detach().cpu()) for p, out in zip(mine, first, strict=True) if p.counts]
         everything = first[0].detach().new_empty(len(targets), first[0].shape[1])
-        for places, out in (part for found in self._processes.gather(parts) for part in found):
+        for places, out in self._processes.gather(parts):
             everything[list(places)] = out.to(everything.device)
         everything.requires_grad_(True)
         loss = self._objective(everything, targets)
         (slope,) = torch.autograd.grad(loss, everything)
         for i, piece in enumerate(mine):
-            with self._meeting(shared, last=i == len(mine) - 1):
+            with _exchange(shared, last=i == len(mine) - 1):
                 out = first[0] if alone else outputs(piece)
                 ours = slope[list(piece.places)] * (1.0 if piece.counts else 0.0)
-                self._backward((out * ours).sum())
+                self._scaler.scale((out * ours).sum() * self._processes.count).backward()
         return float(loss.detach())
 
-    def _backward(self, loss: Tensor) -> None:
-        """Gradients are averaged over the processes, and each has computed its share of a sum."""
-        self._scaler.scale(loss * self._processes.count).backward()
 
-    def _meeting(self, shared: nn.Module, *, last: bool) -> Any:
-        """Processes exchange gradients once a step; sharded ones with every piece, and hold their part only."""
-        wait = isinstance(shared, DistributedDataParallel) and not last
-        return shared.no_sync() if wait else nullcontext()  # type: ignore[operator]
+def _exchange(shared: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+    """Exchange gradients once per step; sharded processes do so with every piece, and hold their part only."""
+    wait = isinstance(shared, DistributedDataParallel) and not last
+    return shared.no_sync() if wait else nullcontext()  # type: ignore[operator]

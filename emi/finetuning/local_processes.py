@@ -1,7 +1,7 @@
 """Start more processes of one training on this machine: the setting `processes`.
 
-torchrun starts processes too. Here the first one is the caller: what it returns, prints and raises is the same as with
-one process, and the others end with it, however it ends.
+torchrun starts processes too. Here the first process is the caller: it returns, prints and raises the same as with one
+process, and the others end when it ends. Each of the others is `python -m emi.finetuning.local_processes DESCRIPTOR`.
 """
 
 import contextlib
@@ -10,16 +10,20 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import patch_environment
 from threadpoolctl import threadpool_limits
 
 from cache.errors import EmiError
-from cache.system.child_process import how_it_ended, start_child
+from cache.system.child_process import how_it_ended, parent_connection, start_child
 from cache.system.machine import KILLED
 from emi.finetuning.processes import PATIENCE
 from extract.private import without_accelerate_state
@@ -27,9 +31,9 @@ from train_head.errors import TrainSettingsError
 
 Work = Callable[[], object]
 LOST = 3
-"""Exit code of a process that another has left alone, which is not the cause of anything."""
+"""Exit code of a process that ends because another has ended."""
 SECONDS_TO_FINISH, SECONDS_TO_DIE = 60.0, 5.0
-"""For a process that has nothing left to do, and for one whose connection has broken off."""
+"""Time for a process that has nothing left to do, and for one whose connection is broken."""
 
 
 class LocalProcessError(EmiError, RuntimeError):
@@ -38,11 +42,11 @@ class LocalProcessError(EmiError, RuntimeError):
 
 @contextlib.contextmanager
 def local_processes(count: int, device: str, work: Work) -> Iterator[None]:
-    """Let other processes do the same work while the block lasts; the caller does its own in the block.
+    """Let other processes do the same work for the length of the block, in which the caller does its own.
 
     Args:
-        count: processes, this one counted in; with 1 nothing changes.
-        device: "cpu", of whose threads each gets an equal share, or "cuda", of which each gets a device.
+        count: number of processes, including this one; with 1 nothing changes.
+        device: "cpu", where each process gets an equal share of the threads, or "cuda", where each gets a device.
         work: what the others call; picklable.
 
     Raises:
@@ -54,28 +58,28 @@ def local_processes(count: int, device: str, work: Work) -> Iterator[None]:
         yield
         return
     threads = max(1, torch.get_num_threads() // count)
-    others: list[_Worker] = []
-    with tempfile.TemporaryDirectory(prefix="emi-finetune-") as folder:
-        try:
-            for rank in range(1, count):
-                others.append(_Worker(rank, {"OMP_NUM_THREADS": str(threads), "TMPDIR": folder}))
-            for other in others:
-                other.begin((count, device, threads, folder), work)
-            with group(0, count, device, threads, folder):
-                try:
-                    yield
-                except BaseException as error:
-                    _end(others, error)
-                    raise
-            for other in others:
-                other.wait(SECONDS_TO_FINISH)
-        finally:
-            for other in others:
-                other.stop()
+    with tempfile.TemporaryDirectory(prefix="emi-finetune-") as folder, contextlib.ExitStack() as started:
+        environment = {"OMP_NUM_THREADS": str(threads), "TMPDIR": folder}
+        others = [started.enter_context(contextlib.closing(_Worker(rank, environment))) for rank in range(1, count)]
+        for other in others:
+            other.begin((count, device, threads, folder), work)
+        with _group(0, count, device, threads, folder):
+            try:
+                yield
+            except BaseException as error:
+                until = time.monotonic() + SECONDS_TO_DIE
+                ends = [other.early_end(until) for other in others if _is_lost(error)]
+                for other in others:  # they would wait for this process, and leaving the group would wait for them
+                    other.close()
+                if any(ends):
+                    raise LocalProcessError(next(filter(None, ends))) from error
+                raise
+        for other in others:
+            other.wait(SECONDS_TO_FINISH)
 
 
 def check_processes(count: int, device: str) -> None:
-    """Refuse what cannot be started here.
+    """Refuse a number of processes that cannot be started here.
 
     Raises:
         TrainSettingsError: torchrun has started processes already, or there are fewer devices.
@@ -94,34 +98,20 @@ def check_processes(count: int, device: str) -> None:
         )
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process is gone: gloo's have no class of their own."""
+def _is_lost(error: BaseException) -> bool:
+    """Return whether an error says that another process is gone; gloo's errors have no class of their own."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _end(others: "Sequence[_Worker]", error: BaseException) -> None:
-    """Stop the others, who would wait for this process, and it for them where it leaves the group.
-
-    Raises:
-        LocalProcessError: the error follows from another's end.
-    """
-    until = time.monotonic() + SECONDS_TO_DIE
-    ends = [how for how in (other.early_end(until) for other in others) if how] if is_lost(error) else []
-    for other in others:
-        other.stop()
-    if ends:
-        raise LocalProcessError(ends[0]) from error
-
-
 class _Worker:
-    """One of the others, as the first sees it."""
+    """Another process, as the first one sees it."""
 
     def __init__(self, rank: int, environment: Mapping[str, str]) -> None:
         self._rank = rank
-        self._process, self._pipe = start_child("emi.finetuning.local_worker", environment, hears_interrupts=False)
+        self._process, self._pipe = start_child("emi.finetuning.local_processes", environment, hears_interrupts=False)
 
     def begin(self, place: tuple[int, str, int, str], work: Work) -> None:
-        """Hand over the work, and wait until it is understood.
+        """Hand over the work, and wait until it is received.
 
         Raises:
             LocalProcessError: the process is gone.
@@ -130,9 +120,9 @@ class _Worker:
             self._pipe.send((self._rank, *place, work))
             self._pipe.recv()
         except (EOFError, ConnectionError) as error:
-            how = self.early_end(time.monotonic() + SECONDS_TO_DIE)
             raise LocalProcessError(
-                how or f"process {self._rank + 1} does not answer; run the command again"
+                self.early_end(time.monotonic() + SECONDS_TO_DIE)
+                or f"process {self._rank + 1} does not answer; run the command again"
             ) from error
 
     def wait(self, seconds: float) -> None:
@@ -141,7 +131,7 @@ class _Worker:
             self._process.wait(seconds)
 
     def early_end(self, until: float) -> str:
-        """How it ended by itself before a moment of the clock, and what to do; nothing if it has not, or was lost."""
+        """Return how the process failed before a time of the monotonic clock, and what to do; empty if it did not."""
         self.wait(max(0.0, until - time.monotonic()))
         code = self._process.returncode
         if not code or code == LOST:
@@ -153,32 +143,34 @@ class _Worker:
         if code == KILLED:
             return (
                 f"{name} {how_it_ended(code)}, which is what the kernel does where memory runs out; the same command "
-                "goes on from what was saved: give fewer --processes, --checkpointing or a lower --batch-seconds"
+                "resumes from the last saved state: give fewer --processes, --checkpointing or a lower --batch-seconds"
             )
         return f"{name} {how_it_ended(code)}; with --processes 1 the command says more"
 
-    def stop(self) -> None:
-        """At once, where it has not ended."""
+    def close(self) -> None:
+        """End the process at once."""
         self._process.kill()
         self._process.wait()
         self._pipe.close()
 
 
 @contextlib.contextmanager
-def group(rank: int, count: int, device: str, threads: int, folder: str) -> Iterator[None]:
-    """Be one of so many, as `Processes` finds it, and leave this process as it was.
+def _group(rank: int, count: int, device: str, threads: int, folder: str) -> Iterator[None]:
+    """Join a group of processes, as `Processes` finds it, and leave this process as it was.
 
     Args:
         rank: number of this process.
-        count: of processes.
+        count: number of processes.
         device: "cpu" or "cuda".
         threads: of this process, on a CPU.
-        folder: in which they find one another.
+        folder: in which the processes find each other.
     """
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    variables |= {"OMP_NUM_THREADS": threads, "MASTER_PORT": 0}  # accelerate wants to see them
+    variables |= {"OMP_NUM_THREADS": threads, "MASTER_PORT": 0}  # accelerate requires them
+    # gloo stays within the machine, whatever address the machine's name has
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if "lo" in (name for _, name in socket.if_nameindex()) else {}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_environment({name: str(value) for name, value in variables.items()} | _loopback()))
+        stack.enter_context(patch_environment(**variables, **loopback))
         stack.callback(setattr, sys, "excepthook", sys.excepthook)  # the group puts its number before every line
         stack.enter_context(without_accelerate_state())
         if device == "cuda":
@@ -196,19 +188,33 @@ def group(rank: int, count: int, device: str, threads: int, folder: str) -> Iter
         yield
 
 
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+def main() -> None:
+    """Do the work that comes through the pipe, and report errors."""
+    pipe = parent_connection()
     try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        rank, *place, work = pipe.recv()
+        pipe.send(None)
+    except EOFError:
+        sys.exit(LOST)
+    threading.Thread(target=_end_with_the_first, args=(pipe,), daemon=True).start()
+    with _group(rank, *place):
+        try:
+            work()
+        except Exception as error:  # the process ends at once: leaving the group would wait for those that wait in it
+            if _is_lost(error):
+                os._exit(LOST)
+            with contextlib.suppress(OSError):
+                pipe.send(str(error) if isinstance(error, EmiError) else f"{type(error).__name__}: {error}")
+            if not isinstance(error, EmiError):
+                traceback.print_exc()
+            os._exit(1)
 
 
-def _loopback() -> dict[str, str]:
-    """Let gloo speak within the machine, whatever its name leads to."""
-    return {"GLOO_SOCKET_IFNAME": "lo"} if "lo" in (name for _, name in socket.if_nameindex()) else {}
+def _end_with_the_first(pipe: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        pipe.recv()
+    os._exit(LOST)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,37 +1,36 @@
-"""Labelled media as a data source: decoded once; the backbone is loaded anew for every run."""
+"""Labelled media as a data source: decoded once, with the backbone loaded anew for every run."""
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cache.licences import LICENCE, Licence
+from cache.licences import LICENCE
 from cache.paths import StrPath
 from emi.finetuning.audio import Audio, decode_audio, mended, open_audio
-from emi.finetuning.export import Export
 from emi.finetuning.model import BackboneWithHead
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import TABLE, FinetuneSettings
 from emi.finetuning.trainer import FinetuneTrainer
 from extract.backbones import Identity, Regularisation, load_trainable
 from extract.backbones.precision import DTYPES
-from extract.failures import Note
 from extract.plan import make_header
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
+from train_head.data.gather import resolve
 from train_head.data.labels import Labels
-from train_head.data.splits import Split, resolve
+from train_head.data.names import UNNAMED
+from train_head.data.splits import Split
+from train_head.data.streams import Stream
 from train_head.errors import LabelError
-from train_head.runs.inputs import Inputs, LabelFiles
+from train_head.runs.inputs import Inputs, LabelFiles, StreamInfo
 from train_head.runs.load import TrainedHead
+from train_head.runs.run_folder import BEST, file_sha256
+from train_head.training.loop import SILENT, Reporter
 from train_head.training.predictor import Predictor
 from train_head.training.settings import AugmentSettings, TrainSettings
-
-OnDecode = Callable[[int, int, float], None]
-OnNotes = Callable[[Sequence[Note]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +42,9 @@ class DecodedMedia:
         identity: the backbone.
         tuning: how it is trained.
         precision: of the matrix products.
-        processes: who shares the work.
+        processes: that share the work.
         init_head: a trained head to start from.
-        audio_sha256: of the decoded clips, once they are.
-        place: where this process writes, where several share a training.
-        home: where the first one does.
+        audio_sha256: of the decoded clips, once they are decoded.
     """
 
     root: StrPath
@@ -57,45 +54,43 @@ class DecodedMedia:
     processes: Processes
     init_head: TrainedHead | None = None
     audio_sha256: str = ""
-    place: Path | None = None
-    home: Path | None = None
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """See `DataSource`: of the backbone before it was trained."""
-        tuning = self.tuning
+        """Fingerprint of the backbone before it was trained."""
         settings = ExtractSettings(
-            backbone=self.identity.source, max_seconds=tuning.max_seconds, dtype="float32", track=tuning.track or None
+            backbone=self.identity.source,
+            max_seconds=self.tuning.max_seconds,
+            dtype="float32",
+            track=self.tuning.decoding.track,
         )
         return make_header(self.identity, settings, self.precision).fingerprint
 
     @property
-    def row_seconds(self) -> float:
-        """See `DataSource`: a row is a sample."""
-        return 1 / SAMPLE_RATE
-
-    @property
-    def dim(self) -> int:
-        """See `DataSource`."""
-        return self.identity.dim + len(self.identity.vad_names)
-
-    @property
     def note(self) -> str:
-        """See `DataSource`."""
+        """What the card says of the backbone."""
+        if self.tuning.freeze == "backbone" and not self.tuning.lora:
+            return "The backbone stayed as it was; the head was trained end to end on it."
         learned = (
             f"adapters of rank {self.tuning.lora} learned" if self.tuning.lora else f"frozen: {self.tuning.freeze}"
         )
-        if self.tuning.freeze == "backbone" and not self.tuning.lora:
-            return "The backbone stayed as it was; the head was trained end to end on it."
         return (
             f"The backbone was fine-tuned with the head ({learned}; learning rate {self.tuning.backbone_lr:g}) and "
             "lies in this folder: `emi extract MEDIA --cache CACHE --backbone THIS_FOLDER` gives its features."
         )
 
     @property
-    def licence(self) -> Licence:
-        """See `DataSource`: what the run inherits from its backbone."""
-        return self.identity.licence
+    def streams(self) -> Mapping[str, StreamInfo]:
+        """See `DataSource`: one, whose features the backbone gives; a row of its splits is a sample."""
+        return {
+            UNNAMED: StreamInfo(
+                fingerprint=self.fingerprint,
+                row_seconds=1 / SAMPLE_RATE,
+                dim=self.identity.dim + len(self.identity.vad_names),
+                note=self.note,
+                licence=self.identity.licence,
+            )
+        }
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """See `DataSource`."""
@@ -104,10 +99,14 @@ class DecodedMedia:
         if self.identity.revision is not None:
             backbone["revision"] = self.identity.revision
         if self.init_head is not None:
-            backbone["head_sha256"] = _sha256(self.init_head)
-        place = str(Path(self.root).absolute())
-        data = {"media": place, "audio_sha256": self.audio_sha256}
-        return {"data": data, TABLE: self.tuning.to_toml(), "backbone": backbone, LICENCE: self.licence.to_dict()}
+            backbone["head_sha256"] = file_sha256(self.init_head.folder / BEST)
+        data = {"media": str(Path(self.root).absolute()), "audio_sha256": self.audio_sha256}
+        return {
+            "data": data,
+            TABLE: self.tuning.to_toml(),
+            "backbone": backbone,
+            LICENCE: self.identity.licence.to_dict(),
+        }
 
     def prepare(self, folder: Path) -> None:
         """See `DataSource`: nothing."""
@@ -123,7 +122,7 @@ class DecodedMedia:
 
         def build() -> BackboneWithHead:
             torch.manual_seed(settings.seed)  # the first draws are the head's, as in the cached mode
-            predictor = Predictor(settings, self.dim, len(train.labels.names))
+            predictor = Predictor(settings, {UNNAMED: self.streams[UNNAMED].dim}, len(train.labels.names))
             if self.init_head is not None:
                 predictor.load_state_dict(self.init_head.head.state_dict())
             backbone = load_trainable(self.identity, self.processes.device, self.precision, regularisation(tuning))
@@ -137,14 +136,12 @@ class DecodedMedia:
             valid,
             self.processes,
             folder,
-            folder if self.home is None or self.place is None else self.home / folder.relative_to(self.place),
-            Export(tuning, self.precision),
             standardise=settings.standardise and self.init_head is None,
         )
 
 
 def regularisation(tuning: FinetuneSettings) -> Regularisation:
-    """What of the settings a backbone is loaded with."""
+    """Return the settings with which a backbone is loaded."""
     return Regularisation(
         dropout=None if tuning.backbone_dropout < 0 else tuning.backbone_dropout,
         layerdrop=tuning.layerdrop,
@@ -159,8 +156,7 @@ def gather_media(
     audio: StrPath,
     *,
     media_root: StrPath | None = None,
-    on_decode: OnDecode | None = None,
-    on_notes: OnNotes | None = None,
+    reporter: Reporter = SILENT,
 ) -> Inputs:
     """Read the labels, find the media, decode what is not decoded yet.
 
@@ -170,8 +166,7 @@ def gather_media(
         audio: folder of the decoded audio; the first process writes it, and all read it. Machines that do not see
             that folder decode for themselves.
         media_root: see `extract.sources.find_media`.
-        on_decode: called after each decoded clip.
-        on_notes: called with what should be known of the media, if there is something.
+        reporter: hears of decoded clips, and of what the user should know about the media.
 
     Raises:
         LabelError: a label file is wrong, or clips are missing or unreadable; says how many and names the first five.
@@ -182,7 +177,7 @@ def gather_media(
     labels = {name: resolve(part, places) for name, part in label_files.read().items()}
     wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
     _refuse_missing(labels, places, source.root, skip_missing)
-    found = _decoded(source, [places[clip] for clip in wanted if clip in places], audio, on_decode)
+    found = _decoded(source, [places[clip] for clip in wanted if clip in places], audio, reporter)
     if found.failures and (not skip_missing or not found.starts):
         first = found.failures[0]
         raise LabelError(
@@ -190,22 +185,22 @@ def gather_media(
             f"{first.path}, {first.reason}. {Path(audio) / 'failures.csv'} lists them: mend or remove them, or give "
             "--skip-missing (or --allow-truncated, where they are only cut off)"
         )
-    if on_notes and found.notes:
-        on_notes(found.notes)
+    if found.notes:
+        reporter.media_notes(found.notes)
     splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
-    used = sorted({clip for split in splits.values() for clip in split.labels.ids})
-    source = replace(source, audio_sha256=found.sha256(used))
+    used = {clip for split in splits.values() for clip in split.labels.ids}
+    source = replace(source, audio_sha256=found.sha256(sorted(used)))
     return Inputs(source=source, label_files=label_files, labels=labels, splits=splits)
 
 
-def _decoded(source: DecodedMedia, sources: Sequence[Source], audio: StrPath, on_decode: OnDecode | None) -> Audio:
+def _decoded(source: DecodedMedia, sources: Sequence[Source], audio: StrPath, reporter: Reporter) -> Audio:
     """Return the decoded audio of some media; the first process of each machine that lacks it decodes."""
     processes, tuning = source.processes, source.tuning
     how = (audio, sources, tuning.max_seconds, tuning.audio_dtype, tuning.decoding)
     if processes.first:
         there = open_audio(*how)
         if there is None or mended(there.failures, tuning.max_seconds, tuning.decoding):
-            decode_audio(*how, on_progress=on_decode)
+            decode_audio(*how, on_progress=reporter.clip_decoded)
     processes.wait()
     found = open_audio(*how)
     if found is None and processes.first_here and not processes.first:  # a machine without the first one's disk
@@ -224,7 +219,8 @@ def _split(labels: Labels, audio: Audio, skip_missing: bool) -> Split:
             raise LabelError(f"none of the clips of {labels.path} can be read")
     starts = torch.tensor([audio.starts[clip] for clip in labels.ids])
     lengths = torch.tensor([audio.lengths[clip] for clip in labels.ids])
-    return Split(labels, audio.samples, starts, lengths, torch.from_numpy(labels.unit_values))
+    samples = Stream(UNNAMED, audio.samples, starts, lengths, 1 / SAMPLE_RATE)
+    return Split(labels, {UNNAMED: samples}, torch.from_numpy(labels.unit_values))
 
 
 def _refuse_missing(
@@ -239,11 +235,3 @@ def _refuse_missing(
             f"{len(missing)} of the {len(part)} clips of {part.path} are not in {root} (first: "
             f"{', '.join(missing[:5])}){hint or '; give their folder with --media, or --skip-missing'}"
         )
-
-
-def _sha256(head: TrainedHead) -> str:
-    from train_head.runs.run_folder import BEST, file_sha256
-
-    with contextlib.suppress(OSError):
-        return file_sha256(head.folder / BEST)
-    return ""

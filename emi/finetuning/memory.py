@@ -2,13 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from cache.errors import EmiError
 from cache.system.memory import is_out_of_memory
-
-if TYPE_CHECKING:
-    from emi.finetuning.trainer import FinetuneTrainer
+from emi.finetuning.depth import Depth
+from emi.finetuning.processes import Processes
+from emi.finetuning.settings import FinetuneSettings
 
 
 class FinetuneMemoryError(EmiError, MemoryError):
@@ -16,8 +15,17 @@ class FinetuneMemoryError(EmiError, MemoryError):
 
 
 @contextlib.contextmanager
-def advise(trainer: "FinetuneTrainer") -> Iterator[None]:
+def advise(
+    tuning: FinetuneSettings, depth: Depth, processes: Processes, seconds: float, longest: float
+) -> Iterator[None]:
     """Turn a lack of memory into a sentence that says what helps, and by how much.
+
+    Args:
+        tuning: settings of the run.
+        depth: what of the backbone learns.
+        processes: that share the run.
+        seconds: audio that goes through the backbone at once.
+        longest: seconds of the longest clip.
 
     Raises:
         FinetuneMemoryError: in place of what torch raises.
@@ -27,13 +35,13 @@ def advise(trainer: "FinetuneTrainer") -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise FinetuneMemoryError(_sentence(trainer)) from error
+        what = f"{processes.device.type} has no memory for {seconds:g} s of audio at once"
+        ways = "; or ".join(_ways(tuning, depth, processes, seconds, longest))
+        raise FinetuneMemoryError(f"{what}; {ways}; then run the command again") from error
 
 
-def _sentence(trainer: "FinetuneTrainer") -> str:
-    tuning, seconds = trainer.tuning, trainer.piece_seconds
-    longest = min(tuning.max_seconds, float(trainer.train.lengths.max()) / 16_000)
-    what = f"{trainer.processes.device.type} has no memory for {seconds:g} s of audio at once"
+def _ways(tuning: FinetuneSettings, depth: Depth, processes: Processes, seconds: float, longest: float) -> list[str]:
+    """Return what would take less memory, the least costly first."""
     ways = []
     if seconds > longest:
         fewer = max(longest, seconds / 2)
@@ -43,20 +51,17 @@ def _sentence(trainer: "FinetuneTrainer") -> str:
         )
     if not tuning.checkpointing:
         ways.append("--checkpointing keeps one layer's activations at a time, for 1.5 to 2.0 times the time")
-    splits = tuning.freeze != "backbone" or tuning.lora
-    if tuning.processes > 1 and trainer.processes.device.type == "cpu":
+    if tuning.processes > 1 and processes.device.type == "cpu":
         ways.append(f"--processes {tuning.processes - 1} leaves more memory to each, for more time")
-    if trainer.processes.count > 1 and splits and not tuning.fsdp and not tuning.layerdrop:
+    if processes.count > 1 and not (
+        tuning.fsdp or tuning.layerdrop or (tuning.freeze == "backbone" and not tuning.lora)
+    ):
         ways.append("--fsdp splits weights, gradients and optimizer over the processes")
-    stages, frozen = len(trainer.depth.stages), trainer.depth.never
-    if frozen < stages - 1 and not tuning.lora:
-        half = (stages - frozen) // 2
-        layers = sum(stage.name.startswith("layer ") for stage in trainer.depth.stages[: frozen + half])
-        if layers:
-            ways.append(
-                f"--freeze layers:{layers}, in a new --out, keeps activations, gradients and optimizer of half as many "
-                "layers"
-            )
-    if not ways:
-        ways.append(f"--max-seconds below {tuning.max_seconds:g} shortens the longest clips, in a new --out")
-    return f"{what}; {'; or '.join(ways)}; then run the command again"
+    half = (len(depth.stages) - depth.never) // 2
+    layers = sum(stage.name.startswith("layer ") for stage in depth.stages[: depth.never + half])
+    if half and layers and not tuning.lora:
+        ways.append(
+            f"--freeze layers:{layers}, in a new --out, keeps activations, gradients and optimizer of half as many "
+            "layers"
+        )
+    return ways or [f"--max-seconds below {tuning.max_seconds:g} shortens the longest clips, in a new --out"]

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from extract.backbones import Trainable
+from train_head.data.names import UNNAMED
+from train_head.data.streams import Rows
 from train_head.training.augment import augment
 from train_head.training.predictor import Predictor
 from train_head.training.settings import AugmentSettings
@@ -31,12 +33,12 @@ class BackboneWithHead(nn.Module):
         self._dtype, self._changes = dtype, changes or AugmentSettings()
 
     def frames(self, clips: Sequence[Tensor], samples: Sequence[int] = (), below: int = 0) -> tuple[Tensor, Tensor]:
-        """What the head sees.
+        """Return the input of the head.
 
         Args:
-            clips: (samples,) float32 each, 16 kHz, not normalised; or what the backbone's lowest stages gave of them.
-            samples: where these are such outputs, the samples of each clip.
-            below: of how many stages.
+            clips: (samples,) float32 each, 16 kHz, not normalised; or outputs of the backbone's lowest stages.
+            samples: for such outputs, the number of samples of each clip.
+            below: for such outputs, the number of these stages.
 
         Returns:
             (batch, frames, dim) float32 zero-padded, time-major in memory as in the cached mode; (batch,) lengths.
@@ -60,11 +62,10 @@ class BackboneWithHead(nn.Module):
             nothing = frames.new_zeros(len(lengths), 0)
             frames, lengths, _ = augment(frames, lengths, nothing, self._changes, generator)
         with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self.predictor.outputs(frames, lengths)
+            return self.predictor.outputs({UNNAMED: Rows(frames, lengths)})
 
     def predict(self, clips: Sequence[Tensor], samples: Sequence[int] = (), below: int = 0) -> Tensor:
         """(batch, targets) float32 intensities, not clipped to [0, 1]."""
         frames, lengths = self.frames(clips, samples, below)
         with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            values: Tensor = self.predictor(frames, lengths)
-        return values
+            return self.predictor({UNNAMED: Rows(frames, lengths)})

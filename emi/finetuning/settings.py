@@ -1,4 +1,4 @@
-"""Settings of fine-tuning: those of a head (`train_head.training.settings`), and the backbone's in [finetune]."""
+"""Settings of fine-tuning: of the head (`train_head.training.settings`), and of the backbone in [finetune]."""
 
 import re
 import tomllib
@@ -58,7 +58,7 @@ class FinetuneSettings:
         "Keep the outputs of frozen bottom layers on disk during the run, so that they are computed once.",
         option=None,
     )
-    max_seconds: float = setting(12.0, "Use this much of each clip.")
+    max_seconds: float = setting(12.0, "Use this many seconds of each clip, from its start.")
     audio_dtype: str = setting(
         "auto", "Decoded audio: auto (16-bit where that loses nothing, else float32) or int16 (rounded).", option=None
     )
@@ -99,11 +99,11 @@ class FinetuneSettings:
 
     @property
     def decoding(self) -> DecodeOptions:
-        """What of each file is decoded."""
+        """Which part of each file is decoded."""
         return DecodeOptions(track=self.track or None, allow_truncated=self.allow_truncated)
 
     def to_toml(self) -> dict[str, Any]:
-        """The table [finetune]; without the options of decoding where they are off, so that older runs resume."""
+        """The table [finetune]; without decoding options that are off, so that older runs resume."""
         return {key: value for key, value in asdict(self).items() if value or key not in ("track", "allow_truncated")}
 
 
@@ -126,32 +126,20 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 
 def resolve(config: StrPath | None = None, **overrides: Any) -> tuple[TrainSettings, FinetuneSettings]:
-    """Defaults, then a TOML file, then keyword arguments that are not None, each to the half that knows it.
+    """Return defaults, overridden by a TOML file, then by keyword arguments that are not None, for head and backbone.
 
     Raises:
         TrainSettingsError: an unknown key (with the nearest known one), a wrong type or a value out of range.
     """
-    known = {field.name for field in fields(FinetuneSettings)}
-    given = _table(config) | {key: v for key, v in overrides.items() if key in known and v is not None}
-    rest = {key: value for key, value in overrides.items() if key not in known}
-    settings = resolve_settings(config, **rest)
+    names = {field.name for field in fields(FinetuneSettings)}
+    settings = resolve_settings(config, **{key: value for key, value in overrides.items() if key not in names})
     if settings.augment["mixup"]:
         raise TrainSettingsError("mixup mixes cached features, and fine-tuning has none; leave it out")
-    return settings, FinetuneSettings(**given)
-
-
-def _table(config: StrPath | None) -> dict[str, Any]:
-    """The table [finetune] of a settings file; `resolve_settings` reads the rest, and says what is wrong with it."""
-    if config is None or not Path(config).is_file():
-        return {}
-    try:
-        table = tomllib.loads(Path(config).read_text(encoding="utf-8")).get(TABLE, {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        return {}
+    table = {} if config is None else tomllib.loads(Path(config).read_text(encoding="utf-8")).get(TABLE, {})
     if not isinstance(table, Mapping):
         raise TrainSettingsError(f"{config}: {TABLE} must be a table of options, got {table!r}")
-    known = {field.name for field in fields(FinetuneSettings)}
     for key in table:
-        if key not in known:
-            raise TrainSettingsError(f"{config}: {unknown('option of finetune', key, known)}")
-    return dict(table)
+        if key not in names:
+            raise TrainSettingsError(f"{config}: {unknown('option of finetune', key, names)}")
+    given = {key: value for key, value in overrides.items() if key in names and value is not None}
+    return settings, FinetuneSettings(**{**table, **given})

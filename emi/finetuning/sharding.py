@@ -1,7 +1,7 @@
 """Weights, gradients and optimizer state split over the processes: torch's FSDP2 (Zhao et al. 2023), layer by layer.
 
-A model is sharded only while it trains. Before that every process has loaded the whole of it, and at the end it is
-built whole again; what lies on disk is always whole, so that a run may go on with other processes.
+A model is sharded only while it trains. Before that every process has loaded the whole model, and at the end it is
+built whole again. Files are always whole, so that a run may resume with another number of processes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,6 @@ from emi.finetuning.settings import FinetuneSettings
 from train_head.errors import TrainSettingsError
 
 T = TypeVar("T")
-Average = Callable[[Any, Any, Any], None]
 
 
 def check_sharding(tuning: FinetuneSettings, processes: int) -> None:
@@ -37,16 +36,16 @@ def check_sharding(tuning: FinetuneSettings, processes: int) -> None:
 
 
 def shard(model: BackboneWithHead, whole: int, device: torch.device) -> None:
-    """Split a model's parameters over the processes, in place; an optimizer must be made after it.
+    """Split a model's parameters over the processes, in place; the optimizer must be made afterwards.
 
-    A layer's weights are gathered while it is computed, forth and back. What no such stage holds is gathered for the
-    whole pass: the head, and the small parts around the layers.
+    A layer's weights are gathered while it is computed, forward and backward. Parameters outside such stages (the head,
+    and small parts around the layers) are gathered for the whole pass.
 
     Args:
         model: whole, the same in every process, on its device.
-        whole: so many stages from the bottom stay as they are, since a process computes them for itself
+        whole: number of stages, from the bottom, that stay whole, since each process computes them for itself
             (`ClipInputs`); they never learn.
-        device: what the processes exchange lies there.
+        device: on which the processes exchange tensors.
     """
     stages = cast(Any, model.backbone).stages()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -61,41 +60,40 @@ def shard(model: BackboneWithHead, whole: int, device: torch.device) -> None:
 
 
 def gathered(state: T, *, keep: bool) -> T:
-    """A state with whole tensors in memory in place of sharded ones; all processes must ask for it.
+    """Return a state with whole tensors in memory in place of sharded ones; all processes must call this.
 
     Args:
         state: a tensor, or dicts and lists of them.
         keep: whether this process wants them; the others get empty ones, and never hold more than one tensor.
     """
-    found: Any = state
-    if isinstance(state, dict):
-        found = {key: gathered(value, keep=keep) for key, value in state.items()}
-    elif isinstance(state, list):
-        found = [gathered(value, keep=keep) for value in state]
-    elif isinstance(state, DTensor):
-        tensor = state.full_tensor().detach()
-        found = tensor.cpu() if keep else tensor.new_empty(0)
-    return cast(T, found)
+
+    def whole(tensor: Any) -> Any:
+        if not isinstance(tensor, DTensor):
+            return tensor
+        found = tensor.full_tensor().detach()
+        return found.cpu() if keep else found.new_empty(0)
+
+    return _mapped(state, whole)
 
 
 def outline(state: T) -> T:
-    """A state that takes no memory: tensors of the same shapes without values, but for single numbers."""
-    found: Any = state
+    """Return a state that takes no memory: tensors of the same shapes without values, except single numbers."""
+    return _mapped(state, lambda t: torch.empty_like(t, device="meta") if isinstance(t, Tensor) and t.ndim else t)
+
+
+def _mapped(state: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a state of nested dicts and lists with each value changed."""
     if isinstance(state, dict):
-        found = {key: outline(value) for key, value in state.items()}
-    elif isinstance(state, list):
-        found = [outline(value) for value in state]
-    elif isinstance(state, Tensor) and state.ndim:
-        found = torch.empty_like(state, device="meta")
-    return cast(T, found)
+        return {key: _mapped(value, change) for key, value in state.items()}
+    return [_mapped(value, change) for value in state] if isinstance(state, list) else change(state)
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """What this process is to hold of a tensor that the first one has; all processes must ask for it.
+    """Return this process's part of a tensor that the first process has; all processes must call this.
 
     Args:
         whole: the tensor; its outline in the other processes.
-        like: held here; sharded, or whole in every process.
+        like: the tensor it replaces: sharded, or whole in every process.
     """
     whole = torch.empty_like(whole, device=like.device) if whole.is_meta else whole.to(like.device)
     if isinstance(like, DTensor):
@@ -106,11 +104,11 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def state_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A state of an optimizer, split as its parameters are.
+    """Return the state of an optimizer, split as its parameters are.
 
     Args:
         optimizer: with its parameters.
-        state: what `state_dict` gave of one with the same parameters; its outline in all processes but the first.
+        state: `state_dict` of one with the same parameters; its outline in all processes but the first.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
@@ -121,12 +119,12 @@ def state_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[st
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory."""
+    """Return the part of a tensor that this process holds, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def moving_average(decay: float) -> Average:
-    """For `AveragedModel`: of what each process holds; torch's own refuses models that are sharded in part."""
+def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return an average for `AveragedModel` of local parts; torch's own refuses models that are sharded in part."""
     average = get_ema_multi_avg_fn(decay)
     return lambda averaged, current, number: average(
         [local(tensor) for tensor in averaged], [local(tensor) for tensor in current], number

@@ -1,14 +1,13 @@
 """From media and label files to a fine-tuned backbone and head: what the command line and `emi.finetune` call."""
 
 import contextlib
+import functools
 import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from cache.paths import StrPath
 from cache.system.memory import give_freed_memory_back, keep_freed_memory
@@ -20,6 +19,7 @@ from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.sharding import check_sharding
 from extract.backbones import Identity, identify, load_trainable
 from train_head.data.labels import read_labels
+from train_head.data.names import UNNAMED
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.protocols import Outcome, train
 from train_head.runs.inputs import LabelFiles
@@ -29,9 +29,6 @@ from train_head.training.loop import SILENT, Reporter
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings, resolve_settings
 from train_head.validation import Validation
-
-AUDIO = "audio"
-"""Where no folder of decoded audio is named, it is OUT-audio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,52 +52,6 @@ class FinetuneData:
     init_head: StrPath | None = None
     audio: StrPath | None = None
     media_root: StrPath | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What each of the processes that share a training does; picklable."""
-
-    data: FinetuneData
-    out: Path
-    settings: TrainSettings
-    tuning: FinetuneSettings
-    validation: Validation
-    identity: Identity
-
-    def run(self, reporter: Reporter = SILENT) -> Outcome:
-        data, settings, tuning, identity = self.data, self.settings, self.tuning, self.identity
-        if settings.device == "cpu":
-            spare_time_or_memory(tuning)
-        processes = Processes(settings.device)
-        check_sharding(tuning, processes.count)
-        if not (self.out / CONFIG).is_file():
-            check_backbone(identity, settings, tuning)
-        if not processes.first:
-            reporter = SILENT
-        head = load_init_head(data.init_head, identity, settings) if data.init_head is not None else None
-        if head is not None:
-            targets = read_labels(data.label_files.files["train"], data.label_files.format).names
-            check_init_head(head, data, targets, settings)
-        source = DecodedMedia(
-            root=data.media,
-            identity=identity,
-            tuning=tuning,
-            precision=settings.precision,
-            processes=processes,
-            init_head=head,
-        )
-        inputs = gather_media(
-            source,
-            data.label_files,
-            data.audio or default_audio(self.out),
-            media_root=data.media_root,
-            on_decode=reporter.clip_decoded,
-            on_notes=reporter.media_notes,
-        )
-        with _run_folder(processes, self.out) as place:
-            placed = replace(inputs.source, place=place, home=self.out)  # type: ignore[type-var]
-            return train(replace(inputs, source=placed), place, settings, self.validation, reporter)
 
 
 def finetune(
@@ -135,17 +86,48 @@ def finetune(
     identity = identify(data.backbone, data.revision)
     if identity.note:
         reporter.note(identity.note)
-    tuning = tuning or FinetuneSettings()
-    job = _Job(
-        data=data,
-        out=Path(out).absolute(),
-        settings=on_this_machine(settings or TrainSettings(), identity),
-        tuning=tuning,
-        validation=validation,
+    tuning, settings = tuning or FinetuneSettings(), on_this_machine(settings or TrainSettings(), identity)
+    work = functools.partial(_share_training, data, Path(out).absolute(), settings, tuning, validation, identity)
+    with local_processes(tuning.processes, settings.device, work):
+        return work(reporter)
+
+
+def _share_training(
+    data: FinetuneData,
+    out: Path,
+    settings: TrainSettings,
+    tuning: FinetuneSettings,
+    validation: Validation,
+    identity: Identity,
+    reporter: Reporter = SILENT,
+) -> Outcome:
+    """Do one process's part of a training."""
+    if settings.device == "cpu":
+        spare_time_or_memory(tuning)
+    processes = Processes(settings.device)
+    check_sharding(tuning, processes.count)
+    if not (out / CONFIG).is_file():
+        check_backbone(identity, settings, tuning)
+    reporter = reporter if processes.first else SILENT
+    source = DecodedMedia(
+        root=data.media,
         identity=identity,
+        tuning=tuning,
+        precision=settings.precision,
+        processes=processes,
+        init_head=load_init_head(data.init_head, data.label_files, identity, settings) if data.init_head else None,
     )
-    with local_processes(tuning.processes, job.settings.device, job.run):
-        return job.run(reporter)
+    inputs = gather_media(
+        source,
+        data.label_files,
+        data.audio or out.with_name(f"{out.name}-audio"),  # not within, for a run begins in an empty folder
+        media_root=data.media_root,
+        reporter=reporter,
+    )
+    # only the first process writes into the run folder; nobody reads what the others write
+    own = contextlib.nullcontext(out.parent) if processes.first else tempfile.TemporaryDirectory(prefix="emi-finetune-")
+    with own as parent:
+        return train(inputs, Path(parent) / out.name, settings, validation, reporter)
 
 
 def spare_time_or_memory(tuning: FinetuneSettings) -> None:
@@ -162,12 +144,6 @@ def check_backbone(identity: Identity, settings: TrainSettings, tuning: Finetune
     """
     settings = on_this_machine(settings, identity)
     Depth(load_trainable(identity, torch.device("cpu"), settings.precision, regularisation(tuning)), tuning)
-
-
-def default_audio(out: StrPath) -> Path:
-    """Return the folder beside the run folder, which must be empty where a run begins."""
-    place = Path(out)
-    return place.with_name(f"{place.name}-{AUDIO}")
 
 
 def on_this_machine(settings: TrainSettings, identity: Identity) -> TrainSettings:
@@ -203,75 +179,61 @@ def resolve_with_head(
     """
     if init_head is not None and (Path(init_head) / CONFIG).is_file():
         known = resolve_settings(Path(init_head) / CONFIG)
-        taken = {"head": known.head, "standardise": known.standardise, **known.head_options}
-        overrides = taken | {key: value for key, value in overrides.items() if value is not None}
+        given = {key: value for key, value in overrides.items() if value is not None}
+        overrides = {"head": known.head, "standardise": known.standardise, **known.head_options, **given}
     return resolve(config, **overrides)
 
 
-def load_init_head(run: StrPath, identity: Identity, settings: TrainSettings) -> TrainedHead:
-    """Load a trained head that fits the backbone.
+def load_init_head(run: StrPath, label_files: LabelFiles, identity: Identity, settings: TrainSettings) -> TrainedHead:
+    """Load the trained head to start from.
 
     Raises:
-        TrainSettingsError: it was trained on other features, or is another head than the settings say.
+        TrainSettingsError: it was trained on other features, targets or scales, or is another head than the settings
+            say.
         RunFolderError: it is no finished run.
     """
     trained = load_head(run)
-    dim = trained.features["dim"]
-    if trained.transform is not None:
+    if len(trained.streams) > 1 or trained.by_frame:
+        raise TrainSettingsError(
+            f"{run} reads {', '.join(trained.streams)} or predicts frames; start from a head on one stream and clips"
+        )
+    features = trained.only.features
+    dim = features["dim"]
+    if trained.only.transform is not None:
         raise TrainSettingsError(
             f"{run} was trained on derived features, which a backbone does not give; train a head on the extracted ones"
         )
-    if (dim, tuple(trained.features["vad_names"])) != (identity.dim, identity.vad_names):
+    if (dim, tuple(features["vad_names"])) != (identity.dim, identity.vad_names):
         raise TrainSettingsError(
-            f"{run} was trained on {dim} features per frame and {len(trained.features['vad_names'])} of VAD, and "
+            f"{run} was trained on {dim} features per frame and {len(features['vad_names'])} of VAD, and "
             f"{identity.source} gives {identity.dim} and {len(identity.vad_names)}; start from a head that was trained "
             "on this backbone's features"
         )
-    theirs, ours = (f.get("weights_sha256") for f in (trained.features["fingerprint"], identity.fingerprint))
+    theirs, ours = (f.get("weights_sha256") for f in (features["fingerprint"], identity.fingerprint))
     if theirs != ours:
         raise TrainSettingsError(
-            f"{run} was trained on features of {trained.features['fingerprint'].get('backbone')} with other weights "
+            f"{run} was trained on features of {features['fingerprint'].get('backbone')} with other weights "
             f"than {identity.source} has; start from a head that was trained on this backbone's features"
         )
     if not isinstance(trained.head, Predictor):
         raise RunFolderError(f"{run} holds several runs; name one of them, such as {Path(run) / 'seed-0'}")
-    wanted = Predictor(settings, identity.dim + len(identity.vad_names), len(trained.names))
-    if _shapes(trained.head) != _shapes(wanted):
+    wanted = Predictor(settings, {UNNAMED: identity.dim + len(identity.vad_names)}, len(trained.names))
+    shapes, wanted_shapes = ({n: t.shape for n, t in m.state_dict().items()} for m in (trained.head, wanted))
+    if shapes != wanted_shapes:
         raise TrainSettingsError(
             f"{run} is another head than the settings ask for; leave out head options beside --init-head, and give a "
             "loss with as many outputs per target"
         )
-    return trained
-
-
-def check_init_head(head: TrainedHead, data: FinetuneData, targets: Sequence[str], settings: TrainSettings) -> None:
-    """Refuse a head of other targets, or on another scale.
-
-    Raises:
-        TrainSettingsError: says what differs.
-    """
-    if head.names != tuple(targets):
+    targets = read_labels(label_files.files["train"], label_files.format).names
+    if trained.names != targets:
         raise TrainSettingsError(
-            f"{data.init_head} predicts {', '.join(head.names)}, and {data.label_files.files['train']} has "
+            f"{run} predicts {', '.join(trained.names)}, and {label_files.files['train']} has "
             f"{', '.join(targets)}; start from a head of the same targets, or leave out --init-head"
         )
-    if head.label_range != settings.label_range:
-        low, high = head.label_range
+    if trained.label_range != settings.label_range:
+        low, high = trained.label_range
         raise TrainSettingsError(
-            f"{data.init_head} was trained on labels from {low:g} to {high:g}; give --label-range {low:g},{high:g} "
+            f"{run} was trained on labels from {low:g} to {high:g}; give --label-range {low:g},{high:g} "
             "here too, or leave out --init-head"
         )
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-@contextlib.contextmanager
-def _run_folder(processes: Processes, out: Path) -> Iterator[Path]:
-    """Yield the run folder to the first process, and a temporary one, which nobody reads, to the others."""
-    if processes.first:
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="emi-finetune-") as name:
-        yield Path(name) / out.name
+    return trained

@@ -1,4 +1,4 @@
-"""The paper's Table 1 for audio, row by row, on any data: frozen, + global vector, + unfrozen, + dropout, train+val."""
+"""The paper's Table 1 for audio on any data: frozen, + global vector, + unfrozen, + dropout, and train+val."""
 
 import csv
 import io
@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from cache.errors import StaleCacheError
 from cache.ids import match_ids
@@ -16,12 +18,7 @@ from cache.system.atomic_file import write_atomically
 from emi.finetuning.local_processes import check_processes
 from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.sharding import check_sharding
-from emi.finetuning.start import (
-    FinetuneData,
-    check_backbone,
-    finetune,
-    on_this_machine,
-)
+from emi.finetuning.start import FinetuneData, check_backbone, finetune, on_this_machine
 from extract.backbones import identify
 from extract.plan import make_header
 from extract.run import extract
@@ -30,7 +27,7 @@ from train_head.data.labels import Labels
 from train_head.errors import TrainSettingsError
 from train_head.protocols import Outcome, ProtocolResult, train
 from train_head.protocols.pool import check_apart
-from train_head.reports.tables import OVER_TARGETS
+from train_head.reports.tables import OVER_TARGETS, cell, markdown_table, text_table
 from train_head.runs.inputs import check_disjoint_splits, gather_inputs
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings
@@ -107,13 +104,11 @@ class Table1:
         return all(outcome.nothing_to_do for outcome in self.outcomes)
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict per row: the columns of table1.csv; None where there is no number."""
+        """Return one dict per row: the columns of table1.csv; None where there is no number."""
         found = []
         for row, outcome in zip(ROWS, self.outcomes, strict=True):
-            result = outcome.result
-            assert isinstance(result, ProtocolResult)
-            scored, on_all = result.valid, outcome.on_all
-            all_report = on_all.test_report if on_all is not None else None
+            result = cast(ProtocolResult, outcome.result)
+            scored, on_all = result.valid, outcome.on_all and outcome.on_all.test_report
             found.append(
                 {
                     "row": row.name,
@@ -123,8 +118,8 @@ class Table1:
                     "ensemble": scored.report.mean_pearson,
                     "low": scored.intervals.mean_low,
                     "high": scored.intervals.mean_high,
-                    "test": result.test.report.mean_pearson if result.test is not None else None,
-                    "test_on_all": all_report.mean_pearson if all_report is not None else None,
+                    "test": result.test.report.mean_pearson if result.test else None,
+                    "test_on_all": on_all.mean_pearson if on_all else None,
                     "paper_valid": row.valid,
                     "paper_test": row.test,
                     "paper_test_on_all": row.test_on_all,
@@ -133,7 +128,7 @@ class Table1:
         return found
 
     def csv(self) -> str:
-        """All digits; an empty cell is a number that there is not."""
+        """Return all digits; an empty cell means that there is no number."""
         records, text = self.records(), io.StringIO()
         writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
         writer.writeheader()
@@ -141,36 +136,30 @@ class Table1:
         return text.getvalue()
 
     def markdown(self) -> str:
-        """The table, the paper's numbers beside it."""
-        lines = [
-            "| | validation, mean ± std over seeds | ensemble | 95 % interval | test | test, trained on all | "
-            "paper: validation | test | test, trained on all |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
+        """Return the table with the paper's numbers beside yours."""
+        header = ["", "validation, mean ± std over seeds", "ensemble", "95 % interval", "test", "test, trained on all"]
+        header += ["paper: validation", "test", "test, trained on all"]
+        rows = []
         for record in self.records():
-            c = {key: "" if value is None else f"{value:.3f}" for key, value in record.items() if key != "row"}
+            c = {key: cell(value, undefined="") for key, value in record.items() if key != "row"}
             spread = f" ± {c['valid_std']}" if c["valid_std"] else ""
-            ours = (f"{c['valid']}{spread}", c["ensemble"], f"{c['low']} to {c['high']}", c["test"], c["test_on_all"])
+            ours = (f"{c['valid']}{spread}", c["ensemble"], f"{c['low']} to {c['high']}")
             papers = (c["paper_valid"], c["paper_test"], c["paper_test_on_all"])
-            lines.append(f"| {' | '.join((record['row'], *ours, *papers))} |")
-        return "\n".join(["# Table 1", "", *lines, "", "\n\n".join(self._notes()), ""])
+            rows.append([record["row"], *ours, c["test"], c["test_on_all"], *papers])
+        return "\n".join(["# Table 1", "", markdown_table(header, rows), "", "\n\n".join(self._notes()), ""])
 
     def table(self) -> str:
-        """Plain text, one line per row."""
-        width = max(len(row.name) for row in ROWS)
-        titles = ("valid", "± std", "ensemble", "low", "high", "test", "on all", "paper: valid", "test", "on all")
-        lines = ["  ".join((" " * width, *(f"{title:>5}" for title in titles)))]
+        """Return plain text, one line per row."""
+        header = ["", "valid", "± std", "ensemble", "low", "high", "test", "on all", "paper: valid", "test", "on all"]
+        rows = []
         for record in self.records():
-            shown = {key: "—" if value is None else f"{value:.3f}" for key, value in record.items() if key != "row"}
-            cells = [value for key, value in shown.items() if key != "seeds"]
-            columns = (f"{cell:>{max(5, len(title))}}" for cell, title in zip(cells, titles, strict=True))
-            lines.append("  ".join((f"{record['row']:<{width}}", *columns)))
-        return "\n".join([*lines, "", *self._notes()])
+            name, _, *values = record.values()
+            rows.append([name, *(cell(value, undefined="—") for value in values)])
+        return "\n".join([text_table(header, rows), "", *self._notes()])
 
     def _notes(self) -> list[str]:
-        result = self.outcomes[0].result
-        assert isinstance(result, ProtocolResult)
-        return [_NOTE, *result.valid.report.notes, *result.valid.intervals.warnings]
+        scored = cast(ProtocolResult, self.outcomes[0].result).valid
+        return [_NOTE, *scored.report.notes, *scored.intervals.warnings]
 
 
 _NOTE = (
@@ -189,15 +178,15 @@ def table1(
     reporter: Reporter = SILENT,
     **settings: Any,
 ) -> Table1:
-    """Run every row; called again it resumes with the first that is not finished.
+    """Run every row; called again it resumes with the first unfinished row.
 
-    The frozen rows train on features that are extracted once, into OUT/features.zarr; the others end to end.
+    The frozen rows train on features extracted once, into OUT/features.zarr; the others train end to end.
 
     Args:
         data: media, labels and backbone; with a test split the unfrozen rows are trained on train and valid as well.
         out: folder; gets one folder of seeds per row, table1.csv, table1.md and table1.svg.
         seeds: runs per row.
-        config: TOML file of settings that the rows have in common.
+        config: TOML file of settings that the rows share.
         reporter: hears of rows, media, runs and epochs.
         **settings: of the heads and of the backbone, as for `emi.finetune`.
 
@@ -218,13 +207,12 @@ def table1(
     outcomes = []
     for row, (of_head, tuning) in zip(ROWS, resolved, strict=True):
         reporter.row_started(row.name)
+        validation = Validation(seeds=seeds, on_all=tested and row.unfrozen)
         if row.unfrozen:
-            validation = Validation(seeds=seeds, on_all=tested)
-            outcome = finetune(data, folder / row.folder, of_head, tuning, validation, reporter)
+            outcomes.append(finetune(data, folder / row.folder, of_head, tuning, validation, reporter))
         else:
             inputs = gather_inputs(folder / FEATURES, data.label_files)
-            outcome = train(inputs, folder / row.folder, of_head, Validation(seeds=seeds), reporter)
-        outcomes.append(outcome)
+            outcomes.append(train(inputs, folder / row.folder, of_head, validation, reporter))
     done = Table1(folder, tuple(outcomes))
     write_atomically(folder / CSV, done.csv().encode())
     write_atomically(folder / MARKDOWN, done.markdown().encode())
@@ -251,7 +239,7 @@ def _extract(
     labels: Mapping[str, Labels],
     reporter: Reporter,
 ) -> None:
-    """Extract in the precision and on the device of the rows that are not frozen."""
+    """Extract in the precision and on the device of the unfrozen rows."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     how = ExtractSettings(
         backbone=data.backbone,
@@ -270,7 +258,7 @@ def _extract(
 
 
 def _whole_by_older_decoder(cache: Path, how: ExtractSettings, labels: Mapping[str, Labels]) -> bool:
-    """Whether a cache holds every labelled clip, and only its decoder was another: its rows stay as they are."""
+    """Return whether a cache holds every labelled clip and differs in the decoder only: its rows stay as they are."""
     with open_cache(cache) as store:
         there = dict(store.header.fingerprint)
         wanted = dict(make_header(identify(how.backbone), how, there["precision"]).fingerprint)
@@ -286,18 +274,20 @@ def _draw(done: Table1) -> None:
     from train_head.reports.figures import drawing, save
 
     records, at = done.records(), range(len(ROWS))
-    tops = [record["ensemble"] or 0.0 for record in records]
-    ends = [(r["low"], r["high"]) if r["low"] is not None else (top, top) for top, r in zip(tops, records, strict=True)]
-    reach = [[max(0.0, top - low) for top, (low, _) in zip(tops, ends, strict=True)]]
-    reach += [[max(0.0, high - top) for top, (_, high) in zip(tops, ends, strict=True)]]
+    tops = np.array([r["ensemble"] or 0.0 for r in records])
+    lows, highs = (
+        np.array([top if r[end] is None else r[end] for r, top in zip(records, tops, strict=True)])
+        for end in ("low", "high")
+    )
     with drawing():
         figure = Figure(figsize=(7, 3.6), dpi=150, layout="constrained")
         axes = figure.subplots()
         axes.bar(at, tops, width=0.6, color="0.6", label="ensemble of the seeds, 95 % interval")
+        reach = np.maximum(0.0, [tops - lows, highs - tops])
         axes.errorbar(at, tops, yerr=reach, fmt="none", ecolor="black", capsize=4)
         axes.plot(at, [row.valid for row in ROWS], "D", color="black", label="the paper's, on Hume-Vidmimic2")
         axes.set_xticks(list(at), [row.name for row in ROWS])
         axes.set_title(f"validation Pearson, {OVER_TARGETS}", loc="left")
-        axes.set_ylim(min(0.0, *tops), 1.35 * max(*(high for _, high in ends), 0.39))
+        axes.set_ylim(min(0.0, *tops), 1.35 * max(*highs, 0.39))
         axes.legend(loc="upper left", fontsize=9)
         save(figure, done.folder / PLOT)

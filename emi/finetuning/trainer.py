@@ -1,18 +1,19 @@
 """The loop of end-to-end training: any number of processes, pieces that fit into memory, exact resume at every step.
 
-One step is the gradient of the loss over `batch_size` clips (`gradients`), however many of them fit into memory at once
-and however many processes share them.
+One step follows the gradient of the loss over `batch_size` clips (`gradients`), however many of them fit into memory at
+once and however many processes share them.
 
-What is drawn at random in a piece follows from the run's seed and the numbers of epoch, step and piece alone. So a run
-that was killed at any step and started again takes the same steps as one that was not.
+Random numbers in a piece depend only on the run's seed and the numbers of epoch, step and piece. So a run that was
+killed at any step and started again takes the same steps as one that was not.
 """
 
-import copy
+import contextlib
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,18 +22,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from cache.system.atomic_file import replace_durably
-from emi.finetuning.batches import Piece, cut
+from cache.system.atomic_file import replacing
 from emi.finetuning.clips import ClipInputs
 from emi.finetuning.depth import Depth, adapters_merged, merge_adapters
-from emi.finetuning.export import Export
-from emi.finetuning.gradients import Gradients
+from emi.finetuning.export import read_export, write_export
+from emi.finetuning.gradients import Gradients, Piece, cut
 from emi.finetuning.memory import advise
 from emi.finetuning.model import BackboneWithHead
-from emi.finetuning.processes import Processes, finite
+from emi.finetuning.processes import Processes
 from emi.finetuning.settings import FinetuneSettings
 from emi.finetuning.sharding import gathered, local, moving_average, outline, part_of, shard, state_of
+from extract.settings import SAMPLE_RATE
 from train_head.data.labels import read_labels
+from train_head.data.names import UNNAMED
 from train_head.data.splits import Split, shuffled_batches
 from train_head.errors import RunFolderError
 from train_head.evaluation.metrics import evaluate
@@ -41,7 +43,7 @@ from train_head.runs import run_folder
 from train_head.training.loop import SILENT, Record, Reporter, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.settings import TrainSettings
 
-BEST_SO_FAR, FROZEN = "best_so_far.safetensors", "frozen-{}.bin"
+BEST_SO_FAR, FROZEN = "best_so_far.safetensors", "frozen-outputs"
 
 
 class FinetuneTrainer(TrainingLoop):
@@ -53,10 +55,8 @@ class FinetuneTrainer(TrainingLoop):
         build: makes backbone and head as they are before the first step.
         train: training split; its rows are samples.
         valid: split by which the best epoch is chosen; None keeps the last epoch.
-        processes: who shares the work.
-        folder: prepared run folder, written by the first process; the others have passing ones.
-        home: the first one's, for all.
-        export: writes the best epoch as a backbone and a head when all epochs are done, and reads it.
+        processes: that share the work.
+        folder: prepared run folder, which the first process writes; the others have temporary ones.
         standardise: measure mean and spread of the features before the first step.
     """
 
@@ -69,15 +69,13 @@ class FinetuneTrainer(TrainingLoop):
         valid: Split | None,
         processes: Processes,
         folder: Path,
-        home: Path,
-        export: Export,
         *,
         standardise: bool,
     ) -> None:
         super().__init__(settings, folder if processes.first else None)
         self.tuning, self.train, self.valid, self.processes = tuning, train, valid, processes
-        self._export, self._place, self._home, self._standardise = export, folder, home, standardise
-        self._build, self._sharded = build, False
+        self._build, self._place, self._home, self._standardise = build, folder, folder, standardise
+        self._sharded, self._exported = False, False
         self._shared: nn.Module
         self._begin()
         model = self.model
@@ -90,49 +88,51 @@ class FinetuneTrainer(TrainingLoop):
         objective = build_objective(settings.loss, settings.weighting, train.targets).to(processes.device)
         self.scaler = torch.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
         self._gradients = Gradients(settings, objective, self.scaler, processes)
-        self._frames = torch.tensor([model.backbone.num_frames(n) for n in train.lengths.tolist()])
+        self._frames = torch.tensor([model.backbone.num_frames(n) for n in train.only.lengths.tolist()])
         self._progress: dict[str, Any] = {"epoch": 0}
-        self._exported = self._was_exported = False
 
     @property
     def evaluated(self) -> BackboneWithHead:
         """The module that is evaluated and saved: the trained one, or its moving average."""
-        module: Any = self.model if self.averaged is None else self.averaged.module
-        return module
+        return self.model if self.averaged is None else cast(BackboneWithHead, self.averaged.module)
 
     @property
     def piece_seconds(self) -> float:
         """Audio that goes through the backbone at once."""
         return self.tuning.batch_seconds or (120.0 if self.processes.device.type == "cuda" else 24.0)
 
+    def _advised(self) -> contextlib.AbstractContextManager[None]:
+        """Say what helps where memory runs out."""
+        longest = min(self.tuning.max_seconds, float(self.train.only.lengths.max()) / SAMPLE_RATE)
+        return advise(self.tuning, self.depth, self.processes, self.piece_seconds, longest)
+
     def restore(self) -> None:
         """See `TrainingLoop`; where there is no state, measure mean and spread of the features."""
         state = run_folder.load_state(self.folder) if self.folder is not None else None
-        known = self.processes.from_first(outline(state))  # the first one's tensors follow one by one
-        state = state if self.processes.first else known
+        home, outlined = self.processes.from_first((self.folder, outline(state)))  # tensors follow one by one
+        state = state if self.processes.first else outlined
+        # another machine may not see the run folder
+        self._home = home if home is not None and home.is_dir() else self._place
         self._exported = bool(state and state.get("exported"))
         if self._exported:
-            (self._home / BEST_SO_FAR).unlink(missing_ok=True)
-            self._forget_frozen()
+            self._remove_leftovers()
         else:
             splits = [split for split in (self.train, self.valid) if split is not None]
-            here = self._home if self._home.is_dir() else self._place  # on a machine that does not see the run folder
-            here.mkdir(parents=True, exist_ok=True)
-            kept = [here / FROZEN.format(rank) for rank in range(self.processes.count)]
-            mine = kept.pop(self.processes.rank)
-            self._inputs.remember(mine, {*kept, *here.glob(FROZEN.format("*"))} - {mine}, splits)
-        if state is None:
-            self._fit_standardisation()
-        if not self._exported:
-            self._shard()
+            self._inputs.remember(self._home / FROZEN, splits)
+            if state is None and self._standardise:
+                self._fit_standardisation()
+            if self.tuning.fsdp:
+                self._shard()
         if state is None:
             return
         self.history = state["history"]
         if self.folder is not None:
             run_folder.write_history(self.folder, self.history)
-        self._was_exported = self._exported
-        if self._exported:
-            return
+        if not self._exported:
+            self._load_state(state)
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `_save_state` saved; the other processes receive the first one's tensors."""
         self._load_kept(self.model, state["model"], from_first=True)
         if self.averaged is not None:
             self._load_kept(self.evaluated, state["averaged"], from_first=True)
@@ -145,7 +145,6 @@ class FinetuneTrainer(TrainingLoop):
         """Train to the end, and leave the best epoch as a backbone and a head."""
         super().fit(reporter if self.processes.first else SILENT)
         if self._sharded:
-            self._inputs.forget()
             self.averaged = None
             self.optimizer.state.clear()
             self.optimizer.zero_grad(set_to_none=True)
@@ -155,37 +154,38 @@ class FinetuneTrainer(TrainingLoop):
                 if not (self.folder / BEST_SO_FAR).is_file():
                     raise RunFolderError(f"{self.folder / BEST_SO_FAR} is missing; train into a new --out")
                 self._load_kept(self.evaluated, load_file(self.folder / BEST_SO_FAR))
-                self._export.write(self.folder, self.evaluated)
+                write_export(self.folder, self.evaluated, self.tuning, self.settings.precision)
                 run_folder.save_state(self.folder, {"history": self.history, "exported": True})
-                (self.folder / BEST_SO_FAR).unlink()
-            self._exported = True
             self.processes.wait()
-        self._inputs.forget()
-        self._forget_frozen()
+            self._remove_leftovers()
 
-    def _forget_frozen(self) -> None:
-        """Delete what was kept of the frozen stages, also by processes that do not go on."""
-        for path in self._home.glob(FROZEN.format("*")):
-            path.unlink(missing_ok=True)
+    def _remove_leftovers(self) -> None:
+        """Delete what only an unfinished run needs, including what an earlier version kept of frozen stages."""
+        self._inputs.forget()
+        for path in (self._home / BEST_SO_FAR, self._home / FROZEN, *self._home.glob("frozen-*.bin")):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def load_best(self) -> None:
         """See `TrainingLoop`."""
         if self.folder is not None:
-            self._export.read(self.folder, self.evaluated)
-        if self.processes.count > 1:
-            if self.tuning.lora and not self.processes.first:
-                merge_adapters(self.evaluated.backbone)  # as reading has done in the first
-            self.processes.copy_first(self.evaluated)
+            read_export(self.folder, self.evaluated, self.tuning)
+        elif self.tuning.lora:
+            merge_adapters(self.evaluated.backbone)  # as `read_export` does in the first process
+        self.processes.copy_first(self.evaluated)
 
     def stored_predictions(self, file: Path) -> NDArray[np.float32] | None:
-        """See `TrainingLoop`: those of a run that was finished before."""
-        there = self._was_exported and self.folder is not None and file.is_file()
+        """See `TrainingLoop`: for a run that was finished before."""
+        there = self._exported and self.folder is not None and file.is_file()
         return self.processes.from_first(read_labels(file, check_range=False).values if there else None)
 
     def run_epoch(self, number: int) -> Record:
         """Train one epoch, counted from 1, and validate."""
-        order = self._order(number)
-        done = self._progress if self._progress["epoch"] == number else _nothing_done(number)
+        # the same batches as in the cached mode, which draws them by the number of frames
+        drawn = torch.Generator().manual_seed(epoch_seed(self.settings.seed, number))
+        order = shuffled_batches(self._frames, self.settings.batch_size, drawn)
+        done: dict[str, Any] = {"epoch": number, "step": 0, "total": 0.0, "seconds": 0.0}
+        if self._progress["epoch"] == number:
+            done = self._progress
         self.depth.arrange(number)
         self.model.predictor.train()
         if not self._sharded:
@@ -209,7 +209,6 @@ class FinetuneTrainer(TrainingLoop):
             "frozen_stages": self.depth.frozen(number),
         }
         report = None
-        trained = done["seconds"]
         if self.valid is not None:
             report = evaluate(self.predict(self.valid, number), self.valid.labels.values, self.valid.labels.names)
         return (
@@ -217,109 +216,95 @@ class FinetuneTrainer(TrainingLoop):
             | self.validation_record(report)
             | {
                 "seconds": round(before + time.perf_counter() - started, 3),
-                "frames_per_second": round(int(self._frames.sum()) / trained),
-                "clips_per_second": round(clips / trained, 3),
+                "frames_per_second": round(int(self._frames.sum()) / done["seconds"]),
+                "clips_per_second": round(clips / done["seconds"], 3),
             }
         )
 
     def save(self, folder: Path | None, *, best: bool) -> None:
-        """See `TrainingLoop`; processes that write nothing give their part of what is sharded."""
-        if best and self._takes_part(folder):
+        """See `TrainingLoop`; processes that write nothing give their part of sharded tensors."""
+        if best and (folder is not None or self._sharded):
             weights = self._kept_of(self.evaluated)
             if folder is not None:
-                temporary = folder / f"{BEST_SO_FAR}.tmp"
-                save_file(weights, temporary)
-                replace_durably(temporary, folder / BEST_SO_FAR)
-            del weights  # of a sharded model a whole copy, and the state is one more
+                with replacing(folder / BEST_SO_FAR) as temporary:
+                    save_file(weights, temporary)
+            del weights  # a copy of the whole model, and the state is another
         self._save_state(folder, {"epoch": 0})
         if folder is not None:
             run_folder.write_history(folder, self.history)
 
     def predict(self, split: Split, epoch: int = 0) -> NDArray[np.float32]:
-        """(clips, targets) float32 intensities by the weights that count, in the order of the split, on every process.
+        """Return the (clips, targets) float32 intensities of the evaluated weights, in order, on every process.
 
-        Each clip is computed once, by one process, but for those that sharded ones repeat to meet as often.
+        Each clip is computed once, by one process, except those that sharded processes repeat to take as many steps.
         """
         model = self.evaluated
         model.eval()
-        rows = list(range(len(split)))
-        pieces = cut(rows, split.lengths.tolist(), self.piece_seconds, self.processes.count)[self.processes.rank]
+        samples = split.only.lengths.tolist()
+        pieces = cut(range(len(split)), samples, self.piece_seconds, self.processes.count)[self.processes.rank]
         found: list[tuple[tuple[int, ...], NDArray[np.float32]]] = []
-        with torch.no_grad(), adapters_merged(model.backbone, bool(self.tuning.lora) and not self._sharded):
+        merged = adapters_merged(model.backbone) if self.tuning.lora and not self._sharded else contextlib.nullcontext()
+        with torch.no_grad(), merged:
             for number, piece in enumerate(pieces, 1):
                 if piece.counts or self._sharded:
-                    with advise(self):
+                    with self._advised():
                         values = model.predict(*self._inputs(split, piece.rows))
                 self._reporter.step_finished(epoch, "validating" if epoch else "predicting", number, len(pieces))
                 if piece.counts:
                     found.append((piece.rows, values.float().cpu().numpy()))
-        parts = [part for parts in self.processes.gather(found) for part in parts]
         out = np.empty((len(split), self.train.targets.shape[1]), np.float32)
-        for at, part in parts:
+        for at, part in self.processes.gather(found):
             out[list(at)] = part
         return out
 
     def _begin(self) -> None:
         """Build the model, whole, with a new optimizer."""
-        tuning, processes = self.tuning, self.processes
         self.model = self._build()
-        self.depth = Depth(self.model.backbone, tuning)
-        self.model.to(processes.device)
+        self.depth = Depth(self.model.backbone, self.tuning)
+        self.model.to(self.processes.device)
         self.optimizer = self._new_optimizer()
-        frozen = min(self.depth.never, 2) if tuning.lora else self.depth.never  # adapters stand in the layers
+        frozen = min(self.depth.never, 2) if self.tuning.lora else self.depth.never  # adapters stand in the layers
         self._below = self.model.backbone.remembers(frozen) if hasattr(self.model.backbone, "remembers") else 0
-        self._inputs = ClipInputs(self.model.backbone, self._below, tuning, processes.device)
+        self._inputs = ClipInputs(self.model.backbone, self._below, self.tuning, self.processes.device)
         self._shared, self._sharded = self.model, False
 
     def _shard(self) -> None:
-        """Split the model over the processes, where the settings say so."""
-        if not self.tuning.fsdp:
-            return
+        """Split the model over the processes."""
         for model in (self.model,) if self.averaged is None else (self.model, self.evaluated):
             shard(model, self._below, self.processes.device)
         self.optimizer = self._new_optimizer()
         self._sharded = True
 
     def _new_optimizer(self) -> torch.optim.AdamW:
-        settings = self.settings
-        head = {"params": list(self.model.predictor.parameters()), "peak": settings.lr}
-        groups = [head, *self.depth.groups(settings.weight_decay)]
-        return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay, fused=True)
+        decay = self.settings.weight_decay
+        head = {"params": list(self.model.predictor.parameters()), "peak": self.settings.lr}
+        return torch.optim.AdamW([head, *self.depth.groups(decay)], lr=0.0, weight_decay=decay, fused=True)
 
     def _share(self, epoch: int, step: int, steps: int) -> float:
         """Learning rates at a step, as a fraction of their peaks."""
         return learning_rate(self.settings, (epoch - 1) * steps + step, steps) / self.settings.lr
 
-    def _order(self, number: int) -> list[list[int]]:
-        """The batches of an epoch: those of the cached mode, since frames decide in both."""
-        generator = torch.Generator().manual_seed(epoch_seed(self.settings.seed, number))
-        return shuffled_batches(self._frames, self.settings.batch_size, generator)
-
     def _step(self, rows: list[int], share: float, epoch: int, step: int) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = share * group["peak"]
         self.optimizer.zero_grad(set_to_none=True)
-        samples = self.train.lengths[rows].tolist()
+        samples = self.train.only.lengths[rows].tolist()
         mine = cut(rows, samples, self.piece_seconds, self.processes.count)[self.processes.rank]
         targets = self.train.targets[rows].to(self.processes.device)
-
-        def outputs(piece: Piece) -> Tensor:
-            return self._outputs(piece, epoch_seed(self.settings.seed, epoch, step, piece.number))
-
-        with advise(self):
-            value = self._gradients(self._shared, mine, outputs, targets)
-        if not math.isfinite(value):
-            raise self._no_number(f"the loss became {value}", epoch, rows)
-        with advise(self):  # the optimizer's memory comes with its first step
-            self._move(epoch, rows)
+        with self._advised():
+            value = self._gradients(self._shared, mine, lambda piece: self._outputs(piece, epoch, step), targets)
+            if not math.isfinite(value):
+                raise self._no_number(f"the loss became {value}", epoch, rows)
+            self._move(epoch, rows)  # the optimizer's memory comes with its first step
         return value
 
     def _move(self, epoch: int, rows: list[int]) -> None:
-        """Take the step that the gradients say."""
+        """Take the optimizer's step."""
         learned = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.scaler.unscale_(self.optimizer)
         if not self.scaler.is_enabled():
-            fine = finite(local(p.grad) for p in learned if p.grad is not None)
+            gradients = [local(p.grad) for p in learned if p.grad is not None]
+            fine = bool(torch.isfinite(nn.utils.get_total_norm(gradients)))
             if not (self.processes.agree(fine) if self._sharded else fine):
                 raise self._no_number("a gradient is not finite", epoch, rows)
         nn.utils.clip_grad_value_(learned, self.settings.clip_value)
@@ -328,32 +313,30 @@ class FinetuneTrainer(TrainingLoop):
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
 
-    def _outputs(self, piece: Piece, seed: int) -> Tensor:
-        """(clips, columns) of a piece, with what is drawn for it."""
+    def _outputs(self, piece: Piece, epoch: int, step: int) -> Tensor:
+        """Return the (clips, columns) of a piece; called again it draws the same random numbers."""
+        seed = epoch_seed(self.settings.seed, epoch, step, piece.number)
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002  # SpecAugment of transformers draws from it
         noise = torch.Generator().manual_seed(seed)
         clips = self._inputs(self.train, piece.rows, noise)
         generator = torch.Generator(self.processes.device).manual_seed(seed)
-        outputs: Tensor = self._shared(*clips, generator)
-        return outputs
+        return self._shared(*clips, generator)
 
     def _fit_standardisation(self) -> None:
-        """From the training frames of the backbone as it is at the start."""
-        if not self._standardise:
-            return
+        """Measure mean and spread of the training frames of the backbone as it is at the start."""
         if self.processes.first:
             self.model.eval()
-            self.model.predictor.fit_inputs(self._training_frames())
+            self.model.predictor.fit_inputs({UNNAMED: self._training_frames()})
         self.processes.copy_first(self.model.predictor)
         if self.averaged is not None:
             self.evaluated.load_state_dict(self.model.state_dict())
 
     def _training_frames(self) -> Iterator[Tensor]:
-        (pieces,) = cut(list(range(len(self.train))), self.train.lengths.tolist(), self.piece_seconds)
+        (pieces,) = cut(range(len(self.train)), self.train.only.lengths.tolist(), self.piece_seconds)
         with torch.no_grad():
             for piece in pieces:
-                with advise(self):
+                with self._advised():
                     frames, lengths = self.model.frames(*self._inputs(self.train, piece.rows))
                 yield from (clip[:n].cpu() for clip, n in zip(frames, lengths.tolist(), strict=True))
 
@@ -372,19 +355,15 @@ class FinetuneTrainer(TrainingLoop):
             state = {name: part_of(tensor, held[name]) for name, tensor in state.items()}
         model.load_state_dict(dict(state), strict=False)
 
-    def _takes_part(self, folder: Path | None) -> bool:
-        """Whether this process is needed where something is saved."""
-        return folder is not None or self._sharded
-
     def _save_state(self, folder: Path | None, progress: Mapping[str, Any]) -> None:
-        if not self._takes_part(folder):
+        if folder is None and not self._sharded:
             return
         state: dict[str, Any] = {
             "model": self._kept_of(self.model),
             "optimizer": gathered(self.optimizer.state_dict(), keep=self.processes.first),
             "scaler": self.scaler.state_dict(),
             "history": self.history,
-            "progress": copy.copy(dict(progress)),
+            "progress": dict(progress),
         }
         if self.averaged is not None:
             state |= {"averaged": self._kept_of(self.evaluated), "n_averaged": self.averaged.n_averaged}
@@ -394,7 +373,3 @@ class FinetuneTrainer(TrainingLoop):
     def _no_number(self, what: str, epoch: int, rows: list[int]) -> Exception:
         advice = f"lower --backbone-lr (now {self.tuning.backbone_lr:g}) or --lr (now {self.settings.lr:g})"
         return self.diverged(what, epoch, [self.train.labels.filenames[i] for i in rows], advice)
-
-
-def _nothing_done(epoch: int) -> dict[str, Any]:
-    return {"epoch": epoch, "step": 0, "total": 0.0, "seconds": 0.0}

@@ -5,45 +5,34 @@ Reading imports no torch, so that decoding processes start at once; resampling d
 
 import contextlib
 import functools
-import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
-import av.container
-import av.stream
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.sources import Medium
-from extract.audio.packets import Packets, why
-from extract.audio.streamed import mended
-from extract.audio.structure import hole
-from extract.audio.timeline import Clock, clock_zero
-from extract.audio.tracks import choose_track
-from extract.audio.truncation import (
+from extract.audio.structure import (
     EXACT_KINDS,
     TOLERANCE_SECONDS,
+    hole,
     is_cut_off,
     is_whole_flac_frame,
+    mended,
     second_file,
     stated_seconds,
 )
+from extract.audio.track import Track, choose_track, clock_zero, why
 from extract.errors import MediaError
 from extract.settings import DEFAULT, SAMPLE_RATE, DecodeOptions
 
-if TYPE_CHECKING:
-    import torchaudio
-
 # Decoded beyond the cut, so that the resampler's filter sees there what it would see in the whole file.
 _MARGIN_SECONDS = 0.1
-_FULL_SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "s64": 2.0**63}
 # Demuxers that open other files than the one named. FFmpeg chooses by content, whatever the suffix.
 _PLAYLISTS = frozenset({"concat", "dash", "hls", "imf", "sdp"})
-# Sample format and channels of the silence in gaps.
-_SILENCE = ("fltp", 1)
 # A stated length that differs from what the bytes suggest by more than this factor is checked.
 _DOUBTED = 1.5
 _WAV_SUFFIXES = (".wav", ".wave", ".rf64", ".bwf")
@@ -57,12 +46,14 @@ class Waveform:
     """Decoded audio.
 
     Attributes:
-        samples: (samples,) float32 at 16 kHz, mono, cut to the maximum length, not normalised.
+        samples: (samples,) float32, mono, not normalised; cut to the maximum length at 16 kHz, and up to
+            `_MARGIN_SECONDS` longer at the rate of the file.
         seconds: length of the medium before the cut. Beyond the cut it is what the file states, or what its packets add
             up to; NaN where it is unknown.
         track: the audio track that was decoded where the file has several, else "".
         cut_off: why the file is incomplete, where that was allowed, else "".
         medium: describes the file, where that was asked for.
+        rate: Hz.
     """
 
     samples: NDArray[np.float32]
@@ -70,28 +61,12 @@ class Waveform:
     track: str = ""
     cut_off: str = ""
     medium: Medium | None = None
+    rate: int = SAMPLE_RATE
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Recording:
-    """Decoded audio at the sample rate of the file.
-
-    Attributes:
-        samples: (samples,) float32 mono, `_MARGIN_SECONDS` longer than the cut.
-        rate: Hz.
-        seconds, track, cut_off: see `Waveform`.
-    """
-
-    samples: NDArray[np.float32]
-    rate: int
-    seconds: float
-    track: str = ""
-    cut_off: str = ""
-
-    def waveform(self, max_seconds: float) -> Waveform:
+    def at_16_khz(self, max_seconds: float) -> "Waveform":
         """Resample and cut."""
         samples = resample(self.samples, self.rate)[: round(max_seconds * SAMPLE_RATE)]
-        return Waveform(samples, self.seconds, self.track, self.cut_off)
+        return replace(self, samples=samples, rate=SAMPLE_RATE)
 
 
 def decode(path: Path, max_seconds: float = 12.0, options: DecodeOptions = DEFAULT) -> Waveform:
@@ -100,13 +75,13 @@ def decode(path: Path, max_seconds: float = 12.0, options: DecodeOptions = DEFAU
     Raises:
         MediaError: see `read`.
     """
-    return read(path, max_seconds, options).waveform(max_seconds)
+    return read(path, max_seconds, options).at_16_khz(max_seconds)
 
 
-def read(path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Recording:
-    """Read the first `max_seconds` of one audio track of a file.
+def read(path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Waveform:
+    """Read the first `max_seconds` of one audio track of a file, at the rate of the file.
 
-    A sample is placed at its time on the container's clock (`timeline`): silence fills late starts and gaps. Channels
+    A sample is placed at its time on the container's clock (`track`): silence fills late starts and gaps. Channels
     are averaged in float32 (swresample's downmix is 3 dB louder).
 
     Args:
@@ -120,27 +95,27 @@ def read(path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Re
     _check_file(path)
     with contextlib.ExitStack() as opened:
         container = _open(path, opened)
-        stream, track = choose_track(container, options.track)
+        stream, note = choose_track(container, options.track)
         kind = container.format.name
         try:
             zero = clock_zero(container)
             stated = stated_seconds(container, stream, path, zero)
-            sound = _read_sound(container, stream, zero, max_seconds + _MARGIN_SECONDS)
-            stated = None if sound.clock.broken else stated
-            problem = _problem(path, kind, sound, stated)
+            track = Track(container, stream, zero, max_seconds + _MARGIN_SECONDS)
+            stated = None if track.clock.broken else stated
+            problem = _problem(path, kind, track, stated)
             alone = sum(not s.disposition & av.stream.Disposition.attached_pic for s in container.streams) == 1
-            seconds = sound.seconds if sound.ended else _whole_length(sound, stated, path, kind, alone=alone)
+            seconds = track.seconds if track.ended else _whole_length(track, stated, path, kind, alone=alone)
         except MediaError:
             raise
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise MediaError(f"cannot be decoded ({why(error)})") from error
-    if problem and not (options.allow_truncated and sound.seconds):
+    if problem and not (options.allow_truncated and track.seconds):
         raise MediaError(problem)
-    finite = np.isfinite(sound.mono)
+    finite = np.isfinite(track.mono)
     if not finite.all():
-        first = int(np.argmin(finite)) / sound.rate
+        first = int(np.argmin(finite)) / track.rate
         raise MediaError(f"has samples that are not finite (NaN or infinity), the first at {first:.3f} s")
-    return Recording(sound.mono, sound.rate, seconds, track=track, cut_off=problem)
+    return Waveform(track.mono, seconds, note, problem, rate=track.rate)
 
 
 def resample(mono: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
@@ -173,7 +148,7 @@ def _lowpass(factor: int) -> NDArray[np.float64]:
 
 
 @functools.lru_cache(maxsize=32)
-def _resampler(rate: int) -> "torchaudio.transforms.Resample":
+def _resampler(rate: int) -> Any:
     """Build a resampler, which takes up to 160 ms."""
     import torchaudio
 
@@ -214,100 +189,34 @@ def _check_file(path: Path) -> None:
         raise MediaError(f"cannot be read ({why(error)})") from error
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Sound:
-    """Decoded sound.
-
-    Attributes:
-        mono: (samples,) at the file's rate.
-        rate: Hz.
-        gap: (start, length) of the first gap in seconds, or None.
-        ended: whether the track ended before the limit.
-        packets, clock: what it was decoded from.
-    """
-
-    mono: NDArray[np.float32]
-    rate: int
-    gap: tuple[float, float] | None
-    ended: bool
-    packets: Packets
-    clock: Clock
-
-    @property
-    def seconds(self) -> float:
-        return len(self.mono) / self.rate if self.rate else 0.0
-
-
-def _read_sound(
-    container: av.container.InputContainer, stream: av.AudioStream, zero: float, max_seconds: float
-) -> _Sound:
-    """Decode up to `max_seconds`, with silence in the gaps of the clock."""
-    packets, clock, tick = Packets(container, stream), Clock(zero), float(stream.time_base or 0)
-    pieces: list[tuple[tuple[str, int], NDArray[Any]]] = []
-    rate, count, limit, ended, first_gap = 0, 0, 0, True, None
-    for frame in packets.frames():
-        if frame.sample_rate != rate:
-            if rate:
-                raise MediaError(f"changes its sample rate from {rate} to {frame.sample_rate} Hz; re-encode it")
-            rate = frame.sample_rate
-            limit = math.ceil(max_seconds * rate)
-        if frame.pts is not None and (gap := clock.silence_before(frame.pts * tick, count / rate)):
-            silent = min(round(gap * rate), limit - count)
-            pieces.append((_SILENCE, np.zeros((1, silent), np.float32)))
-            first_gap = first_gap or (count / rate, gap)
-            count += silent
-        if count < limit:
-            pieces.append(((frame.format.name, frame.layout.nb_channels), frame.to_ndarray()))
-            count += frame.samples
-        if count >= limit:
-            ended = False
-            break
-    groups = itertools.groupby(pieces, key=lambda piece: piece[0])  # one, unless the layout changes or there are gaps
-    mono = [_mono(np.concatenate([array for _, array in group], axis=1), *layout) for layout, group in groups]
-    joined = np.concatenate(mono) if mono else np.zeros(0, np.float32)
-    return _Sound(mono=joined, rate=rate, gap=first_gap, ended=ended, packets=packets, clock=clock)
-
-
-def _mono(array: NDArray[Any], sample_format: str, channels: int) -> NDArray[np.float32]:
-    """Average planar (channels, samples) or packed (1, all) over channels: (samples,) float32 in [-1, 1]."""
-    if not sample_format.endswith("p"):
-        array = array.reshape(-1, channels).T
-    kind = sample_format.removesuffix("p")
-    values = array.astype(np.float32)
-    if kind == "u8":
-        values -= 128.0
-    values /= np.float32(_FULL_SCALE.get(kind, 1.0))
-    return values[0] if len(values) == 1 else values.mean(axis=0, dtype=np.float32)
-
-
-def _problem(path: Path, kind: str, sound: _Sound, stated: float | None) -> str:
+def _problem(path: Path, kind: str, track: Track, stated: float | None) -> str:
     """Return why a file is incomplete, or "". Damage after the stated end is trailing data, and harmless.
 
     Raises:
         MediaError: there is no sound at all.
     """
-    seconds, packets = sound.seconds, sound.packets
+    seconds = track.seconds
     reached = stated is not None and seconds >= stated - (0.0005 if kind in EXACT_KINDS else TOLERANCE_SECONDS)
-    if packets.damage and not (seconds and reached):
-        return f"is damaged or truncated at {seconds:.2f} s ({packets.damage})"
-    if packets.resumes:
+    if track.damage and not (seconds and reached):
+        return f"is damaged or truncated at {seconds:.2f} s ({track.damage})"
+    if track.resumes:
         return (
-            f"is damaged at {seconds:.2f} s, where it should end, and sound follows ({packets.damage}); where files "
+            f"is damaged at {seconds:.2f} s, where it should end, and sound follows ({track.damage}); where files "
             "were joined, join their sound instead (ffmpeg's concat filter)"
         )
     if not seconds:
         raise MediaError("has an audio track without a single sample")
-    if sound.gap and (broken := hole(path, kind, packets.end)):
-        return f"is damaged at {sound.gap[0]:.2f} s, where {sound.gap[1]:.2f} s of sound are missing ({broken})"
-    if not sound.ended:
+    if track.gap and (broken := hole(path, kind, track.end)):
+        return f"is damaged at {track.gap[0]:.2f} s, where {track.gap[1]:.2f} s of sound are missing ({broken})"
+    if not track.ended:
         return ""
-    if (second := second_file(path, kind, packets.end)) is not None:
+    if (second := second_file(path, kind, track.end)) is not None:
         return (
             f"is two files in one: {seconds:.2f} s could be decoded, and another file begins at byte {second}; split "
             "them, or join their sound (ffmpeg's concat filter)"
         )
     length = "" if stated is None else f" of the {stated:.2f} s that it states"
-    if kind == "flac" and not reached and not is_whole_flac_frame(b"" if packets.last is None else bytes(packets.last)):
+    if kind == "flac" and not reached and not is_whole_flac_frame(b"" if track.last is None else bytes(track.last)):
         return f"is truncated: {seconds:.2f} s could be decoded{length}, and its last frame is broken"
     if kind != "flac" and length and not reached:
         return f"is truncated: {seconds:.2f} s could be decoded{length}"
@@ -316,19 +225,18 @@ def _problem(path: Path, kind: str, sound: _Sound, stated: float | None) -> str:
     return ""
 
 
-def _whole_length(sound: _Sound, stated: float | None, path: Path, kind: str, *, alone: bool) -> float:
+def _whole_length(track: Track, stated: float | None, path: Path, kind: str, *, alone: bool) -> float:
     """Return the length of a medium of which only the start was decoded; NaN where it is unknown.
 
     The header's length is used, unless the bytes decoded so far show that it belongs to another file, as after a cut
     without decoding, or in joined files.
     """
     size = path.stat().st_size
-    first, last = sound.packets.first, sound.packets.end
-    if stated is not None and stated >= sound.seconds - TOLERANCE_SECONDS:
-        if not alone or first is None or last is None or last <= first:
-            return max(sound.seconds, stated)
-        by_bytes = sound.seconds * (size - first) / (last - first)
+    if stated is not None and stated >= track.seconds - TOLERANCE_SECONDS:
+        by_bytes, first, last = stated, track.first, track.end
+        if alone and first is not None and last is not None and last > first:
+            by_bytes = track.seconds * (size - first) / (last - first)
         if by_bytes / _DOUBTED <= stated <= by_bytes * _DOUBTED:
-            return max(sound.seconds, stated)
-    measured = sound.packets.measure(sound.clock, sound.seconds, size)
-    return math.nan if second_file(path, kind, sound.packets.end) else measured
+            return max(track.seconds, stated)
+    measured = track.measure(size)
+    return math.nan if second_file(path, kind, track.end) else measured

@@ -8,10 +8,19 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from extract.backbones.protocol import Backbone, Family, Features, Identity
+from extract.backbones.protocol import (
+    Backbone,
+    Divisible,
+    Family,
+    Features,
+    Identity,
+    Regularisation,
+    Stage,
+    Trainable,
+    TrainableFamily,
+)
 from extract.backbones.silero.family import SILERO, is_silero_folder
 from extract.backbones.speech.family import TRANSFORMERS
-from extract.backbones.trainable import Divisible, Regularisation, Stage, Trainable, TrainableFamily
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:

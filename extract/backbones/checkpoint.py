@@ -1,6 +1,10 @@
-"""Find a Hugging Face checkpoint on this machine or on the hub, and read its files without building a model."""
+"""Find a Hugging Face checkpoint on this machine or on the hub, and read its files without building a model.
+
+Of the hub, only the files that are used are downloaded.
+"""
 
 import contextlib
+import errno
 import hashlib
 import json
 import zipfile
@@ -10,13 +14,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.paths import at_home
-from extract.backbones.hub import WEIGHTS, from_hub, missing_weights, weight_files
 from extract.backbones.weight_names import Layout, layout_of, names_in
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALL = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "README.md",  # which names the licence
+    "LICENSE*",
+)
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
+"""Downloaded where a repository has no safetensors."""
+WEIGHTS = (*SAFETENSORS[:2], *PICKLED[:2])
+"""Files that hold the weights or name their parts, in the order in which transformers prefers them."""
 CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 # Keys of a configuration that change no number here: weights are always loaded as float32.
 _NOT_NUMBERS = ("transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "dtype")
@@ -37,20 +56,19 @@ class Checkpoint:
 
     def weight_files(self) -> list[Path]:
         """Return the files that hold the weights, in a fixed order."""
-        missing = missing_weights(self.folder)
-        if missing is None:
+        files = _weight_files(self.folder)
+        if not files:
             raise BackboneError(f"{self.folder} holds none of {', '.join(WEIGHTS)}; the checkpoint is incomplete")
-        if missing:
+        if missing := [file.name for file in files if not file.is_file()]:
             raise BackboneError(f"{self.folder} lacks {missing[0]}, which its index names; download it again")
-        return weight_files(self.folder)
+        return files
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of the weight files."""
         digest = hashlib.sha256()
         for path in self.weight_files():
             with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
+                hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
 
     def config_sha256(self) -> str:
@@ -68,7 +86,8 @@ class Checkpoint:
         for path in self.weight_files():
             with _reading(path):
                 names |= names_in(path)
-        return layout_of(names, self.labels if self._gives_head_the_mean() else ())
+        last_mean = self.config.get("pooling_mode", "mean") == "mean" and not self.config.get("use_weighted_layer_sum")
+        return layout_of(names, self.labels if last_mean else ())  # a supported head takes the last state and its mean
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -99,10 +118,6 @@ class Checkpoint:
                     found |= {key: value for key, value in state.items() if wanted(key)}
         return found
 
-    def _gives_head_the_mean(self) -> bool:
-        """Whether the configuration applies a head to the last hidden state and its time mean."""
-        return self.config.get("pooling_mode", "mean") == "mean" and not self.config.get("use_weighted_layer_sum")
-
 
 def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """Open a checkpoint: a local folder, or an id in the hub's local cache or on the hub.
@@ -116,11 +131,15 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """
     folder = Path(at_home(name))
     local = bool(name) and folder.is_dir()  # an empty name would be the working folder
-    folder = folder if local else from_hub(name, revision)
+    folder = folder if local else _from_hub(name, revision)
     config = folder / "config.json"
     if not config.is_file():
         raise BackboneError(f"{folder} is no checkpoint folder: it has no config.json")
-    return Checkpoint(folder, _json(config), _preprocessor(folder), None if local else folder.name)
+    # as transformers 5: the settings of the feature extractor come from those of the processor, where it has some
+    alone, processor = (_json(path) if (path := folder / name).is_file() else {} for name in CONFIGS[1:])
+    parts = (processor.get(name) for name in ("feature_extractor", "audio_processor"))
+    preprocessor = next((part for part in parts if isinstance(part, dict)), alone)
+    return Checkpoint(folder, _json(config), preprocessor, None if local else folder.name)
 
 
 def save_checkpoint(folder: Path, tensors: "Mapping[str, Tensor]", config: Mapping[str, Any]) -> None:
@@ -131,16 +150,6 @@ def save_checkpoint(folder: Path, tensors: "Mapping[str, Tensor]", config: Mappi
     save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
     (folder / CONFIGS[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(folder / WEIGHTS[0])
-
-
-def _preprocessor(folder: Path) -> Mapping[str, Any]:
-    """Read the settings of the feature extractor as transformers 5 does: first from the processor's."""
-    processor, alone = (folder / name for name in CONFIGS[:0:-1])
-    content = _json(processor) if processor.is_file() else {}
-    for part in ("feature_extractor", "audio_processor"):
-        if isinstance(content.get(part), dict):
-            return dict(content[part])
-    return _json(alone) if alone.is_file() else {}
 
 
 @contextlib.contextmanager
@@ -166,3 +175,98 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BackboneError(f"{path} is not a JSON object")
     return content
+
+
+def _from_hub(name: str, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint, which is named by its commit.
+
+    Files on the disk are preferred, so that nothing waits for time-outs without a network.
+
+    Args:
+        name: Hugging Face id, also as `ID@REVISION`.
+        revision: branch, tag or commit; the hub's main branch by default.
+
+    Raises:
+        BackboneError: the hub does not provide it, or it holds no weights.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+
+    repository, _, named = name.partition("@")
+    revision = revision or named or None
+    try:
+        config = huggingface_hub.try_to_load_from_cache(repository, CONFIGS[0], revision=revision)
+        local = Path(config).parent if isinstance(config, str) else None
+        local = local if local and _has_weights(local) else None
+        if local is not None and any((local / file).is_file() for file in CONFIGS[1:]):
+            return local
+        try:  # one plain request: without a network the download would retry for 23 s
+            wanted = local.name if local else revision
+            url = huggingface_hub.hf_hub_url(repository, "config.json", revision=wanted)
+            huggingface_hub.get_hf_file_metadata(url, timeout=10)
+            folder = _download(repository, wanted)
+        except Exception as error:  # the hub's client has types of its own for a network that fails, by version
+            if local is None or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+                raise
+            return local  # without the processor's file, which whatever downloaded the rest may have skipped
+    except HFValidationError:
+        raise BackboneError(
+            f"backbone {name!r} is no folder, no Hugging Face id and no known name; give a local folder with "
+            "--backbone FOLDER, an id such as facebook/wav2vec2-large-robust, or --backbone silero"
+        ) from None
+    except RevisionNotFoundError as error:
+        raise BackboneError(
+            f"backbone {repository!r} has no revision {revision!r} on the hub; --revision takes one of its branches, "
+            "tags or commits"
+        ) from error
+    except BackboneError:
+        raise
+    except Exception as error:  # the hub's client raises many types, including those of the HTTP library
+        raise BackboneError(
+            f"backbone {name!r} is neither a folder nor in the local Hugging Face cache, and the hub did not "
+            f"provide it ({type(error).__name__}); give a local folder that holds its config.json and weights "
+            "with --backbone FOLDER, or use --backbone silero, which needs no download"
+        ) from error
+    if not _has_weights(folder):
+        raise BackboneError(
+            f"{name} on the hub holds none of {SAFETENSORS[0]} and {PICKLED[0]}, whole or in parts; choose another "
+            "checkpoint"
+        )
+    return folder
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold a checkpoint's weights, whether they exist or not; empty where there are none.
+
+    Raises:
+        BackboneError: the index that names the files is damaged.
+    """
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None or found.suffix != ".json":
+        return [found] if found else []
+    try:
+        parts = json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(parts))]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise BackboneError(f"{found} is no index of weights ({error}); download it again") from error
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a checkpoint's weights are all there."""
+    files = _weight_files(folder)
+    return bool(files) and all(file.is_file() for file in files)
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    """Download the small files, and the weights in the first format that the repository has."""
+    import huggingface_hub
+
+    for names in (SAFETENSORS, PICKLED):
+        patterns = [*SMALL, *names]
+        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        if any((folder / name).is_file() for name in names[:2]):
+            break
+    for part in _weight_files(folder):
+        if not part.is_file():  # named by the index, and not as in the patterns
+            huggingface_hub.hf_hub_download(repository, part.name, revision=folder.name)
+    return folder

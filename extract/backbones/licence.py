@@ -18,13 +18,10 @@ def licence_of_weights(name: str, folder: Path | None = None) -> Licence:
     place = Path(name).expanduser()
     if folder is None and name and place.is_dir():
         folder = place
-    by_run = _of_run(folder / RUN) if folder is not None else None
-    if by_run is not None:
-        return by_run
     known = known_licence(str(place.resolve()) if folder is not None and place.is_dir() else name.partition("@")[0])
-    if known is not None:
-        return known
-    return _of_card(folder / CARD) if folder is not None else UNKNOWN
+    if folder is None:
+        return known or UNKNOWN
+    return _of_run(folder / RUN) or known or _of_card(folder / CARD)
 
 
 def _of_run(config: Path) -> Licence | None:

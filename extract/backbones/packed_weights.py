@@ -10,7 +10,7 @@ same.
 """
 
 import functools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -30,18 +30,15 @@ class PackedLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self._weight = weight.detach().to(dtype)
+        self._dtype, self._weight = dtype, weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
-        self._packed = can_pack(self._weight, private.LINEAR) and not (dtype == torch.float32 and mkl_is_faster())
-        if self._packed:
-            self._weight = private.pack_linear(self._weight)
-        self._dtype = dtype
+        self._run: Callable[[Tensor, Tensor, Tensor | None], Tensor] = functional.linear
+        if can_pack(self._weight, private.LINEAR) and not (dtype == torch.float32 and mkl_is_faster()):
+            self._run, self._weight = private.packed_linear, private.pack_linear(self._weight)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Apply to rows that may overlap in memory (`Tensor.as_strided`)."""
-        rows = rows.to(self._dtype)
-        run = private.packed_linear if self._packed else functional.linear
-        return run(rows, self._weight, self._bias)
+        return self._run(rows.to(self._dtype), self._weight, self._bias)
 
 
 class PackedConv1d:
@@ -55,25 +52,22 @@ class PackedConv1d:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, groups: int, dtype: torch.dtype) -> None:
-        if wrong_below_float32(weight):
-            dtype = torch.float32
-        self._weight = weight.detach().to(dtype)
-        self._bias = None if bias is None else bias.detach().to(dtype)
+        self._dtype = torch.float32 if wrong_below_float32(weight) else dtype
+        self._weight = weight.detach().to(self._dtype)
+        self._bias = None if bias is None else bias.detach().to(self._dtype)
         self._geometry: private.Geometry = ([0, weight.shape[2] // 2], [1, 1], [1, 1], groups)
         self._packed = can_pack(self._weight, private.CONVOLUTION)
         if self._packed:
             self._weight = private.pack_convolution(self._weight, self._geometry)
-        self._dtype = dtype
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Apply to a whole signal."""
         rows = rows.to(self._dtype)
-        time = len(rows)
         if self._packed:
-            return private.packed_convolution(rows, self._weight, self._bias, self._geometry)[:time]
+            return private.packed_convolution(rows, self._weight, self._bias, self._geometry)[: len(rows)]
         (_, padding), _, _, groups = self._geometry
         signal = rows.t().unsqueeze(0)
-        return functional.conv1d(signal, self._weight, self._bias, padding=padding, groups=groups)[0, :, :time].t()
+        return functional.conv1d(signal, self._weight, self._bias, padding=padding, groups=groups)[0].t()[: len(rows)]
 
 
 def wrong_below_float32(weight: Tensor) -> bool:

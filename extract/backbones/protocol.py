@@ -1,14 +1,15 @@
-"""The interface of a backbone."""
+"""The interfaces of a backbone: what it is, frozen for extraction, and trainable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cache.licences import UNKNOWN, Licence
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +80,89 @@ class Family(Protocol):
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> Backbone:
         """Build the model in evaluation mode; `precision` is "fp32", "bf16" or "fp16"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularisation:
+    """Changes to a backbone's forward pass in training. By default, only the checkpoint's dropout is active.
+
+    Attributes:
+        dropout: probability in every dropout layer; None keeps the checkpoint's.
+        layerdrop: probability that a layer is skipped.
+        spec_augment: whether spans of frames are masked as configured in the checkpoint; clips shorter than a span are
+            not masked.
+        checkpointing: whether a layer's activations are computed again in the backward pass instead of kept.
+    """
+
+    dropout: float | None = None
+    layerdrop: float = 0.0
+    spec_augment: bool = False
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Modules of a backbone at one depth.
+
+    Attributes:
+        name: "cnn", "projection", "layer 1", …, "output".
+        modules: with the parameters of the stage.
+        called_once: whether each module is called exactly once in a forward pass. Where weights are split over
+            processes, they are then gathered for that call only.
+    """
+
+    name: str
+    modules: "Sequence[nn.Module]"
+    called_once: bool = False
+
+
+class Trainable(Backbone, Protocol):
+    """A backbone with gradients: a torch module."""
+
+    def stages(self) -> list[Stage]:
+        """Return the stages from the waveform up; `--freeze layers:N` counts the stages called "layer N"."""
+
+    def adapter_targets(self) -> "tuple[nn.Module, list[str]]":
+        """Return the module for low-rank adapters, and the name endings of the linear layers that they adapt."""
+
+    def save(self, folder: Path) -> None:
+        """Write a folder for `--backbone FOLDER`: config.json and model.safetensors."""
+
+    def restore(self, folder: Path) -> None:
+        """Load the weights that `save` wrote."""
+
+
+class Divisible(Trainable, Protocol):
+    """A `Trainable` whose frozen first stages can be computed separately, once per clip."""
+
+    def remembers(self, stages: int) -> int:
+        """Return how many of the first `stages` stages, which are frozen, `below` can compute."""
+
+    def below(self, waveforms: "Sequence[Tensor]", stages: int) -> "list[Tensor]":
+        """Run the first stages in evaluation mode.
+
+        Args:
+            waveforms: (samples,) float32 at 16 kHz each, not normalised.
+            stages: number of stages, at least 1.
+
+        Returns:
+            (frames, width) float32 of each clip, equal in any batch up to rounding.
+        """
+
+    def above(self, frames: "Sequence[Tensor]", samples: Sequence[int], stages: int) -> Features:
+        """Run the other stages.
+
+        Args:
+            frames: result of `below` for each clip.
+            samples: number of samples of each clip.
+            stages: number of stages that `below` ran.
+        """
+
+
+class TrainableFamily(Protocol):
+    """A `Family` whose backbones can be trained."""
+
+    def load_trainable(
+        self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
+    ) -> Trainable:
+        """Build the module. In evaluation mode it computes the features of `Family.load`, up to rounding."""

@@ -17,7 +17,6 @@ from typing import cast
 from cache.system.child_process import how_it_ended, parent_connection, start_child
 from extract.errors import ExtractProcessError
 from extract.failures import Failure, Note, OnResult
-from extract.fill import fill
 from extract.plan import ExtractPlan
 from extract.settings import ExtractSettings
 from extract.stats import PipelineStats
@@ -28,37 +27,14 @@ INTERRUPTED = 130
 
 @dataclass
 class _Worker:
-    """A process and the last message from it."""
+    """A process and what it has reported; `outcome` is "finished", an error, or None if it died."""
 
     number: int
     process: "subprocess.Popen[bytes]"
     connection: Connection
     stats: PipelineStats = field(default_factory=PipelineStats)
     last_clip: str = ""
-    finished: bool = False
-    error: BaseException | None = None
-
-    def receive(self, on_result: OnResult) -> bool:
-        """Handle one message; return whether more can follow."""
-        try:
-            message = self.connection.recv()
-        except (EOFError, ConnectionError):
-            self.process.wait()
-            return False
-        if isinstance(message, BaseException):
-            self.error = message
-        elif message is None:
-            self.finished = True
-        else:
-            self.stats, result = message
-            self.last_clip = result[0]
-            on_result(*result)
-        return True
-
-    def how_it_died(self) -> str:
-        """Return how the process ended, and after which clip."""
-        after = f" after clip {self.last_clip!r}" if self.last_clip else " before its first clip"
-        return f"process {self.number + 1} {how_it_ended(self.process.returncode)}{after}"
+    outcome: BaseException | str | None = None
 
 
 def run_processes(
@@ -93,11 +69,12 @@ def run_processes(
     for _ in range(ATTEMPTS):
         workers = _run_all(shares, settings, cache, count, stats, report_once)
         for worker in workers:
-            if worker.finished:
+            if worker.outcome == "finished":
                 del shares[worker.number]
-            elif worker.error is None:
-                notes.append(worker.how_it_died())
-        if error := next((worker.error for worker in workers if worker.error is not None), None):
+            elif worker.outcome is None:
+                after = f"after clip {worker.last_clip!r}" if worker.last_clip else "before its first clip"
+                notes.append(f"process {worker.number + 1} {how_it_ended(worker.process.returncode)} {after}")
+        if error := next((w.outcome for w in workers if isinstance(w.outcome, BaseException)), None):
             raise error
         if not shares:
             return [f"{note}; another process did the rest of its share" for note in notes]
@@ -127,9 +104,19 @@ def _run_all(
         running = {worker.connection: worker for worker in workers}
         while running:
             for ready in multiprocessing.connection.wait(list(running)):
-                connection = cast(Connection, ready)
-                if not running[connection].receive(on_result):
-                    del running[connection]
+                worker = running[cast(Connection, ready)]
+                try:
+                    message = worker.connection.recv()
+                except (EOFError, ConnectionError):
+                    worker.process.wait()
+                    del running[worker.connection]
+                    continue
+                if isinstance(message, tuple):
+                    worker.stats, result = message
+                    worker.last_clip = result[0]
+                    on_result(*result)
+                else:
+                    worker.outcome = message
             stats.become_sum_of([before, *(worker.stats for worker in workers)])
     finally:
         for worker in workers:
@@ -153,24 +140,22 @@ def _gpu(number: int) -> Mapping[str, str]:
 
 def main() -> None:
     """Run in each process: take a part of the cores, and fill a share of the windows."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     parent = parent_connection()
     try:
         share, settings, cache, number, count = parent.recv()
         if hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, cores[number % len(cores) :: count])
+        from extract.clips import fill  # now, because torch counts the cores on import
+
         stats = PipelineStats()
         fill(share, settings, cache, stats, lambda *result: parent.send((stats, result)))
-        parent.send(None)
+        parent.send("finished")
     except (KeyboardInterrupt, EOFError, ConnectionError):  # or the parent is gone
         os._exit(INTERRUPTED)
     except Exception as error:  # raised again by the parent
         parent.send(error)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

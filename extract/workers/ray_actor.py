@@ -11,14 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.containers.container import open_container
+from cache.containers.by_suffix import open_container
 from cache.format import Header
 from cache.version import version
 from cache.writer import CacheWriter
 from extract.backbones import Identity
 from extract.errors import ExtractProcessError
 from extract.failures import ClipResult
-from extract.fill import load_extractor
 from extract.settings import ExtractSettings
 from extract.sources import Source
 from extract.stats import PipelineStats
@@ -61,18 +60,9 @@ class Window:
     done: frozenset[str]
     attempt: int = 1
 
-    def with_absolute_paths(self) -> "Window":
-        """Return the window with paths that do not depend on the working folder."""
-        return replace(self, sources=[replace(source, path=source.path.absolute()) for source in self.sources])
 
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A committed window: the clips that were tried, and the actor's times so far."""
-
-    number: int
-    results: Sequence[ClipResult]
-    stats: PipelineStats
+Report = tuple[int, Sequence[ClipResult], PipelineStats]
+"""Number of a committed window, the clips that were tried, and the actor's times so far."""
 
 
 class WindowFiller:
@@ -104,6 +94,8 @@ class WindowFiller:
                 f"{host} sees no {job.cache}; share its folder, or use a cache in an object store"
             )
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see emi/__init__.py; before torch
+        from extract.clips import load_extractor
+
         batches = 1 if job.settings.device == "cpu" else None  # Ray assigns one core; the others are not ours
         self._extractor = load_extractor(job.identity, job.settings, job.header.fingerprint["precision"], batches)
         self._writer = self._open.enter_context(CacheWriter(job.cache, job.header, refresh=job.refresh))
@@ -123,10 +115,10 @@ class WindowFiller:
                     results[number].append(result)
                     if len(results[number]) == len(todo[number]):
                         self._writer.commit()
-                        yield Report(number, results.pop(number), replace(self._stats))
+                        yield number, results.pop(number), replace(self._stats)
                     if self._stopping.is_set():
                         return
-            yield from (Report(number, (), replace(self._stats)) for number in results)  # nothing was left to do
+            yield from ((number, (), replace(self._stats)) for number in results)  # nothing was left to do
 
     def stop(self) -> None:
         """Close the cache; clips that `fill` has finished are committed."""

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from cache import CacheFormatError, CacheWriteError, CacheWriter, Clip, EmiError, open_cache
 from cache.exchange.export_manifest import read_manifest
-from cache.exchange.exporting import ExportError, export
+from cache.exchange.exporting import export
 from cache.exchange.feature_files import MAX_BYTES, FeatureFileError, read_frames
 from cache.exchange.importing import import_features
+from cache.exchange.selection import ExportError
 from cache.shared import shared_load
 from emi.cli.cache import compact as cache_compact
 from emi.cli.cache import derive as cache_derive
@@ -200,7 +201,7 @@ def test_derive_takes_no_window_that_numpy_cannot_count(filled, tmp_path, pool):
     target = tmp_path / "small.h5"
     result = CliRunner().invoke(app(cache_derive), [str(filled), str(target), f"--pool={pool}"])
     assert isinstance(result.exception, EmiError)
-    assert str(result.exception) == f"--pool takes at most 2147483647 frames, got {pool}"
+    assert str(result.exception) == f"--pool takes 1 to 2147483647 frames, got {pool}"
     assert not target.exists()
 
 

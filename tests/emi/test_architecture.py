@@ -26,6 +26,32 @@ def test_packages_import_only_what_lies_below_them(package):
         assert others <= MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {others - MAY_IMPORT[package]}"
 
 
+def modules_imported_by() -> dict[str, set[str]]:
+    """For each module of the four packages, those of the four that it imports, anywhere in its text."""
+    files = {path.relative_to(ROOT).with_suffix(""): path for p in PACKAGES for path in (ROOT / p).rglob("*.py")}
+    files = {".".join(name.parts).removesuffix(".__init__"): path for name, path in files.items()}
+    graph = {}
+    for module, path in files.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= inner & files.keys() or {node.module}
+        graph[module] = (found & files.keys()) - {module}
+    return graph
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = modules_imported_by()
+    while leaves := {module for module, imported in graph.items() if not imported & graph.keys()}:
+        graph = {module: imported for module, imported in graph.items() if module not in leaves}
+    while entries := graph.keys() - {name for imported in graph.values() for name in imported}:  # lead to a circle only
+        graph = {module: imported for module, imported in graph.items() if module not in entries}
+    assert sorted(graph) == []
+
+
 def test_the_cache_never_imports_torch():
     assert not any({"torch", "transformers"} & imported(path) for path in (ROOT / "cache").rglob("*.py"))
 

@@ -14,19 +14,13 @@ import pytest
 
 import emi.demo.espeak
 from cache.errors import EmiError
-from emi.demo import (
-    DemoDependencyError,
-    DemoFolderError,
-    DemoSettingsError,
-    DemoSummary,
-    SpeechError,
-    make_demo,
-)
 from emi.demo.encode import draw_face
-from emi.demo.espeak import Speaker, Utterance
+from emi.demo.espeak import Speaker
 from emi.demo.labels import ACTIVE_SHARE, EMOTIONS, draw_intensities
-from emi.demo.plan import plan_clips
-from emi.demo.voices import HIGH_VOICES, LOW_VOICES
+from emi.demo.layout import DemoSummary
+from emi.demo.make import make_demo
+from emi.demo.plan import HIGH_VOICES, LOW_VOICES, plan_clips
+from emi.demo.settings import DemoDependencyError, DemoFolderError, DemoSettingsError, SpeechError
 
 REPOSITORY = Path(__file__).parents[2]
 HEADER = "Filename,Admiration,Amusement,Determination,Empathic Pain,Excitement,Joy"
@@ -102,7 +96,7 @@ def test_no_emotion_is_constant_even_in_the_smallest_split() -> None:
 
 
 def test_another_process_makes_the_same_bytes(demo: DemoSummary, tmp_path: Path) -> None:
-    code = "import pathlib, sys, emi.demo; emi.demo.make_demo(pathlib.Path(sys.argv[1]), clips=24, seed=7)"
+    code = "import sys; from emi.demo.make import make_demo; make_demo(sys.argv[1], clips=24, seed=7)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], check=True, cwd=REPOSITORY)
     assert digests(tmp_path / "again") == digests(demo.folder)
 
@@ -222,13 +216,13 @@ def test_a_missing_speech_package_is_reported_with_the_command_that_installs_it(
 @pytest.mark.parametrize("voice", ["xx-nowhere", "en+nobody"])
 def test_an_unknown_voice_or_variant_is_named(voice: str) -> None:
     with Speaker() as speaker, pytest.raises(SpeechError, match=r"nowhere|nobody"):
-        speaker.say(Utterance(voice=voice, text="Hello."))
+        speaker.say(voice, "Hello.")
 
 
 def test_a_dead_espeak_is_an_error_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emi.demo.espeak, "_find_espeak", lambda: ("no-such-library.so", "."))
     with Speaker() as speaker, pytest.raises(SpeechError, match="exit code 1"):
-        speaker.say(Utterance(voice="en", text="Hello."))
+        speaker.say("en", "Hello.")
 
 
 def test_a_silent_face_keeps_its_mouth_shut() -> None:
@@ -237,8 +231,8 @@ def test_a_silent_face_keeps_its_mouth_shut() -> None:
     assert (pictures == pictures[0]).all()
 
 
-def test_importing_the_demo_loads_neither_torch_nor_av_nor_espeak() -> None:
-    code = "import emi.demo, sys; print(sorted({'torch', 'av', 'espeakng_loader'} & set(sys.modules)))"
+def test_the_command_loads_neither_torch_nor_av_nor_espeak_before_it_runs() -> None:
+    code = "import emi.cli.demo_data, sys; print(sorted({'torch', 'av', 'espeakng_loader'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 

@@ -68,7 +68,7 @@ def pipeline(monkeypatch):
     """Run `extract_clips` over made-up clips; "bad…" cannot be decoded. Returns the generator, backbone and decoded."""
     decoded = []
 
-    def decode(path, max_seconds):
+    def decode(path, max_seconds, options):
         decoded.append(path.name)
         if path.name.startswith("bad"):
             raise MediaError("is bad")

@@ -9,7 +9,7 @@ import torch
 import extract.settings
 from extract.backbones import family_of, identify
 from extract.backbones.speech.encoder import settle_kernels
-from extract.compute import BatchComputer
+from extract.clips import BatchComputer
 from extract.settings import ExtractSettings
 from extract.stats import PipelineStats
 

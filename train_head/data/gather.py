@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cache.containers.file_rows import page_aligned
 from cache.errors import ClipNameError, StaleCacheError
@@ -90,14 +91,14 @@ def gather(
 class _Loaded:
     """Rows of the clips of one stream, and where each clip's are."""
 
-    rows: Array
+    rows: Tensor
     places: Mapping[str, tuple[int, int]]
 
     def stream(self, name: str, store: FeatureCache, clips: Sequence[str]) -> Stream:
         """Return the stream of some of the clips; a clip that is not there has no rows."""
         at = torch.tensor([self.places.get(clip, (0, 0)) for clip in clips], dtype=torch.int64).reshape(-1, 2)
         starts, lengths = at[:, 0].contiguous(), at[:, 1].contiguous()
-        return Stream(name, torch.from_numpy(self.rows), starts, lengths, store.hop_seconds)
+        return Stream(name, self.rows, starts, lengths, store.hop_seconds)
 
 
 def _load(
@@ -116,14 +117,16 @@ def _load(
         lengths = np.diff(offsets)
     found = list(itertools.chain(*of_store))
     firsts = np.cumsum(lengths) - lengths
-    return _Loaded(frames, dict(zip(found, zip(firsts.tolist(), lengths.tolist(), strict=True), strict=True)))
+    return _Loaded(
+        torch.from_numpy(frames), dict(zip(found, zip(firsts.tolist(), lengths.tolist(), strict=True), strict=True))
+    )
 
 
 def _read(stores: Sequence[FeatureCache], of_store: Sequence[Sequence[str]]) -> tuple[Array, NDArray[np.int64]]:
     """Read clips of each cache into (total rows, dim), and their numbers of rows."""
     lengths = [np.diff(store.offsets(ids)) for store, ids in zip(stores, of_store, strict=True)]
     first, header = 0, stores[0].header
-    frames = page_aligned((sum(int(n.sum()) for n in lengths), header.dim + len(header.vad_names)), header.dtype)
+    frames = page_aligned((sum(int(n.sum()) for n in lengths), header.width), header.dtype)
     for store, ids, numbers in zip(stores, of_store, lengths, strict=True):
         store.load(ids, out=frames[first : first + int(numbers.sum())])
         first += int(numbers.sum())

@@ -1,4 +1,4 @@
-"""Groups of clips that belong together, speakers above all: what they are, that splits share none, folds by them."""
+"""Groups of clips that belong together, speakers above all: splits share none, and folds are cut along them."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,10 @@ Rows = list[int]
 
 def check_disjoint(train_groups: Sequence[str], valid_groups: Sequence[str]) -> None:
     """Refuse splits with common groups: a head that knows a speaker already is judged too well.
+
+    Args:
+        train_groups: group of each training clip.
+        valid_groups: group of each validation clip.
 
     Raises:
         LabelError: says how many groups are in both, and names the first five.
@@ -31,7 +35,7 @@ def speaker_folds(groups: Sequence[str], folds: int, seed: int) -> list[tuple[Ro
 
     Args:
         groups: the group of each clip.
-        folds: how many; 2 or more.
+        folds: number of folds; 2 or more.
         seed: of the order of equally large groups.
 
     Returns:

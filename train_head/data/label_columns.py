@@ -46,6 +46,10 @@ def choose_columns(table: Table, wanted: LabelFormat) -> Columns:
     A column in which less than half of the cells are numbers is text, and ignored. One in which some cells are not is
     an error, since a misspelt number must not take its column out of the training. Missing cells decide nothing.
 
+    Args:
+        table: the label file.
+        wanted: which columns the user has named.
+
     Raises:
         LabelError: no Filename, a column that is named twice, not at all or not there, or a cell that is no number.
     """
@@ -69,6 +73,10 @@ def read_numbers(table: Table, columns: Sequence[int]) -> NDArray[np.float64]:
 
     A comma is a decimal comma where cells are separated by something else, and no cell says otherwise.
 
+    Args:
+        table: the label file.
+        columns: which of its columns.
+
     Returns:
         (rows, columns) float64.
 
@@ -80,15 +88,17 @@ def read_numbers(table: Table, columns: Sequence[int]) -> NDArray[np.float64]:
     comma = any(numbers is None for numbers in simple) and _has_decimal_commas(table, columns)
     for k, (column, numbers) in enumerate(zip(columns, simple, strict=True)):
         values[:, k] = [_number(table, i, column, comma) for i in rows] if numbers is None else numbers
-    infinite = np.argwhere(np.isinf(values))
-    if len(infinite):
-        i, k = infinite[0]
+    for i, k in np.argwhere(np.isinf(values)):
         raise LabelError(f"{where(table, i, columns[k])}: {table.rows[i][columns[k]]!r} is not a finite number")
     return values
 
 
 def refuse_text(table: Table, columns: Columns) -> None:
     """Refuse a file without targets where a cell looks like a label that is not a number.
+
+    Args:
+        table: the label file.
+        columns: what its columns mean.
 
     Raises:
         LabelError: names the first such cell.
@@ -105,13 +115,13 @@ def is_missing(cell: str) -> bool:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is a number, with a decimal point or a decimal comma; infinity is one here."""
+    """Return whether a cell is a number, with a decimal point or a decimal comma; infinity is one here."""
     plain = _plain(cell)
     return bool(_NUMBER.fullmatch(plain) or _DECIMAL_COMMA.fullmatch(plain))
 
 
 def where(table: Table, row: int, column: int) -> str:
-    """`labels.csv, line 3, Joy`, for errors."""
+    """Return `labels.csv, line 3, Joy`, for errors."""
     return f"{table.where(row)}, {table.header[column]}"
 
 
@@ -120,7 +130,7 @@ def _plain(cell: str) -> str:
 
 
 def _simple(table: Table, column: int) -> NDArray[np.float64] | None:
-    """The numbers of a column that has nothing but plain ones, which is quick to see; None for any other."""
+    """Return the numbers of a column that holds plain ones only, which is quick to see; None for any other."""
     cells = [cells[column] for cells in table.rows]
     if _SIMPLE.fullmatch("\n".join(cells)) is None:
         return None

@@ -93,7 +93,15 @@ def label_format(
     label_scale: float | None = None,
     label_range: str | Sequence[float] | None = None,
 ) -> LabelFormat:
-    """Return a format as a user names it: targets and range may be text, and None is the default."""
+    """Return a format as a user names it: targets and range may be text, and None is the default.
+
+    Args:
+        targets: label columns to predict.
+        rater: label column that names the rater.
+        group_by: label column, or regular expression on Filename, that names the group.
+        label_scale: the numbers are divided by it.
+        label_range: ends of the labels' scale.
+    """
     return LabelFormat(
         targets=parse_targets(targets),
         rater=rater,

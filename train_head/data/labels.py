@@ -352,12 +352,10 @@ def _looks_like_raters(table: Table, columns: Columns, rows: Sequence[int]) -> s
         pairs = set(zip(rows, cells, strict=True))
         if k == columns.filename or not name or len(pairs) < len(cells) or len(set(cells)) == len(cells):
             continue
-        numbers = [cell for cell in cells if is_number(cell)]
         whole = all(cell.isdecimal() for cell in cells) and 2 * len(set(cells)) <= len(cells)
-        if _RATERS_NAME.search(name):
-            found.append((0, k))
-        elif not numbers or whole:
-            found.append((1 if not numbers else 2, k))
+        likely = bool(_RATERS_NAME.search(name)), not any(map(is_number, cells)), whole
+        if any(likely):
+            found.append((likely.index(True), k))
     return table.header[min(found)[1]] if found else None
 
 
@@ -404,9 +402,8 @@ def _check_range(table: Table, columns: Columns, numbers: NDArray[np.float64], f
     row, k = outside[0]
     name, cell = table.header[columns.targets[k]], table.rows[row][columns.targets[k]]
     least, most = np.nanmin(numbers[:, k]), np.nanmax(numbers[:, k])
-    advice = ["mend it, or the scale that was given"]
-    if form.scale == 1.0 and form.range == UNIT:
-        advice = [f"give {range_hint(least, most)}"]
+    default = form.scale == 1.0 and form.range == UNIT
+    advice = [f"give {range_hint(least, most)}" if default else "mend it, or the scale that was given"]
     if not form.targets:
         others_fit = len(np.unique(outside[:, 1])) < len(columns.targets)
         advice.insert(0 if others_fit else 1, "name the columns that are labels with --targets")
@@ -417,8 +414,6 @@ def _check_range(table: Table, columns: Columns, numbers: NDArray[np.float64], f
 
 
 def _check_present(table: Table, columns: Columns, numbers: NDArray[np.float64]) -> None:
-    missing = np.argwhere(np.isnan(numbers))
-    if len(missing):
-        row, k = missing[0]
+    for row, k in np.argwhere(np.isnan(numbers)):
         cell = table.rows[row][columns.targets[k]]
         raise LabelError(f"{where(table, row, columns.targets[k])}: {cell!r} is no prediction; write a number")

@@ -11,13 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train_head.evaluation.metrics import Report, concordance, mean_of, pearson
+from train_head.evaluation.metrics import Bounds, Column, Report, concordance, mean_of, pearson
 from train_head.reports.tables import cell, markdown_table, text_table
-
-Optional = float | None
-Column = NDArray[np.float64]
-FEWEST_CLIPS = 3
-"""Clips that a rater must share with others to be correlated with them: from two, every correlation is 1 or -1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +32,7 @@ class Ratings:
     values: NDArray[np.float64]
 
     def mean(self, clips: int) -> Column:
-        """(clips, targets) float64 mean over a clip's raters, NaN where none gave a label."""
+        """Return the (clips, targets) float64 mean over a clip's raters, NaN where none gave a label."""
         present = ~np.isnan(self.values)
         total, count = (np.zeros((clips, self.values.shape[1])) for _ in range(2))
         np.add.at(total, self.clip, np.where(present, self.values, 0.0))
@@ -46,15 +41,18 @@ class Ratings:
 
     def take(self, rows: Sequence[int]) -> "Ratings":
         """Return the ratings of some clips, which get new numbers."""
-        if not len(rows):
-            return Ratings(self.raters, self.rater[:0], self.clip[:0], self.values[:0])
-        place = np.full(max(int(self.clip.max(initial=0)), max(rows)) + 1, -1)
+        place = np.full(max((int(self.clip.max(initial=0)), *rows)) + 1, -1)
         place[list(rows)] = np.arange(len(rows))
         kept = place[self.clip] >= 0
         return Ratings(self.raters, self.rater[kept], place[self.clip[kept]], self.values[kept])
 
     def joined(self, other: "Ratings", clips: int) -> "Ratings":
-        """These and those of a split that is put behind this one of `clips` clips."""
+        """Return these ratings and those of a split that is put behind this one.
+
+        Args:
+            other: ratings of the other split.
+            clips: number of clips of this split.
+        """
         raters = tuple(dict.fromkeys((*self.raters, *other.raters)))
         number = np.array([raters.index(name) for name in other.raters], dtype=np.int64)
         return Ratings(
@@ -71,7 +69,7 @@ class Agreement:
 
     Attributes:
         names: the targets.
-        raters: how many people rated.
+        raters: number of people who rated.
         clips: clips with a label of at least one of them.
         per_clip: mean number of ratings of such a clip.
         reliability: per target, that of the mean of a clip's raters: ICC(1,k).
@@ -83,9 +81,9 @@ class Agreement:
     raters: int
     clips: int
     per_clip: float
-    reliability: tuple[Optional, ...]
-    pearson: tuple[Optional, ...]
-    concordance: tuple[Optional, ...]
+    reliability: Bounds
+    pearson: Bounds
+    concordance: Bounds
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form, with None for what is undefined."""
@@ -123,7 +121,12 @@ NOTE = (
 
 
 def agreement(ratings: Ratings, names: Sequence[str]) -> Agreement:
-    """How reliable the mean of the raters is, and how well one agrees with the others, per target."""
+    """Compute how reliable the mean of the raters is, and how well one agrees with the others, per target.
+
+    Args:
+        ratings: of the clips of a split.
+        names: (targets,).
+    """
     present = ~np.isnan(ratings.values).all(axis=1)
     clips = len(set(ratings.clip[present].tolist()))
     found = [_of_target(ratings, k) for k in range(len(names))]
@@ -138,7 +141,7 @@ def agreement(ratings: Ratings, names: Sequence[str]) -> Agreement:
     )
 
 
-def icc1k(values: Column, clip: NDArray[np.int64]) -> Optional:
+def icc1k(values: Column, clip: NDArray[np.int64]) -> float | None:
     """Reliability of the mean of a clip's ratings by a one-way random effects model: ICC(1,k).
 
     `(MSB - MSW) / MSB` of Shrout and Fleiss, Psychological Bulletin 1979, which does not ask who rated what. Where
@@ -167,8 +170,8 @@ def icc1k(values: Column, clip: NDArray[np.int64]) -> Optional:
     return spread / common if common > 0 else None
 
 
-def _of_target(ratings: Ratings, target: int) -> tuple[Optional, Optional, Optional]:
-    """Reliability, and Pearson and CCC of one rater against the others."""
+def _of_target(ratings: Ratings, target: int) -> tuple[float | None, float | None, float | None]:
+    """Return the reliability, and Pearson and CCC of one rater against the others."""
     kept = ~np.isnan(ratings.values[:, target])
     values, clip, rater = ratings.values[kept, target], ratings.clip[kept], ratings.rater[kept]
     if not len(values):
@@ -177,10 +180,8 @@ def _of_target(ratings: Ratings, target: int) -> tuple[Optional, Optional, Optio
     shared = count[clip] > 1
     values_shared, clip_shared, rater_shared = values[shared], clip[shared], rater[shared]
     others = (total[clip_shared] - values_shared) / (count[clip_shared] - 1)
-    correlations, concordances = [], []
     order = np.argsort(rater_shared, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(rater_shared[order])) + 1):
-        if len(rows) >= FEWEST_CLIPS:
-            correlations.append(pearson(values_shared[rows], others[rows]))
-            concordances.append(concordance(values_shared[rows], others[rows]))
+    by_rater = np.split(order, np.flatnonzero(np.diff(rater_shared[order])) + 1)
+    correlations = [pearson(values_shared[rows], others[rows]) for rows in by_rater]  # None for fewer than three clips
+    concordances = [concordance(values_shared[rows], others[rows]) for rows in by_rater]
     return icc1k(values, clip), mean_of(correlations), mean_of(concordances)

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cache.paths import StrPath
 from train_head.data.label_format import UNIT, LabelFormat, label_format, recorded_format
 from train_head.data.labels import Labels, read_labels, read_split
 from train_head.errors import LabelError, TrainSettingsError, unknown
 from train_head.evaluation.baselines import training_mean
 from train_head.evaluation.intervals import Difference, paired_bootstrap
-from train_head.evaluation.metrics import METRICS, Baseline, evaluate
+from train_head.evaluation.metrics import METRICS, evaluate, mean_of
 from train_head.evaluation.scoring import align, match_rows
 from train_head.reports.tables import OVER_TARGETS, cell
 from train_head.runs.run_folder import file_sha256, read_config_file
@@ -27,7 +30,7 @@ class Comparison:
         labelled: number of its clips; more than were compared if the runs left some out.
         notes: warnings that a run was made with other labels.
         difference: the numbers.
-        baselines: with "mae", the scores of constant predictions; empty for other metrics.
+        baselines: with "mae", the mean absolute errors of constant predictions; empty for other metrics.
     """
 
     a: str
@@ -36,20 +39,26 @@ class Comparison:
     labelled: int
     notes: tuple[str, ...]
     difference: Difference
-    baselines: tuple[Baseline, ...]
+    baselines: Mapping[str, float | None]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form, with None for what is undefined."""
-        files = {"a": self.a, "b": self.b, "labels": self.labels, "labelled": self.labelled, "notes": list(self.notes)}
-        constant = {line.name: line.mean_mae for line in self.baselines}
-        return files | {"difference": self.difference.to_dict(), "baselines": constant}
+        return {
+            "a": self.a,
+            "b": self.b,
+            "labels": self.labels,
+            "labelled": self.labelled,
+            "notes": list(self.notes),
+            "difference": self.difference.to_dict(),
+            "baselines": dict(self.baselines),
+        }
 
     def table(self) -> str:
         """Return plain text: the files, one line per target, the mean, and how many resamples were drawn."""
         clips = self.difference.clips
         share = "" if clips == self.labelled else f" ({clips} of its {self.labelled} clips were predicted)"
         files = f"A: {self.a}\nB: {self.b}\nlabels: {self.labels}{share}\n{METRICS[self.difference.metric]}:"
-        constant = [f"{line.name}: MAE {cell(line.mean_mae)} ({OVER_TARGETS})" for line in self.baselines]
+        constant = [f"{name}: MAE {cell(mae)} ({OVER_TARGETS})" for name, mae in self.baselines.items()]
         return "\n".join([files, self.difference.table(), *constant, *self.notes])
 
 
@@ -104,40 +113,43 @@ def compare(
     one, other = _side(a, split, targets), _side(b, split, targets)
     _same_clips(one.predictions, other.predictions)
     place = Path(labels) if labels is not None else _recorded_labels(one, other, split)
-    given = {
-        "label_scale": label_scale,
-        "label_range": label_range,
-        "targets": targets,
-        "rater": rater,
-        "group_by": group_by,
-    }
-    form = _format(one, other, {key: value for key, value in given.items() if value is not None})
-    truth = read_split(split if labels is None else "valid", place, form)
-    if not truth.names:
-        raise LabelError(f"{place} has no target columns beside Filename, so there is nothing to compare on")
-    rows = match_rows(one.predictions, truth)
-    unlabelled = [clip for clip, row in zip(one.predictions.ids, rows, strict=True) if row is None]
-    if unlabelled:
-        raise LabelError(f"{len(unlabelled)} predicted clips are not in {place} (first: {', '.join(unlabelled[:5])})")
-    common = truth.take(sorted(row for row in rows if row is not None))
-    guess, opponent = align(one.predictions, common), align(other.predictions, common)
-    difference = paired_bootstrap(
-        guess, opponent, common.values, common.names, common.groups, resamples=resamples, seed=seed, metric=metric
+    given = {"label_scale": label_scale, "label_range": label_range, "targets": targets, "rater": rater}
+    truth = read_split(
+        split if labels is None else "valid", place, _format(one, other, {**given, "group_by": group_by})
     )
-    baselines: tuple[Baseline, ...] = ()
-    if metric == "mae":
-        means = (training_mean(side.predictions.path, common)[0] for side in (one, other))
-        known = next((mean for mean in means if mean is not None), None)
-        baselines = evaluate(guess, common.values, common.names, known).baselines
+    common = _predicted(truth, one.predictions)
+    guess, opponent = align(one.predictions, common), align(other.predictions, common)
     return Comparison(
         a=one.predictions.path,
         b=other.predictions.path,
         labels=str(place),
         labelled=len(truth),
         notes=_notes((one, other), place),
-        difference=difference,
-        baselines=baselines,
+        difference=paired_bootstrap(
+            guess, opponent, common.values, common.names, common.groups, resamples=resamples, seed=seed, metric=metric
+        ),
+        baselines=_baselines((one, other), guess, common) if metric == "mae" else {},
     )
+
+
+def _predicted(truth: Labels, predictions: Labels) -> Labels:
+    """Return the labels of the clips that were predicted."""
+    if not truth.names:
+        raise LabelError(f"{truth.path} has no target columns beside Filename, so there is nothing to compare on")
+    rows = match_rows(predictions, truth)
+    unlabelled = [clip for clip, row in zip(predictions.ids, rows, strict=True) if row is None]
+    if unlabelled:
+        raise LabelError(
+            f"{len(unlabelled)} predicted clips are not in {truth.path} (first: {', '.join(unlabelled[:5])})"
+        )
+    return truth.take(sorted(row for row in rows if row is not None))
+
+
+def _baselines(sides: Sequence[_Side], guess: NDArray[np.float32], labels: Labels) -> dict[str, float | None]:
+    """Return mean absolute errors of constant predictions, with the training mean of the first run that knows it."""
+    means = (training_mean(side.predictions.path, labels)[0] for side in sides)
+    known = next((mean for mean in means if mean is not None), None)
+    return {name: mean_of(mae) for name, mae in evaluate(guess, labels.values, labels.names, known).baselines.items()}
 
 
 def _side(place: StrPath, split: str, targets: str | Sequence[str] | None) -> _Side:
@@ -147,13 +159,7 @@ def _side(place: StrPath, split: str, targets: str | Sequence[str] | None) -> _S
     config = read_config_file(path)
     predictions = path / f"predictions_{split}.csv"
     if not predictions.is_file():
-        kind = config.get("protocol", {}).get("kind")
-        hint = "train it with --test CSV" if split == "test" else "the same `emi train-head` command finishes it"
-        if split == "valid" and kind == "folds":
-            hint = "for folds, compare the files predictions_folds.csv, with --labels labels_folds.csv"
-        elif split == "valid" and "valid" not in config.get("data", {}):
-            hint = "it was trained on all clips, without validation"
-        raise LabelError(f"{path} has no {predictions.name}; {hint}")
+        raise LabelError(f"{path} has no {predictions.name}; {_how_to_get(split, config)}")
     data = config.get("data", {})
     return _Side(
         path,
@@ -162,6 +168,17 @@ def _side(place: StrPath, split: str, targets: str | Sequence[str] | None) -> _S
         data.get(f"{split}_sha256"),
         recorded_format(config),
     )
+
+
+def _how_to_get(split: str, config: Mapping[str, Any]) -> str:
+    """Return what to do where a run lacks the predictions of a split."""
+    if split == "test":
+        return "train it with --test CSV"
+    if config.get("protocol", {}).get("kind") == "folds":
+        return "for folds, compare the files predictions_folds.csv, with --labels labels_folds.csv"
+    if "valid" not in config.get("data", {}):
+        return "it was trained on all clips, without validation"
+    return "the same `emi train-head` command finishes it"
 
 
 def _format(one: _Side, other: _Side, given: Mapping[str, Any]) -> LabelFormat:
@@ -176,12 +193,11 @@ def _format(one: _Side, other: _Side, given: Mapping[str, Any]) -> LabelFormat:
         "targets": next((form.targets for form in recorded if form.targets), None),
         "rater": next((form.rater for form in recorded if form.rater), None),
         "group_by": next((form.group_by for form in recorded if form.group_by), None),
-        "label_scale": next((form.scale for form in recorded if form.scale != 1.0), None),
-        "label_range": next((form.range for form in recorded if form.range != UNIT), None),
     }
-    if "label_scale" in given or "label_range" in given:
-        known |= {"label_scale": None, "label_range": None}
-    return label_format(**(known | dict(given)))
+    if given["label_scale"] is None and given["label_range"] is None:
+        known["label_scale"] = next((form.scale for form in recorded if form.scale != 1.0), None)
+        known["label_range"] = next((form.range for form in recorded if form.range != UNIT), None)
+    return label_format(**(known | {key: value for key, value in given.items() if value is not None}))
 
 
 def _recorded_labels(one: _Side, other: _Side, split: str) -> Path:
@@ -197,11 +213,11 @@ def _recorded_labels(one: _Side, other: _Side, split: str) -> Path:
     for path, sha256 in recorded:
         if path.is_file() and file_sha256(path) == sha256:
             return path
-    changed = [path for path, _ in recorded if path.is_file()]
-    if changed:
-        raise LabelError(
-            f"{changed[0]} has changed since {one.place} was made; to compare on it anyway, give it with --labels"
-        )
+    for path, _ in recorded:
+        if path.is_file():
+            raise LabelError(
+                f"{path} has changed since {one.place} was made; to compare on it anyway, give it with --labels"
+            )
     raise LabelError(f"the labels of {one.place} are no longer at {recorded[0][0]}; give them with --labels CSV")
 
 
@@ -217,8 +233,8 @@ def _same_clips(one: Labels, other: Labels) -> None:
 
 def _notes(sides: Sequence[_Side], labels: Path) -> tuple[str, ...]:
     sha256 = file_sha256(labels)
-    others = [side for side in sides if side.sha256 not in (None, sha256)]
     return tuple(
         f"{side.place} was made with other labels: the contents of {side.labels}, not those of {labels}"
-        for side in others
+        for side in sides
+        if side.sha256 not in (None, sha256)
     )

@@ -1,66 +1,88 @@
 """Bootstrap intervals of Pearson, and the difference between two predictions of the same clips.
 
-Clips are resampled with replacement; with groups, such as speakers, whole groups are. `significance` says how a
-difference is tested.
+Clips are resampled with replacement; with groups, such as speakers, whole groups are.
+
+With many clips and no groups, the p-value of a difference is twice the smaller share of bootstrap resamples on one side
+of 0. Each share is (1 + count) / (1 + resamples) (Davison and Hinkley 1997, section 4.2), so that p is never 0.
+
+With groups, or with few clips, bootstrap p-values are far too small. There p is from a randomisation test (Fisher 1935,
+The Design of Experiments; Good 2005, Permutation, Parametric and Bootstrap Tests of Hypotheses). Under its null
+hypothesis the two predictions of a unit, a group or a clip, can be exchanged. p is the share of exchanges, the identity
+included, after which the metric over all clips differs by at least as much as observed. Up to `EXACT_UNITS` units all
+2^units exchanges are tried, so p is exact and at least 2 / 2^units. With more units, random ones are drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from train_head.evaluation.metrics import (
-    LEVEL,
-    METRICS,
-    Bounds,
-    Intervals,
-    evaluate,
-    few_clips,
-    few_groups,
-    resampling_notes,
-)
-from train_head.evaluation.resampling import Values, exchanged, resampled
-from train_head.evaluation.significance import BOOTSTRAP, SignificanceTest, bootstrap_p, choose_test, exchange_p
+from train_head.evaluation.metrics import LEVEL, METRICS, Intervals, Resampled, evaluate, few_clips
+from train_head.evaluation.resampling import EXACT_UNITS, Values, exchanged, resampled
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
+
+Row = dict[str, float | None]
+BOOTSTRAP, EXACT, RANDOM = "bootstrap", "exact sign-flip", "random sign-flip"
+TIE = 1e-9
+"""Differences this close, relative to the largest, count as equal: the sums are rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class SignificanceTest:
+    """How a difference was tested.
+
+    Attributes:
+        name: "bootstrap", "exact sign-flip" or "random sign-flip".
+        units: number of clips or groups.
+        grouped: whether units are groups.
+        number: number of resamples, or of exchanges of the two predictions.
+    """
+
+    name: str
+    units: int
+    grouped: bool
+    number: int
+
+    @property
+    def least(self) -> float:
+        """The lowest p that the test can give."""
+        return 2 / self.number if self.name == EXACT else (2 if self.name == BOOTSTRAP else 1) / (1 + self.number)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form."""
+        return {"name": self.name, "units": self.units, "number": self.number, "least_p": self.least}
+
+    def sentence(self) -> str:
+        """Describe the test in a sentence."""
+        if self.name == BOOTSTRAP:
+            return "p: two-sided, from the same resamples as the interval"
+        over = f"{self.units} {'groups' if self.grouped else 'clips'}"
+        number = f"all {self.number}" if self.name == EXACT else f"{self.number} random"
+        return (
+            f"p: two-sided, {self.name} test over {over} with {number} exchanges of A and B within them; it cannot go "
+            f"below {self.least:.3g}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Resampled):
     """How two predictions of the same clips differ in a metric; None where it is undefined.
 
     Attributes:
-        names: the targets.
         metric: "pearson", "ccc" or "mae".
-        a, b: the metric over all clips.
-        difference: a - b.
-        low, high: 95 % bounds of the difference.
-        p: two-sided p-value of a difference of 0.
-        a_better: share of the resamples in which a is better: lower in "mae", higher in the others.
-        mean: the same seven values for the mean over the targets that are defined for both, by these names.
+        targets: per target `a` and `b`, the metric over all clips; their `difference`, with 95 % bounds `low` and
+            `high`; `p`, the two-sided p-value of a difference of 0; `a_better`, the share of the resamples in which a
+            is better: lower in "mae", higher in the others.
+        mean: the same seven values for the mean over the targets that are defined for both.
         test: the test that gave p.
-        clips, counts, groups, group_counts, resamples: as in `Intervals`.
-        left_out: per target, the resamples in which a or b is undefined.
     """
 
-    names: tuple[str, ...]
     metric: str
-    a: Bounds
-    b: Bounds
-    difference: Bounds
-    low: Bounds
-    high: Bounds
-    p: Bounds
-    a_better: Bounds
-    mean: dict[str, float | None]
+    targets: Mapping[str, Row]
+    mean: Row
     test: SignificanceTest
-    clips: int
-    counts: tuple[int, ...]
-    groups: int | None
-    group_counts: tuple[int, ...] | None
-    resamples: int
-    left_out: tuple[int, ...]
 
     @property
     def higher_is_better(self) -> bool:
@@ -69,10 +91,20 @@ class Difference:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Few groups, few clips, and rows in which p and interval disagree."""
+        """Few clips, few groups, and rows in which p and interval disagree on whether the difference could be 0."""
         few = few_clips(self.names, self.counts, self.clips)
-        groups = few_groups(self.names, self.group_counts, self.groups)
-        return (*([few] if few else []), *groups, *self._contradictions())
+        apart = [
+            name
+            for name, row in (*self.targets.items(), (OVER_TARGETS, self.mean))
+            if (low := row["low"]) is not None and (high := row["high"]) is not None and (p := row["p"]) is not None
+            if (low > 0 or high < 0) != (p <= 1 - LEVEL)
+        ]
+        disagree = (
+            f"warning: interval and p disagree on whether the difference could be 0 for {', '.join(apart)}: p is from "
+            f"the {self.test.name} test, which is valid with few units too; the bootstrap interval needs many"
+        )
+        shown = bool(apart) and self.test.name != BOOTSTRAP
+        return (*([few] if few else []), *super().warnings, *([disagree] if shown else []))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form, with None for what is undefined."""
@@ -86,46 +118,25 @@ class Difference:
             "resamples": self.resamples,
             "test": self.test.to_dict(),
             "mean": self.mean,
-            "targets": dict(zip(self.names, self._rows(), strict=False)),
+            "targets": dict(self.targets),
             "left_out": dict(zip(self.names, self.left_out, strict=True)),
             "warnings": list(self.warnings),
         }
 
     def table(self) -> str:
         """Return a plain-text table, one line per target and their mean, and notes on resampling and test."""
-        missing = set(self.counts) != {self.clips}
-        header = ["", *(["clips"] if missing else []), "A", "B", "A - B", "95 % interval", "p"]
-        rows = []
-        for name, row, count in zip((*self.names, OVER_TARGETS), self._rows(), (*self.counts, ""), strict=True):
+        lines: list[tuple[str, ...]] = [("", "clips", "A", "B", "A - B", "95 % interval", "p")]
+        rows = (*self.targets.items(), (OVER_TARGETS, self.mean))
+        for (name, row), count in zip(rows, (*self.counts, ""), strict=True):
             interval = f"{cell(row['low'], '+')} {cell(row['high'], '+')}"
             p = "undef" if row["p"] is None else f"{row['p']:.4f}"
-            figures = (cell(row["a"]), cell(row["b"]), cell(row["difference"], "+"), interval, p)
-            rows.append([name, *([str(count)] if missing else []), *figures])
+            lines.append((name, str(count), cell(row["a"]), cell(row["b"]), cell(row["difference"], "+"), interval, p))
+        if set(self.counts) == {self.clips}:
+            lines = [(name, *figures) for name, _, *figures in lines]
         better = f"{METRICS[self.metric]}: A is better where A - B is {'above' if self.higher_is_better else 'below'} 0"
-        drawn, *left_out = resampling_notes(self.names, self.clips, self.groups, self.resamples, self.left_out)
+        drawn, *left_out = self.drawn()
         notes = [better, f"95 % interval: {drawn}", *left_out, self.test.sentence(), *self.warnings]
-        return "\n".join([text_table(header, rows), *notes])
-
-    def _rows(self) -> list[dict[str, float | None]]:
-        return [*({key: getattr(self, key)[k] for key in _COLUMNS} for k in range(len(self.names))), self.mean]
-
-    def _contradictions(self) -> list[str]:
-        """Name the rows in which the interval excludes 0 and p is not small, or the other way round."""
-        apart = [
-            name
-            for name, row in zip((*self.names, OVER_TARGETS), self._rows(), strict=True)
-            if (low := row["low"]) is not None and (high := row["high"]) is not None and (p := row["p"]) is not None
-            if (low > 0 or high < 0) != (p <= 1 - LEVEL)
-        ]
-        if self.test.name == BOOTSTRAP or not apart:
-            return []
-        return [
-            f"warning: interval and p disagree on whether the difference could be 0 for {', '.join(apart)}: p is from "
-            f"the {self.test.name} test, which is valid with few units too; the bootstrap interval needs many"
-        ]
-
-
-_COLUMNS = ("a", "b", "difference", "low", "high", "p", "a_better")
+        return "\n".join([text_table(lines[0], lines[1:]), *notes])
 
 
 def bootstrap(
@@ -160,10 +171,8 @@ def bootstrap(
     mean_low, mean_high, mean_left_out = _bounds(_with_mean(drawn, [r is not None for r in report.pearson])[:, -1])
     return Intervals(
         names=report.names,
-        pearson=report.pearson,
         low=low,
         high=high,
-        mean_pearson=report.mean_pearson,
         mean_low=mean_low,
         mean_high=mean_high,
         clips=report.clips,
@@ -221,7 +230,7 @@ def paired_bootstrap(
     return Difference(
         names=report.names,
         metric=metric,
-        **{key: tuple(row[key] for row in rows[:-1]) for key in _COLUMNS},
+        targets=dict(zip(report.names, rows[:-1], strict=True)),
         mean=rows[-1],
         test=test,
         clips=report.clips,
@@ -263,9 +272,8 @@ def _row(
     pair: tuple[float | None, float | None], drawn: Values, metric: str, p: float | None
 ) -> dict[str, float | None]:
     a, b = pair
-    low, high, _ = _bounds(drawn)
-    defined = drawn[~np.isnan(drawn)]
-    better = defined < 0 if metric == "mae" else defined > 0
+    low, high, left_out = _bounds(drawn)
+    better = int(np.count_nonzero(drawn < 0 if metric == "mae" else drawn > 0))
     difference = None if a is None or b is None else a - b
     return {
         "a": a,
@@ -274,5 +282,38 @@ def _row(
         "low": low,
         "high": high,
         "p": None if difference is None else p,
-        "a_better": float(better.mean()) if len(defined) else None,
+        "a_better": better / (len(drawn) - left_out) if left_out < len(drawn) else None,
     }
+
+
+def choose_test(clips: int, counts: Sequence[int], groups: int | None, resamples: int) -> SignificanceTest:
+    """Choose the test for a number of clips or groups; see the top of this file.
+
+    Args:
+        clips: number of clips.
+        counts: labelled clips per target.
+        groups: number of groups; None if clips are units.
+        resamples: number of resamples or exchanges to draw.
+    """
+    units = clips if groups is None else groups
+    if units <= EXACT_UNITS:
+        name, resamples = EXACT, 2**units
+    else:
+        name = BOOTSTRAP if groups is None and min(counts) > EXACT_UNITS else RANDOM
+    return SignificanceTest(name=name, units=units, grouped=groups is not None, number=resamples)
+
+
+def bootstrap_p(drawn: Values) -> float | None:
+    """Return the two-sided p of resampled differences, NaN ones left out; None if all are NaN."""
+    defined = drawn[~np.isnan(drawn)]
+    side = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return min(1.0, 2 * (1 + side) / (1 + len(defined))) if len(defined) else None
+
+
+def exchange_p(differences: Values) -> float:
+    """Return the share of exchanges with at least the difference of the first, which is the identity.
+
+    An exchange after which the metric is undefined counts as one, so that p is not too low.
+    """
+    sizes = np.abs(differences)
+    return float((~(sizes < sizes[0] - TIE * sizes.max(where=~np.isnan(sizes), initial=0.0))).mean())

@@ -7,6 +7,7 @@ mean over targets; the report says how many targets the mean was taken over.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -73,66 +74,65 @@ def label_means(values: ArrayLike) -> Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """Scores of a constant prediction, which has no correlation.
-
-    Attributes:
-        name: what is predicted for every clip.
-        mae: mean absolute error per target; None where unknown.
-    """
-
-    name: str
-    mae: Bounds
-
-    @property
-    def mean_mae(self) -> float | None:
-        """Mean over the targets."""
-        return mean_of(self.mae)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Intervals:
-    """95 % bootstrap confidence intervals of Pearson; None where it is undefined in every resample.
+class Resampled:
+    """What bootstrap resamples were drawn from.
 
     Attributes:
         names: the targets.
-        pearson: correlation over all clips.
-        low, high: bounds per target.
-        mean_pearson: mean over the targets whose correlation is defined.
-        mean_low, mean_high: bounds of that mean.
         clips: number of clips.
         counts: labelled clips per target.
         groups: number of groups, resampled as wholes; None where single clips were resampled.
         group_counts: groups with a label, per target; None without groups.
         resamples: number of resamples.
-        left_out: per target, the resamples in which it is undefined.
-        mean_left_out: resamples in which any target of the mean is undefined.
+        left_out: per target, the resamples in which the metric is undefined.
     """
 
     names: tuple[str, ...]
-    pearson: Bounds
-    low: Bounds
-    high: Bounds
-    mean_pearson: float | None
-    mean_low: float | None
-    mean_high: float | None
     clips: int
     counts: tuple[int, ...]
     groups: int | None
     group_counts: tuple[int, ...] | None
     resamples: int
     left_out: tuple[int, ...]
-    mean_left_out: int
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warning about few groups; `Report.notes` has that about few clips."""
-        return few_groups(self.names, self.group_counts, self.groups)
+        """Warning that intervals from few groups are too narrow; `Report.notes` has that about few clips."""
+        counts = self.group_counts
+        if counts is None or min(counts) >= FEW_GROUPS:
+            return ()
+        few = ", ".join(f"{name} {n}" for name, n in zip(self.names, counts, strict=True) if n < FEW_GROUPS)
+        what = f"only {self.groups} groups" if set(counts) == {self.groups} else f"few groups with labels ({few})"
+        return (f"warning: {what}: the bootstrap intervals of fewer than {FEW_GROUPS} are too narrow",)
+
+    def drawn(self) -> list[str]:
+        """Return what was resampled, and for which targets resamples were left out."""
+        what = f"{self.clips} clips" if self.groups is None else f"{self.groups} groups of {self.clips} clips"
+        some = ", ".join(f"{name} {n}" for name, n in zip(self.names, self.left_out, strict=True) if n)
+        notes = [f"of the {self.resamples}, left out because undefined in them: {some}"] if some else []
+        return [f"{self.resamples} bootstrap resamples of {what}", *notes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals(Resampled):
+    """95 % bootstrap confidence intervals of Pearson; None where it is undefined in every resample.
+
+    Attributes:
+        low, high: bounds per target.
+        mean_low, mean_high: bounds of the mean over the targets whose correlation over all clips is defined.
+        mean_left_out: resamples in which any target of the mean is undefined.
+    """
+
+    low: Bounds
+    high: Bounds
+    mean_low: float | None
+    mean_high: float | None
+    mean_left_out: int
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was resampled and left out, and the warnings."""
-        return (*resampling_notes(self.names, self.clips, self.groups, self.resamples, self.left_out), *self.warnings)
+        return (*self.drawn(), *self.warnings)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form, with None for what is undefined."""
@@ -160,7 +160,8 @@ class Report:
         pearson: correlation per target, None where undefined.
         concordance: CCC per target, None where undefined.
         mae: mean absolute error per target, None without labels.
-        baselines: scores of constant predictions on the same labels.
+        baselines: mean absolute error per target of constant predictions, by what is predicted for every clip; they
+            have no correlation. None where unknown.
     """
 
     names: tuple[str, ...]
@@ -169,7 +170,7 @@ class Report:
     pearson: Bounds
     concordance: Bounds
     mae: Bounds
-    baselines: tuple[Baseline, ...]
+    baselines: Mapping[str, Bounds]
 
     @property
     def mean_pearson(self) -> float | None:
@@ -203,7 +204,14 @@ class Report:
     def notes(self) -> tuple[str, ...]:
         """What is undefined and why, and a warning about few clips."""
         few = few_clips(self.names, self.counts, self.clips)
-        return (*self._undefined_notes(), *([few] if few else []))
+        short = [name for name, n in zip(self.names, self.counts, strict=True) if n < FEWEST_CLIPS]
+        constant = [name for name in self.undefined if name not in short]
+        reasons = [(constant, "constant labels or predictions"), (short, f"fewer than {FEWEST_CLIPS} labelled clips")]
+        said = " and ".join(f"for {', '.join(names)} ({why})" for names, why in reasons if names)
+        defined = len(self.names) - len(self.undefined)
+        mean = f"the mean is over the other {defined} of {len(self.names)}" if defined else "there is no mean"
+        undefined = f"Pearson and CCC are undefined {said}; {mean}." if self.undefined else None
+        return tuple(note for note in (undefined, few) if note)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form, with None for what is undefined."""
@@ -218,7 +226,7 @@ class Report:
             "mae": self._by_name(self.mae),
             "undefined": list(self.undefined),
             "baselines": {
-                line.name: {"mean_mae": line.mean_mae, "mae": self._by_name(line.mae)} for line in self.baselines
+                name: {"mean_mae": mean_of(mae), "mae": self._by_name(mae)} for name, mae in self.baselines.items()
             },
             "notes": list(self.notes),
         }
@@ -244,30 +252,22 @@ class Report:
         self, mean: str, intervals: Intervals | None, to: str, undefined: str
     ) -> tuple[list[str], list[list[str]]]:
         """Return header and rows; with a column of counts if labels are missing, and one of intervals if given."""
-        columns: dict[str, Sequence[str]] = {"": (*self.names, mean, *(line.name for line in self.baselines))}
-        if set(self.counts) != {self.clips}:
-            columns["clips"] = tuple(map(str, self.counts))
-        baselines = [line.mean_mae for line in self.baselines]
+        baselines = [mean_of(mae) for mae in self.baselines.values()]
         nothing: list[float | None] = [None] * len(baselines)
-        columns["Pearson"] = [cell(v, undefined=undefined) for v in (*self.pearson, self.mean_pearson, *nothing)]
+
+        def shown(values: Iterable[float | None]) -> list[str]:
+            return [cell(value, undefined=undefined) for value in values]
+
+        columns = {"": [*self.names, mean, *self.baselines]}
+        if set(self.counts) != {self.clips}:
+            columns["clips"] = [*map(str, self.counts)]
+        columns["Pearson"] = shown((*self.pearson, self.mean_pearson, *nothing))
         if intervals is not None:
             bounds = zip((*intervals.low, intervals.mean_low), (*intervals.high, intervals.mean_high), strict=True)
-            columns["95 % interval"] = [to.join(cell(end, undefined=undefined) for end in pair) for pair in bounds]
-        columns["CCC"] = [cell(v, undefined=undefined) for v in (*self.concordance, self.mean_concordance, *nothing)]
-        columns["MAE"] = [cell(v, undefined=undefined) for v in (*self.mae, self.mean_mae, *baselines)]
-        rows = range(len(columns[""]))
-        return list(columns), [[column[k] if k < len(column) else "" for column in columns.values()] for k in rows]
-
-    def _undefined_notes(self) -> list[str]:
-        if not self.undefined:
-            return []
-        short = [name for name, n in zip(self.names, self.counts, strict=True) if n < FEWEST_CLIPS]
-        constant = [name for name in self.undefined if name not in short]
-        reasons = [(constant, "constant labels or predictions"), (short, f"fewer than {FEWEST_CLIPS} labelled clips")]
-        said = " and ".join(f"for {', '.join(names)} ({why})" for names, why in reasons if names)
-        defined = len(self.names) - len(self.undefined)
-        mean = f"the mean is over the other {defined} of {len(self.names)}" if defined else "there is no mean"
-        return [f"Pearson and CCC are undefined {said}; {mean}."]
+            columns["95 % interval"] = [to.join(shown(pair)) for pair in bounds]
+        columns["CCC"] = shown((*self.concordance, self.mean_concordance, *nothing))
+        columns["MAE"] = shown((*self.mae, self.mean_mae, *baselines))
+        return list(columns), [list(row) for row in zip_longest(*columns.values(), fillvalue="")]
 
 
 def as_columns(predicted: ArrayLike, target: ArrayLike, names: Sequence[str]) -> tuple[Column, Column]:
@@ -313,10 +313,7 @@ def evaluate(
         pearson=tuple(pearson(a[:, k], b[:, k]) for k in columns),
         concordance=tuple(concordance(a[:, k], b[:, k]) for k in columns),
         mae=tuple(absolute_error(a[:, k], b[:, k]) for k in columns),
-        baselines=tuple(
-            Baseline(name=name, mae=errors_of(value))
-            for name, value in {**constants, ZEROS: np.zeros(len(names))}.items()
-        ),
+        baselines={name: errors_of(value) for name, value in {**constants, ZEROS: np.zeros(len(names))}.items()},
     )
 
 
@@ -339,31 +336,6 @@ def few_clips(names: Sequence[str], counts: Sequence[int], clips: int) -> str | 
         else f"with fewer than {FEWEST_CLIPS}, a correlation is 1 or -1 whatever was predicted"
     )
     return f"warning: {what}: {says}"
-
-
-def few_groups(names: Sequence[str], counts: Sequence[int] | None, groups: int | None) -> tuple[str, ...]:
-    """Return a warning that intervals from few groups are too narrow; empty if there are enough, or no groups.
-
-    Args:
-        names: the targets.
-        counts: groups with labels of each.
-        groups: number of groups.
-    """
-    if counts is None or min(counts) >= FEW_GROUPS:
-        return ()
-    few = ", ".join(f"{name} {n}" for name, n in zip(names, counts, strict=True) if n < FEW_GROUPS)
-    what = f"only {groups} groups" if set(counts) == {groups} else f"few groups with labels ({few})"
-    return (f"warning: {what}: the bootstrap intervals of fewer than {FEW_GROUPS} are too narrow",)
-
-
-def resampling_notes(
-    names: Sequence[str], clips: int, groups: int | None, resamples: int, left_out: Sequence[int]
-) -> list[str]:
-    """Return what was resampled, and for which targets resamples were left out."""
-    what = f"{clips} clips" if groups is None else f"{groups} groups of {clips} clips"
-    some = ", ".join(f"{name} {n}" for name, n in zip(names, left_out, strict=True) if n)
-    notes = [f"of the {resamples}, left out because undefined in them: {some}"] if some else []
-    return [f"{resamples} bootstrap resamples of {what}", *notes]
 
 
 def _labelled(predicted: ArrayLike, target: ArrayLike) -> tuple[Column, Column]:

@@ -8,7 +8,6 @@ A NaN label is missing and contributes nothing.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +25,13 @@ EXACT_UNITS = 14
 
 
 def draws(units: int, resamples: int, seed: int) -> Iterator[Values]:
-    """Yield how often each unit is drawn in each resample, in blocks of shape (resamples, units)."""
+    """Yield how often each unit is drawn in each resample, in blocks of shape (resamples, units).
+
+    Args:
+        units: number of clips or groups.
+        resamples: number of resamples.
+        seed: of the draws.
+    """
     rng = np.random.default_rng(seed)
     step = max(1, NUMBERS_AT_ONCE // units)
     for first in range(0, resamples, step):
@@ -40,6 +45,11 @@ def exchanges(units: int, number: int, seed: int) -> Iterator[Values]:
 
     Up to `EXACT_UNITS` units every exchange comes once, up to exchanging all units. With more units `number` random
     ones are drawn.
+
+    Args:
+        units: number of clips or groups.
+        number: exchanges to draw if there are more than `EXACT_UNITS` units.
+        seed: of the draws.
     """
     if units <= EXACT_UNITS:
         bits = (np.arange(2 ** (units - 1))[:, None] >> np.arange(units - 1)) & 1
@@ -102,7 +112,7 @@ def resampled(
         raise ValueError(f"resamples must be above 0, got {resamples}")
     p, t = np.stack([np.asarray(p, np.float64) for p in predicted]), np.asarray(target, np.float64)
     units, count = units_of(len(t), groups)
-    sums = Sums.of(p, t, units, count, metric)
+    sums = Sums(p, t, units, count, metric)
     parts: list[Values] = []
     for counts in draws(count, resamples, seed):
         values, doubtful = sums.values(counts @ sums.per_unit)
@@ -147,7 +157,7 @@ def exchanged(
     if metric == "pearson":
         p = _standardised(p, ~np.isnan(t))
     units, count = units_of(len(t), groups)
-    sums = Sums.of(p, t, units, count, metric, alike=True)
+    sums = Sums(p, t, units, count, metric, alike=True)
     total, change = sums.per_unit.sum(0), sums.exchanged() - sums.per_unit
     parts: list[Values] = []
     for chosen in exchanges(count, number, seed):
@@ -159,9 +169,16 @@ def exchanged(
     return np.concatenate(parts)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Sums:
     """Contributions of each unit to the sums that a metric needs.
+
+    Args:
+        p: (predictions, clips, targets).
+        t: (clips, targets); NaN is a missing label.
+        units: (clips,) index of each clip's unit.
+        count: number of units.
+        metric: "pearson", "ccc" or "mae".
+        alike: whether all predictions have one scale.
 
     Attributes:
         metric: "pearson", "ccc" or "mae".
@@ -169,56 +186,35 @@ class Sums:
             Then blocks with one column per target. For "mae" these are the absolute errors of each prediction. For the
             others they are t, t², and p, p² and pt of each prediction, all scaled.
         weights: number of columns of labelled clips.
-        many: number of predictions.
         undefined: (predictions, targets), whether a column is constant or has too few labels over all clips.
         centre, peak: (predictions + 1, targets) of the predictions, then the labels: a scaled value is
             (value - centre) / peak.
     """
 
-    metric: str
-    per_unit: Values
-    weights: int
-    many: int
-    undefined: NDArray[np.bool_]
-    centre: Values
-    peak: Values
-
-    @classmethod
-    def of(
-        cls, p: Values, t: Values, units: NDArray[np.intp], count: int, metric: str, *, alike: bool = False
-    ) -> "Sums":
-        """Sum (predictions, clips, targets) and (clips, targets); with `alike` all predictions have one scale."""
-        known = ~np.isnan(t)
-        weights = np.ones((len(t), 1)) if known.all() else known.astype(np.float64)
+    def __init__(
+        self, p: Values, t: Values, units: NDArray[np.intp], count: int, metric: str, *, alike: bool = False
+    ) -> None:
         if metric not in METRICS:
             raise ValueError(unknown("metric", metric, METRICS))
-        centre, peak = _scale(np.concatenate([p, t[None]]), known, alike)
+        known, both = ~np.isnan(t), np.concatenate([p, t[None]])
+        weights = np.ones((len(t), 1)) if known.all() else known.astype(np.float64)
+        self.metric, self.weights = metric, weights.shape[1]
+        self.centre, self.peak = _scale(both, known, alike)
         if metric == "mae":
-            errors = np.where(known, np.abs(p - t), 0.0)
-            columns, undefined = [weights, *errors], np.zeros((len(p), t.shape[1]), bool)
+            columns = [weights, *np.where(known, np.abs(p - t), 0.0)]
+            self.undefined = np.zeros((len(p), t.shape[1]), bool)
         else:
-            *ps, ts = np.where(known, (np.concatenate([p, t[None]]) - centre[:, None]) / peak[:, None], 0.0)
-            squares, products = [x * x for x in ps], [x * ts for x in ps]
-            columns = [weights, ts, ts * ts, *ps, *squares, *products]
-            undefined = _constant(p, known) | _constant(t[None], known) | (known.sum(0) < FEWEST_CLIPS)
+            *ps, ts = np.where(known, (both - self.centre[:, None]) / self.peak[:, None], 0.0)
+            columns = [weights, ts, ts * ts, *ps, *(x * x for x in ps), *(x * ts for x in ps)]
+            self.undefined = _constant(p, known) | _constant(t[None], known) | (known.sum(0) < FEWEST_CLIPS)
         rows = np.hstack(columns)
-        per_unit = np.zeros((count, rows.shape[1]))
-        np.add.at(per_unit, units, rows)
-        return cls(
-            metric=metric,
-            per_unit=per_unit,
-            weights=weights.shape[1],
-            many=len(p),
-            undefined=undefined,
-            centre=centre,
-            peak=peak,
-        )
+        self.per_unit = np.zeros((count, rows.shape[1]))
+        np.add.at(self.per_unit, units, rows)
 
     def exchanged(self) -> Values:
         """Return the sums with the predictions in reverse order."""
-        targets = self.undefined.shape[1]
-        first = self.weights + (0 if self.metric == "mae" else 2 * targets)
-        blocks = self.per_unit[:, first:].reshape(len(self.per_unit), -1, self.many, targets)[:, :, ::-1]
+        first = self.weights + (0 if self.metric == "mae" else 2 * self.undefined.shape[1])
+        blocks = self.per_unit[:, first:].reshape(len(self.per_unit), -1, *self.undefined.shape)[:, :, ::-1]
         return np.hstack([self.per_unit[:, :first], blocks.reshape(len(self.per_unit), -1)])
 
     def values(self, totals: Values) -> tuple[Values, NDArray[np.bool_]]:
@@ -228,10 +224,9 @@ class Sums:
             (resamples, predictions, targets), NaN where undefined; and a mask of the same shape, True where a column is
             so nearly constant that the metric must be recomputed from the clips.
         """
-        targets = self.undefined.shape[1]
         n = totals[:, None, : self.weights]
         with np.errstate(divide="ignore", invalid="ignore"):
-            means = totals[:, self.weights :].reshape(len(totals), -1, targets) / n
+            means = totals[:, self.weights :].reshape(len(totals), -1, self.undefined.shape[1]) / n
         if self.metric == "mae":
             return means, np.zeros(means.shape, bool)
         t1, t2 = means[:, :1], means[:, 1:2]

@@ -1,6 +1,6 @@
 """Match a prediction file with a label file by clip id, and measure errors along the scale of the labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from cache.paths import StrPath
 from train_head.data.label_format import LabelFormat, Range
 from train_head.data.labels import Labels, read_labels
 from train_head.errors import LabelError
-from train_head.evaluation.metrics import Bounds, Report, as_columns, evaluate
+from train_head.evaluation.metrics import as_columns
 from train_head.reports.tables import cell, text_table
 
 EDGES = (0.0, 1e-9, 0.25, 0.5, 0.75, 1.0)
@@ -25,18 +25,13 @@ class BinErrors:
     """Errors by intensity of the label.
 
     Attributes:
-        names: the targets.
         edges: (bins + 1,) ascending; a bin includes its lower edge, and only the last one its upper edge.
-        count: (targets)(bins) clips that have the label.
-        mae: (targets)(bins) mean absolute error, None in an empty bin.
-        bias: (targets)(bins) mean of prediction - label, None in an empty bin.
+        targets: per target and bin: `count`, the clips that have the label; `mae`, the mean absolute error; `bias`, the
+            mean of prediction - label. The last two are None in an empty bin.
     """
 
-    names: tuple[str, ...]
     edges: tuple[float, ...]
-    count: tuple[tuple[int, ...], ...]
-    mae: tuple[Bounds, ...]
-    bias: tuple[Bounds, ...]
+    targets: Mapping[str, Mapping[str, Sequence[Any]]]
 
     @property
     def bins(self) -> tuple[str, ...]:
@@ -47,46 +42,30 @@ class BinErrors:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form, with None for what is undefined."""
-        targets = {
-            name: {"count": list(self.count[k]), "mae": list(self.mae[k]), "bias": list(self.bias[k])}
-            for k, name in enumerate(self.names)
-        }
-        return {"edges": list(self.edges), "targets": targets}
+        return {"edges": list(self.edges), "targets": self.targets}
 
     def table(self) -> str:
         """Return a plain-text table, one line per target and bin."""
         rows = [
             [name, label, str(count), cell(mae, undefined="—"), cell(bias, "+", "—")]
-            for name, *columns in zip(self.names, self.count, self.mae, self.bias, strict=True)
-            for label, count, mae, bias in zip(self.bins, *columns, strict=True)
+            for name, found in self.targets.items()
+            for label, count, mae, bias in zip(self.bins, *found.values(), strict=True)
         ]
         return text_table(["", "label", "clips", "MAE", "bias"], rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Predictions beside the labels of the same clips.
-
-    Attributes:
-        predicted: (clips, targets) float32.
-        labels: the true values, with groups if requested.
-    """
-
-    predicted: NDArray[np.float32]
-    labels: Labels
-
-    def report(self, train_mean: ArrayLike | None = None) -> Report:
-        """Return the metrics; see `train_head.evaluation.metrics.evaluate`."""
-        return evaluate(self.predicted, self.labels.values, self.labels.names, train_mean)
-
-
-def read_pair(predictions: StrPath, labels: StrPath, form: LabelFormat | None = None) -> Pair:
+def read_pair(
+    predictions: StrPath, labels: StrPath, form: LabelFormat | None = None
+) -> tuple[NDArray[np.float32], Labels]:
     """Read predictions in the order of the labels' clips and columns.
 
     Args:
         predictions: CSV from any tool, with Filename and the labels' columns in any order; values on the labels' scale.
         labels: CSV that decides which clips and columns are compared.
         form: how the labels are to be read; named targets apply to the predictions too.
+
+    Returns:
+        (clips, targets) predictions, and the labels of the same clips.
 
     Raises:
         LabelError: a file is wrong, or the two differ in columns or clips; names the first five.
@@ -99,11 +78,15 @@ def read_pair(predictions: StrPath, labels: StrPath, form: LabelFormat | None = 
     aligned = align(guess, truth)
     extra = [clip for clip, row in zip(guess.ids, match_rows(guess, truth), strict=True) if row is None]
     _refuse(f"{predictions} has", sorted(extra), f"that are not in {labels}")
-    return Pair(aligned, truth)
+    return aligned, truth
 
 
 def match_rows(one: Labels, other: Labels) -> list[int | None]:
     """Return the row of each clip in another file, matched by clip id; None where it has none.
+
+    Args:
+        one: labels or predictions whose clips are looked for.
+        other: labels or predictions in which they are looked for.
 
     Raises:
         LabelError: a Filename matches several clips of the other file, or two Filenames are one clip.
@@ -118,6 +101,10 @@ def match_rows(one: Labels, other: Labels) -> list[int | None]:
 
 def align(guess: Labels, truth: Labels) -> NDArray[np.float32]:
     """Return predictions as (clips, targets) in the order of the labels; clips without a label are left out.
+
+    Args:
+        guess: predictions.
+        truth: labels, which decide on clips, columns and order.
 
     Raises:
         LabelError: the columns differ, or labelled clips were not predicted; names the first five.
@@ -163,14 +150,15 @@ def errors_by_bin(
         raise ValueError(f"labels lie from {low:g} to {high:g}, outside the bins' {edges[0]:g} to {edges[-1]:g}")
     place = np.minimum(np.searchsorted(bounds, b, side="right") - 1, bins - 1)
     place[np.isnan(b)] = -1
-    errors = [[(a - b)[place[:, k] == i, k] for i in range(bins)] for k in range(len(names))]
-    return BinErrors(
-        names=tuple(names),
-        edges=tuple(map(float, edges)),
-        count=tuple(tuple(map(len, row)) for row in errors),
-        mae=tuple(tuple(float(np.abs(e).mean()) if len(e) else None for e in row) for row in errors),
-        bias=tuple(tuple(float(e.mean()) if len(e) else None for e in row) for row in errors),
-    )
+    targets: dict[str, dict[str, list[Any]]] = {}
+    for k, name in enumerate(names):
+        errors = [(a - b)[place[:, k] == i, k] for i in range(bins)]
+        targets[name] = {
+            "count": [len(e) for e in errors],
+            "mae": [float(np.abs(e).mean()) if len(e) else None for e in errors],
+            "bias": [float(e.mean()) if len(e) else None for e in errors],
+        }
+    return BinErrors(edges=tuple(map(float, edges)), targets=targets)
 
 
 def _refuse(what: str, clips: Sequence[str], where: StrPath) -> None:

@@ -6,9 +6,8 @@ padding, in ascending order, and intensities from 0 to 1.
 
 import csv
 import math
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,16 +87,24 @@ def write_submission(
     broken = [f"{ids[i]} {names[k]}" for i, k in np.argwhere(~np.isfinite(array))]
     _refuse(_problem(broken, "predictions are not finite"), path)
     _refuse(_problem(_repeated(list(ids if template else map(clip_id, ids))), "clips were predicted twice"), path)
-    columns, rows = list(range(len(names))), _ordered(ids)
     if template is not None:
         columns, rows = _as_template(template, ids, names)
+    else:
+        columns, unpadded = list(range(len(names))), _are_integers(ids)
+        order = sorted(range(len(ids)), key=lambda i: (int(ids[i]) if unpadded else 0, ids[i]))
+        rows = [(str(int(ids[i])) if unpadded else ids[i], i) for i in order]
     values = np.clip(array[[i for _, i in rows]][:, columns], *bounds)
     put(Path(path), predictions_csv([name for name, _ in rows], [names[k] for k in columns], values))
     return int(((array < bounds[0]) | (array > bounds[1])).sum())
 
 
 def put(path: Path, text: str) -> None:
-    """Write a file atomically; write into a device or a pipe."""
+    """Write a file atomically; write into a device or a pipe.
+
+    Args:
+        path: output file.
+        text: its content.
+    """
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
     else:
@@ -186,7 +193,7 @@ def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
     ]
     expected = [name for name in dict.fromkeys(wanted) if name in present]
     order = list(dict.fromkeys(clip for _, clip in known))
-    ascending = sorted(expected, key=int) if all(map(_is_integer, expected)) else expected
+    ascending = sorted(expected, key=int) if _are_integers(expected) else expected
     if order not in (expected, ascending):
         nearer = ascending if order[0] == ascending[0] else expected
         moved = [f"{a} where {b} belongs" for a, b in zip(order, nearer, strict=True) if a != b]
@@ -250,14 +257,8 @@ def _read_template(
     return [list(names).index(name) for name in targets], list(zip(filenames, rows, strict=True))
 
 
-def _ordered(ids: Sequence[str]) -> list[tuple[str, int]]:
-    if all(map(_is_integer, ids)):
-        return sorted(((str(int(clip)), i) for i, clip in enumerate(ids)), key=lambda pair: int(pair[0]))
-    return sorted((clip, i) for i, clip in enumerate(ids))
-
-
-def _is_integer(clip: str) -> bool:
-    return re.fullmatch(r"\d+", clip, re.ASCII) is not None
+def _are_integers(names: Iterable[str]) -> bool:
+    return all(name.isascii() and name.isdecimal() for name in names)
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

@@ -1,9 +1,12 @@
 """What training minimises: losses by name, weighted sums of them, and weights for rare labels."""
 
 from train_head.losses.objective import (
+    WEIGHTINGS,
     Objective,
+    Weighting,
     build_objective,
     canonical,
+    canonical_weighting,
     compares_clips,
     decode,
     is_mean_over_clips,
@@ -11,7 +14,6 @@ from train_head.losses.objective import (
     parse,
 )
 from train_head.losses.registry import LOSSES, Loss
-from train_head.losses.weighting import WEIGHTINGS, Weighting, canonical_weighting
 
 __all__ = [
     "LOSSES",

@@ -36,7 +36,7 @@ class Term:
 
 
 def keyword_options(function: Callable[..., Any]) -> dict[str, float]:
-    """The keyword-only parameters of a function with their defaults: the options that an expression may give."""
+    """Return the keyword-only parameters of a function with their defaults: the options that an expression may give."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 

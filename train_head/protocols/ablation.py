@@ -188,7 +188,7 @@ def ablate(
 def rows_settings(
     rows: Sequence[Row], config: StrPath | None = None, **overrides: Any
 ) -> list[tuple[str, TrainSettings]]:
-    """The settings of each row: a base, then what the row says.
+    """Return the settings of each row: a base, then what the row says.
 
     Args:
         rows: the rows.

@@ -131,7 +131,7 @@ def _begin(inputs: Inputs, out: StrPath, settings: TrainSettings, folds: int) ->
 
 
 def cut_folds(split: Split, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """Per fold the rows to train on and the rows to predict, both ascending.
+    """Return per fold the rows to train on and the rows to predict, both ascending.
 
     Raises:
         LabelError: fewer than 2 folds, or more than there are groups, or clips where there are no groups.

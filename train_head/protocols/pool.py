@@ -18,7 +18,7 @@ from train_head.runs.inputs import Inputs
 
 
 def pool(inputs: Inputs) -> Split:
-    """The clips of "train", then those of "valid" where there is one, on the same frames.
+    """Join the clips of "train" and those of "valid" where there is one, on the same frames.
 
     Raises:
         LabelError: a clip is in both; see `check_apart`.
@@ -92,9 +92,8 @@ def pooled_csv(inputs: Inputs) -> str:
     if form.group_by is not None and all(form.group_by in table.header for table in tables):
         columns.append(form.group_by)
     columns = list(dict.fromkeys(columns))
-    splits = [inputs.splits[name] for name in ("train", "valid") if name in inputs.splits]
-    held = {clip_id(name) for split in splits for name in split.labels.filenames}
-    return csv_text([columns, *(row for table in tables for row in _rows(table, columns, targets, held))])
+    used = {clip_id(name) for key, split in inputs.splits.items() if key != "test" for name in split.labels.filenames}
+    return csv_text([columns, *(row for table in tables for row in _rows(table, columns, targets, used))])
 
 
 def _rows(table: Table, columns: Sequence[str], targets: Sequence[str], held: Container[str]) -> Iterator[list[str]]:

@@ -154,7 +154,7 @@ class ProtocolResult:
 
 
 def spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean, and sample standard deviation (n - 1), of the values that are defined."""
+    """Return mean and sample standard deviation (n - 1) of the values that are defined."""
     defined = [value for value in values if value is not None]
     mean = float(np.mean(defined)) if defined else None
     return mean, float(np.std(defined, ddof=1)) if len(defined) > 1 else None
@@ -170,7 +170,7 @@ def prepare_protocol(folder: Path, settings: TrainSettings, inputs: Inputs, prot
 
 
 def listed_members(folder: Path) -> tuple[str, ...]:
-    """The runs that a finished protocol lists in ensemble.toml; empty where it is not finished."""
+    """Return the runs that a finished protocol lists in ensemble.toml; empty where it is not finished."""
     path = folder / run_folder.ENSEMBLE
     if not path.is_file():
         return ()
@@ -229,7 +229,7 @@ def score(
 
 
 def several_groups(labels: Labels) -> tuple[str, ...] | None:
-    """The groups of clips, where there are at least two to resample."""
+    """Return the groups of clips, where there are at least two to resample."""
     return labels.groups if labels.groups is not None and len(set(labels.groups)) > 1 else None
 
 

@@ -1,5 +1,6 @@
 """The model card of a run: what it is, what it was made from, how well it does, and what it must not be used for."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -48,12 +49,9 @@ def write_card(settings: TrainSettings, inputs: Inputs, result: TrainResult) -> 
     for name, predicted in result.predictions.items():
         labels = inputs.splits[name].labels
         if labels.names:
-            try:
+            with contextlib.suppress(LabelError):  # a single group has no interval
                 intervals[name] = bootstrap(predicted, labels.values, labels.names, labels.groups)
-            except LabelError:  # a single group has no interval
-                continue
-    card = model_card(settings, inputs, result, intervals)
-    write_atomically(result.folder / run_folder.CARD, card.encode())
+    write_atomically(result.folder / run_folder.CARD, model_card(settings, inputs, result, intervals).encode())
 
 
 def model_card(

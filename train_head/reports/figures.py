@@ -55,7 +55,8 @@ STYLE: Mapping[str, Any] = {
     "svg.hashsalt": "emi",
 }
 SUFFIXES = (".svg", ".png")
-CURVES, SCATTER = "curves", "scatter_"
+MARGIN = 0.04
+"""Space around the labels, as a share of their range."""
 GREY, POINTS, ZEROS = "#6E6E6E", "#0072B2", "#B84A00"
 VECTORS = 1000
 """Clips up to which an SVG holds each point; with more it holds an image of them, which is smaller."""
@@ -71,12 +72,12 @@ def draw_run(folder: Path, history: Sequence[Mapping[str, Any]], labels: Mapping
         history: one record per epoch.
         labels: by split; the rows that were predicted.
     """
-    curves(history, folder / CURVES)
+    curves(history, folder / "curves")
     for name, split in labels.items():
         predictions = folder / f"predictions_{name}.csv"
         if split.names and predictions.is_file():
             values = read_labels(predictions, check_range=False).values
-            scatter(values, split.values, split.names, folder / f"{SCATTER}{name}", split.range)
+            scatter(values, split.values, split.names, folder / f"scatter_{name}", split.range)
 
 
 def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]:
@@ -102,8 +103,7 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, ...]
         left.set_title("training loss", loc="left")
         handles, texts = _score_lines(right, history, at)
         for axes in (left, right):
-            axes.set_xlabel("epoch")
-            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+            axes.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.axvline(epochs[at], color=GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
         if handles:
@@ -159,7 +159,8 @@ def scatter(
     a, b = as_columns(predicted, target, names)
     columns = len(names) if len(names) <= 4 else 3 if len(names) in (5, 6, 9) else 4
     rows = math.ceil(len(names) / columns)
-    low, high, margin = min(span[0], a.min(initial=span[0])), max(span[1], a.max(initial=span[1])), _margin(span)
+    low, high = min(span[0], a.min(initial=span[0])), max(span[1], a.max(initial=span[1]))
+    margin = MARGIN * (span[1] - span[0])
     with drawing():
         figure = Figure(figsize=(max(3.0, 2.25 * columns), 2.45 * rows + 0.2), dpi=150, layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -177,18 +178,13 @@ def scatter(
         return save(figure, path)
 
 
-def _margin(span: Range) -> float:
-    return 0.04 * (span[1] - span[0])
-
-
 def _panel(axes: Axes, predicted: Column, target: Column, edges: Column, span: Range) -> None:
     """Draw the points of one target, and the histogram of predictions where its label is the lowest."""
-    (low, high), margin = span, _margin(span)
+    (low, high), margin = span, MARGIN * (span[1] - span[0])
     alpha = float(np.clip(12 / math.sqrt(max(1, len(target))), 0.12, 0.7))
     axes.plot(span, span, color=GREY, linewidth=1, linestyle=(0, (4, 2)), zorder=3)
     axes.scatter(target, predicted, s=9, color=POINTS, alpha=alpha, linewidths=0, rasterized=len(target) > VECTORS)
-    axes.set_xlim(low - margin, high + margin)
-    axes.set_xticks([low, (low + high) / 2, high])
+    axes.set(xticks=[low, (low + high) / 2, high], xlim=(low - margin, high + margin))
     lowest = predicted[target == low]
     if len(lowest) < 2 or len(lowest) < MANY_ZEROS * len(target):
         return

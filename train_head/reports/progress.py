@@ -34,7 +34,14 @@ class EpochLines:
         self._say(epoch_line(record, self._epochs, left))
 
     def on_step(self, epoch: int, what: str, done: int, total: int) -> None:
-        """Report a step within an epoch, of training or validation; see `train_head.training.loop.Reporter`."""
+        """Report a step within an epoch, of training or validation; see `train_head.training.loop.Reporter`.
+
+        Args:
+            epoch: its number, from 1; 0 outside of epochs.
+            what: "training" or "validating".
+            done: number of steps done.
+            total: number of steps.
+        """
         if self._stage != (what, epoch):  # the first step of these that is seen, which a resumed epoch may begin with
             self._stage, self._began = (what, epoch), (self._now(), done)
         if self._now() - self._shown < self.EVERY_SECONDS:

@@ -9,33 +9,47 @@ OVER_TARGETS = "mean over targets"
 
 
 def cell(value: float | None, sign: str = "", undefined: str = "undef") -> str:
-    """Return three digits, or a word for a missing number."""
+    """Return three digits, or a word for a missing number.
+
+    Args:
+        value: the number; None where it is undefined.
+        sign: "+" to show the sign of positive numbers too.
+        undefined: the word for None.
+    """
     return undefined if value is None else f"{value:{sign}.3f}"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return columns as wide as their longest cell, the first aligned left, the others right."""
+    """Return columns as wide as their longest cell, the first aligned left, the others right.
+
+    Args:
+        header: names of the columns.
+        rows: cells of each row.
+    """
     lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = (
-            f"{text:<{width}}" if k == 0 else f"{text:>{width}}"
-            for k, (text, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join([first, *others]).rstrip()
-
-    return "\n".join(map(line, lines))
+    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[f"{line[0]:<{first}}", *map(str.rjust, line[1:], others)] for line in lines]
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the same in Markdown; a `|` in a cell does not end it."""
+    """Return the same table in Markdown; a `|` in a cell does not end it.
+
+    Args:
+        header: names of the columns.
+        rows: cells of each row.
+    """
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)
 
 
 def licence_line(backbone: str, licence: Licence) -> str:
-    """Return a sentence on whether products of a backbone may be used commercially."""
+    """Return a sentence on whether products of a backbone may be used commercially.
+
+    Args:
+        backbone: its name.
+        licence: of its weights.
+    """
     return (
         f"The weights of `{backbone}`: {licence}. Their licence applies to what is made with them, this head and its "
         "predictions among it."

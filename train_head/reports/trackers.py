@@ -60,8 +60,11 @@ class Trackers(AbstractContextManager["Trackers"]):
             records = [*(each for each in before if each["epoch"] < record["epoch"]), record]
             self._open = [self._start(name, records[0]["epoch"]) for name in self._names]
         for each in records:
+            of = f"valid/{recorded_score(each)}"
+            values = {tag: each[key] for tag, key in SCALARS.items()} | {f"{of}/mean": mean_score(each)}
+            values |= {f"{of}/{name}": value for name, value in target_scores(each).items()}
             for tracker in self._open:
-                tracker.log(_scalars(each), step=each["epoch"])
+                tracker.log({tag: value for tag, value in values.items() if value is not None}, step=each["epoch"])
 
     def move(self, run: StrPath) -> None:
         """Close the trackers; the next epoch belongs to another run."""
@@ -119,10 +122,3 @@ def _check(names: Sequence[str]) -> None:
         if name not in installed:
             package = "'emi-mimicry[tensorboard]'" if name == TENSORBOARD else name
             raise TrackerDependencyError(f"the tracker {name} is not installed; install it with: pip install {package}")
-
-
-def _scalars(record: dict[str, Any]) -> dict[str, float]:
-    values = {tag: record[key] for tag, key in SCALARS.items()}
-    of = f"valid/{recorded_score(record)}"
-    values |= {f"{of}/mean": mean_score(record)} | {f"{of}/{name}": v for name, v in target_scores(record).items()}
-    return {tag: value for tag, value in values.items() if value is not None}

@@ -190,7 +190,7 @@ def _stream_info(store: FeatureCache) -> StreamInfo:
     return StreamInfo(
         fingerprint=header.fingerprint,
         row_seconds=header.hop_seconds,
-        dim=header.dim + len(header.vad_names),
+        dim=header.width,
         note=f"These are derived by `emi cache derive`: {describe(recipe)}." if recipe else "",
         licence=licence_of(header),
     )
@@ -277,7 +277,7 @@ def gather_inputs(caches: Caches, label_files: LabelFiles, *, shared: StrPath | 
 
 
 def rater_agreement(labels: Labels) -> Agreement | None:
-    """How well the raters of a split agree; None where no raters were asked for."""
+    """Return how well the raters of a split agree; None where no raters were asked for."""
     return None if labels.ratings is None else agreement(labels.ratings, labels.names)
 
 
@@ -326,7 +326,7 @@ def _read_frames(name: str, path: StrPath, form: LabelFormat) -> Labels:
 
 
 def stored_transform(stores: Sequence[FeatureCache]) -> bytes | None:
-    """The arrays with which caches were derived, as a safetensors file; None where nothing was fitted for them.
+    """Return the arrays with which caches were derived, as a safetensors file; None where nothing was fitted for them.
 
     Raises:
         StaleCacheError: the caches, though fitted on the same clips, have others: on two machines, rounding may differ.

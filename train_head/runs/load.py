@@ -49,6 +49,11 @@ class Ensemble(nn.Module):
         return torch.stack([w * value for w, value in zip(self._weights, values, strict=True)]).sum(0)
 
     @property
+    def by_frame(self) -> bool:
+        """Whether the members predict every label row."""
+        return all(member.by_frame for member in self.members)
+
+    @property
     def has_timeline(self) -> bool:
         """Whether every member gives a value per frame."""
         return all(member.has_timeline for member in self.members)
@@ -98,6 +103,11 @@ class TrainedHead:
     names: tuple[str, ...]
     streams: Mapping[str, TrainedStream]
     label_range: Range = UNIT
+
+    @property
+    def by_frame(self) -> bool:
+        """Whether it predicts every label row."""
+        return self.head.by_frame
 
     @property
     def only(self) -> TrainedStream:
@@ -166,7 +176,7 @@ def _unlike(place: Path, one: TrainedHead, other: TrainedHead, what: str) -> Run
 
 
 def members_of(folder: Path, within: tuple[Path, ...] = ()) -> list[tuple[Path, float]]:
-    """The single runs in a folder, each with its weight, which sum to 1: itself, or those of its ensemble.toml.
+    """Return the single runs in a folder, each with its weight, which sum to 1: itself, or those of its ensemble.toml.
 
     Raises:
         RunFolderError: the list is damaged, a member is gone, or the folder lists itself.
@@ -210,7 +220,7 @@ def _load_run(place: Path) -> TrainedHead:
     settings = resolve_settings(place / run_folder.CONFIG)
     names = tuple(config["data"]["targets"])
     streams = {name: TrainedStream(table, load_transform(place, name, table)) for name, table in features.items()}
-    dims = {name: stream.header.dim + len(stream.header.vad_names) for name, stream in streams.items()}
+    dims = {name: stream.header.width for name, stream in streams.items()}
     head = Predictor(settings, dims, len(names), by_frame=config["data"].get("resolution") == FRAME)
     head.load_state_dict(run_folder.load_best(place))
     return TrainedHead(place, head.eval(), names, streams, settings.label_range)
@@ -219,14 +229,13 @@ def _load_run(place: Path) -> TrainedHead:
 def _rows(clip: Clip | None, header: Header) -> Rows:
     """Return the rows of one clip; one of zeros that counts for nothing where there is no clip."""
     if clip is None:
-        width = header.dim + len(header.vad_names)
-        return Rows(torch.zeros(1, 1, width), torch.zeros(1, dtype=torch.int64))
+        return Rows(torch.zeros(1, 1, header.width), torch.zeros(1, dtype=torch.int64))
     frames = torch.from_numpy(clip.joined()).float().unsqueeze(0)
     return Rows(frames, torch.tensor([frames.shape[1]]))
 
 
 def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> tuple[TrainedHead, float]:
-    """Heads with the same features as one."""
+    """Join heads with the same features into one."""
     (first, _), weights = group[0], [weight for _, weight in group]
     if len(group) == 1:
         return group[0]

@@ -68,7 +68,7 @@ def prepare_folder(folder: Path, config: Mapping[str, Any]) -> None:
             raise RunFolderError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose a new --out")
         folder.mkdir(parents=True, exist_ok=True)
         _write_once(folder / CONFIG, tomli_w.dumps(config).encode())
-    changes = Changes(read_config_file(folder), config)  # of jobs that ask for different runs all but one hear of it
+    changes = Changes(read_config_file(folder), config)  # also of jobs that began at the same moment
     if changes:
         raise RunFolderError(f"{folder} holds another run: {changes}. {changes.advice}")
 
@@ -92,7 +92,7 @@ def _write_once(path: Path, data: bytes) -> None:
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:
-    """The run's config.toml.
+    """Read the run's config.toml.
 
     Raises:
         RunFolderError: there is none.
@@ -105,13 +105,11 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RunFolderError(
-            f"{path} is damaged ({error}); restore it from a copy, or train into a new --out"
-        ) from error
+        raise RunFolderError(f"{path} is damaged ({error}); {_RESTORE}") from error
 
 
 def versions() -> dict[str, str]:
-    """What a run is made with: the table [versions] of its config.toml, which is recorded and not compared."""
+    """Return the versions that a run is made with: [versions] of its config.toml, recorded and not compared."""
     return {
         "emi": version(),
         "torch": str(torch.__version__),
@@ -121,7 +119,7 @@ def versions() -> dict[str, str]:
 
 
 def other_versions(folder: Path) -> str:
-    """A sentence where a run was begun under other versions of emi or torch than these; empty where it was not."""
+    """Return a sentence where a run was begun under other versions of emi or torch; empty where it was not."""
     began, now = read_config_file(folder).get("versions", {}), versions()
     differing = [name for name in ("emi", "torch") if name in began and began[name] != now[name]]
     if not differing:
@@ -166,7 +164,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl."""
+    """Read the records of metrics.jsonl."""
     return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
 
 
@@ -179,7 +177,7 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Held while a run is trained into a prepared folder; the system drops it when the process dies.
+    """Hold a prepared folder while a run is trained into it; the system drops it when the process dies.
 
     Args:
         folder: of the run.
@@ -202,18 +200,16 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def load_best(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of the best epoch.
+    """Load the weights of the best epoch.
 
     Raises:
         RunFolderError: they are missing or damaged.
     """
     path = folder / BEST
     try:
-        weights: dict[str, torch.Tensor] = load_file(path)
+        return load_file(path)
     except Exception as error:
-        what = "damaged" if path.is_file() else "missing"
-        raise RunFolderError(f"{path} is {what}; {_RESTORE}") from error
-    return weights
+        raise RunFolderError(f"{path} is {'damaged' if path.is_file() else 'missing'}; {_RESTORE}") from error
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -104,7 +104,16 @@ def fit(
 
 
 def predict_splits(loop: TrainingLoop, splits: Mapping[str, Split], folder: Path) -> dict[str, NDArray[np.float32]]:
-    """Predict the validation and test splits, where there are any, with the best weights, into CSV files."""
+    """Predict the validation and test splits, where there are any, with the best weights, into CSV files.
+
+    Args:
+        loop: trained to the end.
+        splits: by name; "train" gives the names of the targets.
+        folder: run folder; gets predictions_valid.csv and predictions_test.csv.
+
+    Returns:
+        By split, (clips, targets).
+    """
     names, loaded = splits["train"].labels.names, False
     predictions: dict[str, NDArray[np.float32]] = {}
     for name in (name for name in PREDICTED if name in splits):
@@ -121,7 +130,12 @@ def predict_splits(loop: TrainingLoop, splits: Mapping[str, Split], folder: Path
 
 
 def score_splits(splits: Mapping[str, Split], predictions: Predictions) -> dict[str, Report]:
-    """Score predictions of the splits that have targets."""
+    """Score predictions of the splits that have targets.
+
+    Args:
+        splits: with "train", whose mean is a baseline.
+        predictions: by split, (clips, targets).
+    """
     train = splits["train"].labels
     mean = label_means(train.values)
     labels = {name: splits[name].labels for name in predictions}

@@ -169,6 +169,11 @@ def _best_row(one: Retrained) -> tuple[object, ...]:
 
 def _trial_row(trial: FrozenTrial) -> tuple[object, ...]:
     outcome = trial.user_attrs.get(OUTCOME, {})
-    text = outcome.get("reason") or short(trial.params)
-    figures = (cell(pearson(trial)), outcome.get("epochs", ""), outcome.get("seconds", ""))
-    return (trial.number, state_name(trial), *figures, text)
+    return (
+        trial.number,
+        state_name(trial),
+        cell(pearson(trial)),
+        outcome.get("epochs", ""),
+        outcome.get("seconds", ""),
+        outcome.get("reason") or short(trial.params),
+    )

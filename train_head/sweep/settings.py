@@ -28,7 +28,7 @@ class SweepSettings:
         3, "Train this many of the best trials again, on all clips and the full features; 0 trains none."
     )
     seeds: int = setting(3, "Train each of the best with this many seeds: --seed, --seed + 1, and so on.")
-    seed: int = setting(0, "Of the sampler, of the drawn clips and of every trial.")
+    seed: int = setting(0, "Random seed of the sampler, of the drawn clips and of every trial.")
     storage: str | None = setting(
         None,
         "PostgreSQL URL, postgresql://USER:PASSWORD@HOST/DATABASE, from which several machines take their trials.",

@@ -20,8 +20,8 @@ from cache.paths import StrPath
 from cache.reader import open_cache
 from cache.system.atomic_file import write_atomically
 from train_head.data.gather import resolve_splits
-from train_head.data.names import UNNAMED
 from train_head.data.labels import Labels
+from train_head.data.names import UNNAMED
 from train_head.data.splits import Split
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.protocols.run import train_seeds
@@ -87,12 +87,7 @@ def sweep(
         trial_cache = _trial_cache(cache, labels["train"], label_files, folder, settings, on_derive)
         open_data = partial(open_splits, trial_cache, label_files, folder / SHARED, settings.clips, settings.seed)
         status = _run_trials(store, space, settings, open_data, folder, on_status)
-        best = best_trials(store.study, space, settings.seed)
-        if not best:
-            raise TrainSettingsError(
-                f"none of the {status.finished} trials learnt anything: {_reason(store.study)}. {folder} keeps "
-                f"{TRIALS_CSV}; change the space, and choose a new --out"
-            )
+        best = _best_trials(store.study, space, settings.seed, folder)
         retrained = _retrain(best[: settings.top], cache, label_files, folder, space, settings, reporter)
         result = SweepResult(
             folder=folder,
@@ -202,23 +197,29 @@ def _retrain(
     return sorted(retrained, key=lambda one: one.pearson, reverse=True)
 
 
-def best_trials(study: Study, space: Space, seed: int) -> list[FrozenTrial]:
+def _best_trials(study: Study, space: Space, seed: int, folder: Path) -> list[FrozenTrial]:
     """Return the trials with a defined score, best first, each with different settings.
 
     Complete trials come first, then pruned ones by the number of their epochs.
+
+    Raises:
+        TrainSettingsError: no trial has a score.
     """
-    ended = [trial for trial in counted(study) if pearson(trial) is not None]
+    trials = counted(study)
+    ended = [trial for trial in trials if pearson(trial) is not None]
+    if not ended:
+        reasons = [trial.user_attrs.get(OUTCOME, {}).get("reason") for trial in trials]
+        why = next((f"the first that failed says: {reason}" for reason in reasons if reason), "no trial has ended")
+        raise TrainSettingsError(
+            f"none of the {sum(trial.state.is_finished() for trial in trials)} trials learnt anything: {why}. "
+            f"{folder} keeps {TRIALS_CSV}; change the space, and choose a new --out"
+        )
     ended.sort(key=lambda trial: (-trial.user_attrs[OUTCOME]["epochs"], -(pearson(trial) or 0.0), trial.number))
     ended.sort(key=lambda trial: -(trial.value or 0.0) if trial.state == TrialState.COMPLETE else 2.0)
     first: dict[str, FrozenTrial] = {}
     for trial in ended:
         first.setdefault(json.dumps(space.settings(trial.params, seed=seed).to_toml(), sort_keys=True), trial)
     return list(first.values())
-
-
-def _reason(study: Study) -> str:
-    reasons = [trial.user_attrs.get(OUTCOME, {}).get("reason") for trial in counted(study)]
-    return next((f"the first that failed says: {reason}" for reason in reasons if reason), "no trial has ended")
 
 
 def _identity(

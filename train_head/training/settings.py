@@ -115,7 +115,7 @@ class TrainSettings:
     )
     augment: Mapping[str, Any] = setting(dict, "Options of augmentation; in TOML the table [augment].", option=None)
     lr: float = setting(1e-4, "Peak learning rate of AdamW.")
-    weight_decay: float = setting(0.01, "Of AdamW.")
+    weight_decay: float = setting(0.01, "Weight decay of AdamW.")
     batch_size: int = setting(32, "Clips per step.")
     epochs: int = setting(30, "Passes over the training clips.")
     stop_after: int = setting(0, "Stop after this many epochs of the schedule of --epochs; 0 trains all.")
@@ -130,9 +130,9 @@ class TrainSettings:
     standardise: bool = setting(
         False, "Scale every feature to mean 0 and standard deviation 1 over the training frames."
     )
-    seed: int = setting(0, "Of weights, order of clips, dropout and augmentation; the first of several.")
+    seed: int = setting(0, "Random seed of weights, order of clips, dropout and augmentation; the first of several.")
     precision: str = setting(
-        "auto", "Of matrix products: fp32, bf16, auto (bf16 where the processor has it), or fp16 to fine-tune on a GPU."
+        "auto", "Matrix products: fp32, bf16, auto (bf16 where the processor has it), or fp16 to fine-tune on a GPU."
     )
     device: str = setting("auto", "cpu, cuda or auto.")
     label_scale: float = setting(1.0, "100 for labels from 0 to 100; predictions lie between 0 and 1.")

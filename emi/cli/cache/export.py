@@ -1,6 +1,5 @@
 """`emi cache export`: a cache into the formats of other tools."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,8 +7,6 @@ import typer
 
 if TYPE_CHECKING:
     from cache.reader import FeatureCache
-
-EXAMPLE = "Example: emi cache export features.zarr features.parquet --to parquet"
 
 
 def export(
@@ -25,46 +22,31 @@ def export(
         Path | None, typer.Option(metavar="FILE", help="Text file with one clip id a line [default: all clips].")
     ] = None,
 ) -> None:
-    """Write the clips of a cache in a format that other tools read, with what they were made from.
+    """Write the clips of a cache in a format that other tools read, with the settings that they were made with.
 
-    Run it again to resume where it stopped (npz), or to hear that there is nothing to do.
+    Run it again to resume where it stopped (npz), or to see that there is nothing to do.
+
+    Example: emi cache export features.zarr features.parquet --to parquet
     """
     from cache.exchange.exporting import export as run
     from cache.reader import open_cache
+    from emi.cli.messages import tell_written
     from emi.console import MOMENT, Progress
 
-    progress: Progress | None = None
-
-    def show(done: int, total: int, seconds: float) -> None:
-        nonlocal progress
-        if progress is None:
-            progress = Progress(total, "exporting", after=MOMENT).__enter__()
-        progress(done, total, seconds)
-
-    started = time.monotonic()
-    try:
-        with open_cache(cache) as store:
-            summary = run(store, out, to, None if ids is None else read_ids(ids, store), show)
-    finally:
-        if progress is not None:
-            progress.__exit__(None, None, None)
-    if not summary.written:
-        typer.echo(f"nothing to do: all {summary.present} clips are in {summary.path}")
-        return
-    typer.echo(
-        f"wrote {summary.written} clips to {summary.path} in {time.monotonic() - started:.1f} s"
-        + (f"; {summary.present} were there" if summary.present else "")
-    )
+    with open_cache(cache) as store, Progress("exporting", after=MOMENT) as progress:
+        done = run(store, out, to, None if ids is None else read_ids(ids, store), progress)
+    text = f"wrote {done.written} clips to {done.path} in {progress.took:.1f} s"
+    tell_written(text, done.written, done.present, done.path)
 
 
 def read_ids(file: Path, store: "FeatureCache") -> list[str]:
-    """Clip ids, one a line, as the cache has them or as label files name them (7 is 00007); blank lines are skipped.
+    """Read clip ids, one a line, as the cache has them or as label files name them (7 is 00007); skip blank lines.
 
     Raises:
         ExportError: no such file, or it is not UTF-8 text.
         ClipNameError: a line may be several clips, or two lines are one.
     """
-    from cache.exchange.exporting import ExportError
+    from cache.exchange.selection import ExportError
     from cache.ids import match_ids
 
     try:

@@ -1,15 +1,8 @@
 """`emi cache import`: features that others computed into a cache."""
 
-import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from cache.exchange.importing import ImportSummary
-
-EXAMPLE = "Example: emi cache import wav2vec2/ wav2vec2.zarr --hop-seconds 0.02"
-FAILURES_SHOWN = 20
 
 
 def import_(
@@ -26,48 +19,27 @@ def import_(
     """Fill a cache with features that others computed, such as those that come with Hume-Vidmimic2.
 
     Pickles are read without running anything in them. Run it again to resume where it stopped; files that have changed
-    since are refused. Files that cannot be read are listed in failures.csv beside the cache, the others go on, and the
-    exit code is 1.
+    since are refused. Files that cannot be read are listed in failures.csv beside the cache, the others are imported,
+    and the exit code is 1.
+
+    Example: emi cache import wav2vec2/ wav2vec2.zarr --hop-seconds 0.02
     """
     from cache.exchange.importing import import_features
+    from emi.cli.messages import tell_some, tell_written
     from emi.console import MOMENT, Progress
-
-    progress: Progress | None = None
-
-    def show(done: int, total: int, seconds: float) -> None:
-        nonlocal progress
-        if progress is None:
-            progress = Progress(total, "importing", after=MOMENT).__enter__()
-        progress(done, total, seconds)
-
-    started = time.monotonic()
-    try:
-        summary = import_features(source, cache, name=name, hop_seconds=hop_seconds, dtype=dtype, on_progress=show)
-    finally:
-        if progress is not None:
-            progress.__exit__(None, None, None)
-    _show_summary(summary, time.monotonic() - started, hop_seconds)
-    if summary.failures:
-        raise typer.Exit(1)
-
-
-def _show_summary(summary: "ImportSummary", elapsed: float, hop_seconds: float) -> None:
     from extract.failures import Failure, failures_path, write_failures
 
-    failures = [Failure(failure.id, failure.path, failure.reason) for failure in summary.failures]
+    with Progress("importing", after=MOMENT) as progress:
+        done = import_features(source, cache, name=name, hop_seconds=hop_seconds, dtype=dtype, on_progress=progress)
+    failures = [Failure(failure.id, failure.path, failure.reason) for failure in done.failures]
     if failures:
-        failures_path(summary.cache).parent.mkdir(parents=True, exist_ok=True)
-    file = write_failures(summary.cache, failures, summary.ids)
-    if summary.written:
-        typer.echo(
-            f"wrote {summary.written} clips ({summary.seconds / 60:.1f} min at {hop_seconds:g} s a frame) to "
-            f"{summary.cache} in {elapsed:.1f} s" + (f"; {summary.present} were there" if summary.present else "")
-        )
-    elif not failures:
-        typer.echo(f"nothing to do: all {summary.present} clips are in {summary.cache}, and unchanged")
+        failures_path(done.cache).parent.mkdir(parents=True, exist_ok=True)
+    file = write_failures(done.cache, failures, done.ids)
+    if done.written or not failures:
+        minutes = f"{done.seconds / 60:.1f} min at {hop_seconds:g} s a frame"
+        text = f"wrote {done.written} clips ({minutes}) to {done.cache} in {progress.took:.1f} s"
+        tell_written(text, done.written, done.present, f"{done.cache}, and unchanged")
+    listed = [f"{failure.path}: {failure.reason}" for failure in failures]
+    tell_some(f"{len(failures)} files could not be imported (also in {file})", listed)
     if failures:
-        typer.echo(f"{len(failures)} files could not be imported (also in {file}):", err=True)
-        for failure in failures[:FAILURES_SHOWN]:
-            typer.echo(f"  {failure.path}: {failure.reason}", err=True)
-        if len(failures) > FAILURES_SHOWN:
-            typer.echo(f"  … and {len(failures) - FAILURES_SHOWN} more", err=True)
+        raise typer.Exit(1)

@@ -5,21 +5,23 @@ from typing import Annotated, Any
 
 import typer
 
-EXAMPLE = "Example: emi cache info features.zarr"
-
 
 def info(
     path: Annotated[str, typer.Argument(help="NAME.zarr or NAME.h5.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a cache holds: clips, hours, size, and the settings and weights it was made with."""
-    from cache.containers.container import open_container
+    """Show what a cache holds: clips, hours, size, and the settings and weights it was made with.
+
+    Example: emi cache info features.zarr
+    """
+    from cache.containers.by_suffix import open_container
     from cache.licences import UNKNOWN, licence_of
     from cache.reader import open_cache
 
     with open_cache(path) as store:
         frames = int(store.num_frames.sum())
-        files, size = open_container(path).stored()
+        container = open_container(path)
+        files, size = container.stored()
         facts: dict[str, Any] = {
             "path": store.path,
             "clips": len(store),
@@ -27,6 +29,8 @@ def info(
             "hours": frames * store.hop_seconds / 3600,
             "segments": len(store.segments),
             "lost_segments": len(store.lost),
+            "unsealed_segments": len(container.unsealed()),
+            "leftovers": container.leftovers()[0],
             "files": files,
             "bytes": size,
             "compression": "none",
@@ -52,13 +56,21 @@ def _text(facts: dict[str, Any]) -> str:
         f"  {facts['clips']} clips, {facts['hours']:.2f} h ({facts['frames']} frames) in {facts['segments']} segments",
         f"  {facts['bytes'] / 1e6:.1f} MB in {facts['files']} files, not compressed",
         f"  {facts['dim']} features{vad} every {1000 * facts['hop_seconds']:g} ms",
+        f"  weights: {Licence.from_dict(facts.get('licence'))}",
     ]
-    lines.append(f"  weights: {Licence.from_dict(facts.get('licence'))}")
     if facts["lost_segments"]:
         lines.append(f"  {facts['lost_segments']} segments are missing: emi cache verify {facts['path']}")
+    if facts["unsealed_segments"]:
+        lines.append(
+            f"  {facts['unsealed_segments']} of these segments are not in the file yet, but in a hidden folder beside "
+            f"it; bring them there: emi cache compact {facts['path']}"
+        )
+    if facts["leftovers"]:
+        lines.append(
+            f"  {facts['leftovers']} leftovers of stopped runs are no part of it: emi cache verify {facts['path']}"
+        )
     for title in ("fingerprint", "provenance"):
-        lines.append(f"  {title}")
         fields = sorted(flattened(facts[title]).items())
         width = max((len(key) for key, _ in fields), default=0)
-        lines += [f"    {key:<{width}}  {value}" for key, value in fields]
+        lines += [f"  {title}", *(f"    {key:<{width}}  {value}" for key, value in fields)]
     return "\n".join(lines)

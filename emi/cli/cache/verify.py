@@ -1,6 +1,5 @@
 """`emi cache verify` and `emi cache repair`: what is damaged, and a cache without it."""
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -10,25 +9,25 @@ import typer
 if TYPE_CHECKING:
     from cache.maintenance.verify import DamagedClip
 
-EXAMPLE = "Example: emi cache verify features.zarr"
-REPAIR_EXAMPLE = "Example: emi cache repair features.zarr && emi extract clips/ --cache features.zarr"
 SHOWN = 20
 
 
 def verify(
     path: Annotated[str, typer.Argument(help="NAME.zarr or NAME.h5.")],
 ) -> None:
-    """Read every byte of a cache and check it; names the damaged clips. Exit code 1 where something is wrong."""
-    from cache.maintenance.verify import verify as verify_cache
+    """Read every byte of a cache, check it, and name the damaged clips. The exit code is 1 where something is wrong.
+
+    Example: emi cache verify features.zarr
+    """
+    from cache.maintenance.verify import verify as run
     from emi.console import MOMENT, Progress
 
-    started = time.monotonic()
-    with Progress(None, "verifying", after=MOMENT) as progress:
-        found = verify_cache(path, progress)
-    seconds = max(time.monotonic() - started, 1e-9)
+    with Progress("verifying", after=MOMENT) as progress:
+        found = run(path, progress)
+    took = progress.took
     typer.echo(
         f"read {found.clips} clips in {found.segments} segments of {path}: {found.bytes / 1e6:.1f} MB of features in "
-        f"{seconds:.1f} s ({found.bytes / 1e9 / seconds:.2f} GB/s)"
+        f"{took:.1f} s ({found.bytes / 1e9 / took:.2f} GB/s)"
     )
     if found.leftovers[0]:
         typer.echo(
@@ -38,29 +37,31 @@ def verify(
     if found.sound:
         typer.echo("no damage")
         return
-    _show_clips("damaged", [clip for clip in found.damaged if clip.lost])
-    _show_clips("readable, but damaged around", [clip for clip in found.damaged if not clip.lost])
+    _tell_clips("damaged", [clip for clip in found.damaged if clip.lost])
+    _tell_clips("readable, but damaged around", [clip for clip in found.damaged if not clip.lost])
     for segment, reason in found.unreadable.items():
         typer.echo(f"segment {segment} cannot be read: {reason}", err=True)
-    for problem in found.structure:
-        typer.echo(problem, err=True)
-    typer.echo(f"mend it with: emi cache repair {path}", err=True)
+    for line in (*found.structure, f"mend it with: emi cache repair {path}"):
+        typer.echo(line, err=True)
     raise typer.Exit(1)
 
 
 def repair(
     path: Annotated[str, typer.Argument(help="NAME.zarr or NAME.h5.")],
 ) -> None:
-    """Drop the damaged clips of a cache and say which, so that `emi extract` fills them again; sound ones stay."""
-    from cache.maintenance.rewrite import repair as repair_cache
-    from emi.console import Stages
+    """Drop the damaged clips of a cache and say which, so that `emi extract` fills them again; sound ones stay.
 
-    with Stages() as stages:
-        done = repair_cache(path, partial(stages, "verifying"), partial(stages, "rewriting"))
+    Example: emi cache repair features.zarr && emi extract clips/ --cache features.zarr
+    """
+    from cache.maintenance.rewrite import repair as run
+    from emi.console import MOMENT, Progress
+
+    with Progress(after=MOMENT) as progress:
+        done = run(path, partial(progress.stage, "verifying"), partial(progress.stage, "rewriting"))
     if not done.changed:
         typer.echo(f"nothing to do: {done.clips} clips, no damage")
         return
-    _show_clips("dropped", done.dropped)
+    _tell_clips("dropped", done.dropped)
     for segment, reason in done.unreadable.items():
         typer.echo(f"dropped segment {segment}, of which clips may be missing above: {reason}", err=True)
     for problem in done.mended:
@@ -71,11 +72,10 @@ def repair(
         typer.echo("run the same `emi extract` again to fill what was dropped")
 
 
-def _show_clips(what: str, clips: "Sequence[DamagedClip]") -> None:
-    if not clips:
-        return
-    typer.echo(f"{len(clips)} clips {what}:", err=True)
-    for clip in clips[:SHOWN]:
-        typer.echo(f"  {clip.id} ({clip.reason})", err=True)
-    if len(clips) > SHOWN:
-        typer.echo(f"  … and {len(clips) - SHOWN} more: {' '.join(clip.id for clip in clips[SHOWN:])}", err=True)
+def _tell_clips(what: str, clips: "Sequence[DamagedClip]") -> None:
+    """Name all, but give the reasons of the first only."""
+    from emi.cli.messages import tell_some
+
+    lines = [f"{clip.id} ({clip.reason})" for clip in clips]
+    rest = f": {' '.join(clip.id for clip in clips[SHOWN:])}"
+    tell_some(f"{len(clips)} clips {what}", lines, SHOWN, rest)

@@ -16,11 +16,9 @@ from typing import cast
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
-from extract.backbones.checkpoint import save_checkpoint
-from extract.backbones.hub import WEIGHTS
-from extract.backbones.protocol import Features
+from extract.backbones.checkpoint import WEIGHTS, save_checkpoint
+from extract.backbones.protocol import Features, Stage
 from extract.backbones.silero.layout import (
     BINS,
     CHANNELS,
@@ -33,7 +31,6 @@ from extract.backbones.silero.layout import (
     STRIDES,
     WINDOW,
 )
-from extract.backbones.trainable import Stage
 from extract.errors import BackboneError
 
 ENCODE_WINDOWS = 512
@@ -93,7 +90,7 @@ class SileroBackbone(nn.Module):
 
     def _windows(self, waveform: Tensor, count: int) -> Tensor:
         """(samples,) → (count, CONTEXT + WINDOW): each window after the end of the previous one."""
-        padded = functional.pad(waveform, (CONTEXT, count * WINDOW - len(waveform)))
+        padded = nn.functional.pad(waveform, (CONTEXT, count * WINDOW - len(waveform)))
         return padded.unfold(0, CONTEXT + WINDOW, WINDOW)
 
     def _bases(self) -> tuple[Tensor, Tensor]:
@@ -103,7 +100,7 @@ class SileroBackbone(nn.Module):
         """
         basis = self.stft.weight.squeeze(1).t()
         inside = STFT_SIZE - CONTEXT
-        mirrored = functional.pad(basis[inside:].flip(0), (0, 0, inside - CONTEXT - 1, 1))
+        mirrored = nn.functional.pad(basis[inside:].flip(0), (0, 0, inside - CONTEXT - 1, 1))
         return basis, basis[:inside] + mirrored
 
     def _encode(self, windows: Tensor, bases: tuple[Tensor, Tensor], taps: Sequence[Tensor]) -> Tensor:
@@ -113,14 +110,14 @@ class SileroBackbone(nn.Module):
         others = windows.unfold(1, STFT_SIZE, STFT_HOP) @ basis  # (windows, 3, 2 * BINS)
         x = torch.cat([_magnitude(others), _magnitude(last).unsqueeze(1)], dim=1)  # (windows, 4, BINS)
         for convolution, weight, stride in zip(self.convolutions, taps, STRIDES, strict=True):
-            x = functional.relu(_convolve(x, weight, cast(nn.Conv1d, convolution).bias, stride))
+            x = nn.functional.relu(_convolve(x, weight, cast(nn.Conv1d, convolution).bias, stride))
         return x.squeeze(1)
 
     def _recur(self, encoded: Tensor, lengths: Sequence[int]) -> Tensor:
         """(total frames, 2 * HIDDEN): h and c of the LSTM over every clip from a zero state."""
         rows, active = _step_major(lengths)
         rows = rows.to(encoded.device)
-        inputs = functional.linear(encoded, self.rnn.weight_ih, self.rnn.bias_ih + self.rnn.bias_hh)[rows]
+        inputs = nn.functional.linear(encoded, self.rnn.weight_ih, self.rnn.bias_ih + self.rnn.bias_hh)[rows]
         recurrent = self.rnn.weight_hh.t().contiguous()
         h = c = encoded.new_zeros(active[0], HIDDEN)
         states = []
@@ -144,11 +141,11 @@ def _magnitude(spectrum: Tensor) -> Tensor:
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """Convolve (batch, steps, channels) with kernel 3 and padding 1, as a product with (out, 3 x channels)."""
-    x = functional.pad(x, (0, 0, 1, 1))
+    x = nn.functional.pad(x, (0, 0, 1, 1))
     batch, steps, channels = x.shape
     size = (batch, (steps - 3) // stride + 1, 3 * channels)
     rows = x.as_strided(size, (steps * channels, stride * channels, 1), x.storage_offset()).flatten(0, 1)
-    return functional.linear(rows, weight, bias).view(batch, size[1], -1)
+    return nn.functional.linear(rows, weight, bias).view(batch, size[1], -1)
 
 
 def _step_major(lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
@@ -194,10 +191,10 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for i in range(len(STRIDES)):
         names |= {f"convolutions.{i}.{p}": f"_model.encoder.{i}.reparam_conv.{p}" for p in ("weight", "bias")}
     names |= {f"rnn.{p}_{g}": f"_model.decoder.rnn.{p}_{g}" for p in ("weight", "bias") for g in ("ih", "hh")}
-    missing = [old for old in names.values() if old not in state]
-    if missing:
+    try:
+        return {new: state[old] for new, old in names.items()}
+    except KeyError as error:
         raise BackboneError(
-            f"silero-vad's weights lack {missing[0]}; this version of emi needs silero-vad 6.2, install it with "
+            f"silero-vad's weights lack {error.args[0]}; this version of emi needs silero-vad 6.2, install it with "
             "`pip install 'silero-vad==6.2.3'`"
-        )
-    return {new: state[old] for new, old in names.items()}
+        ) from error

@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING
 
 from cache.licences import KNOWN
 from cache.paths import at_home
-from extract.backbones.checkpoint import CONFIGS
-from extract.backbones.hub import WEIGHTS
+from extract.backbones.checkpoint import CONFIGS, WEIGHTS
 from extract.backbones.licence import licence_of_weights
-from extract.backbones.protocol import Identity
+from extract.backbones.protocol import Identity, Regularisation, Trainable
 from extract.backbones.silero.layout import DIM, LAYOUT, MODEL_TYPE, WINDOW
-from extract.backbones.trainable import Regularisation
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
     import torch
-
-    from extract.backbones.silero.encoder import SileroBackbone
 
 PACKAGED = "silero"
 
@@ -46,7 +42,7 @@ class SileroFamily:
             licence=licence_of_weights(name) if tuned else KNOWN[PACKAGED],
         )
 
-    def load(self, identity: Identity, device: "torch.device", precision: str) -> "SileroBackbone":  # noqa: ARG002
+    def load(self, identity: Identity, device: "torch.device", precision: str) -> Trainable:  # noqa: ARG002
         """Build the module, which always computes in float32."""
         from extract.backbones.silero.encoder import load_silero
 
@@ -54,8 +50,8 @@ class SileroFamily:
 
     def load_trainable(
         self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
-    ) -> "SileroBackbone":
-        """See `extract.backbones.trainable.TrainableFamily`.
+    ) -> Trainable:
+        """See `extract.backbones.protocol.TrainableFamily`.
 
         Raises:
             BackboneError: an option that silero does not have.

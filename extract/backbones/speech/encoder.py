@@ -17,14 +17,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from extract.backbones.checkpoint import Checkpoint
-from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
 from extract.backbones.packed_weights import wrong_below_float32
 from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features
+from extract.backbones.speech.front_end import num_frames, num_samples
 from extract.backbones.speech.packed_encoder import PackedEncoder, supports
+from extract.backbones.weight_names import VAD
+from extract.errors import BackboneError
+
+_ENCODERS = {"wav2vec2": "Wav2Vec2Model", "hubert": "HubertModel", "wavlm": "WavLMModel"}
+# Weights of SpecAugment, which some checkpoints lack (facebook/wav2vec2-base-960h).
+_TRAINING_ONLY = frozenset({"masked_spec_embed"})
+_POSITION = "encoder.pos_conv_embed.conv."
+
+
+class RegressionHead(nn.Module):
+    """audEERING's head: dense, tanh, out_proj, without dropout. (…, hidden) → (…, 3)."""
+
+    def __init__(self, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+        self.out_proj = nn.Linear(hidden, outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Apply to frames or to their time mean; the two differ because of the tanh."""
+        return self.out_proj(torch.tanh(self.dense(features)))
 
 
 class SpeechTransformer(nn.Module):
@@ -40,7 +59,7 @@ class SpeechTransformer(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Any,
         head: RegressionHead | None,
         normalise: bool,
         dtype: torch.dtype,
@@ -51,32 +70,19 @@ class SpeechTransformer(nn.Module):
         self.head = head
         self.normalise = normalise
         self._dtype = dtype
-        self._packed = PackedEncoder(encoder, dtype) if supports(encoder.config) and not trained else None
-        library: Any = encoder
-        position, config = library.encoder.pos_conv_embed.conv, library.config
+        self.pads = trained or not supports(encoder.config)
+        self._packed = None if self.pads else PackedEncoder(encoder, dtype)
+        position, config = encoder.encoder.pos_conv_embed.conv, encoder.config
         if self.pads and wrong_below_float32(position.weight):
             position.forward = MethodType(_forward_in_float32, position)  # a copy computes with its weights
-        self.encoder = encoder if self.pads else None  # the packed encoder has its own layout of the weights
+        self.encoder: Any = encoder if self.pads else None  # the packed encoder has its own layout of the weights
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
-        self._receptive_field = receptive_field(config.conv_kernel, config.conv_stride)
+        self._receptive_field = num_samples(1, self._convolutions)  # 400 for wav2vec 2.0
         self._maskable = config.feat_extract_norm == "layer"
 
-    @property
-    def pads(self) -> bool:
-        """Whether a batch is computed with padding, rather than packed."""
-        return self._packed is None
-
-    @property
-    def _library(self) -> Any:
-        """The encoder, as a model of transformers."""
-        return self.encoder
-
-    def num_frames(self, num_samples: int) -> int:
-        """L ← (L - kernel) // stride + 1 per convolution; clips under one receptive field are padded to one frame."""
-        length = max(num_samples, self._receptive_field)
-        for kernel, stride in self._convolutions:
-            length = (length - kernel) // stride + 1
-        return length
+    def num_frames(self, samples: int) -> int:
+        """Clips under one receptive field are padded to one frame."""
+        return num_frames(max(samples, self._receptive_field), self._convolutions)
 
     def forward(self, waveforms: Sequence[Tensor]) -> Features:
         """See `Backbone`."""
@@ -97,12 +103,15 @@ class SpeechTransformer(nn.Module):
         """Normalise to zero mean and unit variance, as Wav2Vec2FeatureExtractor does, then pad to one frame."""
         if self.normalise:
             waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
-        return functional.pad(waveform, (0, max(0, self._receptive_field - len(waveform))))
+        return nn.functional.pad(waveform, (0, max(0, self._receptive_field - len(waveform))))
 
     def _encode_padded(self, inputs: Sequence[Tensor], samples: Sequence[int], lengths: Sequence[int]) -> Tensor:
         """Run the library over waveforms of these numbers of samples; return (total frames, dim) float32."""
         out: list[Tensor] = [torch.empty(0)] * len(inputs)
-        for group in self._groups(samples):
+        sizes = [0 if self._maskable else n for n in samples]  # clips of one size may share a padded batch
+        order = sorted(range(len(samples)), key=sizes.__getitem__)
+        for _, clips in itertools.groupby(order, key=sizes.__getitem__):
+            group = list(clips)
             batch = nn.utils.rnn.pad_sequence([inputs[i] for i in group], batch_first=True)  # (clips, samples)
             hidden = self._run_library(batch, [samples[i] for i in group])  # (clips, frames, dim)
             for row, i in enumerate(group):
@@ -115,28 +124,15 @@ class SpeechTransformer(nn.Module):
         if len(set(samples)) > 1:
             sizes = torch.tensor(samples, device=batch.device)
             mask = (torch.arange(max(samples), device=batch.device) < sizes[:, None]).long()
-        _let_wavlm_mix_masks()
+        if _MIXED_MASKS not in warnings.filters:
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")
         with torch.autocast(batch.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self._library(batch, attention_mask=mask).last_hidden_state
-
-    def _groups(self, samples: Sequence[int]) -> list[list[int]]:
-        """Indices of clips that may share one padded batch."""
-        if self._maskable:
-            return [list(range(len(samples)))]
-        order = sorted(range(len(samples)), key=lambda i: samples[i])
-        return [list(group) for _, group in itertools.groupby(order, key=lambda i: samples[i])]
+            return self.encoder(batch, attention_mask=mask).last_hidden_state
 
 
+# Torch's warning about how WavLM's attention calls it (transformers 5.23), silenced for the whole process:
+# `warnings.catch_warnings` would restore filters while other threads run batches.
 _MIXED_MASKS = ("ignore", re.compile("Support for mismatched key_padding_mask", re.IGNORECASE), Warning, None, 0)
-
-
-def _let_wavlm_mix_masks() -> None:
-    """Silence torch's warning about how WavLM's attention calls it (transformers 5.23), for the whole process.
-
-    `warnings.catch_warnings` is not thread-safe: it would restore filters while other threads run batches.
-    """
-    if _MIXED_MASKS not in warnings.filters:
-        warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")
 
 
 def _forward_in_float32(module: nn.Module, x: Tensor) -> Tensor:
@@ -158,7 +154,7 @@ def load_speech_transformer(
         has_head: whether the checkpoint has a regression head (`weight_names.layout_of`).
 
     Raises:
-        BackboneError: see `checkpoint_weights.load_encoder`.
+        BackboneError: see `load_encoder`.
     """
     encoder = load_encoder(checkpoint)
     head = load_regression_head(checkpoint) if has_head else None
@@ -179,9 +175,104 @@ def settle_kernels(device: torch.device, precision: str) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
-    """Return the samples that the convolutions need for one frame: 400 for wav2vec 2.0."""
-    field = 1
-    for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
-        field = (field - 1) * stride + kernel
-    return field
+def load_regression_head(checkpoint: Checkpoint) -> RegressionHead:
+    """Load the regression head of a checkpoint, with its outputs in the order of `weight_names.VAD`.
+
+    Raises:
+        BackboneError: a weight is missing, unexpected or of another shape.
+    """
+    layout = checkpoint.layout()
+    stored = checkpoint.tensors(
+        lambda name: name.startswith((f"{layout.head}dense.", f"{layout.head}{layout.output}."))
+    )
+    tensors = {name.removeprefix(layout.head or ""): tensor.float() for name, tensor in stored.items()}
+    head = RegressionHead(checkpoint.config.get("hidden_size", 768), len(VAD))
+    expected = {
+        name.replace("out_proj", layout.output): tuple(tensor.shape) for name, tensor in head.state_dict().items()
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(set(found.items()) ^ set(expected.items()))
+        raise BackboneError(
+            f"{checkpoint.folder} names arousal, dominance and valence as its labels, and its regression head does not "
+            f"fit: {layout.head}{wrong[0][0]} is missing, unexpected or of another shape; download the checkpoint again"
+        )
+    rows = list(layout.order)
+    for name in ("weight", "bias"):
+        tensors[f"out_proj.{name}"] = tensors.pop(f"{layout.output}.{name}")[rows]
+    head.load_state_dict(tensors)
+    return head
+
+
+def load_encoder(checkpoint: Checkpoint, **config: Any) -> nn.Module:
+    """Build the library's model in float32.
+
+    Args:
+        checkpoint: with its weights.
+        **config: values that replace those of its configuration.
+
+    Raises:
+        BackboneError: its files cannot be read, or a weight of the encoder is missing, unexpected or of another shape.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    layout = checkpoint.layout()
+    stored = checkpoint.tensors(layout.in_encoder)
+    tensors = {name.removeprefix(layout.prefix): tensor for name, tensor in stored.items()}
+    if not checkpoint.config.get("conv_pos_batch_norm"):
+        tensors = _with_normed_position(tensors)
+    logging.disable_progress_bar()  # loading takes a second, and the extraction has its own bar
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of missing weights; problems are raised below
+    kind = getattr(transformers, _ENCODERS[checkpoint.config["model_type"]])
+    try:
+        settings = kind.config_class.from_dict({**checkpoint.config, **config})
+        encoder, report = kind.from_pretrained(
+            None,
+            config=settings,
+            state_dict=tensors,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # a model that cannot be built raises many types
+        first_line = str(error).strip().partition("\n")[0]
+        raise BackboneError(
+            f"{checkpoint.folder}: transformers {transformers.__version__} cannot build the model of its config.json "
+            f"({type(error).__name__}: {first_line})"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    _refuse_problems(checkpoint, layout.prefix, report)
+    return encoder
+
+
+def _refuse_problems(checkpoint: Checkpoint, prefix: str, report: dict[str, Any]) -> None:
+    shapes = (f"{name} {tuple(stored)} for {tuple(wanted)}" for name, stored, wanted in report["mismatched_keys"])
+    problems = {
+        "missing": sorted(set(report["missing_keys"]) - _TRAINING_ONLY),
+        "unexpected": sorted(report["unexpected_keys"]),
+        "misshapen": sorted(shapes),
+    }
+    for what, weights in problems.items():
+        if weights:
+            raise BackboneError(
+                f"{checkpoint.folder}: {len(weights)} {what} weight(s) of the encoder, the first "
+                f"{prefix + weights[0]!r}; the weights do not fit config.json, and features would be wrong: use the "
+                "config.json that belongs to them, or download the checkpoint again"
+            )
+
+
+def _with_normed_position(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Split the positional convolution into length and direction, where their product was saved."""
+    weight = tensors.get(f"{_POSITION}weight")
+    if weight is None or any(name.startswith(f"{_POSITION}parametrizations.") for name in tensors):
+        return tensors
+    parts = {
+        f"{_POSITION}parametrizations.weight.original0": weight.float().norm(dim=(0, 1), keepdim=True),
+        f"{_POSITION}parametrizations.weight.original1": weight,
+    }
+    return {name: tensor for name, tensor in tensors.items() if name != f"{_POSITION}weight"} | parts

@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING
 from cache.paths import at_home
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
 from extract.backbones.licence import licence_of_weights
-from extract.backbones.protocol import Identity
-from extract.backbones.trainable import Regularisation
-from extract.backbones.weight_names import VAD, Layout
+from extract.backbones.protocol import Backbone, Identity, Regularisation, Trainable
+from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError
 
 if TYPE_CHECKING:
     import torch
-
-    from extract.backbones.speech.encoder import SpeechTransformer
-    from extract.backbones.speech.trainable_transformer import TrainableTransformer
 
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 _DEFAULT_STRIDES = (5, 2, 2, 2, 2, 2, 2)
@@ -32,24 +28,29 @@ class TransformersFamily:
         _check_supported(checkpoint)
         layout = checkpoint.layout()
         source = name if checkpoint.commit is None else name.partition("@")[0]
+        folder = Path(at_home(source))
+        left_out = (
+            f"{checkpoint.folder.name} has weights beside its encoder that are left out: {', '.join(layout.others)} (a "
+            "head is used where its three outputs are called arousal, dominance and valence)"
+        )
         return Identity(
             source=source,
             revision=checkpoint.commit,
             fingerprint={
-                "backbone": _display_name(source),
+                "backbone": folder.resolve().name if folder.is_dir() else source,  # moving it changes nothing
                 "weights_sha256": checkpoint.weights_sha256(),
                 "config_sha256": checkpoint.config_sha256(),
                 "layer": "last",
                 "normalisation": "clip-mean-variance" if _normalises(checkpoint) else "none",
             },
-            note=_left_out(checkpoint.folder, layout),
+            note=left_out if layout.others else "",
             dim=config.get("hidden_size", 768),
             hop_seconds=math.prod(config.get("conv_stride", _DEFAULT_STRIDES)) / 16_000,
             vad_names=() if layout.head is None else VAD,
             licence=licence_of_weights(source, checkpoint.folder),
         )
 
-    def load(self, identity: Identity, device: "torch.device", precision: str) -> "SpeechTransformer":
+    def load(self, identity: Identity, device: "torch.device", precision: str) -> Backbone:
         """Build the model; every weight of the encoder must be in the file."""
         from extract.backbones.speech.encoder import load_speech_transformer
 
@@ -59,8 +60,8 @@ class TransformersFamily:
 
     def load_trainable(
         self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
-    ) -> "TrainableTransformer":
-        """See `extract.backbones.trainable.TrainableFamily`."""
+    ) -> Trainable:
+        """See `extract.backbones.protocol.TrainableFamily`."""
         from extract.backbones.speech.trainable_transformer import load_trainable_transformer
 
         checkpoint = find_checkpoint(identity.source, identity.revision)
@@ -69,12 +70,6 @@ class TransformersFamily:
 
 
 TRANSFORMERS = TransformersFamily()
-
-
-def _display_name(name: str) -> str:
-    """Return a hub id unchanged, and of a folder its name only, so that moving it changes nothing."""
-    folder = Path(at_home(name))
-    return folder.resolve().name if folder.is_dir() else name
 
 
 def _check_supported(checkpoint: Checkpoint) -> None:
@@ -96,12 +91,3 @@ def _check_supported(checkpoint: Checkpoint) -> None:
 
 def _normalises(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.preprocessor.get("do_normalize", True))
-
-
-def _left_out(folder: Path, layout: Layout) -> str:
-    if not layout.others:
-        return ""
-    return (
-        f"{folder.name} has weights beside its encoder that are left out: {', '.join(layout.others)} (a head is used "
-        "where its three outputs are called arousal, dominance and valence)"
-    )

@@ -16,12 +16,11 @@ clip. So these models run in blocks as well, with one scale and shift per clip a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from extract.backbones.packed_weights import PackedLinear
 
@@ -46,12 +45,16 @@ class FrontEnd:
     Args:
         extractor: with float32 weights, on its device.
         dtype: of the matrix products and of what lies between them.
+        product: makes the product of a layer from its convolution and the dtype; `PackedTaps` by default.
     """
 
-    def __init__(self, extractor: Any, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._layers = [Layer(layer, self._product(layer.conv)) for layer in extractor.conv_layers]
-        self._stride = math.prod(layer.stride for layer in self._layers)
+    def __init__(
+        self, extractor: Any, dtype: torch.dtype, product: Callable[[nn.Conv1d, torch.dtype], Product] | None = None
+    ) -> None:
+        self._layers = [Layer(layer, (product or PackedTaps)(layer.conv, dtype)) for layer in extractor.conv_layers]
+        self._convolutions = [(layer.kernel, layer.stride) for layer in self._layers]
+        self._stride = math.prod(stride for _, stride in self._convolutions)
+        self._block_frames = BLOCK_FRAMES
 
     def __call__(self, waveforms: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
         """Run normalised waveforms of at least one receptive field each.
@@ -59,21 +62,19 @@ class FrontEnd:
         Returns:
             (total frames, channels), the clips one after the other, and the frames of each clip.
         """
-        slots = [
-            -(-len(w) // self._stride) for w in waveforms
-        ]  # frames of each clip, with those that overlap two clips
+        slots = [-(-len(w) // self._stride) for w in waveforms]  # frames, with those that overlap two clips
         offsets = torch.tensor([0, *slots]).cumsum(0).tolist()
         scales = [self._layers[0].scale_of(w) for w in waveforms]
-        tail = self._samples(1) - self._stride
+        tail = num_samples(1, self._convolutions) - self._stride
         signal = torch.cat(
-            [functional.pad(w, (0, n * self._stride - len(w))) for w, n in zip(waveforms, slots, strict=True)]
+            [nn.functional.pad(w, (0, n * self._stride - len(w))) for w, n in zip(waveforms, slots, strict=True)]
             + [waveforms[0].new_zeros(tail)]
         )
         block = self._block_frames if signal.device.type == "cpu" else offsets[-1]
         blocks = []
         for first in range(0, offsets[-1], block):
             frames = min(block, offsets[-1] - first)
-            x = signal[first * self._stride :][: self._samples(frames)].unsqueeze(1)  # (samples, 1)
+            x = signal[first * self._stride :][: num_samples(frames, self._convolutions)].unsqueeze(1)  # (samples, 1)
             rows_per_frame = self._stride // self._layers[0].stride
             spans = [
                 (max(0, a - first) * rows_per_frame, (b - first) * rows_per_frame, scale)
@@ -81,33 +82,15 @@ class FrontEnd:
                 if scale is not None and a < first + frames and b > first
             ]
             blocks.append(self._run(x, spans))
-        lengths = [self._frames(len(w)) for w in waveforms]
+        lengths = [num_frames(len(w), self._convolutions) for w in waveforms]
         keep = torch.cat([torch.arange(start, start + n) for start, n in zip(offsets, lengths, strict=False)])
         return torch.cat(blocks)[keep.to(signal.device)], lengths
-
-    @property
-    def _block_frames(self) -> int:
-        return BLOCK_FRAMES
-
-    def _product(self, conv: nn.Conv1d) -> Product:
-        return PackedTaps(conv, self._dtype)
 
     def _run(self, x: Tensor, spans: Spans) -> Tensor:
         """All layers over the (samples, 1) of a block."""
         for layer in self._layers:
             x = layer(x, spans)
         return x
-
-    def _frames(self, samples: int) -> int:
-        for layer in self._layers:
-            samples = (samples - layer.kernel) // layer.stride + 1
-        return samples
-
-    def _samples(self, frames: int) -> int:
-        """Samples that this many frames need: their receptive field."""
-        for layer in reversed(self._layers):
-            frames = (frames - 1) * layer.stride + layer.kernel
-        return frames
 
 
 class PackedTaps:
@@ -170,9 +153,23 @@ class Layer:
         return scale.float(), (self._norm.bias - mean * scale).float()
 
 
+def num_frames(samples: int, convolutions: Sequence[tuple[int, int]]) -> int:
+    """Return the frames that convolutions of these (kernel, stride) give."""
+    for kernel, stride in convolutions:
+        samples = (samples - kernel) // stride + 1
+    return samples
+
+
+def num_samples(frames: int, convolutions: Sequence[tuple[int, int]]) -> int:
+    """Return the samples that convolutions of these (kernel, stride) need: the receptive field of the frames."""
+    for kernel, stride in reversed(convolutions):
+        frames = (frames - 1) * stride + kernel
+    return frames
+
+
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """Apply LayerNorm, which computes in float32 and keeps the dtype of its input."""
-    return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return nn.functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def taps_of(conv: nn.Conv1d) -> Tensor:

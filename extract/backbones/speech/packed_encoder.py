@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from extract.backbones.packed_weights import PackedConv1d, PackedLinear
 from extract.backbones.speech.front_end import FrontEnd, layer_norm
@@ -109,7 +108,9 @@ class _Layer:
     def _attend(self, x: Tensor, lengths: Sequence[int], heads: int) -> Tensor:
         qkv = self._qkv(x).view(len(x), 3, heads, -1)  # (frames, 3, heads, head dim)
         mixed = [
-            functional.scaled_dot_product_attention(*clip.permute(1, 2, 0, 3).unsqueeze(1)).squeeze(0).transpose(0, 1)
+            nn.functional.scaled_dot_product_attention(*clip.permute(1, 2, 0, 3).unsqueeze(1))
+            .squeeze(0)
+            .transpose(0, 1)
             for clip in qkv.split(list(lengths))
         ]
         return self._out(torch.cat(mixed).flatten(1))

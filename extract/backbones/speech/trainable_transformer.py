@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from extract.backbones.checkpoint import CONFIGS, Checkpoint, save_checkpoint
-from extract.backbones.checkpoint_weights import RegressionHead, load_encoder, load_regression_head
-from extract.backbones.hub import WEIGHTS
+from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint, save_checkpoint
 from extract.backbones.precision import DTYPES
-from extract.backbones.protocol import Features
+from extract.backbones.protocol import Features, Regularisation, Stage
 from extract.backbones.speech.cpu_training import prepare_for_cpu
-from extract.backbones.speech.encoder import SpeechTransformer, settle_kernels
-from extract.backbones.trainable import Regularisation, Stage
+from extract.backbones.speech.encoder import (
+    RegressionHead,
+    SpeechTransformer,
+    load_encoder,
+    load_regression_head,
+    settle_kernels,
+)
 from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError
 
@@ -50,16 +53,16 @@ class TrainableTransformer(SpeechTransformer):
     def _run_library(self, batch: Tensor, samples: Sequence[int]) -> Tensor:
         """Run as in extraction. Batches shorter than a span of SpecAugment are not masked."""
         frames = self.num_frames(max(samples))
-        self._library.config.apply_spec_augment = self._masks and frames > self._library.config.mask_time_length
+        self.encoder.config.apply_spec_augment = self._masks and frames > self.encoder.config.mask_time_length
         return super()._run_library(batch, samples)
 
     def stages(self) -> list[Stage]:
         """See `Trainable`. Where only clips of equal length share a batch, layers are called once per length."""
-        inner, stable = self._library.encoder, self._library.config.do_stable_layer_norm
-        first: list[nn.Module] = [self._library.feature_projection, inner.pos_conv_embed, inner.dropout]
+        inner, stable = self.encoder.encoder, self.encoder.config.do_stable_layer_norm
+        first: list[nn.Module] = [self.encoder.feature_projection, inner.pos_conv_embed, inner.dropout]
         last = [*([inner.layer_norm] if stable else []), *([self.head] if self.head is not None else [])]
         return [
-            Stage("cnn", [self._library.feature_extractor], called_once=self._maskable),
+            Stage("cnn", [self.encoder.feature_extractor], called_once=self._maskable),
             Stage("projection", first if stable else [*first, inner.layer_norm]),
             *(Stage(f"layer {i}", [layer], called_once=self._maskable) for i, layer in enumerate(inner.layers, 1)),
             *([Stage("output", last)] if last else []),
@@ -67,16 +70,18 @@ class TrainableTransformer(SpeechTransformer):
 
     def remembers(self, stages: int) -> int:
         """See `Divisible`. WavLM's layers share values of the first layer, so only its convolutions can be cached."""
-        if self._library.config.model_type == "wavlm" or (self._masks and stages > 1):
+        if self.encoder.config.model_type == "wavlm" or (self._masks and stages > 1):
             return min(stages, 1)
         return min(stages, len(self.stages()) - 1)
 
     def below(self, waveforms: Sequence[Tensor], stages: int) -> list[Tensor]:
         """See `Divisible`."""
+        from transformers.modeling_outputs import BaseModelOutput
+
         prepared = [self._prepare(w) for w in waveforms]
         lengths = [self.num_frames(len(w)) for w in waveforms]
-        library, inner = self._library, self._library.encoder
-        replaced: Any = {"feature_projection": _Same(library.config), "encoder": _Frames()}
+        library, inner = self.encoder, self.encoder.encoder
+        replaced: Any = {"feature_projection": _Instead(self._as_projected), "encoder": _Instead(BaseModelOutput)}
         if stages > 1:
             replaced = {"layers": inner.layers[: stages - 2]}
             replaced |= {"layer_norm": nn.Identity()} if library.config.do_stable_layer_norm else {}
@@ -85,30 +90,35 @@ class TrainableTransformer(SpeechTransformer):
 
     def above(self, frames: Sequence[Tensor], samples: Sequence[int], stages: int) -> Features:
         """See `Divisible`."""
-        inner = self._library.encoder
+        inner = self.encoder.encoder
         lengths = [self.num_frames(n) for n in samples]
         needed = [max(n, self._receptive_field) for n in samples]
-        outer: dict[str, nn.Module] = {"feature_extractor": _Transposed()}
+        # the convolutions' output is given; so are, above stage 1, the projection's and the positions
+        outer: dict[str, nn.Module] = {"feature_extractor": _Instead(lambda frames: frames.transpose(1, 2))}
         within: dict[str, nn.Module] = {}
         if stages > 1:
-            outer["feature_projection"] = _Same(self._library.config)
-            within = {"pos_conv_embed": _Zeros(), "layers": inner.layers[stages - 2 :]}
-            within |= {} if self._library.config.do_stable_layer_norm else {"layer_norm": nn.Identity()}
-        with _replaced(self._library, **outer), _replaced(inner, **within):
+            outer["feature_projection"] = _Instead(self._as_projected)
+            within = {"pos_conv_embed": _Instead(torch.zeros_like), "layers": inner.layers[stages - 2 :]}
+            within |= {} if self.encoder.config.do_stable_layer_norm else {"layer_norm": nn.Identity()}
+        with _replaced(self.encoder, **outer), _replaced(inner, **within):
             return self._features(self._encode_padded(frames, needed, lengths), lengths)
+
+    def _as_projected(self, frames: Tensor) -> Any:
+        """Return frames in the form in which the library's projection returns them."""
+        return frames if self.encoder.config.model_type == "hubert" else (frames, frames)
 
     def adapter_targets(self) -> tuple[nn.Module, list[str]]:
         """See `Trainable`: query and value, as in the LoRA paper (Hu et al. 2021, section 4.2)."""
-        if self._library.config.model_type == "wavlm":
+        if self.encoder.config.model_type == "wavlm":
             raise BackboneError(
                 "WavLM's attention reads the weights of its projections directly, so --lora would train nothing; "
                 "leave it out, and freeze the layers that should not be trained"
             )
-        return self._library, ["q_proj", "v_proj"]
+        return self.encoder, ["q_proj", "v_proj"]
 
     def save(self, folder: Path) -> None:
         """See `Trainable`. The regression head is stored as `classifier.`, as in audEERING's checkpoint."""
-        tensors = dict(self._library.state_dict())
+        tensors = dict(self.encoder.state_dict())
         config = {k: v for k, v in self._checkpoint.config.items() if k != "torch_dtype"} | {"dtype": "float32"}
         if self.head is not None:
             tensors |= {f"classifier.{name}": tensor for name, tensor in self.head.state_dict().items()}
@@ -126,41 +136,18 @@ class TrainableTransformer(SpeechTransformer):
         tensors = load_file(folder / WEIGHTS[0])
         if self.head is not None:
             self.head.load_state_dict({name: tensors.pop(f"classifier.{name}") for name in self.head.state_dict()})
-        self._library.load_state_dict(tensors)
+        self.encoder.load_state_dict(tensors)
 
 
-class _Transposed(nn.Module):
-    """Replaces the convolutions: takes their cached output."""
+class _Instead(nn.Module):
+    """Replaces a module of the library by a function of its first input."""
 
-    def forward(self, frames: Tensor) -> Tensor:
-        return frames.transpose(1, 2)
-
-
-class _Same(nn.Module):
-    """Replaces the projection: returns its input in the form that the library expects."""
-
-    def __init__(self, config: Any) -> None:
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self._alone = config.model_type == "hubert"
-
-    def forward(self, frames: Tensor) -> Any:
-        return frames if self._alone else (frames, frames)
-
-
-class _Zeros(nn.Module):
-    """Replaces the positional embedding, which the frames already contain."""
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return torch.zeros_like(frames)
-
-
-class _Frames(nn.Module):
-    """Replaces the transformer: returns its input."""
+        self._function = function
 
     def forward(self, frames: Tensor, **_: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutput
-
-        return BaseModelOutput(last_hidden_state=frames)
+        return self._function(frames)
 
 
 @contextlib.contextmanager
@@ -219,16 +206,11 @@ def load_trainable_transformer(
     settle_kernels(device, precision)
     encoder: Any = load_encoder(checkpoint, **changed)
     if regularisation.checkpointing:
-        _checkpoint_activations(encoder)
+        how = {"use_reentrant": False}  # reentrant loses gradients where the first stages are frozen
+        if hasattr(encoder, "activation_checkpointing_enable"):
+            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+        else:  # older versions of transformers
+            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     prepare_for_cpu(encoder, checkpointing=regularisation.checkpointing)
     head = load_regression_head(checkpoint) if has_head else None
     return TrainableTransformer(checkpoint, encoder, head, normalise, DTYPES[precision]).eval().to(device)
-
-
-def _checkpoint_activations(encoder: Any) -> None:
-    """Use activation checkpointing, whose method has another name in older versions of transformers."""
-    how = {"use_reentrant": False}  # reentrant loses gradients where the first stages are frozen
-    if hasattr(encoder, "activation_checkpointing_enable"):
-        encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
-    else:
-        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)

@@ -13,7 +13,7 @@ import pytest
 
 from cache import CacheFormatError, CacheWriteError, CacheWriter, DamagedCacheError, open_cache
 from cache.containers import hdf5_file
-from cache.containers.container import open_container
+from cache.containers.by_suffix import open_container
 from cache.containers.hdf5_file import Hdf5Container
 from cache.containers.zarr_group import ZarrContainer
 from cache.maintenance.rewrite import compact, repair
@@ -174,7 +174,8 @@ def test_stopped_work_on_another_file_is_no_part_of_a_cache_and_is_kept_as_one(
     if ids:
         assert contents(path) == expected(ids)
         assert verify(path).sound
-    make_cache(path, "z")
+    with pytest.warns(UserWarning, match=r"continue another file .* put aside as .*a\.h5\.stopped-"):
+        make_cache(path, "z")
     assert contents(path) == expected(f"{ids}z")
     (kept,) = beside(path)
     assert kept.name.startswith("a.h5.stopped-")
@@ -187,6 +188,18 @@ def test_stopped_work_continues_a_copy_of_its_file(path, stopped, make_cache, ex
     stopped(path, "c")
     path.with_stem("copy").replace(path)
     assert contents(path) == expected("abc")
+
+
+def test_damaged_work_is_not_sealed(path, stopped, make_cache, folder_of, expected, contents, plainly, flipped):
+    make_cache(path, "ab")
+    stopped(path, "cd")
+    (shard, *_) = sorted(folder_of(path).glob("segments/*/frames/c/0/0"))
+    shard.write_bytes(flipped(shard.read_bytes(), 0))
+    with pytest.raises(DamagedCacheError, match=r"was not written, .* clip 'c': the bytes do not match .* repair"):
+        make_cache(path, "e")
+    assert plainly(path) == expected("ab")
+    repair(path)
+    assert contents(path) == plainly(path) == expected("abde")
 
 
 def test_a_file_that_vanishes_under_its_writer_costs_no_committed_clip(

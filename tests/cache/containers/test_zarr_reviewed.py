@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cache import CacheWriter, DamagedCacheError, open_cache
-from cache.containers.container import open_container
+from cache.containers.by_suffix import open_container
 from cache.derive.derived import derive
 from cache.maintenance.rewrite import compact, repair
 from cache.maintenance.transfer import transfer

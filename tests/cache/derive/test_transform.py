@@ -144,9 +144,8 @@ def test_nothing_is_read_where_nothing_is_fitted():
 def test_a_transform_survives_being_stored(pca, standardise):
     clips = made_clips()
     fitted = Transform.fit(clips, 2, pca, standardise)
-    recipe = {"pool": 2, "standardise": standardise, "fitted_on": fitted.fitted_on} | ({"pca": pca} if pca else {})
+    recipe = {"pool": 2, "standardise": standardise} | ({"pca": pca} if pca else {})
     again = Transform.from_arrays(fitted.to_arrays(), recipe)
-    assert again.fitted_on == fitted.fitted_on
     for clip in clips:
         np.testing.assert_array_equal(again.apply(clip).frames, fitted.apply(clip).frames)
 
@@ -166,7 +165,7 @@ def test_an_incomplete_transform_is_refused(name, change):
     ("clips", "pca", "message"),
     [
         (made_clips(), 8, "--pca 8: a frame has 7 features.*give at most --pca 7"),
-        (made_clips(number=1), 2, "--pca 2: the 1 training clips have 1 frames.*smaller --pca or --pool"),
+        (made_clips(number=1), 2, "--pca 2: the training clips have 1 frames.*smaller --pca or --pool"),
         ([], 2, "no training clips.*--train"),
     ],
 )
@@ -184,8 +183,6 @@ def test_a_training_set_is_named_by_its_ids_and_bytes_in_any_order():
     name = training_set({"a": 1, "b": 2})
     assert name == training_set({"b": 2, "a": 1})
     assert len({name, training_set({"a": 1}), training_set({"a": 1, "b": 3}), training_set({"a": 1, "c": 2})}) == 4
-    fitted = Transform.fit(made_clips(), standardise=True).fitted_on
-    assert fitted == {"clips": 12, "sha256": training_set({clip.id: clip.checksum() for clip in made_clips()})}
 
 
 def test_deriving_needs_numpy_only():

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cache import CacheWriter, Clip, Header, open_cache
-from cache.exchange import exporting
-from cache.exchange.exporting import KINDS, ExportError, export
+from cache.exchange.exporting import KINDS, export
+from cache.exchange.selection import ExportError, Selection
 
 IDS = ["train/клип/один", "train/00001", "日本語", "z", "train/a b.c", "Ünï/ço∂é/🎭"]
 SOME = ["z", "train/00001"]
@@ -175,7 +175,7 @@ def test_some_clips_come_out_in_the_order_they_are_asked_for(one, kind, out):
 
 
 def test_memory_is_bounded_in_bytes_and_not_in_clips(store, tmp_path, monkeypatch, record):
-    for module in ("exporting", "export_arrow"):
+    for module in ("selection", "export_arrow"):
         monkeypatch.setattr(f"cache.exchange.{module}.CHUNK_BYTES", 200)
     expected = [record(store[clip_id]) for clip_id in store]
     for kind, read in READ.items():
@@ -185,7 +185,7 @@ def test_memory_is_bounded_in_bytes_and_not_in_clips(store, tmp_path, monkeypatc
     assert 1 < groups.num_row_groups < len(store)
     export(store, tmp_path / "npy", "npy")
     assert np.load(tmp_path / "npy" / "frames.npy").tobytes() == store.load(store.ids)[0].tobytes()
-    chunks = list(exporting.Selection(store=store, ids=store.ids, manifest={}).chunks())
+    chunks = list(Selection(store=store, ids=store.ids, manifest={}).chunks())
     assert [clip_id for chunk in chunks for clip_id in chunk] == store.ids
     lengths = dict(zip(store.ids, store.num_frames.tolist(), strict=True))
     per_frame = store.dim * store.header.dtype.itemsize + 4 * len(store.vad_names)

@@ -1,5 +1,6 @@
 """Compact makes one segment of many: the same clips in the same order, killed at any moment or not."""
 
+import contextlib
 import itertools
 import os
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 
 from cache import CacheLockedError, CacheWriteError, CacheWriter, DamagedCacheError, open_cache
-from cache.containers.container import open_container
-from cache.containers.zarr_group import ZarrContainer
-from cache.maintenance.rewrite import compact
+from cache.containers import zarr_group
+from cache.containers.by_suffix import open_container
+from cache.containers.hdf5_file import Hdf5Container
+from cache.maintenance.rewrite import compact, repair
 from cache.maintenance.verify import verify
 
 IDS = "abcdef"
@@ -188,7 +190,7 @@ def test_what_a_killed_compaction_replaced_never_counts_again(
     path = make_cache(tmp_path / "a.zarr", IDS, per_segment=2)
 
     def die_after_the_commit():
-        ZarrContainer._put_groups = lambda _: os._exit(9)
+        zarr_group.GroupMetadata = lambda: os._exit(9)
         compact(path)
 
     assert exit_code(fork(die_after_the_commit)) == 9
@@ -312,3 +314,51 @@ def test_a_cache_behind_a_url_is_compacted_too(make_cache, expected, contents):
     assert compact(url).segments == (3, 1)
     assert contents(url) == expected(IDS)
     assert verify(url).sound
+
+
+@pytest.fixture
+def stopped(make_header, make_clip):
+    """Commit a clip to an HDF5 cache that is not sealed then."""
+
+    def stopped(path, clip_id):
+        with contextlib.suppress(KeyboardInterrupt), CacheWriter(path, make_header()) as writer:
+            writer.add(make_clip(clip_id))
+            raise KeyboardInterrupt
+        return path
+
+    return stopped
+
+
+@pytest.mark.parametrize("mend", [compact, repair])
+def test_what_a_compaction_left_that_was_killed_after_the_new_file_had_its_name_is_removed(
+    tmp_path, mend, fork, exit_code, make_cache, make_header, make_clip, stopped, beside, expected, contents
+):
+    path = stopped(make_cache(tmp_path / "a.h5", "ab"), "c")
+
+    def die_before_the_folder_goes():
+        Hdf5Container._remove_folder = lambda _: os._exit(9)
+        compact(path)
+
+    assert exit_code(fork(die_before_the_folder_goes)) == 9
+    assert contents(path) == expected("abc")
+    with pytest.warns(UserWarning, match="put aside"), CacheWriter(path, make_header()) as writer:
+        writer.add(make_clip("d"))
+    assert [place.name.startswith("a.h5.stopped-") for place in beside(path)] == [True]
+    assert mend(path).changed
+    assert beside(path) == []
+    assert contents(path) == expected("abcd")
+    assert not mend(path).changed
+
+
+@pytest.mark.parametrize("mend", [compact, repair])
+def test_a_folder_that_was_put_aside_with_clips_of_its_own_is_kept(
+    tmp_path, mend, make_cache, stopped, beside, expected, contents
+):
+    path = stopped(make_cache(tmp_path / "a.h5", "ab"), "c")
+    path.write_bytes(make_cache(tmp_path / "b.h5", "ad").read_bytes())
+    with pytest.warns(UserWarning, match="put aside"):
+        mend(path)
+    mend(path)
+    (aside,) = tmp_path.glob("a.h5.stopped-*.zarr")
+    assert contents(aside) == expected("c")
+    assert contents(path) == expected("ad")

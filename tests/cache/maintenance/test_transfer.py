@@ -11,7 +11,7 @@ import pytest
 
 import cache.maintenance.transfer as transfer_module
 from cache import CacheFormatError, CacheWriter, DamagedCacheError, StaleCacheError, open_cache
-from cache.containers.container import open_container
+from cache.containers.by_suffix import open_container
 from cache.maintenance.transfer import ROUNDED, transfer
 
 OTHER = {".zarr": ".h5", ".h5": ".zarr"}

@@ -1,5 +1,6 @@
 """The `emi cache` commands as a user meets them: what they say, and their exit codes."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -257,7 +258,7 @@ def test_compact_counts_segments_before_and_after(run, tiny):
 
 def test_compact_refuses_a_segment_of_no_size(run, tiny):
     code, _, err = run("compact", tiny, "--segment-gb", "0")
-    assert (code, err) == (2, "emi: --segment-gb must be above zero, got 0.0\n")
+    assert (code, err) == (2, "emi: --segment-gb takes a number of gigabytes above zero, such as 64, got 0.0\n")
 
 
 def test_a_cache_in_use_is_not_rewritten(run, tiny):
@@ -308,6 +309,8 @@ def test_info_counts_and_names_everything(run, tiny):
         "hours": 18 * 0.02 / 3600,
         "segments": 3,
         "lost_segments": 0,
+        "unsealed_segments": 0,
+        "leftovers": 0,
         "files": len(files),
         "bytes": sum(p.stat().st_size for p in files),
         "compression": "none",
@@ -327,3 +330,17 @@ def test_info_says_that_segments_are_missing(run, tmp_path):
     shutil.rmtree(min(p for p in (path / "segments").iterdir() if p.is_dir()))
     assert f"1 segments are missing: emi cache verify {path}" in run("info", path)[1]
     assert json.loads(run("info", path, "--json")[1])["lost_segments"] == 1
+
+
+def test_info_says_that_work_on_an_hdf5_file_is_not_in_it_yet(run, tmp_path):
+    path, header = fill(tmp_path / "tiny.h5", "ab"), open_cache(tmp_path / "tiny.h5").header
+    with contextlib.suppress(KeyboardInterrupt), CacheWriter(path, header) as writer:
+        writer.add(clip("c"))
+        raise KeyboardInterrupt
+    said = "1 of these segments are not in the file yet, but in a hidden folder beside it; bring them there"
+    assert f"{said}: emi cache compact {path}" in run("info", path)[1]
+    assert json.loads(run("info", path, "--json")[1])["unsealed_segments"] == 1
+    assert run("compact", path)[0] == 0
+    assert json.loads(run("info", path, "--json")[1])["unsealed_segments"] == 0
+    shutil.copytree(fill(tmp_path / "other.zarr", "x"), tmp_path / ".tiny.h5.zarr")
+    assert "1 leftovers of stopped runs are no part of it" in run("info", path)[1]

@@ -17,8 +17,8 @@ from emi.cli.cache import export as cache_export
 from emi.cli.cache import import_ as cache_import
 
 APP = typer.Typer(rich_markup_mode=None)
-APP.command("import", epilog=cache_import.EXAMPLE)(cache_import.import_)
-APP.command("export", epilog=cache_export.EXAMPLE)(cache_export.export)
+APP.command("import")(cache_import.import_)
+APP.command("export")(cache_export.export)
 
 
 def run(*arguments: object, code: int = 0) -> str:

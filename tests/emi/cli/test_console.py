@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from emi.console import Progress, Stages, TrialLines
+from emi.console import Progress, TrialLines
 
 
 class Clock:
@@ -29,7 +29,7 @@ def lines(stream: io.StringIO) -> list[str]:
 
 def test_a_log_has_a_line_at_the_start_each_minute_and_at_the_end(clock):
     stream = io.StringIO()
-    with Progress(300, "extracting", stream=stream, clock=clock) as progress:
+    with Progress("extracting", stream=stream, clock=clock) as progress:
         assert lines(stream) == []  # the backbone is being loaded
         for done in range(1, 301):
             clock.seconds += 0.5
@@ -46,7 +46,7 @@ def test_work_of_a_moment_says_nothing_where_that_is_asked_for(clock):
     said = []
     for after in (0.0, 3.0):
         stream = io.StringIO()
-        with Progress(None, "verifying", after=after, stream=stream, clock=clock) as progress:
+        with Progress("verifying", after=after, stream=stream, clock=clock) as progress:
             clock.seconds += 2
             progress(40, 40, 0.0)
         said.append(lines(stream))
@@ -55,7 +55,7 @@ def test_work_of_a_moment_says_nothing_where_that_is_asked_for(clock):
 
 def test_work_that_was_to_take_a_moment_and_takes_longer_begins_to_speak(clock):
     stream = io.StringIO()
-    with Progress(None, "verifying", after=1.0, stream=stream, clock=clock) as progress:
+    with Progress("verifying", after=1.0, stream=stream, clock=clock) as progress:
         for done in range(1, 5):
             clock.seconds += 0.5
             progress(done, 4, 0.0)
@@ -64,14 +64,14 @@ def test_work_that_was_to_take_a_moment_and_takes_longer_begins_to_speak(clock):
 
 def test_work_that_never_began_says_nothing(clock):
     stream = io.StringIO()
-    with Progress(None, "decoding", stream=stream, clock=clock):
+    with Progress("decoding", stream=stream, clock=clock):
         clock.seconds += 1000
     assert lines(stream) == []
 
 
 def test_work_that_stops_says_how_far_it_came(clock):
     stream = io.StringIO()
-    with Progress(10, "extracting", stream=stream, clock=clock) as progress:
+    with Progress("extracting", stream=stream, clock=clock) as progress:
         clock.seconds += 5
         progress(3, 10, 1.0)
     assert lines(stream)[-1] == "extracting stopped at 3 of 10 clips after 0:05, 36.0 clips/min, 0 x real time"
@@ -79,7 +79,7 @@ def test_work_that_stops_says_how_far_it_came(clock):
 
 def test_a_second_round_is_counted_anew(clock):
     stream = io.StringIO()
-    with Progress(None, "reading", stream=stream, clock=clock) as progress:
+    with Progress("reading", stream=stream, clock=clock) as progress:
         for total in (2, 3):
             for done in range(1, total + 1):
                 clock.seconds += 60
@@ -95,22 +95,46 @@ def test_a_second_round_is_counted_anew(clock):
 
 def test_a_closed_standard_error_is_no_error(monkeypatch, clock):
     monkeypatch.setattr("sys.stderr", None)
-    with Progress(2, "extracting", clock=clock) as progress:
+    with Progress("extracting", clock=clock) as progress:
         progress(1, 2, 1.0)
 
 
-def test_stages_follow_each_other(capsys, monkeypatch):
-    monkeypatch.setattr("emi.console.MOMENT", 0.0)
-    with Stages() as stages:
-        stages("verifying", 2, 2, 1.0)
-        stages("rewriting", 1, 2, 1.0)
-    said = capsys.readouterr().err.splitlines()
-    assert [line.split(" took ")[0].split(" after ")[0] for line in said] == [
+def test_stages_follow_each_other(clock):
+    stream = io.StringIO()
+    with Progress(stream=stream, clock=clock) as progress:
+        progress.stage("verifying", 2, 2, 1.0)
+        clock.seconds += 4
+        progress.stage("rewriting", 1, 2, 1.0)
+        clock.seconds += 1
+    assert progress.took == 5
+    assert [line.split(",")[0] for line in lines(stream)] == [
         "verifying 2 clips",
-        "verifying 2 of 2 clips",
+        "verifying 2 of 2 clips took 0:00",
         "rewriting 2 clips",
-        "rewriting stopped at 1 of 2 clips",
+        "rewriting stopped at 1 of 2 clips after 0:01",
     ]
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_bar_per_stage_and_a_table_of_trials(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Progress(after=1.0, stream=stream, clock=clock) as progress:
+        for name in ("verifying", "rewriting"):
+            for done in (1, 2):
+                clock.seconds += 1
+                progress.stage(name, done, 2, 1.0)
+    with TrialLines(stream, clock) as shown:
+        shown(status(1))
+        shown(status(3))
+    text = stream.getvalue()
+    assert all(part in text for part in ("verifying", "rewriting", "2/2", "2.0 clips/s", "3 of 3", "pruned"))
 
 
 def status(finished: int, **more):

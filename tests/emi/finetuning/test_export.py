@@ -94,7 +94,7 @@ def test_scoring_with_adapters_merged_leaves_every_weight_as_it_was(checkpoint):
         if "lora_" in name:
             torch.nn.init.normal_(parameter)
     before = {name: weight.clone() for name, weight in backbone.state_dict().items()}
-    with adapters_merged(backbone, True):
+    with adapters_merged(backbone):
         merged = backbone.state_dict()
         assert any(not torch.equal(merged[name], weight) for name, weight in before.items())
     assert all(torch.equal(weight, before[name]) for name, weight in backbone.state_dict().items())

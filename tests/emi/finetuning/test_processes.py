@@ -114,7 +114,7 @@ def test_what_only_another_process_meets(tune, tmp_path, monkeypatch, capfd):
 
 FAILS = """
 import os, sys
-if "emi.finetuning.local_worker" in sys.orig_argv:
+if "emi.finetuning.local_processes" in sys.orig_argv:
     import emi.finetuning.model as model
     def forward(*args, **more):
         raise {"MemoryError": MemoryError, "ValueError": ValueError}[os.environ["FAILS"]]("of it")
@@ -128,7 +128,10 @@ def others(out):
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (place / "cmdline").read_bytes().split(b"\0")
-            if b"emi.finetuning.local_worker" in words and f"TRAINS={out}".encode() in (place / "environ").read_bytes():
+            if (
+                b"emi.finetuning.local_processes" in words
+                and f"TRAINS={out}".encode() in (place / "environ").read_bytes()
+            ):
                 found.append(int(place.name))
     return found
 

@@ -37,10 +37,11 @@ FILES = ("model.safetensors", "best.safetensors", "features.toml", "predictions_
 
 @pytest.fixture(scope="module", params=MORE)
 def go(request, labelled, checkpoint, audio):
+    program = python()  # which adds to the environment
     environment = os.environ | {"MORE": MORE[request.param]}
 
     def go(out, where="step", number=-1):
-        command = [python(), "-c", RUN, labelled, out, checkpoint, audio, where, number]
+        command = [program, "-c", RUN, labelled, out, checkpoint, audio, where, number]
         return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=250, env=environment)
 
     return go
@@ -62,10 +63,11 @@ def losses(out):
 
 
 def test_killed_in_the_middle_of_a_batch_of_kept_outputs_it_gives_the_same_bytes(labelled, checkpoint, audio, tmp_path):
+    program = python()  # which adds to the environment
     environment = os.environ | {"MORE": MORE["remembered"]}
     for name, where, numbers in (("a", "step", [-1]), ("b", "kept", [3, 9, -1])):
         for number in numbers:
-            command = [python(), "-c", RUN, labelled, tmp_path / name / "ft", checkpoint, audio, where, number]
+            command = [program, "-c", RUN, labelled, tmp_path / name / "ft", checkpoint, audio, where, number]
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
             assert done.returncode == (0 if number < 0 else -signal.SIGKILL), done.stderr
     one, two = (tmp_path / name / "ft" for name in ("a", "b"))

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from emi.finetuning.audio import waveform
-from emi.finetuning.batches import Piece, cut
+from emi.finetuning.clips import WaveformAugment
 from emi.finetuning.depth import Depth
 from emi.finetuning.frozen import FrozenOutputs
-from emi.finetuning.gradients import Gradients
+from emi.finetuning.gradients import Gradients, Piece, cut
 from emi.finetuning.media import DecodedMedia, gather_media
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.start import on_this_machine
-from emi.finetuning.waveforms import WaveformAugment
 from extract.backbones import Regularisation, identify, load_trainable
 from train_head.losses import build_objective
 from train_head.runs.inputs import LabelFiles
@@ -279,11 +278,11 @@ def test_a_lack_of_memory_says_what_helps(start, monkeypatch):
 
 
 def test_a_lack_of_memory_in_several_processes_says_that_they_can_split_the_weights(start):
-    from emi.finetuning.memory import FinetuneMemoryError, advise
+    from emi.finetuning.memory import FinetuneMemoryError
 
     trainer = start()
     trainer.processes.count = 2
-    with pytest.raises(FinetuneMemoryError, match=r"--fsdp splits weights"), advise(trainer):
+    with pytest.raises(FinetuneMemoryError, match=r"--fsdp splits weights"), trainer._advised():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -332,10 +331,11 @@ def test_remembering_what_is_frozen_changes_no_gradient(start, freeze):
 
 
 @pytest.mark.parametrize("home", ["here", "on a machine that this one does not see"])
-def test_each_clip_goes_through_the_frozen_stages_once(start, home, tmp_path):
+def test_each_clip_goes_through_the_frozen_stages_once(start, home, tmp_path, monkeypatch):
     trainer = start(freeze="layers:5", epochs=3)
     if home != "here":
-        trainer._home, trainer._place = tmp_path / "unseen" / "run", tmp_path / "own" / "run"
+        trainer._place = tmp_path / "own" / "run"
+        monkeypatch.setattr(trainer.processes, "from_first", lambda value: (tmp_path / "unseen" / "run", value[1]))
     trainer.restore()
     seen = []
     below = trainer.model.backbone.below
@@ -345,47 +345,20 @@ def test_each_clip_goes_through_the_frozen_stages_once(start, home, tmp_path):
     assert sum(seen) == len(trainer.train)
 
 
-def test_several_processes_read_what_each_has_written(tmp_path):
-    paths = [tmp_path / f"{i}.bin" for i in range(3)]
-    one, two = (FrozenOutputs(path, paths) for path in paths[:2])
-    names = [bytes([i]) * 16 for i in range(4)]
-    outputs = [torch.randn(5, 3) for _ in names]
-    for i, name in enumerate(names):
-        assert one.get(name) is two.get(name) is None
-        (one, two)[i % 2].put(name, outputs[i])
-        (two, one)[i % 2].put(name, outputs[i])  # is there already
-        assert torch.equal(one.get(name), outputs[i])
-        assert torch.equal(two.get(name), outputs[i])
-    assert paths[0].stat().st_size == paths[1].stat().st_size
-    with paths[1].open("ab") as file:
-        file.write(bytes(50))  # another is writing just now
-    assert one.get(bytes(16)) is not None
-    assert one.get(b"x" * 16) is None
-    paths[1].unlink()  # its disk was full
-    assert one.get(names[1]) is None
-    one.put(names[1], outputs[1])
-    assert torch.equal(one.get(names[1]), outputs[1])
+def test_a_full_disk_frees_what_was_kept_and_training_continues(start, monkeypatch):
+    trainer = start(freeze="layers:5", epochs=1)
+    trainer.restore()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FrozenOutputs, "put", full)
+    trainer.run_epoch(1)
+    assert not list(trainer.folder.glob("frozen*"))
 
 
-def test_a_torn_or_damaged_entry_is_computed_again(tmp_path):
-    path = tmp_path / "frozen.bin"
-    kept = FrozenOutputs(path)
-    names = [bytes([i]) * 16 for i in range(3)]
-    outputs = {name: torch.randn(5, 3) for name in names}
-    for name, output in outputs.items():
-        kept.put(name, output)
-    content = bytearray(path.read_bytes())
-    content[-70] ^= 1  # in the last entry's numbers
-    path.write_bytes(bytes(content[:-4]))  # and it is torn
-    again = FrozenOutputs(path)
-    assert torch.equal(again.get(names[0]), outputs[names[0]])
-    assert torch.equal(again.get(names[1]), outputs[names[1]])
-    assert again.get(names[2]) is None
-    again.put(names[2], outputs[names[2]])
-    assert torch.equal(FrozenOutputs(path).get(names[2]), outputs[names[2]])
-    content = bytearray(path.read_bytes())
-    content[40] ^= 1
-    path.write_bytes(bytes(content))
-    damaged = FrozenOutputs(path)
-    assert damaged.get(names[0]) is None
-    assert torch.equal(damaged.get(names[1]), outputs[names[1]])
+def test_what_an_earlier_version_kept_is_deleted_in_the_end(tune, tmp_path):
+    tune(tmp_path / "ft", "silero", epochs=1)
+    (tmp_path / "ft" / "frozen-0.bin").write_bytes(bytes(10))
+    tune(tmp_path / "ft", "silero", epochs=1)
+    assert not list((tmp_path / "ft").glob("frozen*"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from extract.audio.media import decode, read
-from extract.audio.timeline import LARGEST_GAP, Clock
+from extract.audio.track import LARGEST_GAP, Clock
 from extract.errors import MediaError
 
 CONTAINERS = [

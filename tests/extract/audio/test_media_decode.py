@@ -7,7 +7,7 @@ import torch
 import torchaudio
 
 from extract.audio.media import decode, resample
-from extract.audio.packets import Packets
+from extract.audio.track import Track
 from extract.settings import SAMPLE_RATE
 
 LOSSLESS = [
@@ -144,12 +144,12 @@ def test_decoding_stops_at_the_cut(tmp_path, media, monkeypatch):
     media.write(tmp_path / "x.wav", media.tones(20.0), 16000)
     decoded = []
 
-    def counted(packets, frames=Packets.frames):
-        for frame in frames(packets):
+    def counted(track, frames=Track.frames):
+        for frame in frames(track):
             decoded.append(frame.samples)
             yield frame
 
-    monkeypatch.setattr(Packets, "frames", counted)
+    monkeypatch.setattr(Track, "frames", counted)
     assert decode(tmp_path / "x.wav", 1.0).seconds == 20.0
     assert 16000 <= sum(decoded) <= 1.1 * 16000 + max(decoded)
 

@@ -16,7 +16,7 @@ from cache.ids import MEDIA_SUFFIXES
 from cache.maintenance.transfer import transfer
 from cache.writer import CacheWriter
 from emi.cli import app
-from extract.audio.decoder import Decoder
+from extract.audio.decoding import Decoder
 from extract.audio.media import decode
 from extract.errors import ExtractSettingsError, MediaError
 from extract.settings import DecodeOptions

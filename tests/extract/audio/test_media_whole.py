@@ -227,7 +227,7 @@ def test_the_length_of_a_file_that_states_none_is_that_of_its_packets(
 
 def test_a_length_that_would_take_too_long_to_measure_is_unknown(tmp_path, media, monkeypatch):
     path = media.write_on_clock(tmp_path / "x.aac", media.tones(3.0, 48_000), "aac", container="adts")
-    monkeypatch.setattr("extract.audio.packets.MEASURED_BYTES", 100)
+    monkeypatch.setattr("extract.audio.track.MEASURED_BYTES", 100)
     assert math.isnan(decode(path, 1.0).seconds)
     assert decode(path).seconds == pytest.approx(3.0, abs=0.1)
 

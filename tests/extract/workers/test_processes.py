@@ -11,13 +11,13 @@ import pytest
 
 import cache.system.child_process
 import emi
-import extract.audio.decoder
+import extract.audio.decoding
 import extract.clips
 import extract.plan
 import extract.workers.processes
 from cache.system.child_process import start_child
 from extract import run
-from extract.audio.decoder import Decoder
+from extract.audio.decoding import Decoder
 from extract.audio.media import read
 from extract.errors import ExtractProcessError, ExtractSettingsError, MediaError
 from extract.settings import ExtractSettings
@@ -164,7 +164,7 @@ def test_killed_decoding_processes_lose_only_their_current_clips(tmp_path, clips
     monkeypatch.setattr(Decoder, "ready", lambda decoder: decoder._await_start() or True)
     started = []
     monkeypatch.setattr(
-        extract.audio.decoder, "start_child", lambda name: started.append(start_child(name)) or started[-1]
+        extract.audio.decoding, "start_child", lambda name: started.append(start_child(name)) or started[-1]
     )
     emi.extract(clips, tmp_path / "whole.zarr", dtype="float32", workers=2)
     assert len(started) == 2
@@ -172,11 +172,11 @@ def test_killed_decoding_processes_lose_only_their_current_clips(tmp_path, clips
 
     original = Decoder.read
 
-    def dies_over_one(decoder, path, max_seconds):
+    def dies_over_one(decoder, path, max_seconds, options):
         if path.name == "00004.wav":
             os.kill(decoder._child.pid, signal.SIGSTOP)
             threading.Timer(0.3, decoder._child.kill).start()
-        return original(decoder, path, max_seconds)
+        return original(decoder, path, max_seconds, options)
 
     monkeypatch.setattr(Decoder, "read", dies_over_one)
     summary = emi.extract(clips, tmp_path / "f.zarr", dtype="float32", workers=2)
@@ -245,12 +245,12 @@ def test_child_processes_do_not_import_from_the_working_directory(tmp_path, clip
 
 def test_without_decoding_processes_the_threads_decode(tmp_path, clips, monkeypatch):
     monkeypatch.setattr(extract.clips, "PROCESSES_FROM", 1)
-    monkeypatch.setattr(extract.audio.decoder, "start_child", lambda _: start_child("extract.no_such_module"))
+    monkeypatch.setattr(extract.audio.decoding, "start_child", lambda _: start_child("extract.no_such_module"))
     monkeypatch.setattr(Decoder, "ready", Decoder._await_start)
     summary = emi.extract(clips, tmp_path / "f.zarr")
     assert (summary.written, summary.failures) == (10, [])
     monkeypatch.setattr(
-        extract.audio.decoder, "start_child", lambda _: (_ for _ in ()).throw(OSError("no more processes"))
+        extract.audio.decoding, "start_child", lambda _: (_ for _ in ()).throw(OSError("no more processes"))
     )
     assert emi.extract(clips, tmp_path / "g.zarr").written == 10
 

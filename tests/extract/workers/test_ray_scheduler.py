@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import extract.workers.ray_scheduler
+import extract.workers.ray_engine
 from extract.errors import ExtractProcessError
 from extract.failures import Failure
 from extract.sources import Source
 from extract.stats import PipelineStats
-from extract.workers.ray_actor import Report, Window
-from extract.workers.ray_scheduler import WindowScheduler
+from extract.workers.ray_actor import Window
+from extract.workers.ray_engine import WindowScheduler
 
 
 class LostError(Exception):
@@ -81,7 +81,7 @@ def committed(monkeypatch):
     def open_cache(_):
         return contextlib.nullcontext(SimpleNamespace(ids=list(ids), seconds=np.ones(len(ids))))
 
-    monkeypatch.setattr(extract.workers.ray_scheduler, "open_cache", open_cache)
+    monkeypatch.setattr(extract.workers.ray_engine, "open_cache", open_cache)
     return ids
 
 
@@ -118,7 +118,7 @@ def schedule(committed):
 
 def report(window):
     results = [(source.id, 1.0, None) for source in window.sources if source.id not in window.done]
-    return Report(window.number, results, PipelineStats(decode=1.0))
+    return window.number, results, PipelineStats(decode=1.0)
 
 
 def all_reports(windows):
@@ -203,7 +203,7 @@ def test_an_error_of_an_actor_is_raised_at_once(schedule):
 
 
 def test_a_cluster_that_never_has_room_is_an_error(schedule, monkeypatch):
-    monkeypatch.setattr(extract.workers.ray_scheduler, "PLACED_WITHIN", 0.0)
+    monkeypatch.setattr(extract.workers.ray_engine, "PLACED_WITHIN", 0.0)
     with pytest.raises(ExtractProcessError, match="had no room for an actor"):
         schedule(4, all_reports, placed=False)
 
@@ -216,6 +216,6 @@ def test_a_machine_that_cannot_import_emi_ends_the_run(schedule):
 
 def test_a_failure_keeps_the_path_that_the_caller_gave(schedule):
     def fill(_):
-        yield Report(0, [("0a", 0.0, Failure("0a", "/elsewhere/0a.wav", "is empty"))], PipelineStats())
+        yield 0, [("0a", 0.0, Failure("0a", "/elsewhere/0a.wav", "is empty"))], PipelineStats()
 
     assert schedule(1, fill, actors=1).results == [("0a", 0.0, Failure("0a", "0a.wav", "is empty"))]

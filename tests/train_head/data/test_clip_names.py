@@ -104,7 +104,7 @@ def test_a_list_of_clips_to_export_names_them_alike(cache, tmp_path):
 def test_predictions_are_scored_and_compared_however_they_name_their_clips(write, predicted, labelled):
     labels, values = write(labelled), np.arange(6)[::-1] / 10
     guess = write(predicted[::-1], "p.csv", values)
-    np.testing.assert_allclose(read_pair(guess, labels).predicted[:, 0], values[::-1], rtol=1e-6)
+    np.testing.assert_allclose(read_pair(guess, labels)[0][:, 0], values[::-1], rtol=1e-6)
     assert compare(guess, write(labelled, "q.csv"), labels=labels, resamples=10).difference.clips == 6
 
 

@@ -9,7 +9,7 @@ import torch
 import emi
 from train_head.data.labels import read_labels
 from train_head.losses import LOSSES, build_objective
-from train_head.losses.weighting import build_weights
+from train_head.losses.objective import build_weights
 from train_head.protocols.pool import pool, trainable
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.training.augment import augment

@@ -162,8 +162,8 @@ def test_folds_keep_the_ratings_and_their_labels_can_be_scored(rated, labelled_c
     assert json.loads((folder / "summary.json").read_text())["raters"]["raters"] == 4
     assert "one rater" in (folder / "README.md").read_text()
     guess = folder / "predictions_folds.csv"
-    pair = read_pair(guess, folder / "labels_folds.csv", label_format(rater="Who"))
-    assert pair.report(training_mean(guess, pair.labels)[0]) == run.report
+    predicted, truth = read_pair(guess, folder / "labels_folds.csv", label_format(rater="Who"))
+    assert evaluate(predicted, truth.values, truth.names, training_mean(guess, truth)[0]) == run.report
 
 
 def test_a_test_split_needs_no_raters_in_ensembles_and_comparisons(labelled, labelled_cache, tmp_path):

@@ -51,7 +51,7 @@ def test_runs_are_compared_on_their_own_labels_clip_by_clip(runs, labels):
     assert found.difference == expected
     assert found.notes == ()
     assert found.labels == str(labels)
-    assert found.difference.a_better[0] > 0.99
+    assert found.difference.targets["Joy"]["a_better"] > 0.99
     text = found.table()
     assert str(runs[0] / "predictions_valid.csv") in text
     assert "300 bootstrap resamples of 30 clips" in text
@@ -138,7 +138,7 @@ def test_runs_are_compared_by_any_metric(runs, metric, function):
     found = compare(*runs, metric=metric, resamples=200).difference
     a, b, truth = (values.astype(np.float32) for values in (GOOD, BAD, TRUTH))
     wanted = [function(a[:, k], truth[:, k]) - function(b[:, k], truth[:, k]) for k in range(2)]
-    assert found.difference == pytest.approx(wanted)
+    assert [row["difference"] for row in found.targets.values()] == pytest.approx(wanted)
     assert found.mean["difference"] == pytest.approx(np.mean(wanted))
     assert found.mean["low"] < np.mean(wanted) < found.mean["high"]
     assert (found.mean["difference"] > 0) == (metric != "mae")
@@ -154,7 +154,7 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(runs):
 
 def test_errors_stand_beside_those_of_constant_predictions(tmp_path, runs, labels):
     found = compare(*runs, metric="mae", resamples=50)
-    assert [line.name for line in found.baselines] == ["all zeros"]
+    assert list(found.baselines) == ["all zeros"]
     train = write(tmp_path / "train.csv", 0.5 * TRUTH)
     data = {"valid": str(labels), "valid_sha256": file_sha256(labels)}
     data |= {"train": str(train), "train_sha256": file_sha256(train), "targets": NAMES}
@@ -167,7 +167,7 @@ def test_errors_stand_beside_those_of_constant_predictions(tmp_path, runs, label
         "mean of the training labels": pytest.approx(wanted),
         "all zeros": pytest.approx(truth.mean()),
     }
-    assert compare(*runs, resamples=50).baselines == ()
+    assert compare(*runs, resamples=50).baselines == {}
 
 
 def test_missing_labels_are_left_out_per_target(tmp_path, monkeypatch, runs):
@@ -179,7 +179,7 @@ def test_missing_labels_are_left_out_per_target(tmp_path, monkeypatch, runs):
     known = ~np.isnan(gone[:, 1])
     a, b = (values.astype(np.float32)[known, 1] for values in (GOOD, BAD))
     assert found.counts == (30, 20)
-    assert found.difference[1] == pytest.approx(pearson(a, gone[known, 1]) - pearson(b, gone[known, 1]))
+    assert found.targets["Sad"]["difference"] == pytest.approx(pearson(a, gone[known, 1]) - pearson(b, gone[known, 1]))
     header, joy, sad = found.table().splitlines()[:3]
     assert (header.split()[0], joy.split()[1], sad.split()[1]) == ("clips", "30", "20")
 
@@ -188,4 +188,4 @@ def test_some_of_the_targets_are_compared_whatever_else_the_files_hold(runs, lab
     whole = compare(*runs)
     some = compare(*runs, targets=NAMES[1])
     assert some.difference.names == (NAMES[1],)
-    assert some.difference.a[0] == whole.difference.a[1]
+    assert some.difference.targets[NAMES[1]]["a"] == whole.difference.targets[NAMES[1]]["a"]

@@ -20,7 +20,7 @@ from train_head.losses import (
     outputs_per_target,
     parse,
 )
-from train_head.losses.weighting import build_weights
+from train_head.losses.objective import build_weights
 
 above_zero = st.floats(1e-6, 1e6)
 

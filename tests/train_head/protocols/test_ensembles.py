@@ -15,6 +15,7 @@ from train_head.data.labels import read_labels
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.evaluation.compare import compare
 from train_head.evaluation.intervals import bootstrap
+from train_head.evaluation.metrics import evaluate
 from train_head.evaluation.scoring import read_pair
 from train_head.runs.load import load_head
 
@@ -50,7 +51,8 @@ def test_runs_of_two_heads_are_averaged_and_judged(runs, labelled, tmp_path):
     assert not (tmp_path / "both" / "predictions_test.csv").exists()  # one of them has none
     scored = found.scored["valid"]
     for run, report in zip(("lstm", "gru"), scored.members, strict=True):
-        expected = read_pair(runs / run / "predictions_valid.csv", labelled / "valid.csv").report()
+        values, truth = read_pair(runs / run / "predictions_valid.csv", labelled / "valid.csv")
+        expected = evaluate(values, truth.values, truth.names)
         assert report.pearson == pytest.approx(expected.pearson, abs=1e-6)
     truth = read_labels(labelled / "valid.csv")
     assert scored.intervals.to_dict() == bootstrap(predicted(tmp_path / "both"), truth.values, truth.names).to_dict()
@@ -203,7 +205,8 @@ def test_labels_that_are_gone_may_be_named(runs, labelled, tmp_path):
         rows = list(csv.reader((labelled / "valid.csv").read_text().splitlines()))
         csv.writer(file).writerows([[*rows[0], "Extra"], ["999", 0, 0, 0], *([*row, 0] for row in rows[:0:-1])])
     found = emi.ensemble(copies, tmp_path / "e", labels=tmp_path / "more.csv")
-    expected = read_pair(tmp_path / "e" / "predictions_valid.csv", labelled / "valid.csv").report()
+    values, truth = read_pair(tmp_path / "e" / "predictions_valid.csv", labelled / "valid.csv")
+    expected = evaluate(values, truth.values, truth.names)
     assert found.scored["valid"].report.pearson == pytest.approx(expected.pearson, abs=1e-6)
 
 

@@ -8,9 +8,8 @@ compute as the library does.
 from typing import Any
 
 from extract.backbones.speech.cpu_training.attention import use_blocks
+from extract.backbones.speech.cpu_training.convolutions import use_fourier, use_rows
 from extract.backbones.speech.cpu_training.dropout import use_cheap_dropout
-from extract.backbones.speech.cpu_training.front_end import use_rows
-from extract.backbones.speech.cpu_training.positions import use_fourier
 from extract.backbones.speech.cpu_training.products import use_fast_products
 
 

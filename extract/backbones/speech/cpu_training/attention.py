@@ -7,7 +7,6 @@ dropout in bfloat16, torch computes all of attention in float32; here only the s
 keeps the precision of large scores.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,8 +26,12 @@ BLOCK_SCORES = 3 << 19
 
 def use_blocks(encoder: Any) -> None:
     """Make an encoder of transformers use this attention on a CPU, in place. Other devices do not change."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
     if encoder.config.model_type != "wavlm":  # whose attention is torch's own function
-        _register()
+        AttentionInterface.register(ATTENTION, attention)
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         encoder.set_attn_implementation(ATTENTION)
 
 
@@ -46,21 +49,17 @@ def attention(
 
     In float16, and in bfloat16 on a processor without units for it, torch's attention is used.
     """
-    if dropout == 0 or query.device.type != "cpu" or not _runs_here(query.dtype):
+    exact = query.dtype in (torch.float32, torch.float64)
+    runs_here = exact or (query.dtype == torch.bfloat16 and bfloat16_unit() is not None)
+    if dropout == 0 or query.device.type != "cpu" or not runs_here:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        out, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
-        return out, None
+        options = {"dropout": dropout, "scaling": scaling, **others}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     with torch.autocast("cpu", enabled=False):  # it would round the scores
         attended: Tensor = _Attention.apply(query, key, value, attention_mask, scale, dropout)
     return attended.transpose(1, 2), None
-
-
-def _runs_here(dtype: torch.dtype) -> bool:
-    return dtype in (torch.float32, torch.float64) or (dtype == torch.bfloat16 and bfloat16_unit() is not None)
 
 
 class _Attention(torch.autograd.Function):
@@ -78,8 +77,10 @@ class _Attention(torch.autograd.Function):
         out = _by_frames(query, value.shape[3])
         for here in _blocks(weights.shape):
             scores = product(query[here].to(exact) * scale, key[here].to(exact).mT)
-            if mask is not None:
-                _hide(mask.expand(weights.shape)[here], scores)
+            if mask is not None and mask.dtype == torch.bool:
+                scores.masked_fill_(~mask.expand(weights.shape)[here], -torch.inf)
+            elif mask is not None:
+                scores.add_(mask.expand(weights.shape)[here])
             if exact == query.dtype:
                 torch.softmax(scores, dim=-1, out=weights[here])
             else:
@@ -120,19 +121,3 @@ def _blocks(shape: torch.Size) -> Iterator[tuple[int, slice]]:
     for clip in range(batch):
         for head in range(0, heads, step):
             yield clip, slice(head, head + step)
-
-
-def _hide(mask: Tensor, scores: Tensor) -> None:
-    if mask.dtype == torch.bool:
-        scores.masked_fill_(~mask, -torch.inf)
-    else:
-        scores.add_(mask)
-
-
-@functools.cache
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(ATTENTION, attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from extract.backbones.speech.cpu_training.positions import convolve, use_fourier
+from extract.backbones.speech.cpu_training.convolutions import convolve, use_fourier
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 7, 128])
@@ -42,7 +42,7 @@ def test_the_library_uses_this_convolution(tiny, family, monkeypatch):
             p.zero_()
     torch.testing.assert_close(part(frames), expected, rtol=1e-4, atol=1e-5)
     assert sorted(ours.state_dict()) == sorted(library.state_dict())
-    monkeypatch.setattr("extract.backbones.speech.cpu_training.positions.convolve", None)
+    monkeypatch.setattr("extract.backbones.speech.cpu_training.convolutions.convolve", None)
     with pytest.raises(TypeError):
         part(frames)  # it was that function
     with torch.autocast("cpu", torch.bfloat16):
