@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from train_head.data.labels import Labels
 from train_head.evaluation.metrics import LEVEL, METRICS, Intervals, Resampled, evaluate, few_clips
 from train_head.evaluation.resampling import EXACT_UNITS, Values, exchanged, resampled
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
@@ -146,8 +147,9 @@ def bootstrap(
     groups: Sequence[str] | None = None,
     resamples: int = 2000,
     seed: int = 0,
+    metric: str = "pearson",
 ) -> Intervals:
-    """Compute percentile bootstrap intervals of Pearson per target and of their mean.
+    """Compute percentile bootstrap intervals of Pearson or CCC per target and of their mean.
 
     Follows Efron and Tibshirani (1993), chapter 13. A resample in which a column is constant, or has too few labels,
     has no correlation: it is left out for that target, and counted. The mean is over the same targets in every
@@ -160,16 +162,18 @@ def bootstrap(
         groups: (clips,); whole groups are resampled. With fewer than `FEW_GROUPS` the intervals are too narrow.
         resamples: number of resamples.
         seed: of the draws; equal seeds draw the same clips for any predictions.
+        metric: "pearson" or "ccc".
 
     Raises:
         ValueError: the shapes differ, or no resamples.
         LabelError: all clips are of one group.
     """
     report = evaluate(predicted, target, names)
-    drawn = resampled([predicted], target, groups, resamples, seed)[:, 0]
+    drawn = resampled([predicted], target, groups, resamples, seed, metric)[:, 0]
     low, high, left_out = zip(*map(_bounds, drawn.T), strict=True)
     mean_low, mean_high, mean_left_out = _bounds(_with_mean(drawn, [r is not None for r in report.pearson])[:, -1])
     return Intervals(
+        metric=metric,
         names=report.names,
         low=low,
         high=high,
@@ -183,6 +187,25 @@ def bootstrap(
         left_out=left_out,
         mean_left_out=mean_left_out,
     )
+
+
+def intervals_of(predicted: NDArray[np.floating], labels: Labels, groups: Sequence[str] | None) -> Intervals:
+    """Compute intervals of the score of some labels; of labels per frame, whole clips or groups are resampled.
+
+    Args:
+        predicted: (clips, targets), or (label rows, targets) for labels per frame.
+        labels: of a split.
+        groups: (clips,) that are resampled as wholes; None where single clips are.
+
+    Raises:
+        LabelError: all clips are of one group.
+    """
+    score = labels.targets.score
+    if not labels.by_frame:
+        return bootstrap(predicted, labels.values, labels.names, groups, metric=score)
+    units = np.repeat(np.array(groups or labels.ids, dtype=object), labels.lengths)
+    rows = ~np.isnan(labels.values).all(axis=1)
+    return bootstrap(predicted[rows], labels.values[rows], labels.names, units[rows].tolist(), metric=score)
 
 
 def paired_bootstrap(

@@ -115,9 +115,10 @@ class Resampled:
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals(Resampled):
-    """95 % bootstrap confidence intervals of Pearson; None where it is undefined in every resample.
+    """95 % bootstrap confidence intervals of Pearson or CCC; None where it is undefined in every resample.
 
     Attributes:
+        metric: "pearson" or "ccc".
         low, high: bounds per target.
         mean_low, mean_high: bounds of the mean over the targets whose correlation over all clips is defined.
         mean_left_out: resamples in which any target of the mean is undefined.
@@ -128,6 +129,7 @@ class Intervals(Resampled):
     mean_low: float | None
     mean_high: float | None
     mean_left_out: int
+    metric: str = "pearson"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -141,8 +143,8 @@ class Intervals(Resampled):
             "clips": self.clips,
             "groups": self.groups,
             "resamples": self.resamples,
-            "mean_pearson": [self.mean_low, self.mean_high],
-            "pearson": {n: [a, b] for n, a, b in zip(self.names, self.low, self.high, strict=True)},
+            f"mean_{self.metric}": [self.mean_low, self.mean_high],
+            self.metric: {n: [a, b] for n, a, b in zip(self.names, self.low, self.high, strict=True)},
             "left_out": dict(zip(self.names, self.left_out, strict=True)),
             "mean_left_out": self.mean_left_out,
             "warnings": list(self.warnings),
@@ -261,11 +263,11 @@ class Report:
         columns = {"": [*self.names, mean, *self.baselines]}
         if set(self.counts) != {self.clips}:
             columns["clips"] = [*map(str, self.counts)]
-        columns["Pearson"] = shown((*self.pearson, self.mean_pearson, *nothing))
-        if intervals is not None:
-            bounds = zip((*intervals.low, intervals.mean_low), (*intervals.high, intervals.mean_high), strict=True)
-            columns["95 % interval"] = [to.join(shown(pair)) for pair in bounds]
-        columns["CCC"] = shown((*self.concordance, self.mean_concordance, *nothing))
+        for metric in ("pearson", "ccc"):
+            columns[METRICS[metric]] = shown((*self.values(metric), self.mean(metric), *nothing))
+            if intervals is not None and intervals.metric == metric:
+                bounds = zip((*intervals.low, intervals.mean_low), (*intervals.high, intervals.mean_high), strict=True)
+                columns["95 % interval"] = [to.join(shown(pair)) for pair in bounds]
         columns["MAE"] = shown((*self.mae, self.mean_mae, *baselines))
         return list(columns), [list(row) for row in zip_longest(*columns.values(), fillvalue="")]
 

@@ -15,7 +15,7 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.labels import Labels, write_predictions
 from train_head.data.raters import Agreement
 from train_head.errors import RunFolderError
-from train_head.evaluation.intervals import bootstrap
+from train_head.evaluation.intervals import intervals_of
 from train_head.evaluation.metrics import Column, Intervals, Report, evaluate, few_clips, label_means
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
 from train_head.runs import run_folder
@@ -224,7 +224,7 @@ def score(
     return Scored(
         members=tuple(members),
         report=evaluate(predicted, labels.values, labels.names, train_mean),
-        intervals=bootstrap(predicted, labels.values, labels.names, groups=several_groups(labels)),
+        intervals=intervals_of(predicted, labels, several_groups(labels)),
     )
 
 

@@ -16,7 +16,7 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
 from train_head.data.splits import Split
 from train_head.errors import LabelError
-from train_head.evaluation.intervals import bootstrap
+from train_head.evaluation.intervals import intervals_of
 from train_head.evaluation.metrics import METRICS, Intervals, Report, mean_of
 from train_head.heads import head_options
 from train_head.reports.tables import OVER_TARGETS, licence_line
@@ -50,7 +50,7 @@ def write_card(settings: TrainSettings, inputs: Inputs, result: TrainResult) -> 
         labels = inputs.splits[name].labels
         if labels.names:
             with contextlib.suppress(LabelError):  # a single group has no interval
-                intervals[name] = bootstrap(predicted, labels.values, labels.names, labels.groups)
+                intervals[name] = intervals_of(predicted, labels, labels.groups)
     write_atomically(result.folder / run_folder.CARD, model_card(settings, inputs, result, intervals).encode())
 
 
