@@ -5,12 +5,13 @@ change is named, by the option that makes it.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from cache.fingerprint import differences, flattened
 from cache.settings import option_names
+from train_head.data.names import UNNAMED
 from train_head.heads import HEADS, head_options
 from train_head.training.settings import TrainSettings
 
@@ -137,9 +138,21 @@ def _own_settings(config: Mapping[str, Any], *, tuned: bool) -> dict[str, Any]:
     """Return settings at the top, of augmentation and of fine-tuning; a setting that is absent has its default."""
     defaults = TrainSettings().to_toml() if "head" in config else {}
     plain = {key: value for key, value in (defaults | dict(config)).items() if not isinstance(value, Mapping)}
+    plain |= _of_streams(config)
     augment = defaults.get("augment", {}) | config.get("augment", {})
     tuning = config["finetune"] if tuned else {}
     return plain | augment | {key: value for key, value in tuning.items() if f"finetune.{key}" not in NOT_COMPARED}
+
+
+def _of_streams(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of streams and of their fusion, as they are given: `face.hidden`, `fusion`."""
+    fusion = config.get("fusion", {})
+    found = {"fusion" if key == "name" else f"fusion.{key}": value for key, value in fusion.items()}
+    for name, table in config.get("streams", {}).items():
+        own = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+        options = table.get(table.get("head"), {})
+        found |= {f"{name}.{key}": value for key, value in (own | options).items()}
+    return found
 
 
 def _head_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
@@ -197,12 +210,31 @@ def _features(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
         if (one is None) != (other is None):
             yield changed("what is trained", *("a head" if side else "a backbone too" for side in (one, other))), ""
         return
+    streams, others = _tables_by_stream(one), _tables_by_stream(other)
+    if streams.keys() != others.keys():
+        yield changed("--cache: streams", ", ".join(sorted(streams)), ", ".join(sorted(others))), ""
+        return
+    for name in streams:
+        places = [_places(config, name) for config in (stored, wanted)]
+        yield from _one_stream(streams[name], others[name], places)
+
+
+def _tables_by_stream(features: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {UNNAMED: features} if "dim" in features else features
+
+
+def _places(config: Mapping[str, Any], name: str) -> str:
+    caches = config.get("data", {}).get("caches", [])
+    return ", ".join(f"{name}={place}" for place in caches[name]) if isinstance(caches, Mapping) else ", ".join(caches)
+
+
+def _one_stream(one: Mapping[str, Any], other: Mapping[str, Any], places: Sequence[str]) -> _Found:
+    """Yield how the features of one stream differ."""
     differing = differences(one["fingerprint"], other["fingerprint"])
     if "weights_sha256" in one["fingerprint"].keys() & other["fingerprint"].keys():
         differing = _by_backbone(one["fingerprint"], other["fingerprint"], differing)
     rest = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
     if differing:
-        places = [", ".join(config.get("data", {}).get("caches", [])) for config in (stored, wanted)]
         caches = f"{places[0]} there, {places[1]} now" if places[0] != places[1] else places[1]
         yield f"--cache ({caches}: its features are others, {', '.join(differing)})", ""
     elif any(key in _FOLLOWS_FEATURES for key in rest):
@@ -249,7 +281,7 @@ def _rest(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
 
 
 def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
-    tables = {"augment", "finetune", "features", "backbone", "protocol", *HEADS, *RECORDS}
+    tables = {"augment", "streams", "fusion", "finetune", "features", "backbone", "protocol", *HEADS, *RECORDS}
     known = {f"{name}{of}" for name in ("train", "valid", "test") for of in ("", "_sha256", "_clips_sha256")}
     known |= {"caches", "media", "targets", "rater", "group_by", "audio_sha256"}
     found = {key: value for key, value in config.items() if isinstance(value, Mapping) and key not in tables}
