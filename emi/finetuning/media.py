@@ -28,9 +28,10 @@ from train_head.errors import LabelError
 from train_head.runs.inputs import Inputs, LabelFiles, StreamInfo
 from train_head.runs.load import TrainedHead
 from train_head.runs.run_folder import BEST, file_sha256
+from train_head.training.augment_settings import AugmentSettings
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.predictor import Predictor
-from train_head.training.settings import AugmentSettings, TrainSettings
+from train_head.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from extract.backbones import Trainable
 from train_head.data.names import UNNAMED
 from train_head.data.streams import Rows
 from train_head.training.augment import augment
+from train_head.training.augment_settings import AugmentSettings
 from train_head.training.predictor import Predictor
-from train_head.training.settings import AugmentSettings
 
 
 class BackboneWithHead(nn.Module):

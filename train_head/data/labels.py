@@ -20,13 +20,12 @@ from train_head.data.label_columns import (
     Columns,
     choose_columns,
     is_missing,
-    is_number,
     read_numbers,
     refuse_text,
     where,
 )
 from train_head.data.label_format import UNIT, LabelFormat, Range, range_hint
-from train_head.data.raters import Ratings
+from train_head.data.raters import Ratings, looks_like_raters
 from train_head.errors import LabelError
 from train_head.targets import CLIP, FRAME, Targets
 
@@ -35,14 +34,11 @@ __all__ = [
     "Labels",
     "NoGroupsError",
     "label_table",
-    "match_groups",
     "predictions_csv",
     "read_clips",
     "read_labels",
     "write_predictions",
 ]
-
-_RATERS_NAME = re.compile(r"rater|annotator|judge|coder|worker|labell?er|observer|participant", re.IGNORECASE)
 
 
 class NoGroupsError(LabelError):
@@ -338,25 +334,10 @@ def _duplicate(table: Table, columns: Columns, rows: Sequence[int]) -> LabelErro
     """Return the error for a clip with several rows; names a column that may be the raters'."""
     first: dict[int, int] = {}
     i = next(i for i, clip in enumerate(rows) if first.setdefault(clip, i) != i)
-    rater = _looks_like_raters(table, columns, rows)
+    rater = looks_like_raters(table, columns, rows)
     hint = f"; if these are several raters, give --rater {rater!r}" if rater else ""
     name, line = table.rows[i][columns.filename], table.lines[first[rows[i]]]
     return LabelError(f"{table.where(i)}: clip {name!r} stands in line {line} already{hint}")
-
-
-def _looks_like_raters(table: Table, columns: Columns, rows: Sequence[int]) -> str | None:
-    """Return a column that tells the rows of every clip apart, and whose values come again with other clips."""
-    found: list[tuple[int, int]] = []
-    for k, name in enumerate(table.header):
-        cells = [row[k] for row in table.rows]
-        pairs = set(zip(rows, cells, strict=True))
-        if k == columns.filename or not name or len(pairs) < len(cells) or len(set(cells)) == len(cells):
-            continue
-        whole = all(cell.isdecimal() for cell in cells) and 2 * len(set(cells)) <= len(cells)
-        likely = bool(_RATERS_NAME.search(name)), not any(map(is_number, cells)), whole
-        if any(likely):
-            found.append((likely.index(True), k))
-    return table.header[min(found)[1]] if found else None
 
 
 def _ratings(table: Table, columns: Columns, rater: int, rows: Sequence[int], numbers: NDArray[np.float64]) -> Ratings:

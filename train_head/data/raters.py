@@ -4,6 +4,7 @@ A model that predicts the mean of the raters is compared with the reliability of
 judged in the same way (against the mean of the others): the ceiling that agreement between people sets.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.exchange.tables import Table
+from train_head.data.label_columns import Columns, is_number
 from train_head.evaluation.metrics import Bounds, Column, Report, concordance, mean_of, pearson
 from train_head.reports.tables import cell, markdown_table, text_table
+
+_RATERS_NAME = re.compile(r"rater|annotator|judge|coder|worker|labell?er|observer|participant", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,3 +190,18 @@ def _of_target(ratings: Ratings, target: int) -> tuple[float | None, float | Non
     correlations = [pearson(values_shared[rows], others[rows]) for rows in by_rater]  # None for fewer than three clips
     concordances = [concordance(values_shared[rows], others[rows]) for rows in by_rater]
     return icc1k(values, clip), mean_of(correlations), mean_of(concordances)
+
+
+def looks_like_raters(table: Table, columns: Columns, rows: Sequence[int]) -> str | None:
+    """Return a column that tells the rows of every clip apart, and whose values come again with other clips."""
+    found: list[tuple[int, int]] = []
+    for k, name in enumerate(table.header):
+        cells = [row[k] for row in table.rows]
+        pairs = set(zip(rows, cells, strict=True))
+        if k == columns.filename or not name or len(pairs) < len(cells) or len(set(cells)) == len(cells):
+            continue
+        whole = all(cell.isdecimal() for cell in cells) and 2 * len(set(cells)) <= len(cells)
+        likely = bool(_RATERS_NAME.search(name)), not any(map(is_number, cells)), whole
+        if any(likely):
+            found.append((likely.index(True), k))
+    return table.header[min(found)[1]] if found else None

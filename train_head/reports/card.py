@@ -161,6 +161,7 @@ def departures(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
     paper = TrainSettings().to_toml() | {settings.head: asdict(head_options(settings.head, {}))}
     ours: dict[str, tuple[Any, Any]] = {}
     for key, value in settings.to_toml().items():
-        inner = {f"{key}.{k}": (v, paper[key].get(k)) for k, v in value.items()} if isinstance(value, dict) else {}
-        ours |= inner or {key: (value, paper.get(key))}
+        theirs: Any = paper.get(key, {} if isinstance(value, dict) else None)
+        inner = {f"{key}.{k}": (v, theirs.get(k)) for k, v in value.items()} if isinstance(value, dict) else {}
+        ours |= inner or {key: (value, theirs)}
     return {key: pair for key, pair in ours.items() if pair[0] != pair[1] and key not in OF_THE_MACHINE}

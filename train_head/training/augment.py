@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from train_head.data.splits import Batch
-from train_head.training.settings import AugmentSettings
+from train_head.training.augment_settings import AugmentSettings
 
 
 def augment(

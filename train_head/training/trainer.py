@@ -21,9 +21,10 @@ from train_head.evaluation.metrics import Report, evaluate
 from train_head.losses import build_objective
 from train_head.runs import run_folder
 from train_head.training.augment import augment_batch
+from train_head.training.augment_settings import AugmentSettings
 from train_head.training.loop import Record, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.predictor import Predictor
-from train_head.training.settings import AugmentSettings, TrainSettings
+from train_head.training.settings import TrainSettings
 
 
 class Trainer(TrainingLoop):

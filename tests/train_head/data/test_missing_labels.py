@@ -13,7 +13,7 @@ from train_head.losses.objective import build_weights
 from train_head.protocols.pool import pool, trainable
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.training.augment import augment
-from train_head.training.settings import AugmentSettings
+from train_head.training.augment_settings import AugmentSettings
 
 CLIPS, TARGETS = 14, 3
 EVERY_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))

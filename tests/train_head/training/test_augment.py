@@ -6,7 +6,7 @@ import torch
 
 from train_head.errors import TrainSettingsError
 from train_head.training.augment import augment
-from train_head.training.settings import AugmentSettings
+from train_head.training.augment_settings import AugmentSettings
 
 LENGTHS = [1, 40, 7, 33, 2, 18]
 KINDS = {
