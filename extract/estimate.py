@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from extract.audio.track import choose_track
-from extract.clips import load_extractor
 from extract.errors import MediaError
 from extract.failures import Failure
 from extract.plan import ExtractPlan
@@ -125,6 +124,8 @@ def _measure(
     """Compute clips of all lengths; return (what was measured, seconds of audio per second, or None)."""
     if settings.engine == "ray":
         return "not measured: the cluster's machines do the work", None
+    from extract.clips import load_extractor  # which imports torch
+
     extractor = load_extractor(plan.identity, settings, plan.header.fingerprint["precision"])
     fitting = extractor.batch_seconds * extractor.parallel_batches / (mean or settings.max_seconds)
     sample = _spread(sources, max(1, min(MEASURED, int(fitting))))

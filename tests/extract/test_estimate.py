@@ -63,7 +63,7 @@ def test_present_clips_are_not_counted_and_no_backbone_is_loaded_where_all_are_p
     assert (found.clips, found.present) == (4, 1)
     assert found.seconds == pytest.approx(5.0)
     emi.extract(media, cache)
-    monkeypatch.setattr(module, "load_extractor", lambda *_: pytest.fail("a backbone was loaded"))
+    monkeypatch.setattr("extract.clips.load_extractor", lambda *_: pytest.fail("a backbone was loaded"))
     assert estimate(plan(media, cache, settings), settings).text() == "clips: 0 to do, 5 present"
 
 
