@@ -10,6 +10,7 @@ from extract import run as extract_run
 from extract.run import ExtractSummary
 from extract.settings import ExtractSettings
 from train_head.data.label_format import LabelColumns
+from train_head.data.names import Caches
 from train_head.errors import RunFolderError
 from train_head.protocols import (
     PAPER_ROWS,
@@ -57,7 +58,7 @@ def extract(media: StrPath, cache: StrPath, **settings: Any) -> ExtractSummary:
 
 @takes_paths
 def train_head(
-    cache: StrPath | Sequence[StrPath],
+    cache: Caches,
     train: StrPath,
     valid: StrPath | None = None,
     out: StrPath | None = None,
@@ -70,7 +71,7 @@ def train_head(
     """Train a head on cached features; the paper's settings are the defaults.
 
     Args:
-        cache: one cache, or several with equal fingerprints.
+        cache: one cache, several with equal fingerprints, or these by stream: `{"audio": "a.zarr", "face": "f.zarr"}`.
         train: label CSV of the training split.
         valid: label CSV by which the best epoch is chosen; may be left out with folds.
         out: run folder, needed; called again, an unfinished run resumes.
@@ -102,7 +103,7 @@ def train_head(
 
 @takes_paths
 def ablate(
-    cache: StrPath | Sequence[StrPath],
+    cache: Caches,
     train: StrPath,
     valid: StrPath,
     out: StrPath,
@@ -116,7 +117,7 @@ def ablate(
     """Train rows of settings that differ in one thing each; by default those of the paper's Table 1.
 
     Args:
-        cache: one cache, or several with equal fingerprints.
+        cache: one cache, several with equal fingerprints, or these by stream: `{"audio": "a.zarr", "face": "f.zarr"}`.
         train: label CSV of the training split.
         valid: label CSV of the validation split, on which the rows are compared.
         out: folder; gets a folder of seeds per row, ablation.csv and ablation.md. Called again it resumes.
@@ -164,7 +165,7 @@ def ensemble(
 
 @takes_paths
 def sweep(
-    cache: StrPath,
+    cache: Caches,
     train: StrPath,
     valid: StrPath,
     out: StrPath,
@@ -179,7 +180,7 @@ def sweep(
     Call it under `if __name__ == "__main__":`, as the worker processes import the caller's script.
 
     Args:
-        cache: the features.
+        cache: the features; of several streams one each, as for `train_head`.
         train: label CSV of the training split.
         valid: label CSV by which trials are compared.
         out: run folder; gets trials.csv, best.toml, report.html, and the best trials' runs. Called again it resumes.

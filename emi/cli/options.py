@@ -23,7 +23,13 @@ Given = dict[str, Any]
 
 Media = Annotated[str, typer.Option(help="Folder of the media, a CSV with a Filename column, or a text list.")]
 Backbone = Annotated[str, typer.Option(help="silero, a Hugging Face id, or a local folder.")]
-Caches = Annotated[list[str], typer.Option(help="Feature cache; repeat it for clips spread over several.")]
+Caches = Annotated[
+    list[str],
+    typer.Option(
+        metavar="[NAME=]PATH",
+        help="Feature cache; repeat it for clips spread over several, or with names for streams.",
+    ),
+]
 
 Train = Annotated[Path, typer.Option(help="Label CSV of the training split.")]
 Valid = Annotated[Path, typer.Option(help="Label CSV of the validation split, by which runs are compared.")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     *options.LABELS,
 )
 def sweep(
-    cache: Annotated[str, typer.Option(help="Feature cache.")],
+    cache: Annotated[list[str], typer.Option(help="Feature cache; of several streams one each, as NAME=PATH.")],
     train: options.Train,
     valid: options.Valid,
     space: Annotated[

@@ -12,13 +12,19 @@ hidden = { log_int = [64, 512] }
 
 [augment]
 mixup = [0.0, 0.2, 0.4]
+
+[face]                                        # of one of several streams
+head = ["mean", "mlp"]
+
+[fusion]
+hidden = [64, 256]
 """
 
 import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice, product
 from typing import Any
 
@@ -37,6 +43,7 @@ SHARED = ("seed", "label_scale", "label_range", "device", "precision")
 COMBINATIONS = 1000
 """Tried at most before a value that cannot stand alone is refused."""
 RANGES = ("log", "uniform", "int", "log_int")
+_SETTINGS = frozenset(field.name for field in fields(TrainSettings))
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,8 @@ class Space:
     """What is tried.
 
     Attributes:
-        drawn: distributions by name, the head's first; an option of one head is named `lstm.hidden`, and one of
-            augmentation `augment.mixup`.
+        drawn: distributions by name, the head's first; an option of one head is named `lstm.hidden`, one of
+            augmentation `augment.mixup`, and a setting of one stream `face.head`.
         fixed: what every trial has, by the same names.
         base: settings that override the file of settings, and that the space overrides.
         config: TOML file of settings, or None.
@@ -79,8 +86,10 @@ class Space:
         augment: dict[str, Any] = {}
         for name, value in [*self.base.items(), *self.fixed.items(), *values.items()]:
             table, _, key = name.rpartition(".")
-            if _applies(name, head):
-                (augment if table == "augment" else given)[key] = value
+            if _applies(name, head) and table == "augment":
+                augment[key] = value
+            elif _applies(name, head):
+                given[key if table in HEADS else name] = value
         tables = {"augment": augment} if augment else {}
         return resolve_settings(self.config, **(given | {HEAD: head} | tables | others))
 
@@ -143,9 +152,10 @@ def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Spa
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names and values; those in the table of a head or of augmentation as `table.key`."""
+    """Names and values; those in the table of a head, of augmentation, of a stream or of the fusion as `table.key`."""
     for key, value in values.items():
-        if key not in HEADS and key not in TABLES:
+        own = isinstance(value, dict) and key not in _SETTINGS and not set(value) & set(RANGES)
+        if (key not in HEADS and key not in TABLES and not own) or (key == "fusion" and not isinstance(value, dict)):
             yield key, value
         elif isinstance(value, dict):
             yield from ((f"{key}.{inner}", content) for inner, content in value.items())
@@ -194,7 +204,7 @@ def _applies(name: str, head: str) -> bool:
     """Return whether a trial with this head has a setting."""
     table, dot, key = name.rpartition(".")
     if dot:
-        return table in (head, "augment")
+        return table == head or table not in HEADS
     owners = option_owners(key)
     return not owners or head in owners
 

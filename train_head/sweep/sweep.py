@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cache.reader import open_cache
 from cache.system.atomic_file import write_atomically
 from train_head.data.gather import resolve_splits
 from train_head.data.labels import Labels
-from train_head.data.names import UNNAMED
+from train_head.data.names import UNNAMED, Caches, by_stream
 from train_head.data.splits import Split
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.protocols.run import train_seeds
@@ -45,7 +45,7 @@ SHARED_BY_TRIALS = ("sampler", "pruner", "seed", "pool", "pca", "clips")
 
 
 def sweep(
-    cache: StrPath,
+    cache: Caches,
     label_files: LabelFiles,
     out: StrPath,
     space: Space,
@@ -58,7 +58,7 @@ def sweep(
     """Try settings, and train the best again; called again it resumes, or adds trials.
 
     Args:
-        cache: the features.
+        cache: the features; one cache per stream.
         label_files: the splits "train" and "valid", by which trials are compared; with groups, they may share none.
         out: run folder; gets trials.csv, best.toml, report.html, and the best trials' runs in best/.
         space: what is tried.
@@ -74,9 +74,10 @@ def sweep(
     """
     leave_to_the_parent()
     settings, folder = settings or SweepSettings(), Path(out)
+    caches = _one_per_stream(cache)
     labels = label_files.read()
     check_disjoint_splits(labels)
-    identity = _identity(cache, label_files, labels, space, settings)
+    identity = _identity(caches, label_files, labels, space, settings)
     _prepare(folder, identity)
     name = "emi-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     url = settings.storage
@@ -84,11 +85,14 @@ def sweep(
         SharedStudy(url, name, settings.heartbeat) if url is not None else JournalStudy(folder, name)
     ) as store:
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
-        trial_cache = _trial_cache(cache, labels["train"], label_files, folder, settings, on_derive)
-        open_data = partial(open_splits, trial_cache, label_files, folder / SHARED, settings.clips, settings.seed)
+        cheap = {
+            name: _trial_cache(name, path, labels["train"], label_files, folder, settings, on_derive)
+            for name, path in caches.items()
+        }
+        open_data = partial(open_splits, cheap, label_files, folder / SHARED, settings.clips, settings.seed)
         status = _run_trials(store, space, settings, open_data, folder, on_status)
         best = _best_trials(store.study, space, settings.seed, folder)
-        retrained = _retrain(best[: settings.top], cache, label_files, folder, space, settings, reporter)
+        retrained = _retrain(best[: settings.top], caches, label_files, folder, space, settings, reporter)
         result = SweepResult(
             folder=folder,
             status=status,
@@ -103,7 +107,24 @@ def sweep(
     return result
 
 
+def _one_per_stream(cache: Caches) -> dict[str, StrPath]:
+    """Return the cache of each stream.
+
+    Raises:
+        TrainSettingsError: a stream has several; they can be merged.
+    """
+    found = by_stream(cache)
+    for name, paths in found.items():
+        if len(paths) > 1:
+            raise TrainSettingsError(
+                f"a sweep takes one cache per stream, and {', '.join(map(str, paths))} are given for "
+                f"{'one' if name == UNNAMED else name}; merge them with `emi cache merge`"
+            )
+    return {name: paths[0] for name, paths in found.items()}
+
+
 def _trial_cache(
+    stream: str,
     cache: StrPath,
     train: Labels,
     label_files: LabelFiles,
@@ -120,25 +141,26 @@ def _trial_cache(
     """
     if settings.pool == 1 and settings.pca is None:
         return cache
+    place = folder / (CHEAP if stream == UNNAMED else f"cheap-{stream}.zarr")
     derive(
         cache,
-        folder / CHEAP,
+        place,
         pool=settings.pool,
         pca=settings.pca,
         train_ids=None if settings.pca is None else train.filenames,
         skip_missing=label_files.skip_missing,
         on_progress=on_progress,
     )
-    return folder / CHEAP
+    return place
 
 
 def open_splits(
-    cache: StrPath, label_files: LabelFiles, shared: Path, clips: int | None, seed: int
+    cache: Caches, label_files: LabelFiles, shared: Path, clips: int | None, seed: int
 ) -> Mapping[str, Split]:
     """Gather the trials' splits, or map what another process has gathered.
 
     Args:
-        cache: of the trials, derived or not.
+        cache: of the trials, derived or not, by stream.
         label_files: the splits "train" and "valid".
         shared: folder of the memory map that all workers read.
         clips: number of training clips, drawn with `seed`; None takes all.
@@ -177,7 +199,7 @@ def _run_trials(
 
 def _retrain(
     trials: Sequence[FrozenTrial],
-    cache: StrPath,
+    cache: Caches,
     label_files: LabelFiles,
     folder: Path,
     space: Space,
@@ -223,19 +245,24 @@ def _best_trials(study: Study, space: Space, seed: int, folder: Path) -> list[Fr
 
 
 def _identity(
-    cache: StrPath,
+    caches: Mapping[str, StrPath],
     label_files: LabelFiles,
     labels: Mapping[str, Labels],
     space: Space,
     settings: SweepSettings,
 ) -> dict[str, Any]:
     """Return what must be equal for trials to belong to one sweep; `trials`, `jobs` and `top` may change."""
-    with open_cache(cache) as store:
-        features = fp.digest(store.fingerprint)
-        found = resolve_splits({UNNAMED: [store]}, labels)
-        missing = {name: [clip for clip in part.ids if clip not in store] for name, part in found.items()}
+    with ExitStack() as opened:
+        stores = {name: [opened.enter_context(open_cache(path))] for name, path in caches.items()}
+        features = {name: fp.digest(store.fingerprint) for name, (store,) in stores.items()}
+        found = resolve_splits(stores, labels)
+        every = [store for (store,) in stores.values()]
+        missing = {
+            name: [clip for clip in part.ids if not any(clip in store for store in every)]
+            for name, part in found.items()
+        }
     return {
-        "features": features,
+        "features": features.get(UNNAMED, features),
         **{f"{name}_sha256": run_folder.file_sha256(path) for name, path in label_files.files.items()},
         **{f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips},
         **({"group_by": None} | label_files.format.to_dict()),
