@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-from cache.paths import StrPath
+from cache.paths import StrPath, at_home
 from train_head.errors import TrainSettingsError
 
 UNNAMED = "features"
@@ -28,7 +28,7 @@ def by_stream(caches: Caches) -> dict[str, list[StrPath]]:
     for path in _listed(caches):
         named = _NAMED.fullmatch(os.fspath(path))
         if named is not None and not os.path.exists(path):
-            found.setdefault(named[1], []).append(named[2])
+            found.setdefault(named[1], []).append(at_home(named[2]))
         else:
             found.setdefault(UNNAMED, []).append(path)
     if not found:

@@ -16,7 +16,7 @@ from cache.system.atomic_file import replace_durably
 from cache.system.memory import keep_freed_memory
 from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
 from train_head.data.windows import MEAN, join_windows, kept_rows
-from train_head.errors import DivergedError
+from train_head.errors import DivergedError, TrainSettingsError
 from train_head.evaluation.metrics import Report, evaluate
 from train_head.losses import build_objective
 from train_head.runs import run_folder
@@ -38,6 +38,9 @@ class Trainer(TrainingLoop):
         train: training split.
         valid: split by which the best epoch is chosen; None keeps the last epoch.
         folder: prepared run folder; None keeps nothing on disk.
+
+    Raises:
+        TrainSettingsError: an augmentation does not go with labels per frame, or the head does not.
     """
 
     def __init__(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path | None) -> None:
@@ -45,6 +48,12 @@ class Trainer(TrainingLoop):
         self.device = torch.device(settings.device)
         if self.device.type == "cpu":
             keep_freed_memory()
+        self.augment = AugmentSettings(**settings.augment)
+        if train.labels.by_frame and (self.augment.mixup or self.augment.frame_dropout):
+            raise TrainSettingsError(
+                "mixup and frame_dropout move rows away from their labels, and there are labels per frame; set both to "
+                "0, and use noise or time_masks"
+            )
         self._placed = Placer(self.device)
         self.train = self._placed(train.windowed(settings.window, settings.hop, labelled=True))
         self.valid = self._placed(valid) if valid is not None else None
@@ -57,7 +66,6 @@ class Trainer(TrainingLoop):
         if settings.ema:
             self.averaged = AveragedModel(self.predictor, self.device, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         self.objective = build_objective(settings.loss, settings.weighting, train.targets).to(self.device)
-        self.augment = AugmentSettings(**settings.augment)
         self.optimizer = torch.optim.AdamW(
             self.predictor.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
