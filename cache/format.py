@@ -33,11 +33,9 @@ from cache.paths import is_utf8
 FORMAT = "emi-features"
 VERSION = 1
 
-FRAME_ARRAYS = ("frames", "vad")
-"""Arrays with one row per frame."""
 INDEX_ARRAYS = ("ids", "offsets", "seconds", "checksums")
 """Small arrays that a reader loads when it opens a cache."""
-ARRAYS = (*FRAME_ARRAYS, "vad_pooled", *INDEX_ARRAYS)
+ARRAYS = ("frames", "vad", "vad_pooled", *INDEX_ARRAYS)
 
 OTHER_DECODER = (
     "`decoder` is the version of how emi turns media into sound: another version reads some files differently, such as "

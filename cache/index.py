@@ -6,10 +6,11 @@ does not pay that for each of its segments, a writer packs the index of many seg
 and may be lost without harm; where a segment is lost, they still know its clips.
 """
 
+import contextlib
 import itertools
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from cache import fingerprint as fp
 from cache.containers.container import Container
 from cache.format import Array, Header, index_crc32c, little_endian
-from cache.segment import SegmentIndex
+from cache.segment import SegmentIndex, segment_name
 from cache.sources import REFRESHED
 
 _MAGIC = b"EMIINDX1"
@@ -151,6 +152,17 @@ def checked_index(
         checksums=checksums,
         places=places,
     )
+
+
+def write_block(container: Container, names: Collection[str], header: Header) -> None:
+    """Pack the index of segments that no block covers, so that their clips are known should they get lost.
+
+    Nothing may fail for it: the segments are committed.
+    """
+    with contextlib.suppress(Exception):
+        digest = fp.digest(header.fingerprint)
+        if segments := [read_segment_index(container, name, digest) for name in names]:
+            container.write_block(segment_name(), pack(segments))
 
 
 def pack(segments: Sequence[SegmentIndex]) -> bytes:

@@ -93,7 +93,7 @@ class FeatureCache:
     def __getitem__(self, clip_id: str) -> Clip:
         row = self._row_of(clip_id)
         segment, number = self._segments[self._segment_of[row]], int(self._within[row])
-        run = Run.of(segment, np.array([number]))
+        run = Run(segment, [number], [int(segment.offsets[number])], [int(self.num_frames[row])])
         try:
             frames, vad, pooled = stored = read_stored(self._open(), self.header, run)
         except EmiError:
@@ -172,8 +172,7 @@ class FeatureCache:
             raise ValueError(f"out has shape {out.shape}, and these {len(ids)} clips take {shape}")
         else:
             _must_hold(out, self.header.dtype)
-        row_bytes = self.dim * self.header.dtype.itemsize
-        runs = plan_runs(self._segments, self._segment_of[rows], self._within[rows], offsets[:-1], row_bytes)
+        runs = plan_runs(self._segments, self._segment_of[rows], self._within[rows], offsets[:-1], self.header)
         for run, wrong in read_runs(self._open(), self.header, runs, out):
             for number, reason in wrong.items():
                 raise self._damage(run.segment.ids[number], run.segment.name, reason)

@@ -11,7 +11,7 @@ from cache import fingerprint as fp
 from cache.containers.by_suffix import open_container
 from cache.errors import CacheError, CacheLockedError, CacheWriteError
 from cache.format import INDEX_ARRAYS, Array, Clip, Header, crc32c, index_crc32c, segment_arrays
-from cache.index import pack, read_segment_index
+from cache.index import write_block
 from cache.paths import StrPath
 from cache.reader import FeatureCache
 from cache.segment import NewSegment, Rows, segment_name
@@ -128,21 +128,9 @@ class CacheWriter:
             raise
         self._unindexed.append(segment.name)
         if len(self._unindexed) >= SEGMENTS_PER_BLOCK:
-            self._write_block()
+            write_block(self._container, self._unindexed, self.header)
+            self._unindexed.clear()
         self._started = time.monotonic()
-
-    def _write_block(self) -> None:
-        """Pack the index of segments that no block covers, so that their clips are known should they get lost.
-
-        Nothing may fail for it: the segments are committed.
-        """
-        if not self._unindexed:
-            return
-        digest = fp.digest(self.header.fingerprint)
-        with contextlib.suppress(Exception):
-            segments = [read_segment_index(self._container, name, digest) for name in self._unindexed]
-            self._container.write_block(segment_name(), pack(segments))
-        self._unindexed.clear()
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -150,7 +138,7 @@ class CacheWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.commit()
-            self._write_block()
+            write_block(self._container, self._unindexed, self.header)
             if kind is None:
                 with write_errors(self._container.path):
                     self._container.seal()

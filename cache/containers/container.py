@@ -2,14 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from cache.errors import CacheLockedError
 from cache.format import Array
 from cache.segment import NewSegment, SegmentIndex
-
-if TYPE_CHECKING:
-    from cache.system.locks import FolderLock
 
 
 class Container(Protocol):
@@ -81,8 +78,8 @@ class Container(Protocol):
         """Release file handles and the writer's lock."""
 
 
-def lock_folder(folder: Path, before: str, after: str, *, alone: bool) -> "FolderLock":
-    """Join the writers of a folder, or have it alone, until the lock is released or dropped.
+def lock_folder(folder: Path, before: str, after: str, *, alone: bool) -> object:
+    """Join the writers of a folder, or have it alone, until the returned lock is dropped.
 
     Raises:
         CacheLockedError: another is in the way; says which process, between the words before and after it.

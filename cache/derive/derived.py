@@ -10,7 +10,7 @@ lies in the cache itself (`FeatureCache.extras`), written when it is made: whoev
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -206,8 +206,7 @@ def _stored_transform(target: StrPath, header: Header) -> Transform | None:
     return None
 
 
-def _reported(store: FeatureCache, ids: Iterable[str], stage: str, on_progress: OnProgress | None) -> Iterator[Clip]:
-    ids = list(ids)
+def _reported(store: FeatureCache, ids: Sequence[str], stage: str, on_progress: OnProgress | None) -> Iterator[Clip]:
     for done, clip_id in enumerate(ids, 1):
         clip = store[clip_id]
         yield clip

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.exchange.export_manifest import KEY
-from cache.exchange.selection import CHUNK_BYTES, Selection
+from cache.exchange.selection import CHUNK_BYTES, KEY, Selection
 from cache.format import Clip
 
 DATA = "data-00000-of-00001.arrow"

@@ -18,17 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import fingerprint as fp
 from cache.containers.by_suffix import open_container
 from cache.containers.container import Container
 from cache.errors import CacheError, DamagedCacheError
 from cache.format import Array, Header
-from cache.index import load_index, pack, read_segment_index
+from cache.index import load_index, write_block
 from cache.maintenance.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
 from cache.paths import StrPath
 from cache.reader import open_cache
 from cache.segment import NewSegment, SegmentIndex, segment_name
-from cache.sources import REFRESHED, SOURCES, has_sources, read_sources
+from cache.sources import REFRESHED, SOURCES, SOURCES_CRC32C, read_sources
 from cache.writer import new_segment, write_errors
 
 SEGMENT_BYTES = 64 << 30
@@ -190,11 +189,7 @@ def _rewrite(
         container.rewrite([(sorted(removed), None), *zip(names, new, strict=True)])
     _remove_stopped(container)
     loaded = load_index(container, header)
-    if loaded.uncovered:
-        with contextlib.suppress(Exception):  # the segments are committed
-            digest = fp.digest(header.fingerprint)
-            block = pack([read_segment_index(container, name, digest) for name in loaded.uncovered])
-            container.write_block(segment_name(), block)
+    write_block(container, loaded.uncovered, header)
     return len(loaded.segments)
 
 
@@ -239,7 +234,7 @@ def _joined(container: Container, header: Header, parts: Sequence[Part], add: Ca
     if header.vad_names:
         arrays["vad"] = _JoinedRows(container, "vad", *in_frames, 3, np.dtype(np.float32))
         arrays["vad_pooled"] = _JoinedRows(container, "vad_pooled", *in_clips, 3, np.dtype(np.float32))
-    if any(has_sources(segment.attributes) for segment, _ in parts):
+    if any(SOURCES_CRC32C in segment.attributes for segment, _ in parts):
         arrays[SOURCES] = column(lambda segment: _sources(container, segment))
     name = f"{parts[0][0].name.partition('-')[0]}-{segment_name().partition('-')[2]}"  # the time of the first
     refreshed = any(segment.attributes.get(REFRESHED) for segment, _ in parts)

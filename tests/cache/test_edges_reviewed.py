@@ -11,11 +11,10 @@ from numpy.lib.stride_tricks import as_strided
 from typer.testing import CliRunner
 
 from cache import CacheFormatError, CacheWriteError, CacheWriter, Clip, EmiError, open_cache
-from cache.exchange.export_manifest import read_manifest
 from cache.exchange.exporting import export
 from cache.exchange.feature_files import MAX_BYTES, FeatureFileError, read_frames
 from cache.exchange.importing import import_features
-from cache.exchange.selection import ExportError
+from cache.exchange.selection import ExportError, read_manifest
 from cache.shared import shared_load
 from emi.cli.cache import compact as cache_compact
 from emi.cli.cache import derive as cache_derive

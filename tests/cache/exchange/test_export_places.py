@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from cache import CacheWriteError, CacheWriter, Clip, DamagedCacheError, UnknownClipError, open_cache
-from cache.exchange.export_manifest import ExportExistsError
 from cache.exchange.exporting import KINDS, ExportDependencyError, export
-from cache.exchange.selection import ExportError
+from cache.exchange.selection import ExportError, ExportExistsError
 
 SOME = ["z", "train/00001"]
 ONE = pytest.mark.parametrize("filled", [".h5"], indirect=True)
