@@ -14,10 +14,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.containers.container import Container
+from cache.containers.container import Container, SegmentIndex
 from cache.containers.file_rows import page_aligned
 from cache.format import Array, Header
-from cache.segment import SegmentIndex
 from cache.system.machine import available_cores
 
 RUN_BYTES = 4 << 20

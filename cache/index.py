@@ -19,9 +19,8 @@ import google_crc32c
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.containers.container import Container
+from cache.containers.container import Container, SegmentIndex, segment_name
 from cache.format import Array, Header, index_crc32c, little_endian
-from cache.segment import SegmentIndex, segment_name
 from cache.sources import REFRESHED
 
 _MAGIC = b"EMIINDX1"

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.containers.container import Container
+from cache.containers.container import Container, SegmentIndex
 from cache.format import crc32c
-from cache.segment import SegmentIndex
 
 SOURCES, SOURCES_CRC32C = "sources", "sources_crc32c"
 REFRESHED = "refreshed"

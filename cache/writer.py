@@ -9,12 +9,12 @@ import numpy as np
 
 from cache import fingerprint as fp
 from cache.containers.by_suffix import open_container
+from cache.containers.container import NewSegment, Rows, segment_name
 from cache.errors import CacheError, CacheLockedError, CacheWriteError
 from cache.format import INDEX_ARRAYS, Array, Clip, Header, crc32c, index_crc32c, segment_arrays
 from cache.index import write_block
 from cache.paths import StrPath
 from cache.reader import FeatureCache
-from cache.segment import NewSegment, Rows, segment_name
 from cache.sources import REFRESHED, SOURCES, SOURCES_CRC32C, Medium, to_rows
 
 SEGMENT_BYTES = 16 << 20

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cache import fingerprint as fp
-from cache.containers.container import lock_folder
+from cache.containers.container import NewSegment, SegmentIndex, lock_folder
 from cache.containers.old_journal import journal_path
 from cache.containers.sealed_file import Parsed, SealedFile, write_sealed
 from cache.containers.zarr_group import ZarrContainer
@@ -33,7 +33,6 @@ from cache.errors import CacheFormatError, DamagedCacheError
 from cache.format import Array, Header, with_checksum
 from cache.gather import read_segment
 from cache.index import read_segment_index
-from cache.segment import NewSegment, SegmentIndex
 from cache.system.atomic_file import replacing
 from cache.system.disk import measured, sync
 

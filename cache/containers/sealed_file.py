@@ -24,12 +24,12 @@ import numpy as np
 
 from cache import fingerprint as fp
 from cache.containers import old_journal
+from cache.containers.container import NewSegment, SegmentIndex
 from cache.containers.file_rows import copy_from_file, row_views
 from cache.containers.hdf5_bytes import Hdf5Bytes, reading_strings
 from cache.errors import DamagedCacheError
 from cache.format import FORMAT, INDEX_ARRAYS, Array
 from cache.index import checked_index, pack, places_in, unpack
-from cache.segment import NewSegment, SegmentIndex
 from cache.system.disk import open_binary
 
 _LIBVER = ("v108", "v108")

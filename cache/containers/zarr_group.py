@@ -24,11 +24,10 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 
-from cache.containers.container import Container, lock_folder
+from cache.containers.container import Container, NewSegment, Rows, SegmentIndex, lock_folder
 from cache.containers.zarr_rows import RowLayout, read_rows, row_layout, shard_problems
 from cache.errors import CacheError, CacheFormatError
 from cache.format import ARRAYS, INDEX_ARRAYS, Array
-from cache.segment import NewSegment, Rows, SegmentIndex
 from cache.sources import SOURCES
 from cache.system.disk import measured
 from cache.system.disk import sync as flush
@@ -103,9 +102,12 @@ class ZarrContainer(Container):
         """Share the folder with other writers, or have it alone; a URL cannot be locked, nor can some file systems."""
         if self._local is not None and (self._lock is None or alone):
             self._lock = None  # releases it
-            what = "written" if alone else "compacted or repaired"
-            before, after = f"{self.path} is being {what} by another process", "; wait for it, then run this again"
-            self._lock = lock_folder(self._local, before, after, alone=alone)
+            self._lock = lock_folder(
+                self._local,
+                f"{self.path} is being {'written' if alone else 'compacted or repaired'} by another process",
+                "; wait for it, then run this again",
+                alone=alone,
+            )
 
     def segment_names(self, known: Collection[str] = ()) -> list[str]:
         store = self._group().store

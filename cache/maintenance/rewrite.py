@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.containers.by_suffix import open_container
-from cache.containers.container import Container
+from cache.containers.container import Container, NewSegment, SegmentIndex, segment_name
 from cache.errors import CacheError, DamagedCacheError
 from cache.format import Array, Header
 from cache.index import load_index, write_block
 from cache.maintenance.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
 from cache.paths import StrPath
 from cache.reader import open_cache
-from cache.segment import NewSegment, SegmentIndex, segment_name
 from cache.sources import REFRESHED, SOURCES, SOURCES_CRC32C, read_sources
 from cache.writer import new_segment, write_errors
 
@@ -250,7 +249,7 @@ def _sources(container: Container, segment: SegmentIndex) -> Array:
 
 
 class _JoinedRows:
-    """Rows of one array of several segments, read when they are asked for (`cache.segment.Rows`).
+    """Rows of one array of several segments, read when they are asked for (`cache.containers.container.Rows`).
 
     Args:
         container: of the cache.

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 
 from cache import fingerprint as fp
 from cache.containers.by_suffix import open_container
-from cache.containers.container import Container
+from cache.containers.container import Container, SegmentIndex
 from cache.errors import CacheNotFoundError
 from cache.format import Header, extras_crc32c
 from cache.gather import read_segment
 from cache.index import LoadedIndex, load_index, read_segment_index
 from cache.paths import StrPath
-from cache.segment import SegmentIndex
 from cache.sources import read_sources
 
 Progress = Callable[[int, int, float], None]
