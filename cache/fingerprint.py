@@ -8,9 +8,6 @@ from typing import Any
 Fingerprint = Mapping[str, Any]
 """JSON-able mapping that names everything that changes a stored number (DESIGN: backbone, weights, layer, …)."""
 
-DEFAULTS: Mapping[str, Any] = {"decoder": 1}
-"""What a field is where it is absent, as in fingerprints from before there was such a field."""
-
 
 def canonical(fingerprint: Fingerprint) -> str:
     """Serialise to the one JSON text that equal fingerprints share (sorted keys, no spaces)."""
@@ -27,7 +24,8 @@ def differences(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
 
     A field inside another is named with a dot: `derived.pool`.
     """
-    a, b = (dict(DEFAULTS) | flattened(_compared(fingerprint)) for fingerprint in (stored, wanted))
+    # Fingerprints without the field `decoder` are older than the second decoder.
+    a, b = ({"decoder": 1} | flattened(_compared(fingerprint)) for fingerprint in (stored, wanted))
     fields = {key: (a.get(key, "absent"), b.get(key, "absent")) for key in sorted(a.keys() | b.keys())}
     return [
         f"{key} (stored {_shown(one)}, wanted {_shown(other)})" for key, (one, other) in fields.items() if one != other

@@ -175,8 +175,8 @@ def pack(segments: Sequence[SegmentIndex]) -> bytes:
         separators=(",", ":"),
     ).encode()
     columns = [getattr(segment, name) for name in ("offsets", "seconds", "checksums") for segment in segments]
-    sizes = _SIZES.pack(len(head), sum(map(len, ids)))
-    body = b"".join([sizes, head, *ids, *(little_endian(column).tobytes() for column in columns)])
+    arrays = (little_endian(column).tobytes() for column in columns)
+    body = b"".join([_SIZES.pack(len(head), sum(map(len, ids))), head, *ids, *arrays])
     return _HEAD.pack(_MAGIC, google_crc32c.value(body)) + body
 
 

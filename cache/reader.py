@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from cache.paths import StrPath, at_home
 from cache.sources import Medium, from_row, read_sources
 
 
-class FeatureCache:
+class FeatureCache(AbstractContextManager["FeatureCache"]):
     """A read-only mapping from clip id to `Clip`, in the order of writing.
 
     Only the index is held in memory; frames are read on access. Safe to pickle and to use after a fork: each process
@@ -183,9 +184,6 @@ class FeatureCache:
         if self._container is not None:
             self._container.close()
             self._container = None
-
-    def __enter__(self) -> "FeatureCache":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -25,7 +25,7 @@ SEGMENTS_PER_BLOCK = 64
 """Segments whose index is packed into one block (`cache.index`) while writing goes on; the rest when it ends."""
 
 
-class CacheWriter:
+class CacheWriter(contextlib.AbstractContextManager["CacheWriter"]):
     """Appends clips to a cache, which it creates where there is none.
 
     Use it as a context manager: leaving it commits what is pending, also after Ctrl-C or an error. An HDF5 file is
@@ -131,9 +131,6 @@ class CacheWriter:
             write_block(self._container, self._unindexed, self.header)
             self._unindexed.clear()
         self._started = time.monotonic()
-
-    def __enter__(self) -> "CacheWriter":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:

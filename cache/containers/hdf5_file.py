@@ -270,8 +270,16 @@ class Hdf5Container:
         names = [name for name in folder.segment_names() if name not in there] if folder is not None else []
         segments = itertools.chain(new, (self._checked(name, header) for name in names))
         with replacing(self._path) as temporary:
-            blocks = self.read_blocks()
-            write_sealed(temporary, file, attributes, extras, segments, without=gone, blocks=blocks, where=self.path)
+            write_sealed(
+                temporary,
+                file,
+                attributes,
+                extras,
+                segments,
+                without=gone,
+                blocks=self.read_blocks(),
+                where=self.path,
+            )
             if file is not None:
                 shutil.copymode(self._path, temporary)
         sync(self._path.parent)

@@ -93,8 +93,7 @@ class SealedFile:
         """See `Container.read_into`."""
         offset, shape, dtype = self.places[segment][array]
         row_bytes = np.dtype(dtype).itemsize * math.prod(shape[1:])
-        views = row_views(shape, np.dtype(dtype), starts, outs)
-        places = [(offset + start * row_bytes, view) for start, view in views]
+        places = [(offset + row * row_bytes, view) for row, view in row_views(shape, np.dtype(dtype), starts, outs)]
         if self._extents:
             content = Hdf5Bytes(self._descriptor, self._extents)
             for at, view in places:

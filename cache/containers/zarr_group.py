@@ -209,13 +209,11 @@ class ZarrContainer(Container):
         if segment is not None:
             if self._local is None:
                 return []
-            arrays = (name for name in (*ARRAYS, SOURCES) if name not in INDEX_ARRAYS)
-            places = (self._local / "segments" / segment.name / name for name in arrays)
-            folders = [place for place in places if place.exists()]
+            places = (self._local / "segments" / segment.name / name for name in (*ARRAYS, SOURCES))
+            folders = [place for place in places if place.name not in INDEX_ARRAYS and place.exists()]
             for folder in folders:
                 zarr.open_array(folder, mode="r", zarr_format=3)  # raises where plain zarr could not read it
-            layouts = filter(None, map(row_layout, folders))
-            return [problem for layout in layouts for problem in shard_problems(layout)]
+            return [problem for layout in filter(None, map(row_layout, folders)) for problem in shard_problems(layout)]
         problems = []
         for group in GROUPS:
             try:

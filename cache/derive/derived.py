@@ -187,8 +187,7 @@ def _training_clips(
 def _derived_header(store: FeatureCache, recipe: Mapping[str, Any], train: Sequence[str], dtype: str) -> Header:
     derived = {"from": fp.digest(store.fingerprint), "from_dtype": str(store.header.dtype), **recipe}
     if train:
-        checksums = {clip_id: store.checksum(clip_id) for clip_id in train}
-        derived["fitted_on"] = {"clips": len(train), "sha256": training_set(checksums)}
+        derived["fitted_on"] = {"clips": len(train), "sha256": training_set({i: store.checksum(i) for i in train})}
     return replace(
         store.header,
         fingerprint=store.fingerprint | {"dtype": dtype, "derived": derived},

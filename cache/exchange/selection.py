@@ -101,8 +101,11 @@ def manifest_of(store: FeatureCache, kind: str, ids: Sequence[str]) -> dict[str,
     if kind != "npz":  # which may gain clips, and checks each by itself
         seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
         content = "".join(f"{clip_id}\0{store.checksum(clip_id)}\0{seconds[clip_id]!r}\0" for clip_id in ids)
-        crc = int(google_crc32c.value(content.encode()))
-        manifest |= {"clips": len(ids), "frames": int(offsets[-1]), "content_crc32c": crc}
+        manifest |= {
+            "clips": len(ids),
+            "frames": int(offsets[-1]),
+            "content_crc32c": int(google_crc32c.value(content.encode())),
+        }
     return manifest
 
 

@@ -236,8 +236,7 @@ def _joined(container: Container, header: Header, parts: Sequence[Part], add: Ca
     if any(SOURCES_CRC32C in segment.attributes for segment, _ in parts):
         arrays[SOURCES] = column(lambda segment: _sources(container, segment))
     name = f"{parts[0][0].name.partition('-')[0]}-{segment_name().partition('-')[2]}"  # the time of the first
-    refreshed = any(segment.attributes.get(REFRESHED) for segment, _ in parts)
-    return new_segment(name, arrays, header, refreshed=refreshed)
+    return new_segment(name, arrays, header, refreshed=any(s.attributes.get(REFRESHED) for s, _ in parts))
 
 
 def _sources(container: Container, segment: SegmentIndex) -> Array:
@@ -312,11 +311,10 @@ def _counter(parts: Sequence[Part], on_rewrite: Progress | None) -> Callable[[in
 
 def _groups(segments: Sequence[SegmentIndex], header: Header, segment_bytes: int) -> list[list[SegmentIndex]]:
     """Neighbours that make one segment together; a large one stays alone."""
-    row_bytes = header.dim * header.dtype.itemsize
     groups: list[list[SegmentIndex]] = []
     size = math.inf  # of the last group; infinite where nothing joins it
     for segment in segments:
-        own = int(segment.offsets[-1]) * row_bytes
+        own = int(segment.offsets[-1]) * header.dim * header.dtype.itemsize
         large = own > segment_bytes // 2
         if large or size + own > segment_bytes:
             groups.append([])
