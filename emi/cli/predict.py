@@ -1,7 +1,5 @@
 """`emi predict`: intensities of media with a trained run."""
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +11,7 @@ from extract.settings import ExtractSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from emi.prediction import Model, Models, Record
+    from emi.prediction import Model, Record
     from extract.failures import Failure
     from extract.sources import Source
 
@@ -83,9 +81,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def _predict_all(
-    model: "Model | Models", media: "Sequence[str]", sources: "Sequence[Source]"
-) -> "list[Record | Failure]":
+def _predict_all(model: "Model", media: "Sequence[str]", sources: "Sequence[Source]") -> "list[Record | Failure]":
     """Predict, and print what should be known of the run and the media."""
     from emi.cli.messages import tell_left_out, tell_notes
     from emi.console import Progress
@@ -104,18 +100,18 @@ def _predict_all(
 def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[str]") -> None:
     from train_head.data.labels import FILENAME
     from train_head.evaluation.submission import put
+    from train_head.reports.tables import csv_text
 
-    text = io.StringIO()
     rows = ([record[FILENAME], *(f"{record[name]:.9g}" for name in names)] for record in records)
-    csv.writer(text, lineterminator="\n").writerows([[FILENAME, *names], *rows])
+    text = csv_text([[FILENAME, *names], *rows])
     if path is None:
-        typer.echo(text.getvalue(), nl=False)
+        typer.echo(text, nl=False)
         return
-    put(path, text.getvalue())
+    put(path, text)
     typer.echo(f"wrote {len(records)} predictions to {path}")
 
 
-def _write_submission(path: Path, records: "Sequence[Record]", model: "Model | Models", template: Path | None) -> None:
+def _write_submission(path: Path, records: "Sequence[Record]", model: "Model", template: Path | None) -> None:
     import numpy as np
 
     from train_head.data.labels import FILENAME

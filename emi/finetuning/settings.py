@@ -10,7 +10,7 @@ from typing import Any
 from cache.paths import StrPath
 from cache.settings import setting
 from extract.settings import DecodeOptions
-from train_head.errors import TrainSettingsError, unknown
+from train_head.errors import TrainSettingsError, check_known
 from train_head.training.settings import TrainSettings, resolve_settings
 
 TABLE = "finetune"
@@ -74,8 +74,7 @@ class FinetuneSettings:
                 raise TrainSettingsError(f"{TABLE}.{field.name} must be a {kind.__name__}, got {value!r}")
         if not re.fullmatch(r"none|cnn|backbone|layers:[0-9]+", self.freeze):
             raise TrainSettingsError(f"freeze must be none, cnn, layers:N or backbone, got {self.freeze!r}")
-        if self.audio_dtype not in AUDIO_DTYPES:
-            raise TrainSettingsError(unknown("audio_dtype", self.audio_dtype, AUDIO_DTYPES))
+        check_known("audio_dtype", [self.audio_dtype], AUDIO_DTYPES)
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -138,8 +137,6 @@ def resolve(config: StrPath | None = None, **overrides: Any) -> tuple[TrainSetti
     table = {} if config is None else tomllib.loads(Path(config).read_text(encoding="utf-8")).get(TABLE, {})
     if not isinstance(table, Mapping):
         raise TrainSettingsError(f"{config}: {TABLE} must be a table of options, got {table!r}")
-    for key in table:
-        if key not in names:
-            raise TrainSettingsError(f"{config}: {unknown('option of finetune', key, names)}")
+    check_known("option of finetune", table, names, f"{config}: ")
     given = {key: value for key, value in overrides.items() if key in names and value is not None}
     return settings, FinetuneSettings(**{**table, **given})

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.labels import read_labels
 from train_head.errors import RunFolderError, TrainSettingsError, check_known
 from train_head.evaluation.intervals import Difference, paired_bootstrap
-from train_head.protocols.pool import csv_text
 from train_head.protocols.result import ProtocolResult, several_groups
 from train_head.protocols.run import train_seeds
-from train_head.reports.tables import OVER_TARGETS, cell, markdown_table, text_table
+from train_head.reports.tables import OVER_TARGETS, cell, csv_text, markdown_table, text_table
 from train_head.runs.inputs import Inputs
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings, option_owners, read_toml, resolve_settings
@@ -161,25 +161,17 @@ def ablate(
     folder, labels = Path(out), inputs.splits["valid"].labels
     check_names([name for name, _ in rows])
     _prepare(folder, rows)
-    results: list[ProtocolResult] = []
-    differences: list[Difference | None] = []
-    before = None
-    for name, settings in rows:
-        place = folder / Row(name).folder
-        results.append(train_seeds(inputs, place, settings, seeds, reporter, reported_under=f"{place.name}/"))
-        values = read_labels(place / "predictions_valid.csv", check_range=False).values
-        differences.append(
-            paired_bootstrap(values, before, labels.values, labels.names, groups=several_groups(labels))
-            if before is not None
-            else None
-        )
-        before = values
-    done = Ablation(
-        folder=folder,
-        names=tuple(name for name, _ in rows),
-        results=tuple(results),
-        differences=tuple(differences),
-    )
+    places = {name: folder / Row(name).folder for name, _ in rows}
+    results = [
+        train_seeds(inputs, places[name], settings, seeds, reporter, reported_under=f"{places[name].name}/")
+        for name, settings in rows
+    ]
+    values = [read_labels(place / "predictions_valid.csv", check_range=False).values for place in places.values()]
+    differences = [
+        paired_bootstrap(now, before, labels.values, labels.names, groups=several_groups(labels))
+        for before, now in pairwise(values)
+    ]
+    done = Ablation(folder=folder, names=tuple(places), results=tuple(results), differences=(None, *differences))
     write_atomically(folder / TABLE_CSV, done.csv().encode())
     write_atomically(folder / TABLE_MD, done.markdown().encode())
     return done

@@ -14,8 +14,9 @@ from train_head.data.labels import FILENAME, write_predictions
 from train_head.data.splits import Split
 from train_head.errors import LabelError
 from train_head.evaluation.baselines import FOLDS, LABELS_FOLDS, fold_means
-from train_head.protocols.pool import csv_text, pool, pooled_csv, trainable
+from train_head.protocols.pool import pool, pooled_csv, trainable
 from train_head.protocols.result import ProtocolResult, finish, listed_members, prepare_protocol, score
+from train_head.reports.tables import csv_text
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs
 from train_head.runs.result import TrainResult
