@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emi.cli import options
+from emi.cli.messages import tell_left_out, tell_licence_of_run, tell_notes
 from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
@@ -41,19 +42,19 @@ def predict(
 
     Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv
     """
-    from emi.cli.messages import tell_licence_of_run
     from emi.console import check_writable
     from emi.prediction import list_sources, load
     from extract.failures import Failure
     from extract.settings import DecodeOptions
     from train_head.data.labels import FILENAME
-    from train_head.errors import LabelError
+    from train_head.errors import LabelError, refuse
     from train_head.evaluation.submission import template_clips
 
-    if template is not None and submission is None:
-        raise LabelError("--template is for --submission FILE; leave it out, or name that file")
-    if template is not None and not template.is_file():
-        raise LabelError(f"there is no template at {template}")
+    refuse(
+        (template and not submission, "--template is for --submission FILE; leave it out, or name that file"),
+        (template and not template.is_file(), f"there is no template at {template}"),
+        error=LabelError,
+    )
     check_writable(csv_file, submission)
     tell_licence_of_run(model)
     media_root = given.pop("media_root", None)
@@ -83,7 +84,6 @@ def predict(
 
 def _predict_all(model: "Model", media: "Sequence[str]", sources: "Sequence[Source]") -> "list[Record | Failure]":
     """Predict, and print what should be known of the run and the media."""
-    from emi.cli.messages import tell_left_out, tell_notes
     from emi.console import Progress
     from extract.sources import left_out
 

@@ -81,9 +81,8 @@ class FinetuneTrainer(TrainingLoop):
         learned = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         names = {name for name, p in model.named_parameters() if id(p) in learned}
         self._kept = [name for name in model.state_dict() if name in names or name.startswith("predictor.")]
-        self.averaged: AveragedModel | None = None
-        if settings.ema:
-            self.averaged = AveragedModel(model, processes.device, multi_avg_fn=moving_average(settings.ema))
+        average = moving_average(settings.ema)
+        self.averaged = AveragedModel(model, processes.device, multi_avg_fn=average) if settings.ema else None
         objective = build_objective(settings.loss, settings.weighting, train.targets).to(processes.device)
         self.scaler = torch.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
         self._gradients = Gradients(settings, objective, self.scaler, processes)
@@ -182,9 +181,8 @@ class FinetuneTrainer(TrainingLoop):
         # the same batches as in the cached mode, which draws them by the number of frames
         drawn = torch.Generator().manual_seed(epoch_seed(self.settings.seed, number))
         order = shuffled_batches(self._frames, self.settings.batch_size, drawn)
-        done: dict[str, Any] = {"epoch": number, "step": 0, "total": 0.0, "seconds": 0.0}
-        if self._progress["epoch"] == number:
-            done = self._progress
+        new = {"epoch": number, "step": 0, "total": 0.0, "seconds": 0.0}
+        done: dict[str, Any] = self._progress if self._progress["epoch"] == number else new
         self.depth.arrange(number)
         self.model.predictor.train()
         if not self._sharded:

@@ -12,7 +12,7 @@ import tomli_w
 from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
 from train_head.data.labels import read_labels
-from train_head.errors import RunFolderError, TrainSettingsError, check_known
+from train_head.errors import RunFolderError, TrainSettingsError, check_known, refuse
 from train_head.evaluation.intervals import Difference, paired_bootstrap
 from train_head.protocols.result import ProtocolResult, several_groups
 from train_head.protocols.run import train_seeds
@@ -196,9 +196,8 @@ def rows_settings(
     base = resolve_settings(config, **{k: v for k, v in given.items() if not option_owners(k)}).head
     settings, used = [], set[str]()
     for row in rows:
-        for key in SHARED:
-            if key in row.overrides:
-                raise TrainSettingsError(f"row {row.name!r}: {key} is the same for all rows; leave it out there")
+        what = "is the same for all rows; leave it out there"
+        refuse(*((key in row.overrides, f"row {row.name!r}: {key} {what}") for key in SHARED))
         head = row.overrides.get("head", base)
         own = {key: v for key, v in given.items() if not option_owners(key) or head in option_owners(key)}
         used |= own.keys()
@@ -234,15 +233,14 @@ def check_names(names: Sequence[str]) -> None:
     Raises:
         TrainSettingsError: no rows, a name without a letter or digit, or two that share a folder.
     """
-    if not names:
-        raise TrainSettingsError("an ablation needs at least one row")
+    refuse((not names, "an ablation needs at least one row"))
     places: dict[str, str] = {}
     for name in names:
         place = Row(name).folder
-        if not place:
-            raise TrainSettingsError(f"the row {name!r} needs a name with a letter or a digit, for its folder")
-        if place in places:
-            raise TrainSettingsError(f"the rows {places[place]!r} and {name!r} share the folder {place}; rename one")
+        refuse(
+            (not place, f"the row {name!r} needs a name with a letter or a digit, for its folder"),
+            (place in places, f"the rows {places.get(place)!r} and {name!r} share the folder {place}; rename one"),
+        )
         places[place] = name
 
 
