@@ -75,6 +75,8 @@ class FinetuneTrainer(TrainingLoop):
         self.tuning, self.train, self.valid, self.processes = tuning, train, valid, processes
         self._build, self._place, self._home, self._standardise = build, folder, folder, standardise
         self._sharded, self._exported = False, False
+        at_once = 120.0 if processes.device.type == "cuda" else 24.0
+        self.piece_seconds = tuning.batch_seconds or at_once  # of audio that go through the backbone together
         self._shared: nn.Module
         self._begin()
         model = self.model
@@ -93,11 +95,6 @@ class FinetuneTrainer(TrainingLoop):
     def evaluated(self) -> BackboneWithHead:
         """The module that is evaluated and saved: the trained one, or its moving average."""
         return self.model if self.averaged is None else cast(BackboneWithHead, self.averaged.module)
-
-    @property
-    def piece_seconds(self) -> float:
-        """Audio that goes through the backbone at once."""
-        return self.tuning.batch_seconds or (120.0 if self.processes.device.type == "cuda" else 24.0)
 
     def _advised(self) -> contextlib.AbstractContextManager[None]:
         """Say what helps where memory runs out."""
