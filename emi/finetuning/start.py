@@ -196,8 +196,14 @@ def load_init_head(run: StrPath, label_files: LabelFiles, identity: Identity, se
         RunFolderError: it is no finished run.
     """
     trained = load_head(run)
+    if not isinstance(trained.head, Predictor):
+        raise RunFolderError(f"{run} holds several runs; name one of them, such as {Path(run) / 'seed-0'}")
     dim, vad_names = trained.features["dim"], tuple(trained.features["vad_names"])
     theirs, ours = (f.get("weights_sha256") for f in (trained.features["fingerprint"], identity.fingerprint))
+    wanted = Predictor(settings, identity.dim + len(identity.vad_names), len(trained.names))
+    shapes, wanted_shapes = ({n: t.shape for n, t in m.state_dict().items()} for m in (trained.head, wanted))
+    targets = read_labels(label_files.files["train"], label_files.format).names
+    low, high = trained.label_range
     refuse(
         (
             trained.transform is not None,
@@ -215,14 +221,6 @@ def load_init_head(run: StrPath, label_files: LabelFiles, identity: Identity, se
             f"{run} was trained on features of {trained.features['fingerprint'].get('backbone')} with other weights "
             f"than {identity.source} has; start from a head that was trained on this backbone's features",
         ),
-    )
-    if not isinstance(trained.head, Predictor):
-        raise RunFolderError(f"{run} holds several runs; name one of them, such as {Path(run) / 'seed-0'}")
-    wanted = Predictor(settings, identity.dim + len(identity.vad_names), len(trained.names))
-    shapes, wanted_shapes = ({n: t.shape for n, t in m.state_dict().items()} for m in (trained.head, wanted))
-    targets = read_labels(label_files.files["train"], label_files.format).names
-    low, high = trained.label_range
-    refuse(
         (
             shapes != wanted_shapes,
             f"{run} is another head than the settings ask for; leave out head options beside --init-head, and give a "
