@@ -42,13 +42,14 @@ def extract(
     """
     from emi.console import Progress
     from extract import run
-    from extract.estimate import estimate
     from extract.plan import plan
     from extract.stats import PipelineStats
 
     settings, stats, started = take(ExtractSettings, given), PipelineStats(), time.monotonic()
     tell_licence(settings.backbone)
     if dry_run:
+        from extract.estimate import estimate  # loads torch, which finished work does not need
+
         planned = plan(media, cache, settings)
         _show_plan(planned, cache, settings)
         tell_left_out(planned.left_out)
