@@ -151,7 +151,7 @@ class Model:
             parallel_batches=parallel_batches,
             options=self._options,
         )
-        self.media_notes = []
+        self.media_notes.clear()
         for done, clip in enumerate(clips, 1):
             result = clip if isinstance(clip, Failure) else self._record(clip)
             if on_progress:
@@ -168,7 +168,7 @@ class Model:
         return {FILENAME: clip.id, **dict(zip(self.names, self.trained.predict(stored).tolist(), strict=True))}
 
 
-class Models:
+class Models(Model):
     """Runs that predict together, on the features of several backbones or fine-tuned ones.
 
     Args:
@@ -181,21 +181,7 @@ class Models:
         self.names = members[0].names
         self.notes = list(dict.fromkeys(note for member in members for note in member.notes))
         self.label_range = members[0].label_range
-
-    @property
-    def media_notes(self) -> list[Note]:
-        """See `Model`."""
-        return self._members[0].media_notes
-
-    def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
-        """As `Model.predict`: the mean of the members' intensities."""
-        return _sorted_records(list(self.iterate(media, media_root)))
-
-    def iterate(
-        self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None
-    ) -> Iterator[Record | Failure]:
-        """As `Model.iterate`; the clips come once the last member has them."""
-        return self.iterate_sources(list_sources(media, media_root))
+        self.media_notes = members[0].media_notes  # all members read the same media
 
     def iterate_sources(
         self, sources: Sequence[Source], on_progress: OnProgress | None = None
@@ -221,9 +207,7 @@ class Models:
 
 
 @takes_paths
-def load(
-    run: StrPath, *, backbone: str | None = None, device: str = "auto", options: DecodeOptions = DEFAULT
-) -> Model | Models:
+def load(run: StrPath, *, backbone: str | None = None, device: str = "auto", options: DecodeOptions = DEFAULT) -> Model:
     """Load a run folder for prediction.
 
     Args:
