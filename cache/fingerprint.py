@@ -8,10 +8,6 @@ from typing import Any
 Fingerprint = Mapping[str, Any]
 """JSON-able mapping that names everything that changes a stored number (DESIGN: backbone, weights, layer, …)."""
 
-DEFAULTS: Mapping[str, Any] = {"decoder": 1}
-"""What a field is where it is absent, as in fingerprints from before there was such a field."""
-_ABSENT = "absent"
-
 
 def canonical(fingerprint: Fingerprint) -> str:
     """Serialise to the one JSON text that equal fingerprints share (sorted keys, no spaces)."""
@@ -28,8 +24,9 @@ def differences(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
 
     A field inside another is named with a dot: `derived.pool`.
     """
-    a, b = (dict(DEFAULTS) | flattened(_compared(fingerprint)) for fingerprint in (stored, wanted))
-    fields = {key: (a.get(key, _ABSENT), b.get(key, _ABSENT)) for key in sorted(a.keys() | b.keys())}
+    # Fingerprints without the field `decoder` are older than the second decoder.
+    a, b = ({"decoder": 1} | flattened(_compared(fingerprint)) for fingerprint in (stored, wanted))
+    fields = {key: (a.get(key, "absent"), b.get(key, "absent")) for key in sorted(a.keys() | b.keys())}
     return [
         f"{key} (stored {_shown(one)}, wanted {_shown(other)})" for key, (one, other) in fields.items() if one != other
     ]
@@ -37,8 +34,7 @@ def differences(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
 
 def _compared(fingerprint: Fingerprint) -> dict[str, Any]:
     """Leave out the backbone's name where its weights are hashed: a moved or renamed folder is the same model."""
-    name_is_redundant = "weights_sha256" in fingerprint
-    return {k: v for k, v in fingerprint.items() if not (name_is_redundant and k == "backbone")}
+    return {k: v for k, v in fingerprint.items() if k != "backbone" or "weights_sha256" not in fingerprint}
 
 
 def flattened(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

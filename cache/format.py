@@ -33,11 +33,9 @@ from cache.paths import is_utf8
 FORMAT = "emi-features"
 VERSION = 1
 
-FRAME_ARRAYS = ("frames", "vad")
-"""Arrays with one row per frame."""
 INDEX_ARRAYS = ("ids", "offsets", "seconds", "checksums")
 """Small arrays that a reader loads when it opens a cache."""
-ARRAYS = (*FRAME_ARRAYS, "vad_pooled", *INDEX_ARRAYS)
+ARRAYS = ("frames", "vad", "vad_pooled", *INDEX_ARRAYS)
 
 OTHER_DECODER = (
     "`decoder` is the version of how emi turns media into sound: another version reads some files differently, such as "
@@ -246,8 +244,7 @@ def crc32c(*arrays: Array, start: int = 0) -> int:
 
 def index_crc32c(ids: Sequence[str], offsets: Array, seconds: Array, checksums: Array) -> int:
     """CRC-32C over the arrays that say which rows belong to which clip (ids UTF-8, each ended by NUL)."""
-    of_ids = google_crc32c.value("".join(f"{i}\0" for i in ids).encode())
-    return crc32c(offsets, seconds, checksums, start=of_ids)
+    return crc32c(offsets, seconds, checksums, start=google_crc32c.value("".join(f"{i}\0" for i in ids).encode()))
 
 
 def extras_crc32c(extras: Mapping[str, Array]) -> int:
@@ -262,10 +259,9 @@ def extras_crc32c(extras: Mapping[str, Array]) -> int:
 
 def segment_arrays(clips: Sequence[Clip], frames: Array) -> dict[str, Array]:
     """Lay clips out as the arrays of one segment; `frames` are theirs, joined; `ids` is an object array of str."""
-    lengths = [len(clip.frames) for clip in clips]
     arrays: dict[str, Array] = {
         "frames": frames,
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "offsets": np.cumsum([0, *(len(clip.frames) for clip in clips)], dtype=np.int64),
         "ids": np.array([clip.id for clip in clips], dtype=object),
         "seconds": np.array([clip.seconds for clip in clips], dtype=np.float64),
         "checksums": np.array([clip.checksum() for clip in clips], dtype=np.uint32),

@@ -14,10 +14,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.containers.container import Container
+from cache.containers.container import Container, SegmentIndex
 from cache.containers.file_rows import page_aligned
 from cache.format import Array, Header
-from cache.segment import SegmentIndex
 from cache.system.machine import available_cores
 
 RUN_BYTES = 4 << 20
@@ -48,19 +47,13 @@ class Run:
     lengths: Sequence[int]
     at: Sequence[int] = ()
 
-    @classmethod
-    def of(cls, segment: SegmentIndex, clips: NDArray[np.integer]) -> "Run":
-        """Clips by their numbers in a segment."""
-        starts = segment.offsets[clips]
-        return cls(segment, clips.tolist(), starts.tolist(), (segment.offsets[clips + 1] - starts).tolist())
-
 
 def plan_runs(
     segments: Sequence[SegmentIndex],
     segment_of: NDArray[np.integer],
     within: NDArray[np.integer],
     at: NDArray[np.integer],
-    row_bytes: int,
+    header: Header,
 ) -> list[Run]:
     """Put clips of a segment together, up to about `RUN_BYTES`.
 
@@ -69,8 +62,9 @@ def plan_runs(
         segment_of: number of each clip's segment.
         within: number of each clip in its segment.
         at: first row of each clip in the output.
-        row_bytes: of one frame.
+        header: of the cache.
     """
+    run_rows = max(1, RUN_BYTES // (header.dim * header.dtype.itemsize))
     order = np.lexsort((within, segment_of))
     segment_of, within, at = segment_of[order], within[order], at[order]
     runs: list[Run] = []
@@ -80,7 +74,7 @@ def plan_runs(
         segment, clips = segments[segment_of[group[0]]], within[group]
         starts = segment.offsets[clips]
         lengths = segment.offsets[clips + 1] - starts
-        number = (np.cumsum(lengths) - lengths) // max(1, RUN_BYTES // row_bytes)
+        number = (np.cumsum(lengths) - lengths) // run_rows
         bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(group)]
         columns = [column.tolist() for column in (clips, starts, lengths, at[group])]
         for first, last in itertools.pairwise(bounds):
@@ -162,3 +156,9 @@ def read_runs(
         starts = range(0, len(runs), TURN)
         for start, wrong in zip(starts, pool.map(read, starts), strict=True):
             yield from zip(runs[start : start + TURN], wrong, strict=True)
+
+
+def read_segment(container: Container, header: Header, segment: SegmentIndex) -> Iterator[tuple[Run, dict[int, str]]]:
+    """`read_runs` over all clips of a segment."""
+    clips = np.arange(len(segment.ids))
+    return read_runs(container, header, plan_runs([segment], np.zeros_like(clips), clips, clips, header))

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 
 from cache.errors import ClipNameError
 
-DIGITS = 5
 MEDIA_SUFFIXES = frozenset(
     # sound
     ".wav .wave .bwf .rf64 .w64 .flac .mp3 .mp2 .mpa .mpga .ogg .oga .opus .spx .m4a .m4b .m4r .aac .adts .ac3 "
@@ -26,7 +25,7 @@ _PADDING = re.compile(r"(?:(?<=/)|^)0+(?=[0-9]+(?:/|$))")
 
 def clip_id(name: str) -> str:
     """Pad an integer to five digits, as Hume-Vidmimic2 names its files; leave any other name alone."""
-    return name.zfill(DIGITS) if re.fullmatch(r"\d+", name, re.ASCII) else name
+    return name.zfill(5) if re.fullmatch(r"\d+", name, re.ASCII) else name
 
 
 def stored_form(name: str) -> str:

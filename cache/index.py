@@ -6,10 +6,11 @@ does not pay that for each of its segments, a writer packs the index of many seg
 and may be lost without harm; where a segment is lost, they still know its clips.
 """
 
+import contextlib
 import itertools
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,8 @@ import google_crc32c
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.containers.container import Container
+from cache.containers.container import Container, SegmentIndex, segment_name
 from cache.format import Array, Header, index_crc32c, little_endian
-from cache.segment import SegmentIndex
 from cache.sources import REFRESHED
 
 _MAGIC = b"EMIINDX1"
@@ -153,6 +153,17 @@ def checked_index(
     )
 
 
+def write_block(container: Container, names: Collection[str], header: Header) -> None:
+    """Pack the index of segments that no block covers, so that their clips are known should they get lost.
+
+    Nothing may fail for it: the segments are committed.
+    """
+    with contextlib.suppress(Exception):
+        digest = fp.digest(header.fingerprint)
+        if segments := [read_segment_index(container, name, digest) for name in names]:
+            container.write_block(segment_name(), pack(segments))
+
+
 def pack(segments: Sequence[SegmentIndex]) -> bytes:
     """Lay the index of many segments out as one block: a JSON head, then ids (each ended by NUL), then three arrays."""
     ids = ["".join(f"{clip_id}\0" for clip_id in segment.ids).encode() for segment in segments]
@@ -164,8 +175,8 @@ def pack(segments: Sequence[SegmentIndex]) -> bytes:
         separators=(",", ":"),
     ).encode()
     columns = [getattr(segment, name) for name in ("offsets", "seconds", "checksums") for segment in segments]
-    sizes = _SIZES.pack(len(head), sum(map(len, ids)))
-    body = b"".join([sizes, head, *ids, *(little_endian(column).tobytes() for column in columns)])
+    arrays = (little_endian(column).tobytes() for column in columns)
+    body = b"".join([_SIZES.pack(len(head), sum(map(len, ids))), head, *ids, *arrays])
     return _HEAD.pack(_MAGIC, google_crc32c.value(body)) + body
 
 

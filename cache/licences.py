@@ -67,9 +67,7 @@ def licence_from_card(card: Mapping[str, Any]) -> Licence:
         names = [str(card["license_name"])]
     if not names:
         return UNKNOWN
-    uses = {_commercial_use(name.lower()) for name in names}
-    use = "no" if "no" in uses else uses.pop() if len(uses) == 1 else "unknown"
-    return Licence(name=", ".join(map(_written, names)), commercial_use=use)
+    return all_of([Licence(name=_written(name), commercial_use=_commercial_use(name.lower())) for name in names])
 
 
 def all_of(licences: Sequence[Licence]) -> Licence:

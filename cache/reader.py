@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from cache.paths import StrPath, at_home
 from cache.sources import Medium, from_row, read_sources
 
 
-class FeatureCache:
+class FeatureCache(AbstractContextManager["FeatureCache"]):
     """A read-only mapping from clip id to `Clip`, in the order of writing.
 
     Only the index is held in memory; frames are read on access. Safe to pickle and to use after a fork: each process
@@ -93,7 +94,7 @@ class FeatureCache:
     def __getitem__(self, clip_id: str) -> Clip:
         row = self._row_of(clip_id)
         segment, number = self._segments[self._segment_of[row]], int(self._within[row])
-        run = Run.of(segment, np.array([number]))
+        run = Run(segment, [number], [int(segment.offsets[number])], [int(self.num_frames[row])])
         try:
             frames, vad, pooled = stored = read_stored(self._open(), self.header, run)
         except EmiError:
@@ -172,8 +173,7 @@ class FeatureCache:
             raise ValueError(f"out has shape {out.shape}, and these {len(ids)} clips take {shape}")
         else:
             _must_hold(out, self.header.dtype)
-        row_bytes = self.dim * self.header.dtype.itemsize
-        runs = plan_runs(self._segments, self._segment_of[rows], self._within[rows], offsets[:-1], row_bytes)
+        runs = plan_runs(self._segments, self._segment_of[rows], self._within[rows], offsets[:-1], self.header)
         for run, wrong in read_runs(self._open(), self.header, runs, out):
             for number, reason in wrong.items():
                 raise self._damage(run.segment.ids[number], run.segment.name, reason)
@@ -184,9 +184,6 @@ class FeatureCache:
         if self._container is not None:
             self._container.close()
             self._container = None
-
-    def __enter__(self) -> "FeatureCache":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

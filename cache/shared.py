@@ -9,12 +9,10 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 import filelock
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,12 +20,10 @@ from cache import fingerprint as fp
 from cache.format import Array
 from cache.paths import StrPath
 from cache.reader import FeatureCache
-from cache.system.disk import reserve
+from cache.system.disk import crc32c_at, read_at, reserve
 from cache.writer import write_errors
 
 CRC_BYTES = 4
-CHECKED_BYTES = 1 << 20
-"""Read and checked at a time: what fits in the processor's cache."""
 MODE = 0o600
 """In /dev/shm, a file is there for every user of the machine."""
 
@@ -83,7 +79,7 @@ def _fill(store: FeatureCache, ids: Sequence[str], path: Path, shape: tuple[int,
         out.flush()
         with write_errors(str(path.parent)):
             with partial.open("r+b") as file:
-                crc = _crc32c(file, size)
+                crc = _stored_crc32c(file.fileno(), size)
                 file.seek(size)
                 file.write(crc)
             partial.replace(path)
@@ -98,7 +94,8 @@ def _mapped(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array |
         if not stat.S_ISREG(status.st_mode) or status.st_uid != _user() or status.st_size <= CRC_BYTES:
             return None
         with path.open("rb") as file:
-            if _crc32c(file, status.st_size - CRC_BYTES) != file.read():
+            size = status.st_size - CRC_BYTES
+            if _stored_crc32c(file.fileno(), size) != read_at(file.fileno(), CRC_BYTES, size):
                 return None
         frames: Array = np.load(path, mmap_mode="r")
     except (OSError, ValueError):
@@ -106,13 +103,9 @@ def _mapped(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array |
     return frames if (frames.shape, frames.dtype) == (shape, dtype) else None
 
 
-def _crc32c(file: BufferedIOBase, size: int) -> bytes:
-    """CRC-32C of the first bytes of a file, as it is stored; not through a map, which kills where the file is cut."""
-    buffer, crc = np.empty(CHECKED_BYTES, np.uint8), 0
-    while size and (count := file.readinto(buffer.data[: min(size, CHECKED_BYTES)])):
-        crc = google_crc32c.extend(crc, buffer[:count])
-        size -= count
-    return crc.to_bytes(CRC_BYTES, "little")
+def _stored_crc32c(descriptor: int, size: int) -> bytes:
+    """Return the CRC-32C of the first bytes of a file, as it is stored behind them."""
+    return crc32c_at(descriptor, 0, size).to_bytes(CRC_BYTES, "little")
 
 
 def _content(store: FeatureCache, ids: Sequence[str]) -> str:

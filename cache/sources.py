@@ -6,25 +6,21 @@ nanoseconds, and the first 64 bits of a BLAKE2b hash. Rows of zeros are not know
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.containers.container import Container
+from cache.containers.container import Container, SegmentIndex
 from cache.format import crc32c
-from cache.segment import SegmentIndex
 
 SOURCES, SOURCES_CRC32C = "sources", "sources_crc32c"
 REFRESHED = "refreshed"
 """Attribute of a segment whose clips were extracted again: they count before those of the same ids elsewhere."""
 HASHED_BYTES = 1 << 20
 """The hash is over the first and the last of so many bytes, and the size: one of a film costs no more than a clip's."""
-
-_UNKNOWN = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +44,9 @@ class Medium:
         """
         try:
             there = path.stat()
-            if there.st_size != self.size:
-                return True
-            return there.st_mtime_ns != self.mtime_ns and content_digest(path, there.st_size) != self.digest
+            return there.st_size != self.size or (
+                there.st_mtime_ns != self.mtime_ns and content_digest(path, there.st_size) != self.digest
+            )
         except OSError:
             return False
 
@@ -77,14 +73,13 @@ def content_digest(path: Path, size: int) -> int:
 
 def to_rows(media: Sequence[Medium | None]) -> NDArray[np.int64]:
     """Lay media out as the array `sources`."""
-    rows = [_UNKNOWN if m is None else (m.size, m.mtime_ns, m.digest) for m in media]
+    rows = [(0, 0, 0) if m is None else (m.size, m.mtime_ns, m.digest) for m in media]
     return np.array(rows, np.int64).reshape(len(rows), 3)
 
 
 def from_row(row: NDArray[np.int64]) -> Medium | None:
     """Read one row back; None where the medium is not known."""
-    size, mtime_ns, digest = row.tolist()
-    return Medium(size, mtime_ns, digest) if (size, mtime_ns, digest) != _UNKNOWN else None
+    return Medium(*row.tolist()) if row.any() else None
 
 
 def read_sources(container: Container, segment: SegmentIndex) -> NDArray[np.int64]:
@@ -95,14 +90,9 @@ def read_sources(container: Container, segment: SegmentIndex) -> NDArray[np.int6
         ValueError: it does not match its checksum.
     """
     rows = np.zeros((len(segment.ids), 3), np.int64)
-    if not has_sources(segment.attributes):
+    if SOURCES_CRC32C not in segment.attributes:
         return rows
     container.read_into(segment, SOURCES, [0], [rows])
     if crc32c(rows) != segment.attributes[SOURCES_CRC32C]:
         raise ValueError("its sources do not match their checksum")
     return rows
-
-
-def has_sources(attributes: Mapping[str, Any]) -> bool:
-    """Whether a segment says what its clips were made from."""
-    return SOURCES_CRC32C in attributes

@@ -9,12 +9,12 @@ import numpy as np
 
 from cache import fingerprint as fp
 from cache.containers.by_suffix import open_container
+from cache.containers.container import NewSegment, Rows, segment_name
 from cache.errors import CacheError, CacheLockedError, CacheWriteError
 from cache.format import INDEX_ARRAYS, Array, Clip, Header, crc32c, index_crc32c, segment_arrays
-from cache.index import pack, read_segment_index
+from cache.index import write_block
 from cache.paths import StrPath
 from cache.reader import FeatureCache
-from cache.segment import NewSegment, Rows, segment_name
 from cache.sources import REFRESHED, SOURCES, SOURCES_CRC32C, Medium, to_rows
 
 SEGMENT_BYTES = 16 << 20
@@ -25,7 +25,7 @@ SEGMENTS_PER_BLOCK = 64
 """Segments whose index is packed into one block (`cache.index`) while writing goes on; the rest when it ends."""
 
 
-class CacheWriter:
+class CacheWriter(contextlib.AbstractContextManager["CacheWriter"]):
     """Appends clips to a cache, which it creates where there is none.
 
     Use it as a context manager: leaving it commits what is pending, also after Ctrl-C or an error. An HDF5 file is
@@ -128,29 +128,14 @@ class CacheWriter:
             raise
         self._unindexed.append(segment.name)
         if len(self._unindexed) >= SEGMENTS_PER_BLOCK:
-            self._write_block()
+            write_block(self._container, self._unindexed, self.header)
+            self._unindexed.clear()
         self._started = time.monotonic()
-
-    def _write_block(self) -> None:
-        """Pack the index of segments that no block covers, so that their clips are known should they get lost.
-
-        Nothing may fail for it: the segments are committed.
-        """
-        if not self._unindexed:
-            return
-        digest = fp.digest(self.header.fingerprint)
-        with contextlib.suppress(Exception):
-            segments = [read_segment_index(self._container, name, digest) for name in self._unindexed]
-            self._container.write_block(segment_name(), pack(segments))
-        self._unindexed.clear()
-
-    def __enter__(self) -> "CacheWriter":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.commit()
-            self._write_block()
+            write_block(self._container, self._unindexed, self.header)
             if kind is None:
                 with write_errors(self._container.path):
                     self._container.seal()

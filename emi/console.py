@@ -9,14 +9,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from rich import progress as bars
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
 from cache.errors import EmiError
+from train_head.errors import refuse
 from train_head.reports.progress import clock_time, speed
 
 if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.progress import Progress as Bar
-    from rich.table import Table
-
     from train_head.sweep.trials import Status
 
 
@@ -37,12 +39,18 @@ def check_writable(*paths: Path | None) -> None:
         OutputError: a folder is missing, may not be written, or has the name of the file.
     """
     for path in filter(None, paths):
-        if not path.parent.is_dir():
-            raise OutputError(
-                f"{path} cannot be written: there is no folder {path.parent}; make it, or name another place"
-            )
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise OutputError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'no permission'}")
+        refuse(
+            (
+                not path.parent.is_dir(),
+                f"{path} cannot be written: there is no folder {path.parent}; make it, or name another place",
+            ),
+            (path.is_dir(), f"{path} cannot be written: it is a folder"),
+            (
+                not os.access(path if path.exists() else path.parent, os.W_OK),
+                f"{path} cannot be written: no permission",
+            ),
+            error=OutputError,
+        )
 
 
 class Progress:
@@ -76,7 +84,7 @@ class Progress:
     def _open(self, verb: str) -> None:
         self._verb, self._total = verb, 0
         on_terminal = self._stream is not None and self._stream.isatty()
-        self._bar: Bar | None = _bar(self._stream, verb) if on_terminal else None
+        self._bar: bars.Progress | None = _bar(self._stream, verb) if on_terminal else None
         self._restart()
 
     def _restart(self) -> None:
@@ -95,7 +103,7 @@ class Progress:
             return
         if not self._begun and self._elapsed >= self._after:
             self._begun = True
-            self._print(f"{total} clips")
+            self._print("1 clip" if total == 1 else f"{total} clips")
         if done >= total:
             self._end(f"{done} of {total} clips took {clock_time(self._elapsed)}")
         elif self._begun and self._now() - self._shown >= EVERY_SECONDS:
@@ -153,13 +161,10 @@ class Progress:
         return ", ".join(rates)
 
 
-def _bar(stream: TextIO, verb: str) -> "Bar":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(file=stream))
+def _bar(stream: TextIO, verb: str) -> bars.Progress:
+    rate = bars.TextColumn("{task.fields[rate]}")
+    counts = (bars.TextColumn(verb), bars.BarColumn(), bars.MofNCompleteColumn())
+    bar = bars.Progress(*counts, rate, bars.TimeRemainingColumn(), console=Console(file=stream))
     bar.add_task("", total=None, rate="")
     return bar
 
@@ -177,7 +182,7 @@ class TrialLines(AbstractContextManager["TrialLines"]):
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._now = stream, clock
-        self._live = _live(stream) if stream.isatty() else None
+        self._live = Live(console=Console(file=stream), auto_refresh=False) if stream.isatty() else None
         self._shown, self._begun, self._over = self._now(), False, False
 
     def __call__(self, status: "Status") -> None:
@@ -216,13 +221,6 @@ class TrialLines(AbstractContextManager["TrialLines"]):
             print(line, file=self._stream, flush=True)
 
 
-def _live(stream: TextIO) -> "Live":
-    from rich.console import Console
-    from rich.live import Live
-
-    return Live(console=Console(file=stream), auto_refresh=False)
-
-
 def _trial_line(status: "Status", trial: str) -> str:
     """The trial that has just ended, and how far the sweep is."""
     best = "" if status.best is None else f"  best {status.best:.3f} (trial {status.best_number})"
@@ -230,9 +228,7 @@ def _trial_line(status: "Status", trial: str) -> str:
     return f"{trial}  [{status.finished}/{status.total}]{best}{left}"
 
 
-def _status_table(status: "Status") -> "Table":
-    from rich.table import Table
-
+def _status_table(status: "Status") -> Table:
     table = Table("done", "complete", "pruned", "failed", "running", "best", "trials/min", "left")
     best = "" if status.best is None else f"{status.best:.3f} (trial {status.best_number})"
     left = "" if status.seconds_left is None else clock_time(status.seconds_left)

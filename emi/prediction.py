@@ -197,7 +197,7 @@ class Model:
             sources: sorted by id.
             on_progress: called after each clip with clips done, of how many, and seconds of audio of the one just done.
         """
-        self.media_notes = []
+        self.media_notes.clear()
         heard = max(stream.max_seconds for stream in self._streams.values())
         for done, clips in enumerate(self._joined(sources), 1):
             failure = next((clip for clip in clips.values() if isinstance(clip, Failure)), None)
@@ -249,7 +249,7 @@ def _backbones_by_stream(trained: TrainedHead, given: str | Mapping[str, str] | 
     return given
 
 
-class Models:
+class Models(Model):
     """Runs that predict together, on the features of several backbones or fine-tuned ones.
 
     Args:
@@ -262,21 +262,7 @@ class Models:
         self.names = members[0].names
         self.notes = list(dict.fromkeys(note for member in members for note in member.notes))
         self.label_range = members[0].label_range
-
-    @property
-    def media_notes(self) -> list[Note]:
-        """See `Model`."""
-        return self._members[0].media_notes
-
-    def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
-        """As `Model.predict`: the mean of the members' intensities."""
-        return _sorted_records(list(self.iterate(media, media_root)))
-
-    def iterate(
-        self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None
-    ) -> Iterator[Record | Failure]:
-        """As `Model.iterate`; the clips come once the last member has them."""
-        return self.iterate_sources(list_sources(media, media_root))
+        self.media_notes = members[0].media_notes  # all members read the same media
 
     def iterate_sources(
         self, sources: Sequence[Source], on_progress: OnProgress | None = None
@@ -303,8 +289,12 @@ class Models:
 
 @takes_paths
 def load(
-    run: StrPath, *, backbone: str | None = None, device: str = "auto", options: DecodeOptions = DEFAULT
-) -> Model | Models:
+    run: StrPath,
+    *,
+    backbone: str | Mapping[str, str] | None = None,
+    device: str = "auto",
+    options: DecodeOptions = DEFAULT,
+) -> Model:
     """Load a run folder for prediction.
 
     Args:

@@ -22,6 +22,18 @@ class DivergedError(EmiError, ArithmeticError):
     """The loss is no longer a finite number."""
 
 
+def refuse(*problems: tuple[object, str], error: type[EmiError] = TrainSettingsError) -> None:
+    """Raise an error for the first problem that is there.
+
+    Args:
+        problems: whether it is there, and the sentence that says so.
+        error: is raised.
+    """
+    for there, sentence in problems:
+        if there:
+            raise error(sentence)
+
+
 def check_known(what: str, names: Iterable[object], known: Collection[object], where: str = "") -> None:
     """Refuse names that are not known.
 

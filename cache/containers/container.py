@@ -1,15 +1,68 @@
-"""What a storage container must do, and the lock of its writers."""
+"""What a storage container must do, the segments that it holds, and the lock of its writers."""
 
+import secrets
+import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cache.errors import CacheLockedError
 from cache.format import Array
-from cache.segment import NewSegment, SegmentIndex
 
-if TYPE_CHECKING:
-    from cache.system.locks import FolderLock
+
+class Rows(Protocol):
+    """An array that may lie elsewhere: rows are asked for when they are written. NumPy arrays are `Rows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+
+    @property
+    def dtype(self) -> Any:
+        """As NumPy has it."""
+
+    def __getitem__(self, rows: slice, /) -> Array: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSegment:
+    """A segment to be written: its name, arrays by name (`ids` as an object array of str) and attributes."""
+
+    name: str
+    arrays: Mapping[str, Rows]
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SegmentIndex:
+    """The clips of one segment.
+
+    Attributes:
+        name: of the segment.
+        attributes: as stored with it: clips, frames, fingerprint_sha256, index_crc32c, replaces.
+        ids: clip ids.
+        offsets: (clips + 1,) int64 rows of `frames`.
+        seconds: (clips,) float64 lengths of the media.
+        checksums: (clips,) uint32 CRC-32C of each clip's bytes.
+        places: where the container keeps the segment's large arrays, if it needs to know: array -> [offset, shape].
+    """
+
+    name: str
+    attributes: Mapping[str, Any]
+    ids: Sequence[str]
+    offsets: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    checksums: NDArray[np.uint32]
+    places: Mapping[str, Any]
+
+
+def segment_name() -> str:
+    """Return a new name that sorts by time, and is unique across processes and machines."""
+    return f"{time.time_ns():020d}-{secrets.token_hex(4)}"
 
 
 class Container(Protocol):
@@ -81,8 +134,8 @@ class Container(Protocol):
         """Release file handles and the writer's lock."""
 
 
-def lock_folder(folder: Path, before: str, after: str, *, alone: bool) -> "FolderLock":
-    """Join the writers of a folder, or have it alone, until the lock is released or dropped.
+def lock_folder(folder: Path, before: str, after: str, *, alone: bool) -> object:
+    """Join the writers of a folder, or have it alone, until the returned lock is dropped.
 
     Raises:
         CacheLockedError: another is in the way; says which process, between the words before and after it.

@@ -72,13 +72,10 @@ def copy_from_file(descriptor: int, places: Iterable[tuple[int, memoryview]]) ->
 def _fill(descriptor: int, offset: int, views: list[memoryview]) -> None:
     while views:
         moved = read_into_at(descriptor, views, offset)  # 2 GiB at most
-        offset += moved
-        filled = 0
-        while filled < len(views) and moved >= len(views[filled]):
-            moved -= len(views[filled])
-            filled += 1
-        views = views[filled:]
-        if views and not (filled or moved):
+        if not moved:
             raise OSError(f"the file ends before byte {offset + len(views[0])}")
+        offset += moved
+        while views and moved >= len(views[0]):
+            moved -= len(views.pop(0))
         if moved:
             views[0] = views[0][moved:]

@@ -22,25 +22,19 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from typing import Any, TypeVar
 
 from cache import fingerprint as fp
-from cache.containers.container import lock_folder
+from cache.containers.container import NewSegment, SegmentIndex, lock_folder
 from cache.containers.old_journal import journal_path
 from cache.containers.sealed_file import Parsed, SealedFile, write_sealed
 from cache.containers.zarr_group import ZarrContainer
 from cache.errors import CacheFormatError, DamagedCacheError
 from cache.format import Array, Header, with_checksum
-from cache.gather import plan_runs, read_runs
+from cache.gather import read_segment
 from cache.index import read_segment_index
-from cache.segment import NewSegment, SegmentIndex
 from cache.system.atomic_file import replacing
 from cache.system.disk import measured, sync
-
-if TYPE_CHECKING:
-    from cache.system.locks import FolderLock
 
 APPENDS_TO = "appends_to"
 """Root attribute of the folder: `SealedFile.identity` of the file that it continues."""
@@ -70,24 +64,21 @@ class Hdf5Container:
         self._temporary = self._path.with_name(f"{self._path.name}.tmp")
         self._folder = ZarrContainer(str(self._place))
         self._file: SealedFile | None = None
-        self._lock: FolderLock | None = None
+        self._lock: object = None  # held while it is referenced
         self._committed: set[str] = set()
 
     def read_attributes(self) -> dict[str, Any] | None:
-        """Return the root attributes of the file, or else of the folder; None where there is neither."""
         attributes = self._in_folder(ZarrContainer.read_attributes, None)
         file = self._current()
         return file.attributes if file is not None else attributes
 
     def create(self, attributes: Mapping[str, Any], extras: Mapping[str, Array]) -> None:
-        """Make the folder, which becomes a file when it is sealed."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.lock()
         if self._current() is None:
             self._folder.create(attributes, extras)
 
     def read_extras(self) -> dict[str, Array]:
-        """Read the arrays that the cache was created with beside its segments."""
         file = self._current()
         return file.read_extras() if file is not None else self._in_folder(ZarrContainer.read_extras, {})
 
@@ -109,26 +100,22 @@ class Hdf5Container:
             )
 
     def segment_names(self, known: Collection[str] = ()) -> list[str]:
-        """Return the names of the segments of both; the folder is listed first, since segments move to the file."""
+        # The folder first, since segments move from it to the file.
         names = self._in_folder(lambda folder: folder.segment_names(known), list[str]())
         return sorted({*names, *self._names_in_file()})
 
     def read_segment(self, name: str) -> Parsed:
-        """Read attributes, index arrays and places of one segment."""
         return self._of(name, lambda file: file.read_segment(name), lambda folder: folder.read_segment(name))
 
     def read_blocks(self) -> list[bytes]:
-        """Read the blocks of both."""
         blocks = self._in_folder(ZarrContainer.read_blocks, list[bytes]())
         file = self._current()
         return [*blocks, *(file.blocks if file is not None else ())]
 
     def write_block(self, name: str, block: bytes) -> None:
-        """Store a block in the folder."""
         self._begin().write_block(name, block)
 
     def read_into(self, segment: SegmentIndex, array: str, starts: Sequence[int], outs: Sequence[Array]) -> None:
-        """Read from where the segment is now, whatever `segment.places` says."""
         self._of(
             segment.name,
             lambda file: file.read_into(segment.name, array, starts, outs),
@@ -136,19 +123,16 @@ class Hdf5Container:
         )
 
     def write_segment(self, segment: NewSegment) -> None:
-        """Commit a segment in the folder."""
         self._begin().write_segment(segment)
         self._committed.add(segment.name)
 
     def rewrite(self, replacements: Sequence[tuple[Collection[str], NewSegment | None]]) -> None:
-        """Seal the cache with new segments in the place of old ones."""
         self.lock()
         gone = {name for old, _ in replacements for name in old}
         self._committed -= gone
         self._seal([new for _, new in replacements if new is not None], gone)
 
     def unsealed(self) -> list[str]:
-        """Return the names of the segments that are in the folder alone."""
         return sorted({*self._in_folder(ZarrContainer.segment_names, list[str]())} - self._names_in_file())
 
     def seal(self) -> bool:
@@ -179,7 +163,6 @@ class Hdf5Container:
         return self._in_folder(ZarrContainer.problems, [])
 
     def stored(self) -> tuple[int, int]:
-        """Count the file, and the files of the folder."""
         files, size = self._in_folder(ZarrContainer.stored, (0, 0))
         return (files + 1, size + self._path.stat().st_size) if self._path.exists() else (files, size)
 
@@ -192,7 +175,6 @@ class Hdf5Container:
         return len(left) + unfinished[0], sum(measured(place)[1] for place in left) + unfinished[1]
 
     def close(self) -> None:
-        """Forget what was read, and release the lock."""
         self._file = None
         self._folder.close()
         self._lock = None  # releases it
@@ -288,8 +270,16 @@ class Hdf5Container:
         names = [name for name in folder.segment_names() if name not in there] if folder is not None else []
         segments = itertools.chain(new, (self._checked(name, header) for name in names))
         with replacing(self._path) as temporary:
-            blocks = self.read_blocks()
-            write_sealed(temporary, file, attributes, extras, segments, without=gone, blocks=blocks, where=self.path)
+            write_sealed(
+                temporary,
+                file,
+                attributes,
+                extras,
+                segments,
+                without=gone,
+                blocks=self.read_blocks(),
+                where=self.path,
+            )
             if file is not None:
                 shutil.copymode(self._path, temporary)
         sync(self._path.parent)
@@ -304,10 +294,7 @@ class Hdf5Container:
         """
         try:
             segment = read_segment_index(self._folder, name, fp.digest(header.fingerprint))
-            clips = np.arange(len(segment.ids))
-            row_bytes = header.dim * header.dtype.itemsize
-            runs = plan_runs([segment], np.zeros_like(clips), clips, clips, row_bytes)
-            for _, wrong in read_runs(self._folder, header, runs):
+            for _, wrong in read_segment(self._folder, header, segment):
                 for number, reason in wrong.items():
                     raise ValueError(f"clip {segment.ids[number]!r}: {reason}")
         except Exception as error:  # a container may raise anything over damaged bytes

@@ -16,13 +16,11 @@ from pathlib import Path
 
 import google_crc32c
 
-from cache.system.disk import read_at
+from cache.system.disk import crc32c_at, read_at
 
 _MAGIC = b"EMIJRNL2"
 _HEAD = struct.Struct("<8sII")
 """Magic, CRC-32C of the rest, size of the JSON at its beginning."""
-_CHUNK_BYTES = 1 << 20
-"""Bytes read at a time for a checksum."""
 Extent = tuple[int, bytes]
 """An offset in the file, and the bytes from there on."""
 
@@ -58,7 +56,7 @@ def pending(path: Path, descriptor: int) -> list[Extent]:
         changes.append((offset, body[at : at + count], body[at + count : at + 2 * count]))
         at += 2 * count
     begun = _begun(descriptor, changes) if os.fstat(descriptor).st_size == size else None
-    if begun is None or not (begun or _crc32c(descriptor, end, size) == appended_crc32c):
+    if begun is None or not (begun or crc32c_at(descriptor, end, size) == appended_crc32c):
         return []
     return [(offset, new) for offset, _, new in changes]
 
@@ -72,11 +70,3 @@ def _begun(descriptor: int, changes: list[tuple[int, bytes, bytes]]) -> bool | N
             return None
         begun = begun or stored != old
     return begun
-
-
-def _crc32c(descriptor: int, start: int, end: int) -> int:
-    """Return the checksum of a part of a file."""
-    crc = 0
-    for at in range(start, end, _CHUNK_BYTES):
-        crc = google_crc32c.extend(crc, read_at(descriptor, min(_CHUNK_BYTES, end - at), at))
-    return crc

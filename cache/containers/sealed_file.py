@@ -24,12 +24,12 @@ import numpy as np
 
 from cache import fingerprint as fp
 from cache.containers import old_journal
+from cache.containers.container import NewSegment, SegmentIndex
 from cache.containers.file_rows import copy_from_file, row_views
 from cache.containers.hdf5_bytes import Hdf5Bytes, reading_strings
 from cache.errors import DamagedCacheError
 from cache.format import FORMAT, INDEX_ARRAYS, Array
 from cache.index import checked_index, pack, places_in, unpack
-from cache.segment import NewSegment, SegmentIndex
 from cache.system.disk import open_binary
 
 _LIBVER = ("v108", "v108")
@@ -93,8 +93,7 @@ class SealedFile:
         """See `Container.read_into`."""
         offset, shape, dtype = self.places[segment][array]
         row_bytes = np.dtype(dtype).itemsize * math.prod(shape[1:])
-        views = row_views(shape, np.dtype(dtype), starts, outs)
-        places = [(offset + start * row_bytes, view) for start, view in views]
+        places = [(offset + row * row_bytes, view) for row, view in row_views(shape, np.dtype(dtype), starts, outs)]
         if self._extents:
             content = Hdf5Bytes(self._descriptor, self._extents)
             for at, view in places:

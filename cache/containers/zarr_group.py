@@ -12,10 +12,10 @@ import asyncio
 import contextlib
 import itertools
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -24,17 +24,13 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 
-from cache.containers.container import Container, lock_folder
+from cache.containers.container import Container, NewSegment, Rows, SegmentIndex, lock_folder
 from cache.containers.zarr_rows import RowLayout, read_rows, row_layout, shard_problems
 from cache.errors import CacheError, CacheFormatError
 from cache.format import ARRAYS, INDEX_ARRAYS, Array
-from cache.segment import NewSegment, Rows, SegmentIndex
 from cache.sources import SOURCES
 from cache.system.disk import measured
 from cache.system.disk import sync as flush
-
-if TYPE_CHECKING:
-    from cache.system.locks import FolderLock
 
 GROUPS = ("segments", "index")
 CHUNK_BYTES = 1 << 20
@@ -57,10 +53,9 @@ class ZarrContainer(Container):
             check_protocol(path)
         self._local = None if self.remote else Path(path)
         self._opened: dict[tuple[str, str], RowLayout | zarr.Array[Any]] = {}
-        self._lock: FolderLock | None = None
+        self._lock: object = None  # held while it is referenced
 
     def read_attributes(self) -> dict[str, Any] | None:
-        """Return the root attributes, or None where there is no Zarr group."""
         if self._local is not None and not self._local.exists():
             return None
         if self._local is not None and not self._local.is_dir():
@@ -100,7 +95,6 @@ class ZarrContainer(Container):
                 flush(place)
 
     def read_extras(self) -> dict[str, Array]:
-        """Read the arrays of the group `extras`, which most caches lack."""
         root = self._group()
         return {name: np.asarray(a[:]) for name, a in root["extras"].arrays()} if "extras" in root else {}  # type: ignore[union-attr]
 
@@ -108,12 +102,14 @@ class ZarrContainer(Container):
         """Share the folder with other writers, or have it alone; a URL cannot be locked, nor can some file systems."""
         if self._local is not None and (self._lock is None or alone):
             self._lock = None  # releases it
-            what = "written" if alone else "compacted or repaired"
-            before, after = f"{self.path} is being {what} by another process", "; wait for it, then run this again"
-            self._lock = lock_folder(self._local, before, after, alone=alone)
+            self._lock = lock_folder(
+                self._local,
+                f"{self.path} is being {'written' if alone else 'compacted or repaired'} by another process",
+                "; wait for it, then run this again",
+                alone=alone,
+            )
 
     def segment_names(self, known: Collection[str] = ()) -> list[str]:
-        """Return the committed segments: the members of `segments` that have group metadata."""
         store = self._group().store
 
         async def committed() -> list[str]:
@@ -129,7 +125,6 @@ class ZarrContainer(Container):
         return sorted(sync(committed()))
 
     def read_segment(self, name: str) -> tuple[dict[str, Any], dict[str, Array], dict[str, Any]]:
-        """Read the attributes and index arrays of one segment."""
         attributes = dict(zarr.open_group(self.path, path=f"segments/{name}", mode="r").attrs)
         return attributes, {array: np.asarray(self._array(name, array)[:]) for array in INDEX_ARRAYS}, {}
 
@@ -200,7 +195,7 @@ class ZarrContainer(Container):
         if self._local is not None:  # at a URL another writer may be at work on what is unfinished
             for partial in [file for group in GROUPS for file in (self._local / group).glob("*.partial")]:
                 partial.unlink()
-            gone += self._unfinished()
+            gone += [folder.name for folder in self._unfinished()]
         # The index before the segments: a block without its segments would call them lost.
         for node in [*(f"index/{name}" for name in sync(_members(store, "index/"))), *(f"segments/{n}" for n in gone)]:
             with contextlib.suppress(NotADirectoryError):  # a file that someone else put there
@@ -214,13 +209,11 @@ class ZarrContainer(Container):
         if segment is not None:
             if self._local is None:
                 return []
-            arrays = (name for name in (*ARRAYS, SOURCES) if name not in INDEX_ARRAYS)
-            places = (self._local / "segments" / segment.name / name for name in arrays)
-            folders = [place for place in places if place.exists()]
+            places = (self._local / "segments" / segment.name / name for name in (*ARRAYS, SOURCES))
+            folders = [place for place in places if place.name not in INDEX_ARRAYS and place.exists()]
             for folder in folders:
                 zarr.open_array(folder, mode="r", zarr_format=3)  # raises where plain zarr could not read it
-            layouts = [row_layout(folder) for folder in folders]
-            return [problem for layout in layouts if layout is not None for problem in shard_problems(layout)]
+            return [problem for layout in filter(None, map(row_layout, folders)) for problem in shard_problems(layout)]
         problems = []
         for group in GROUPS:
             try:
@@ -245,14 +238,10 @@ class ZarrContainer(Container):
         return len(sizes), sum(sizes)
 
     def leftovers(self) -> tuple[int, int]:
-        """Measure segments without group metadata; at a URL there is no search for them."""
-        if self._local is None:
-            return 0, 0
-        unfinished = [measured(self._local / "segments" / name)[1] for name in self._unfinished()]
-        return len(unfinished), sum(unfinished)
+        sizes = [measured(folder)[1] for folder in self._unfinished()]
+        return len(sizes), sum(sizes)
 
     def close(self) -> None:
-        """Forget open arrays, and release the lock."""
         self._opened.clear()
         self._lock = None  # releases it
 
@@ -262,9 +251,10 @@ class ZarrContainer(Container):
     def _array(self, segment: str, name: str) -> "zarr.Array[Any]":
         return zarr.open_array(self.path, path=f"segments/{segment}/{name}", mode="r")
 
-    def _unfinished(self) -> list[str]:
-        assert self._local is not None
-        return [p.name for p in (self._local / "segments").iterdir() if p.is_dir() and not (p / "zarr.json").exists()]
+    def _unfinished(self) -> list[Path]:
+        """Return the folders of segments without group metadata; at a URL there is no search for them."""
+        folders: Iterable[Path] = () if self._local is None else (self._local / "segments").iterdir()
+        return [folder for folder in folders if folder.is_dir() and not (folder / "zarr.json").exists()]
 
 
 async def _members(store: Any, folder: str) -> list[str]:

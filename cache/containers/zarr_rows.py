@@ -8,7 +8,7 @@ inner chunks in shards. For any other `row_layout` is None, and zarr reads.
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,13 +80,16 @@ def read_rows(layout: RowLayout, starts: Sequence[int], outs: Sequence[Array]) -
     for start, view in row_views(layout.shape, layout.dtype, starts, outs):
         while view:
             shard, first = divmod(start, layout.shard_rows)
-            count = min(len(view) // layout.row_bytes, layout.shard_rows - first)
-            of_shard.setdefault(shard, []).append((first, count, view[: count * layout.row_bytes]))
+            chunk, within = divmod(first, layout.chunk_rows)
+            count = min(len(view) // layout.row_bytes, layout.chunk_rows - within)
+            of_shard.setdefault(shard, []).append((chunk, within, view[: count * layout.row_bytes]))
             view, start = view[count * layout.row_bytes :], start + count
     for shard, pieces in of_shard.items():
         descriptor = open_binary(f"{layout.folder}/c/{shard}/0")
         try:
-            copy_from_file(descriptor, _places(_chunk_offsets(descriptor, layout, shard), layout, pieces))
+            offsets = _chunk_offsets(descriptor, layout, shard)
+            places = ((offsets[chunk] + within * layout.row_bytes, part) for chunk, within, part in pieces)
+            copy_from_file(descriptor, places)
         finally:
             os.close(descriptor)
 
@@ -119,15 +122,3 @@ def _chunk_offsets(descriptor: int, layout: RowLayout, shard: int) -> Sequence[i
         table = read_at(descriptor, size, os.fstat(descriptor).st_size - size - 4)
         layout.chunk_offsets[shard] = [offset for offset, _ in struct.iter_unpack("<QQ", table)]
     return layout.chunk_offsets[shard]
-
-
-def _places(
-    offsets: Sequence[int], layout: RowLayout, pieces: Iterable[tuple[int, int, memoryview]]
-) -> Iterator[tuple[int, memoryview]]:
-    """(offset in the file, bytes to fill), chunk by chunk, for (first row of the shard, rows, bytes)."""
-    for first, rows, view in pieces:
-        while rows:
-            chunk, within = divmod(first, layout.chunk_rows)
-            count = min(layout.chunk_rows - within, rows)
-            yield offsets[chunk] + within * layout.row_bytes, view[: count * layout.row_bytes]
-            view, first, rows = view[count * layout.row_bytes :], first + count, rows - count

@@ -10,7 +10,7 @@ lies in the cache itself (`FeatureCache.extras`), written when it is made: whoev
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -187,8 +187,7 @@ def _training_clips(
 def _derived_header(store: FeatureCache, recipe: Mapping[str, Any], train: Sequence[str], dtype: str) -> Header:
     derived = {"from": fp.digest(store.fingerprint), "from_dtype": str(store.header.dtype), **recipe}
     if train:
-        checksums = {clip_id: store.checksum(clip_id) for clip_id in train}
-        derived["fitted_on"] = {"clips": len(train), "sha256": training_set(checksums)}
+        derived["fitted_on"] = {"clips": len(train), "sha256": training_set({i: store.checksum(i) for i in train})}
     return replace(
         store.header,
         fingerprint=store.fingerprint | {"dtype": dtype, "derived": derived},
@@ -206,8 +205,7 @@ def _stored_transform(target: StrPath, header: Header) -> Transform | None:
     return None
 
 
-def _reported(store: FeatureCache, ids: Iterable[str], stage: str, on_progress: OnProgress | None) -> Iterator[Clip]:
-    ids = list(ids)
+def _reported(store: FeatureCache, ids: Sequence[str], stage: str, on_progress: OnProgress | None) -> Iterator[Clip]:
     for done, clip_id in enumerate(ids, 1):
         clip = store[clip_id]
         yield clip

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.exchange.export_manifest import KEY
-from cache.exchange.selection import CHUNK_BYTES, Selection
+from cache.exchange.selection import CHUNK_BYTES, KEY, Selection
 from cache.format import Clip
 
 DATA = "data-00000-of-00001.arrow"
@@ -31,8 +30,10 @@ def write_parquet(selection: Selection, file: Path) -> None:
     if header.vad_names:
         triples = pa.list_(pa.float32(), 3)
         fields += [("vad", pa.list_(triples)), ("vad_pooled", triples)]
-    manifest = json.dumps(selection.manifest)
-    metadata = {b"fingerprint": json.dumps(selection.manifest["fingerprint"]).encode(), KEY: manifest.encode()}
+    metadata = {
+        b"fingerprint": json.dumps(selection.manifest["fingerprint"]).encode(),
+        KEY: json.dumps(selection.manifest).encode(),
+    }
     schema = pa.schema(fields, metadata=metadata)
     # Features hardly compress and never repeat: a dictionary or statistics of them would only cost memory.
     options = {"use_dictionary": False, "write_statistics": ["id", "seconds", "num_frames"]}

@@ -15,8 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cache.exchange.export_manifest import MANIFEST, ExportExistsError
-from cache.exchange.selection import UNNAMEABLE, ExportError, Selection
+from cache.exchange.selection import MANIFEST, UNNAMEABLE, ExportError, ExportExistsError, Selection
 from cache.format import Clip
 from cache.system.atomic_file import write_atomically
 

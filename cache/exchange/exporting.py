@@ -17,9 +17,8 @@ from pathlib import Path
 
 from cache.errors import CacheWriteError, EmiError
 from cache.exchange.export_arrow import write_datasets, write_parquet
-from cache.exchange.export_manifest import MANIFEST, manifest_of, must_fit
 from cache.exchange.export_numpy import write_npy, write_npz
-from cache.exchange.selection import UNNAMEABLE, ExportError, Selection
+from cache.exchange.selection import MANIFEST, UNNAMEABLE, ExportError, Selection, manifest_of, must_fit
 from cache.maintenance.verify import Progress
 from cache.paths import StrPath, at_home
 from cache.reader import FeatureCache

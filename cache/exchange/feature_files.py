@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import CacheError, EmiError
-from cache.exchange.export_manifest import read_manifest
 from cache.exchange.safe_pickle import load_array
+from cache.exchange.selection import read_manifest
 from cache.format import REAL
 from cache.ids import clip_id, stored_form
 from cache.paths import StrPath, at_home, is_utf8, readable

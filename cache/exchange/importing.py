@@ -20,9 +20,6 @@ from cache.reader import FeatureCache, open_cache
 from cache.version import version
 from cache.writer import CacheWriter, seal
 
-NAMED = 5
-"""Changed clips that an error names."""
-
 
 @dataclass(frozen=True, slots=True)
 class ImportFailure:
@@ -131,7 +128,7 @@ class _Import:
                     continue
             changed.append(clip.id)
         if changed:
-            named = ", ".join(changed[:NAMED]) + (", …" if len(changed) > NAMED else "")
+            named = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
             raise StaleCacheError(
                 f"{len(changed)} files under {self.header.provenance['source']} are not what {self.summary.cache} was "
                 f"made from ({named}), and nothing was written; import them into a new cache"

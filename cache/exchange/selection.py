@@ -1,15 +1,30 @@
-"""The clips that are exported, read piece by piece so that memory stays flat."""
+"""The clips of an export, read piece by piece so that memory stays flat, and its manifest, which says what it holds.
+
+The manifest is written into an export, so that it is never taken for that of another cache.
+"""
 
 import errno
+import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import google_crc32c
+
+from cache import fingerprint as fp
 from cache.errors import CacheError
 from cache.format import Clip
 from cache.maintenance.verify import Progress
 from cache.reader import FeatureCache
 
+FORMAT = "emi-export"
+VERSION = 1
+MANIFEST = "export.json"
+"""The file in a folder that holds the manifest."""
+KEY = b"emi_export"
+"""The key of the manifest in the metadata of a Parquet file."""
 CHUNK_BYTES = 8 << 20
 """Frames held in memory at a time; a row group of Parquet, whose writer takes a dozen times as much: 0.3 GB in all."""
 UNNAMEABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -65,3 +80,76 @@ class Selection:
         self.done += 1
         if self.on_progress:
             self.on_progress(self.done, len(self.ids), frames * self.store.hop_seconds)
+
+
+class ExportExistsError(CacheError, FileExistsError):
+    """Something else lies where an export should go; it is left as it was."""
+
+
+def manifest_of(store: FeatureCache, kind: str, ids: Sequence[str]) -> dict[str, Any]:
+    """What an export is made from: equal manifests mean equal exports."""
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "fingerprint": store.fingerprint,
+        "dim": store.dim,
+        "vad_names": list(store.vad_names),
+        "hop_seconds": store.hop_seconds,
+    }
+    offsets = store.offsets(ids)  # raises where an id is unknown
+    if kind != "npz":  # which may gain clips, and checks each by itself
+        seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
+        content = "".join(f"{clip_id}\0{store.checksum(clip_id)}\0{seconds[clip_id]!r}\0" for clip_id in ids)
+        manifest |= {
+            "clips": len(ids),
+            "frames": int(offsets[-1]),
+            "content_crc32c": int(google_crc32c.value(content.encode())),
+        }
+    return manifest
+
+
+def must_fit(place: Path, manifest: dict[str, Any]) -> bool:
+    """Whether an export made from the same is at a place; False where the place is free.
+
+    Raises:
+        ExportExistsError: something else is there.
+    """
+    if not os.path.lexists(place) or (manifest["kind"] != "parquet" and place.is_dir() and not any(place.iterdir())):
+        return False
+    found = read_manifest(place, manifest["kind"])
+    if found is None:
+        raise ExportExistsError(f"{place} is there, and no export of a cache; choose another OUT, or remove it")
+    differing = fp.differences(found["fingerprint"], manifest["fingerprint"]) + [
+        f"{key} (there {found.get(key)}, wanted {value})"
+        for key, value in manifest.items()
+        if key != "fingerprint" and found.get(key) != value
+    ]
+    if differing:
+        raise ExportExistsError(
+            f"{place} was exported from something else: {'; '.join(differing)}. Choose another OUT, or remove it"
+        )
+    return True
+
+
+def read_manifest(place: Path, kind: str) -> dict[str, Any] | None:
+    """What the export at a place was made from.
+
+    Args:
+        place: a folder; a file where the kind is `parquet`.
+        kind: of `cache.exchange.exporting.KINDS`. All but `parquet` are told apart by what the manifest says only.
+
+    Returns:
+        The manifest; None where there is nothing, or no export.
+    """
+    try:
+        if kind == "parquet":
+            import pyarrow.parquet
+
+            text = pyarrow.parquet.read_metadata(place).metadata[KEY]
+        else:
+            text = (place / MANIFEST).read_bytes()
+        found = json.loads(text)
+        return found if found["format"] == FORMAT and isinstance(found["fingerprint"], dict) else None
+    except Exception:  # whatever it is, it is no export
+        return None

@@ -18,17 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import fingerprint as fp
 from cache.containers.by_suffix import open_container
-from cache.containers.container import Container
+from cache.containers.container import Container, NewSegment, SegmentIndex, segment_name
 from cache.errors import CacheError, DamagedCacheError
 from cache.format import Array, Header
-from cache.index import load_index, pack, read_segment_index
+from cache.index import load_index, write_block
 from cache.maintenance.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
 from cache.paths import StrPath
 from cache.reader import open_cache
-from cache.segment import NewSegment, SegmentIndex, segment_name
-from cache.sources import REFRESHED, SOURCES, has_sources, read_sources
+from cache.sources import REFRESHED, SOURCES, SOURCES_CRC32C, read_sources
 from cache.writer import new_segment, write_errors
 
 SEGMENT_BYTES = 64 << 30
@@ -190,11 +188,7 @@ def _rewrite(
         container.rewrite([(sorted(removed), None), *zip(names, new, strict=True)])
     _remove_stopped(container)
     loaded = load_index(container, header)
-    if loaded.uncovered:
-        with contextlib.suppress(Exception):  # the segments are committed
-            digest = fp.digest(header.fingerprint)
-            block = pack([read_segment_index(container, name, digest) for name in loaded.uncovered])
-            container.write_block(segment_name(), block)
+    write_block(container, loaded.uncovered, header)
     return len(loaded.segments)
 
 
@@ -239,11 +233,10 @@ def _joined(container: Container, header: Header, parts: Sequence[Part], add: Ca
     if header.vad_names:
         arrays["vad"] = _JoinedRows(container, "vad", *in_frames, 3, np.dtype(np.float32))
         arrays["vad_pooled"] = _JoinedRows(container, "vad_pooled", *in_clips, 3, np.dtype(np.float32))
-    if any(has_sources(segment.attributes) for segment, _ in parts):
+    if any(SOURCES_CRC32C in segment.attributes for segment, _ in parts):
         arrays[SOURCES] = column(lambda segment: _sources(container, segment))
     name = f"{parts[0][0].name.partition('-')[0]}-{segment_name().partition('-')[2]}"  # the time of the first
-    refreshed = any(segment.attributes.get(REFRESHED) for segment, _ in parts)
-    return new_segment(name, arrays, header, refreshed=refreshed)
+    return new_segment(name, arrays, header, refreshed=any(s.attributes.get(REFRESHED) for s, _ in parts))
 
 
 def _sources(container: Container, segment: SegmentIndex) -> Array:
@@ -255,7 +248,7 @@ def _sources(container: Container, segment: SegmentIndex) -> Array:
 
 
 class _JoinedRows:
-    """Rows of one array of several segments, read when they are asked for (`cache.segment.Rows`).
+    """Rows of one array of several segments, read when they are asked for (`cache.containers.container.Rows`).
 
     Args:
         container: of the cache.
@@ -318,11 +311,10 @@ def _counter(parts: Sequence[Part], on_rewrite: Progress | None) -> Callable[[in
 
 def _groups(segments: Sequence[SegmentIndex], header: Header, segment_bytes: int) -> list[list[SegmentIndex]]:
     """Neighbours that make one segment together; a large one stays alone."""
-    row_bytes = header.dim * header.dtype.itemsize
     groups: list[list[SegmentIndex]] = []
     size = math.inf  # of the last group; infinite where nothing joins it
     for segment in segments:
-        own = int(segment.offsets[-1]) * row_bytes
+        own = int(segment.offsets[-1]) * header.dim * header.dtype.itemsize
         large = own > segment_bytes // 2
         if large or size + own > segment_bytes:
             groups.append([])

@@ -4,17 +4,14 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from cache import fingerprint as fp
 from cache.containers.by_suffix import open_container
-from cache.containers.container import Container
+from cache.containers.container import Container, SegmentIndex
 from cache.errors import CacheNotFoundError
 from cache.format import Header, extras_crc32c
-from cache.gather import plan_runs, read_runs
+from cache.gather import read_segment
 from cache.index import LoadedIndex, load_index, read_segment_index
 from cache.paths import StrPath
-from cache.segment import SegmentIndex
 from cache.sources import read_sources
 
 Progress = Callable[[int, int, float], None]
@@ -79,32 +76,32 @@ def verify(path: StrPath, on_progress: Progress | None = None) -> Verification:
     """
     with contextlib.closing(open_container(path)) as container:
         header, found = open_damaged(container)
-        report = Verification(structure=container.problems(), leftovers=container.leftovers())
-        report.structure += problems_of_extras(container)
+        report = Verification(
+            segments=len(found.segments),
+            bytes=sum(int(segment.offsets[-1]) for segment in found.segments) * header.dim * header.dtype.itemsize,
+            unreadable=dict(found.broken),
+            structure=[*container.problems(), *problems_of_extras(container)],
+            leftovers=container.leftovers(),
+        )
         if found.damaged_blocks:
             report.structure.append(f"{found.damaged_blocks} blocks of the index do not match their checksum")
         for name, reason in found.broken.items():
-            report.unreadable[name] = reason
             with contextlib.suppress(Exception):  # a container may raise anything over damaged bytes
                 ids = container.read_segment(name)[1]["ids"].tolist()
                 report.damaged += [DamagedClip(id=str(i), segment=name, reason=f"its index: {reason}") for i in ids]
         total = sum(len(segment.ids) for segment in found.segments)
         for segment in found.segments:
-            numbers, row_bytes = np.arange(len(segment.ids)), header.dim * header.dtype.itemsize
             lost: dict[int, str] = {}
-            runs = plan_runs([segment], np.zeros_like(numbers), numbers, numbers, row_bytes)
-            for run, wrong in read_runs(container, header, runs):
+            for run, wrong in read_segment(container, header, segment):
                 lost |= wrong
                 report.clips += len(run.clips)
                 if on_progress:
                     on_progress(report.clips, total, float(segment.seconds[list(run.clips)].sum()))
-            report.segments += 1
-            report.bytes += int(segment.offsets[-1]) * row_bytes
             report.damaged += [
                 DamagedClip(id=segment.ids[number], segment=segment.name, reason=why) for number, why in lost.items()
             ]
             around = _problem_around(container, header, segment, in_block=segment.name not in found.uncovered)
-            if around and len(lost) < len(segment.ids):
+            if around:
                 report.damaged += [
                     DamagedClip(id=clip_id, segment=segment.name, reason=around, lost=False)
                     for number, clip_id in enumerate(segment.ids)

@@ -61,6 +61,4 @@ def _inheriting(descriptor: int, hears_interrupts: bool) -> dict[str, Any]:
 
 def how_it_ended(code: int | None) -> str:
     """An exit code as the end of a sentence about a process."""
-    if code is not None and code < 0:
-        return f"was killed by signal {-code}"
-    return f"ended with exit code {code}"
+    return f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"

@@ -5,6 +5,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import google_crc32c
+
+_CHECKED_BYTES = 1 << 20
+"""Read and checked at a time: what fits in the processor's cache."""
 _SEEKING = threading.Lock()
 """Where reading moves the descriptor, one thread at a time may."""
 
@@ -32,6 +36,14 @@ def read_into_at(descriptor: int, views: Sequence[memoryview], offset: int) -> i
     return len(content)
 
 
+def crc32c_at(descriptor: int, start: int, end: int) -> int:
+    """Return the CRC-32C of a part of a file; not through a memory map, which kills where the file is cut."""
+    crc = 0
+    for offset in range(start, end, _CHECKED_BYTES):
+        crc = google_crc32c.extend(crc, read_at(descriptor, min(_CHECKED_BYTES, end - offset), offset))
+    return crc
+
+
 def reserve(descriptor: int, size: int) -> None:
     """Give a file a size, and its room on the disk, so that a memory map of it never lacks any.
 
@@ -48,12 +60,10 @@ def reserve(descriptor: int, size: int) -> None:
 
 def sync(path: str | os.PathLike[str]) -> None:
     """Flush a file, or the names in a folder, to the disk; Windows does so for files that may be written only."""
-    if os.name == "nt":
-        if os.path.isdir(path):
-            return
-        descriptor = open_binary(path, os.O_RDWR)
-    else:
-        descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"
+    if windows and os.path.isdir(path):
+        return
+    descriptor = open_binary(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -16,7 +16,6 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 _LOOK_SECONDS = 0.005
 _LOOKS_OF_FIRST, _LOOKS_OF_OTHERS = 40, 3
 """Of two that want a folder at the same time, the one that came first is the more patient, and gets it."""
-_COMMAND_CHARACTERS = 80
 ALONE, TOGETHER = ".alone.lock", ".writer.lock"
 """How the names of the files end that the holders of a `FolderLock` keep."""
 
@@ -141,7 +140,7 @@ def holder(path: str | os.PathLike[str]) -> str:
         command = Path("/proc", process, "cmdline").read_text(errors="replace").replace("\0", " ").strip()
     except (OSError, StopIteration, AttributeError):
         return ""
-    return f" ({process}: {command[:_COMMAND_CHARACTERS]})"
+    return f" ({process}: {command[:80]})"
 
 
 def _lock_itself(path: Path, wait: bool) -> Callable[[], None]:

@@ -46,6 +46,8 @@ def _set_limits(limits: Mapping[int, int], *, trim: bool = False) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be allocated; torch's are known by name, without importing it."""
     signs = ("allocate memory", "out of memory", "ALLOC_FAILED")  # torch's on a CPU, CUDA's, and its libraries'
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
-        return True
-    return any(kind.__name__ in ("OutOfMemoryError", "AcceleratorOutOfMemoryError") for kind in type(error).__mro__)
+    return (
+        isinstance(error, MemoryError)
+        or any(sign in str(error) for sign in signs)
+        or any(kind.__name__ in ("OutOfMemoryError", "AcceleratorOutOfMemoryError") for kind in type(error).__mro__)
+    )

@@ -8,7 +8,7 @@ import typer
 
 from cache.settings import take
 from emi.cli import options
-from emi.cli.messages import first_of, tell_left_out, tell_notes, tell_some
+from emi.cli.messages import first_of, tell_left_out, tell_licence, tell_notes, tell_some
 from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
@@ -40,16 +40,16 @@ def extract(
 
     Example: emi extract clips/ --cache features.zarr --backbone audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim
     """
-    from emi.cli.messages import tell_licence
     from emi.console import Progress
     from extract import run
-    from extract.estimate import estimate
     from extract.plan import plan
     from extract.stats import PipelineStats
 
     settings, stats, started = take(ExtractSettings, given), PipelineStats(), time.monotonic()
     tell_licence(settings.backbone)
     if dry_run:
+        from extract.estimate import estimate  # loads torch, which finished work does not need
+
         planned = plan(media, cache, settings)
         _show_plan(planned, cache, settings)
         tell_left_out(planned.left_out)

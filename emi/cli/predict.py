@@ -1,19 +1,18 @@
 """`emi predict`: intensities of media with a trained run."""
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emi.cli import options
+from emi.cli.messages import tell_left_out, tell_licence_of_run, tell_notes
 from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from emi.prediction import Model, Models, Record
+    from emi.prediction import Model, Record
     from extract.failures import Failure
     from extract.sources import Source
 
@@ -43,19 +42,19 @@ def predict(
 
     Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv
     """
-    from emi.cli.messages import tell_licence_of_run
     from emi.console import check_writable
     from emi.prediction import list_sources, load
     from extract.failures import Failure
     from extract.settings import DecodeOptions
     from train_head.data.labels import FILENAME
-    from train_head.errors import LabelError
+    from train_head.errors import LabelError, refuse
     from train_head.evaluation.submission import template_clips
 
-    if template is not None and submission is None:
-        raise LabelError("--template is for --submission FILE; leave it out, or name that file")
-    if template is not None and not template.is_file():
-        raise LabelError(f"there is no template at {template}")
+    refuse(
+        (template and not submission, "--template is for --submission FILE; leave it out, or name that file"),
+        (template and not template.is_file(), f"there is no template at {template}"),
+        error=LabelError,
+    )
     check_writable(csv_file, submission)
     tell_licence_of_run(model)
     media_root = given.pop("media_root", None)
@@ -83,11 +82,8 @@ def predict(
         raise typer.Exit(1)
 
 
-def _predict_all(
-    model: "Model | Models", media: "Sequence[str]", sources: "Sequence[Source]"
-) -> "list[Record | Failure]":
+def _predict_all(model: "Model", media: "Sequence[str]", sources: "Sequence[Source]") -> "list[Record | Failure]":
     """Predict, and print what should be known of the run and the media."""
-    from emi.cli.messages import tell_left_out, tell_notes
     from emi.console import Progress
     from extract.sources import left_out
 
@@ -104,18 +100,18 @@ def _predict_all(
 def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[str]") -> None:
     from train_head.data.labels import FILENAME
     from train_head.evaluation.submission import put
+    from train_head.reports.tables import csv_text
 
-    text = io.StringIO()
     rows = ([record[FILENAME], *(f"{record[name]:.9g}" for name in names)] for record in records)
-    csv.writer(text, lineterminator="\n").writerows([[FILENAME, *names], *rows])
+    text = csv_text([[FILENAME, *names], *rows])
     if path is None:
-        typer.echo(text.getvalue(), nl=False)
+        typer.echo(text, nl=False)
         return
-    put(path, text.getvalue())
+    put(path, text)
     typer.echo(f"wrote {len(records)} predictions to {path}")
 
 
-def _write_submission(path: Path, records: "Sequence[Record]", model: "Model | Models", template: Path | None) -> None:
+def _write_submission(path: Path, records: "Sequence[Record]", model: "Model", template: Path | None) -> None:
     import numpy as np
 
     from train_head.data.labels import FILENAME

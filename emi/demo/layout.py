@@ -1,16 +1,15 @@
 """The demo folder as a whole: its tables, its README, its settings file, and moving it to its place at once."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from emi.demo.dials import DIALS
 from emi.demo.labels import EMOTIONS
 from emi.demo.plan import Clip
 from emi.demo.settings import DemoFolderError
+from train_head.reports.tables import csv_text
 
 SETTINGS_FILE = "demo.json"
 README = """\
@@ -77,10 +76,10 @@ def write_texts(folder: Path, clips: Sequence[Clip], summary: DemoSummary, setti
     and ``demo.json``, by which a later call recognises the folder.
     """
     for split in ("train", "valid"):
-        rows = [[clip.number, *(f"{value:.6g}" for value in clip.intensities)] for clip in clips if clip.split == split]
-        _write_csv(folder / f"{split}_split.csv", ["Filename", *EMOTIONS], rows)
-    speakers = [[clip.number, clip.voice, clip.split] for clip in clips]
-    _write_csv(folder / "speakers.csv", ["Filename", "Voice", "Split"], speakers)
+        rows = ([clip.number, *(f"{value:.6g}" for value in clip.intensities)] for clip in clips if clip.split == split)
+        (folder / f"{split}_split.csv").write_bytes(csv_text([["Filename", *EMOTIONS], *rows]).encode())
+    voices = ((clip.number, clip.voice, clip.split) for clip in clips)
+    (folder / "speakers.csv").write_bytes(csv_text([("Filename", "Voice", "Split"), *voices]).encode())
     lines = []
     for name, dial in DIALS.items():
         moves = ", ".join(f"{emotion} {move:+g}" for emotion, move in dial.moves.items()) or "—"
@@ -147,8 +146,3 @@ def put_in_place(building: Path, folder: Path, settings: dict[str, int]) -> Demo
             return found
         raise
     return None
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from cache.errors import EmiError
 from cache.settings import setting
+from train_head.errors import refuse
 
 MIN_CLIPS = 4  # two per split: Pearson needs two values
 MAX_CLIPS = 100_000  # five digits
@@ -37,7 +38,11 @@ class DemoSettings:
     seed: int = setting(0, "Random seed of voices, sentences, intensities and prosody.")
 
     def __post_init__(self) -> None:
-        if not MIN_CLIPS <= self.clips <= MAX_CLIPS:
-            raise DemoSettingsError(f"a demo has {MIN_CLIPS} to {MAX_CLIPS} clips, got clips={self.clips}")
-        if self.seed < 0:
-            raise DemoSettingsError(f"a seed is 0 or more, got seed={self.seed}")
+        refuse(
+            (
+                not MIN_CLIPS <= self.clips <= MAX_CLIPS,
+                f"a demo has {MIN_CLIPS} to {MAX_CLIPS} clips, got clips={self.clips}",
+            ),
+            (self.seed < 0, f"a seed is 0 or more, got seed={self.seed}"),
+            error=DemoSettingsError,
+        )

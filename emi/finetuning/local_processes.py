@@ -27,7 +27,7 @@ from cache.system.child_process import how_it_ended, parent_connection, start_ch
 from cache.system.machine import KILLED
 from emi.finetuning.processes import PATIENCE
 from extract.private import without_accelerate_state
-from train_head.errors import TrainSettingsError
+from train_head.errors import refuse
 
 Work = Callable[[], object]
 LOST = 3
@@ -86,16 +86,18 @@ def check_processes(count: int, device: str) -> None:
     """
     if count == 1:
         return
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainSettingsError(
+    gpus = torch.cuda.device_count() if device == "cuda" else count
+    refuse(
+        (
+            dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1,
             f"processes {count} are to be started on this machine, and torchrun or accelerate has started some already "
-            "(WORLD_SIZE says so); leave out one of the two"
-        )
-    if device == "cuda" and torch.cuda.device_count() < count:
-        raise TrainSettingsError(
-            f"processes {count} need as many GPUs, and torch sees {torch.cuda.device_count()}; ask for that many, or "
-            "for device cpu"
-        )
+            "(WORLD_SIZE says so); leave out one of the two",
+        ),
+        (
+            gpus < count,
+            f"processes {count} need as many GPUs, and torch sees {gpus}; ask for that many, or for device cpu",
+        ),
+    )
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -42,26 +42,33 @@ def advise(
 
 def _ways(tuning: FinetuneSettings, depth: Depth, processes: Processes, seconds: float, longest: float) -> list[str]:
     """Return what would take less memory, the least costly first."""
-    ways = []
-    if seconds > longest:
-        fewer = max(longest, seconds / 2)
-        ways.append(
-            f"--batch-seconds {fewer:g} takes {100 * fewer / seconds:.0f} % of the memory of activations, and trains "
-            "on the same batches"
-        )
-    if not tuning.checkpointing:
-        ways.append("--checkpointing keeps one layer's activations at a time, for 1.5 to 2.0 times the time")
-    if tuning.processes > 1 and processes.device.type == "cpu":
-        ways.append(f"--processes {tuning.processes - 1} leaves more memory to each, for more time")
-    if processes.count > 1 and not (
-        tuning.fsdp or tuning.layerdrop or (tuning.freeze == "backbone" and not tuning.lora)
-    ):
-        ways.append("--fsdp splits weights, gradients and optimizer over the processes")
+    fewer, frozen = max(longest, seconds / 2), tuning.freeze == "backbone" and not tuning.lora
     half = (len(depth.stages) - depth.never) // 2
     layers = sum(stage.name.startswith("layer ") for stage in depth.stages[: depth.never + half])
-    if half and layers and not tuning.lora:
-        ways.append(
+    ways = (
+        (
+            seconds > longest,
+            f"--batch-seconds {fewer:g} takes {100 * fewer / seconds:.0f} % of the memory of activations, and trains "
+            "on the same batches",
+        ),
+        (
+            not tuning.checkpointing,
+            "--checkpointing keeps one layer's activations at a time, for 1.5 to 2.0 times the time",
+        ),
+        (
+            tuning.processes > 1 and processes.device.type == "cpu",
+            f"--processes {tuning.processes - 1} leaves more memory to each, for more time",
+        ),
+        (
+            processes.count > 1 and not (tuning.fsdp or tuning.layerdrop or frozen),
+            "--fsdp splits weights, gradients and optimizer over the processes",
+        ),
+        (
+            half and layers and not tuning.lora,
             f"--freeze layers:{layers}, in a new --out, keeps activations, gradients and optimizer of half as many "
-            "layers"
-        )
-    return ways or [f"--max-seconds below {tuning.max_seconds:g} shortens the longest clips, in a new --out"]
+            "layers",
+        ),
+    )
+    return [way for helps, way in ways if helps] or [
+        f"--max-seconds below {tuning.max_seconds:g} shortens the longest clips, in a new --out"
+    ]

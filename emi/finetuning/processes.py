@@ -24,6 +24,7 @@ class Processes:
     Attributes:
         rank: number of this process.
         count: number of processes.
+        first: whether this is the process that writes.
         first_here: whether it is the first of this machine.
         device: of this process.
     """
@@ -31,13 +32,9 @@ class Processes:
     def __init__(self, device: str) -> None:
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         self.rank, self.count = state.process_index, state.num_processes
+        self.first = self.rank == 0
         self.first_here = bool(state.is_local_main_process)
         self.device = state.device if self.count > 1 else torch.device(device)
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that writes."""
-        return self.rank == 0
 
     def share(self, module: nn.Module, *, unused: bool) -> nn.Module:
         """Return the module with gradients averaged over the processes; with one process, the module itself.

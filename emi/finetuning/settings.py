@@ -10,7 +10,7 @@ from typing import Any
 from cache.paths import StrPath
 from cache.settings import setting
 from extract.settings import DecodeOptions
-from train_head.errors import TrainSettingsError, unknown
+from train_head.errors import TrainSettingsError, check_known, refuse
 from train_head.training.settings import TrainSettings, resolve_settings
 
 TABLE = "finetune"
@@ -72,25 +72,28 @@ class FinetuneSettings:
             fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
             if not fits or isinstance(value, bool) != (kind is bool):
                 raise TrainSettingsError(f"{TABLE}.{field.name} must be a {kind.__name__}, got {value!r}")
-        if not re.fullmatch(r"none|cnn|backbone|layers:[0-9]+", self.freeze):
-            raise TrainSettingsError(f"freeze must be none, cnn, layers:N or backbone, got {self.freeze!r}")
-        if self.audio_dtype not in AUDIO_DTYPES:
-            raise TrainSettingsError(unknown("audio_dtype", self.audio_dtype, AUDIO_DTYPES))
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise TrainSettingsError(f"{name} must lie from {low:g} to {high:g}, got {value}")
-        if self.lora and self.freeze != "backbone":
-            raise TrainSettingsError(
-                f"with lora only the adapters and the head learn: give freeze backbone beside it, not {self.freeze}"
-            )
-        if self.fsdp and self.layerdrop:
-            raise TrainSettingsError(
+        check_known("audio_dtype", [self.audio_dtype], AUDIO_DTYPES)
+        values = ((name, getattr(self, name), low, high) for name, low, high in _RANGES)
+        refuse(
+            (
+                not re.fullmatch(r"none|cnn|backbone|layers:[0-9]+", self.freeze),
+                f"freeze must be none, cnn, layers:N or backbone, got {self.freeze!r}",
+            ),
+            *((not lo <= v <= hi, f"{name} must lie from {lo:g} to {hi:g}, got {v}") for name, v, lo, hi in values),
+            (
+                self.lora and self.freeze != "backbone",
+                f"with lora only the adapters and the head learn: give freeze backbone beside it, not {self.freeze}",
+            ),
+            (
+                self.fsdp and self.layerdrop,
                 "with layerdrop each process skips other layers, and with fsdp all must run the same; leave out one of "
-                "them"
-            )
-        if self.freeze == "backbone" and not self.lora and (self.spec_augment or self.layerdrop):
-            raise TrainSettingsError("spec_augment and layerdrop change nothing in a frozen backbone; leave them out")
+                "them",
+            ),
+            (
+                self.freeze == "backbone" and not self.lora and (self.spec_augment or self.layerdrop),
+                "spec_augment and layerdrop change nothing in a frozen backbone; leave them out",
+            ),
+        )
 
     @property
     def augments(self) -> bool:
@@ -138,8 +141,6 @@ def resolve(config: StrPath | None = None, **overrides: Any) -> tuple[TrainSetti
     table = {} if config is None else tomllib.loads(Path(config).read_text(encoding="utf-8")).get(TABLE, {})
     if not isinstance(table, Mapping):
         raise TrainSettingsError(f"{config}: {TABLE} must be a table of options, got {table!r}")
-    for key in table:
-        if key not in names:
-            raise TrainSettingsError(f"{config}: {unknown('option of finetune', key, names)}")
+    check_known("option of finetune", table, names, f"{config}: ")
     given = {key: value for key, value in overrides.items() if key in names and value is not None}
     return settings, FinetuneSettings(**{**table, **given})

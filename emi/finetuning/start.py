@@ -20,7 +20,7 @@ from emi.finetuning.sharding import check_sharding
 from extract.backbones import Identity, identify, load_trainable
 from train_head.data.labels import read_labels
 from train_head.data.names import UNNAMED
-from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.errors import RunFolderError, TrainSettingsError, refuse
 from train_head.protocols import Outcome, train
 from train_head.runs.inputs import LabelFiles
 from train_head.runs.load import TrainedHead, load_head
@@ -159,12 +159,16 @@ def on_this_machine(settings: TrainSettings, identity: Identity) -> TrainSetting
             settings = replace(settings, precision="fp16")
         if settings.precision not in identity.precisions:
             settings = replace(settings, precision="fp32")
-    if settings.precision not in identity.precisions:
-        raise TrainSettingsError(
-            f"--precision {asked}: backbone {identity.source} computes in {', '.join(identity.precisions)} only"
-        )
-    if settings.precision == "fp16" and settings.device != "cuda":
-        raise TrainSettingsError("--precision fp16 trains on a GPU only; use fp32 or bf16 here")
+    refuse(
+        (
+            settings.precision not in identity.precisions,
+            f"--precision {asked}: backbone {identity.source} computes in {', '.join(identity.precisions)} only",
+        ),
+        (
+            settings.precision == "fp16" and settings.device != "cuda",
+            "--precision fp16 trains on a GPU only; use fp32 or bf16 here",
+        ),
+    )
     return settings
 
 
@@ -193,47 +197,50 @@ def load_init_head(run: StrPath, label_files: LabelFiles, identity: Identity, se
         RunFolderError: it is no finished run.
     """
     trained = load_head(run)
+    if not isinstance(trained.head, Predictor):
+        raise RunFolderError(f"{run} holds several runs; name one of them, such as {Path(run) / 'seed-0'}")
     if len(trained.streams) > 1 or trained.by_frame:
         raise TrainSettingsError(
             f"{run} reads {', '.join(trained.streams)} or predicts frames; start from a head on one stream and clips"
         )
     features = trained.only.features
-    dim = features["dim"]
-    if trained.only.transform is not None:
-        raise TrainSettingsError(
-            f"{run} was trained on derived features, which a backbone does not give; train a head on the extracted ones"
-        )
-    if (dim, tuple(features["vad_names"])) != (identity.dim, identity.vad_names):
-        raise TrainSettingsError(
-            f"{run} was trained on {dim} features per frame and {len(features['vad_names'])} of VAD, and "
-            f"{identity.source} gives {identity.dim} and {len(identity.vad_names)}; start from a head that was trained "
-            "on this backbone's features"
-        )
+    dim, vad_names = features["dim"], tuple(features["vad_names"])
     theirs, ours = (f.get("weights_sha256") for f in (features["fingerprint"], identity.fingerprint))
-    if theirs != ours:
-        raise TrainSettingsError(
-            f"{run} was trained on features of {features['fingerprint'].get('backbone')} with other weights "
-            f"than {identity.source} has; start from a head that was trained on this backbone's features"
-        )
-    if not isinstance(trained.head, Predictor):
-        raise RunFolderError(f"{run} holds several runs; name one of them, such as {Path(run) / 'seed-0'}")
     wanted = Predictor(settings, {UNNAMED: identity.dim + len(identity.vad_names)}, len(trained.names))
     shapes, wanted_shapes = ({n: t.shape for n, t in m.state_dict().items()} for m in (trained.head, wanted))
-    if shapes != wanted_shapes:
-        raise TrainSettingsError(
-            f"{run} is another head than the settings ask for; leave out head options beside --init-head, and give a "
-            "loss with as many outputs per target"
-        )
     targets = read_labels(label_files.files["train"], label_files.format).names
-    if trained.names != targets:
-        raise TrainSettingsError(
+    low, high = trained.label_range
+    refuse(
+        (
+            trained.only.transform is not None,
+            f"{run} was trained on derived features, which a backbone does not give; train a head on the extracted "
+            "ones",
+        ),
+        (
+            (dim, vad_names) != (identity.dim, identity.vad_names),
+            f"{run} was trained on {dim} features per frame and {len(vad_names)} of VAD, and {identity.source} gives "
+            f"{identity.dim} and {len(identity.vad_names)}; start from a head that was trained on this backbone's "
+            "features",
+        ),
+        (
+            theirs != ours,
+            f"{run} was trained on features of {features['fingerprint'].get('backbone')} with other weights "
+            f"than {identity.source} has; start from a head that was trained on this backbone's features",
+        ),
+        (
+            shapes != wanted_shapes,
+            f"{run} is another head than the settings ask for; leave out head options beside --init-head, and give a "
+            "loss with as many outputs per target",
+        ),
+        (
+            trained.names != targets,
             f"{run} predicts {', '.join(trained.names)}, and {label_files.files['train']} has "
-            f"{', '.join(targets)}; start from a head of the same targets, or leave out --init-head"
-        )
-    if trained.label_range != settings.label_range:
-        low, high = trained.label_range
-        raise TrainSettingsError(
+            f"{', '.join(targets)}; start from a head of the same targets, or leave out --init-head",
+        ),
+        (
+            trained.label_range != settings.label_range,
             f"{run} was trained on labels from {low:g} to {high:g}; give --label-range {low:g},{high:g} "
-            "here too, or leave out --init-head"
-        )
+            "here too, or leave out --init-head",
+        ),
+    )
     return trained

@@ -1,7 +1,5 @@
 """The paper's Table 1 for audio on any data: frozen, + global vector, + unfrozen, + dropout, and train+val."""
 
-import csv
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,7 +25,7 @@ from train_head.data.labels import Labels
 from train_head.errors import TrainSettingsError
 from train_head.protocols import Outcome, ProtocolResult, train
 from train_head.protocols.pool import check_apart
-from train_head.reports.tables import OVER_TARGETS, cell, markdown_table, text_table
+from train_head.reports.tables import OVER_TARGETS, cell, csv_text, markdown_table, text_table
 from train_head.runs.inputs import check_disjoint_splits, gather_inputs
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings
@@ -129,11 +127,8 @@ class Table1:
 
     def csv(self) -> str:
         """Return all digits; an empty cell means that there is no number."""
-        records, text = self.records(), io.StringIO()
-        writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        return text.getvalue()
+        records = self.records()
+        return csv_text([list(records[0]), *(record.values() for record in records)])
 
     def markdown(self) -> str:
         """Return the table with the paper's numbers beside yours."""

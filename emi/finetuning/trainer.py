@@ -76,15 +76,16 @@ class FinetuneTrainer(TrainingLoop):
         self.tuning, self.train, self.valid, self.processes = tuning, train, valid, processes
         self._build, self._place, self._home, self._standardise = build, folder, folder, standardise
         self._sharded, self._exported = False, False
+        at_once = 120.0 if processes.device.type == "cuda" else 24.0
+        self.piece_seconds = tuning.batch_seconds or at_once  # of audio that go through the backbone together
         self._shared: nn.Module
         self._begin()
         model = self.model
         learned = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         names = {name for name, p in model.named_parameters() if id(p) in learned}
         self._kept = [name for name in model.state_dict() if name in names or name.startswith("predictor.")]
-        self.averaged: AveragedModel | None = None
-        if settings.ema:
-            self.averaged = AveragedModel(model, processes.device, multi_avg_fn=moving_average(settings.ema))
+        average = moving_average(settings.ema)
+        self.averaged = AveragedModel(model, processes.device, multi_avg_fn=average) if settings.ema else None
         objective = build_objective(settings.loss, settings.weighting, train.targets).to(processes.device)
         self.scaler = torch.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
         self._gradients = Gradients(settings, objective, self.scaler, processes)
@@ -95,11 +96,6 @@ class FinetuneTrainer(TrainingLoop):
     def evaluated(self) -> BackboneWithHead:
         """The module that is evaluated and saved: the trained one, or its moving average."""
         return self.model if self.averaged is None else cast(BackboneWithHead, self.averaged.module)
-
-    @property
-    def piece_seconds(self) -> float:
-        """Audio that goes through the backbone at once."""
-        return self.tuning.batch_seconds or (120.0 if self.processes.device.type == "cuda" else 24.0)
 
     def _advised(self) -> contextlib.AbstractContextManager[None]:
         """Say what helps where memory runs out."""
@@ -183,9 +179,8 @@ class FinetuneTrainer(TrainingLoop):
         # the same batches as in the cached mode, which draws them by the number of frames
         drawn = torch.Generator().manual_seed(epoch_seed(self.settings.seed, number))
         order = shuffled_batches(self._frames, self.settings.batch_size, drawn)
-        done: dict[str, Any] = {"epoch": number, "step": 0, "total": 0.0, "seconds": 0.0}
-        if self._progress["epoch"] == number:
-            done = self._progress
+        new = {"epoch": number, "step": 0, "total": 0.0, "seconds": 0.0}
+        done: dict[str, Any] = self._progress if self._progress["epoch"] == number else new
         self.depth.arrange(number)
         self.model.predictor.train()
         if not self._sharded:

@@ -12,6 +12,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import as_strided
 
 from cache import DamagedCacheError, UnknownClipError, open_cache
 from cache.containers import zarr_group as zarr_container
@@ -258,3 +259,52 @@ def test_several_threads_read_one_cache_at_once(many):
         for thread in threads:
             thread.join()
     assert wrong == []
+
+
+def rows_of(store, ids):
+    return int(store.offsets(ids)[-1]), store.dim + len(store.vad_names)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int64", "uint8", "bool", "complex64", "object"])
+def test_an_out_that_is_not_of_floats_is_refused(filled, ids, dtype):
+    with open_cache(filled) as store, pytest.raises(ValueError, match="give a float array at least as wide"):
+        store.load(ids, out=np.zeros(rows_of(store, ids), dtype))
+
+
+def test_an_out_narrower_than_the_cache_is_refused_and_a_wider_one_filled(path, ids, make_cache, make_header):
+    make_cache(path, ids, header=make_header(dtype="float32"))
+    with open_cache(path) as store:
+        shape, (rows, _) = rows_of(store, ids), store.load(ids)
+        with pytest.raises(ValueError, match="out has dtype float16, and the cache float32"):
+            store.load(ids, out=np.zeros(shape, np.float16))
+        for wide in (">f4", "f8"):
+            np.testing.assert_array_equal(store.load(ids, out=np.zeros(shape, wide))[0], rows)
+
+
+def shared_rows(rows, columns):
+    return as_strided(np.zeros(columns, np.float32), (rows, columns), (0, 4))
+
+
+def staggered_rows(rows, columns):
+    return as_strided(np.zeros(rows + columns, np.float32), (rows, columns), (4, 4))
+
+
+def half_elements(rows, columns):
+    return as_strided(np.zeros(rows * columns, np.float32), (rows, columns), (2 * columns, 2))
+
+
+@pytest.mark.parametrize("make", [shared_rows, staggered_rows, half_elements])
+def test_an_out_that_overlaps_itself_is_refused(filled, ids, make):
+    with open_cache(filled) as store, pytest.raises(ValueError, match="out overlaps itself in memory"):
+        store.load(ids, out=make(*rows_of(store, ids)))
+
+
+def test_an_out_that_runs_backwards_or_is_a_part_of_another_is_filled(filled, ids):
+    with open_cache(filled) as store:
+        (rows, columns), (expected, _) = rows_of(store, ids), store.load(ids)
+        for out in (
+            np.zeros((rows, columns), np.float16)[::-1, ::-1],
+            np.zeros((columns, 3 * rows), np.float16).T[::3],
+            np.zeros((rows, columns, 2), np.float16)[..., 1],
+        ):
+            np.testing.assert_array_equal(store.load(ids, out=out)[0], expected)

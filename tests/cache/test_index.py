@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import cache.containers.sealed_file
 from cache import CacheWriter, DamagedCacheError, open_cache
+from cache.containers.container import SegmentIndex
 from cache.containers.zarr_group import ZarrContainer
 from cache.index import pack, places_in, unpack
 from cache.maintenance.rewrite import compact, repair
 from cache.maintenance.verify import verify
-from cache.segment import SegmentIndex
 
 only_zarr = pytest.mark.parametrize("three_segments", [".zarr"], indirect=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)

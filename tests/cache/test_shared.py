@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -173,3 +174,76 @@ def test_a_folder_that_is_too_full_is_an_error_and_does_not_kill_the_process(
     assert exit_code(fork(load)) == 0
     faults.count("full disks")
     assert [p.suffix for p in (tiny_disk / "maps").iterdir()] == [".lock"]
+
+
+def flip_header(content):
+    return content[:9] + bytes([content[9] ^ 1]) + content[10:]
+
+
+def flip_last_number(content):
+    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+
+
+def flip_tail(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+DAMAGE = {
+    "empty": lambda content: content[:0],
+    "four zeros": lambda content: bytes(len(content[:4])),
+    "truncated": lambda content: content[:-20],
+    "in its header": flip_header,
+    "in its numbers": flip_last_number,
+    "in its checksum": flip_tail,
+    "zeros": lambda content: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_shared_file_that_is_damaged_is_made_anew(filled, ids, tmp_path, damage):
+    with open_cache(filled) as store:
+        expected, _ = store.load(ids)
+        first, _ = shared_load(store, ids, tmp_path)
+        file = tmp_path / first.filename
+        content = file.read_bytes()
+        file.unlink()  # whoever has it mapped keeps it
+        file.write_bytes(DAMAGE[damage](content))
+        again, _ = shared_load(store, ids, tmp_path)
+        np.testing.assert_array_equal(again, expected)
+        np.testing.assert_array_equal(np.load(file), expected)
+        np.testing.assert_array_equal(first, expected)
+
+
+def test_a_shared_file_that_is_a_link_or_another_users_is_made_anew(filled, ids, tmp_path, monkeypatch):
+    elsewhere, others = tmp_path / "elsewhere.npy", os.geteuid() + 1
+    with open_cache(filled) as store:
+        expected, _ = store.load(ids)
+        file = tmp_path / shared_load(store, ids, tmp_path)[0].filename
+        file.rename(elsewhere)
+        file.symlink_to(elsewhere)
+        np.testing.assert_array_equal(shared_load(store, ids, tmp_path)[0], expected)
+        assert not file.is_symlink()
+        planted = file.with_name(file.name.replace(f"-{os.geteuid()}-", f"-{others}-"))
+        elsewhere.rename(planted)
+        before = planted.stat().st_ino
+        monkeypatch.setattr(os, "geteuid", lambda: others)
+        np.testing.assert_array_equal(shared_load(store, ids, tmp_path)[0], expected)
+        assert planted.stat().st_ino != before
+
+
+def test_users_who_share_a_folder_have_private_files_of_their_own(filled, ids, tmp_path, monkeypatch):
+    with open_cache(filled) as store:
+        shared_load(store, ids, tmp_path)
+        first = {file.name for file in tmp_path.iterdir()}
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        shared_load(store, ids, tmp_path)
+    second = {file.name for file in tmp_path.iterdir()} - first
+    assert len(first) == len(second) == 2
+    assert all("-12345-" in name for name in second)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_place_that_cannot_be_a_folder_is_told_in_a_sentence(filled, ids, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with open_cache(filled) as store, pytest.raises(CacheWriteError, match="could not be written"):
+        shared_load(store, ids, tmp_path / "file" / "maps")

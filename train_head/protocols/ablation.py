@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,11 @@ import tomli_w
 from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
 from train_head.data.labels import read_labels
-from train_head.errors import RunFolderError, TrainSettingsError, check_known
+from train_head.errors import RunFolderError, TrainSettingsError, check_known, refuse
 from train_head.evaluation.intervals import Difference, paired_bootstrap
-from train_head.protocols.pool import csv_text
 from train_head.protocols.result import ProtocolResult, several_groups
 from train_head.protocols.run import train_seeds
-from train_head.reports.tables import OVER_TARGETS, cell, markdown_table, text_table
+from train_head.reports.tables import OVER_TARGETS, cell, csv_text, markdown_table, text_table
 from train_head.runs.inputs import Inputs
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings, option_owners, read_toml, resolve_settings
@@ -161,25 +161,17 @@ def ablate(
     folder, labels = Path(out), inputs.splits["valid"].labels
     check_names([name for name, _ in rows])
     _prepare(folder, rows)
-    results: list[ProtocolResult] = []
-    differences: list[Difference | None] = []
-    before = None
-    for name, settings in rows:
-        place = folder / Row(name).folder
-        results.append(train_seeds(inputs, place, settings, seeds, reporter, reported_under=f"{place.name}/"))
-        values = read_labels(place / "predictions_valid.csv", check_range=False).values
-        differences.append(
-            paired_bootstrap(values, before, labels.values, labels.names, groups=several_groups(labels))
-            if before is not None
-            else None
-        )
-        before = values
-    done = Ablation(
-        folder=folder,
-        names=tuple(name for name, _ in rows),
-        results=tuple(results),
-        differences=tuple(differences),
-    )
+    places = {name: folder / Row(name).folder for name, _ in rows}
+    results = [
+        train_seeds(inputs, places[name], settings, seeds, reporter, reported_under=f"{places[name].name}/")
+        for name, settings in rows
+    ]
+    values = [read_labels(place / "predictions_valid.csv", check_range=False).values for place in places.values()]
+    differences = [
+        paired_bootstrap(now, before, labels.values, labels.names, groups=several_groups(labels))
+        for before, now in pairwise(values)
+    ]
+    done = Ablation(folder=folder, names=tuple(places), results=tuple(results), differences=(None, *differences))
     write_atomically(folder / TABLE_CSV, done.csv().encode())
     write_atomically(folder / TABLE_MD, done.markdown().encode())
     return done
@@ -204,9 +196,8 @@ def rows_settings(
     base = resolve_settings(config, **{k: v for k, v in given.items() if not option_owners(k)}).head
     settings, used = [], set[str]()
     for row in rows:
-        for key in SHARED:
-            if key in row.overrides:
-                raise TrainSettingsError(f"row {row.name!r}: {key} is the same for all rows; leave it out there")
+        what = "is the same for all rows; leave it out there"
+        refuse(*((key in row.overrides, f"row {row.name!r}: {key} {what}") for key in SHARED))
         head = row.overrides.get("head", base)
         own = {key: v for key, v in given.items() if not option_owners(key) or head in option_owners(key)}
         used |= own.keys()
@@ -242,15 +233,14 @@ def check_names(names: Sequence[str]) -> None:
     Raises:
         TrainSettingsError: no rows, a name without a letter or digit, or two that share a folder.
     """
-    if not names:
-        raise TrainSettingsError("an ablation needs at least one row")
+    refuse((not names, "an ablation needs at least one row"))
     places: dict[str, str] = {}
     for name in names:
         place = Row(name).folder
-        if not place:
-            raise TrainSettingsError(f"the row {name!r} needs a name with a letter or a digit, for its folder")
-        if place in places:
-            raise TrainSettingsError(f"the rows {places[place]!r} and {name!r} share the folder {place}; rename one")
+        refuse(
+            (not place, f"the row {name!r} needs a name with a letter or a digit, for its folder"),
+            (place in places, f"the rows {places.get(place)!r} and {name!r} share the folder {place}; rename one"),
+        )
         places[place] = name
 
 

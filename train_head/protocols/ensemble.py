@@ -14,7 +14,7 @@ from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import recorded_format
 from train_head.data.labels import Labels, label_table, read_labels, read_split, write_predictions
-from train_head.errors import LabelError, RunFolderError, TrainSettingsError
+from train_head.errors import LabelError, RunFolderError, TrainSettingsError, refuse
 from train_head.evaluation.baselines import LABELS_FOLDS, training_mean
 from train_head.evaluation.metrics import evaluate
 from train_head.evaluation.scoring import align, match_rows
@@ -147,16 +147,17 @@ def ensemble(
 
 def _shares(runs: Sequence[StrPath], weights: Sequence[float] | None) -> tuple[float, ...]:
     places = [Path(run).resolve() for run in runs]
-    if len(runs) < 2:
-        raise TrainSettingsError(f"an ensemble needs two runs or more, got {len(runs)}")
     twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
-    if twice is not None:
-        raise TrainSettingsError(f"{twice} is given twice; name it once, and give it a larger one of the --weights")
     weights = [1.0] * len(runs) if weights is None else list(weights)
-    if len(weights) != len(runs):
-        raise TrainSettingsError(f"--weights takes one number per run: {len(runs)}, got {len(weights)}")
-    if not all(0 < weight < float("inf") for weight in weights):
-        raise TrainSettingsError(f"--weights must be above 0, got {', '.join(f'{weight:g}' for weight in weights)}")
+    refuse(
+        (len(runs) < 2, f"an ensemble needs two runs or more, got {len(runs)}"),
+        (twice is not None, f"{twice} is given twice; name it once, and give it a larger one of the --weights"),
+        (len(weights) != len(runs), f"--weights takes one number per run: {len(runs)}, got {len(weights)}"),
+        (
+            not all(0 < weight < float("inf") for weight in weights),
+            f"--weights must be above 0, got {', '.join(f'{weight:g}' for weight in weights)}",
+        ),
+    )
     return tuple(weight / sum(weights) for weight in weights)
 
 
@@ -164,17 +165,23 @@ def _check_alike(runs: Sequence[_Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
         one, other = (tuple(r.data.get("targets", ())) for r in (first, run))
-        if one != other:
-            raise RunFolderError(
+        settings = ((key, first.config.get(key), run.config.get(key)) for key in SAME)
+        refuse(
+            (
+                one != other,
                 f"{first.place} predicts {', '.join(one)}, and {run.place} {', '.join(other)}; only runs of the same "
-                "targets, in the same order, can be averaged"
-            )
-        for key in SAME:
-            if first.config.get(key) != run.config.get(key):
-                raise RunFolderError(
-                    f"{first.place} was trained with {key} {first.config.get(key)}, and {run.place} with "
-                    f"{run.config.get(key)}; their predictions cannot be averaged"
+                "targets, in the same order, can be averaged",
+            ),
+            *(
+                (
+                    there != here,
+                    f"{first.place} was trained with {key} {there}, and {run.place} with {here}; their predictions "
+                    "cannot be averaged",
                 )
+                for key, there, here in settings
+            ),
+            error=RunFolderError,
+        )
 
 
 def _all_have(runs: Sequence[_Run], split: str) -> bool:

@@ -12,10 +12,11 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.groups import Rows, speaker_folds
 from train_head.data.labels import FILENAME, write_predictions
 from train_head.data.splits import Split
-from train_head.errors import LabelError
+from train_head.errors import LabelError, refuse
 from train_head.evaluation.baselines import FOLDS, LABELS_FOLDS, fold_means
-from train_head.protocols.pool import csv_text, pool, pooled_csv, trainable
+from train_head.protocols.pool import pool, pooled_csv, trainable
 from train_head.protocols.result import ProtocolResult, finish, listed_members, prepare_protocol, score
+from train_head.reports.tables import csv_text
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs
 from train_head.runs.result import TrainResult
@@ -140,10 +141,11 @@ def cut_folds(split: Split, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
 
     if split.labels.groups is not None:
         return speaker_folds(split.labels.groups, folds, seed)
-    if folds < 2:
-        raise LabelError(f"cross-validation needs at least 2 folds, got {folds}")
-    if folds > len(split):
-        raise LabelError(f"{folds} folds need as many clips, and there are {len(split)}")
+    refuse(
+        (folds < 2, f"cross-validation needs at least 2 folds, got {folds}"),
+        (folds > len(split), f"{folds} folds need as many clips, and there are {len(split)}"),
+        error=LabelError,
+    )
     cut = KFold(n_splits=folds, shuffle=True, random_state=seed).split(np.zeros((len(split), 1)))
     return [(train.tolist(), valid.tolist()) for train, valid in cut]
 

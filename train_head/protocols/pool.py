@@ -1,8 +1,6 @@
 """Training and validation clips as one split."""
 
-import csv
-import io
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +12,7 @@ from train_head.data.label_columns import is_number
 from train_head.data.labels import FILENAME, Labels, label_table
 from train_head.data.splits import Split, joined
 from train_head.errors import LabelError
+from train_head.reports.tables import csv_text
 from train_head.runs.inputs import Inputs
 
 
@@ -69,13 +68,6 @@ def check_apart(one: Labels, other: Labels) -> None:
             f"{len(both)} clips are in {one.path} and in {other.path} (first: {', '.join(both[:5])}), and would count "
             "twice; keep each in one"
         )
-
-
-def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Return rows as the text of a CSV file; None is an empty cell."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def pooled_csv(inputs: Inputs) -> str:

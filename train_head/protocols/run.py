@@ -203,10 +203,9 @@ def train_seeds_on_all(
         reporter.run_started(f"{name}/{ALL}", place, replace(of_run, stop_after=epochs))
         trained.append(train_on_all(inputs, place, of_run, epochs, reporter))
     members = [f"../{name}/{ALL}" for name in seeds.members]
-    test, scored = inputs.splits.get("test"), None
-    if test is not None:
-        predictions = [predicted["test"] for _, predicted in trained]
-        scored = write_mean(folder, "test", predictions, test.labels, pool(inputs).labels)
+    test = inputs.splits.get("test")
+    tested = [predicted["test"] for _, predicted in trained] if test is not None else []
+    scored = write_mean(folder, "test", tested, test.labels, pool(inputs).labels) if test is not None else None
     write_atomically(folder / run_folder.CARD, _ensemble_card(inputs, members, seeds.best_epochs, scored).encode())
     write_ensemble(folder, ALL, members)
     return AllResult(

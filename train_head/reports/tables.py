@@ -1,6 +1,8 @@
-"""Text that several reports share: figures with the same number of digits, tables, and a sentence on the licence."""
+"""Text that several reports share: figures with equal digits, tables, CSV, and a sentence on the licence."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
 
 from cache.licences import Licence
 
@@ -41,6 +43,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as the text of a CSV file; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def licence_line(backbone: str, licence: Licence) -> str:

@@ -11,8 +11,7 @@ from scipy.stats import spearmanr
 
 from cache.system.atomic_file import write_atomically
 from train_head.protocols import ProtocolResult
-from train_head.protocols.pool import csv_text
-from train_head.reports.tables import OVER_TARGETS, cell, text_table
+from train_head.reports.tables import OVER_TARGETS, cell, csv_text, text_table
 from train_head.sweep.storage import OUTCOME, counted
 from train_head.sweep.trials import Status
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cache.settings import setting
-from train_head.errors import TrainSettingsError, check_known
+from train_head.errors import check_known, refuse
 
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("asha", "hyperband", "median", "none")
@@ -40,7 +40,5 @@ class SweepSettings:
         for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
             check_known(name, [getattr(self, name)], known)
         lowest = {"trials": 1, "jobs": 1, "pool": 1, "pca": 1, "clips": 2, "top": 0, "seeds": 1, "seed": 0}
-        for name, low in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise TrainSettingsError(f"{name} must be {low} or more, got {value}")
+        given = [(name, getattr(self, name)) for name in lowest if getattr(self, name) is not None]
+        refuse(*((n < lowest[name], f"{name} must be {lowest[name]} or more, got {n}") for name, n in given))

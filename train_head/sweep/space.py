@@ -32,7 +32,7 @@ from optuna import Trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 
 from cache.paths import StrPath
-from train_head.errors import TrainSettingsError, unknown
+from train_head.errors import TrainSettingsError, refuse, unknown
 from train_head.heads import HEADS
 from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, read_toml, resolve_settings
 
@@ -68,7 +68,7 @@ class Space:
         values: dict[str, Any] = {}
         for name, distribution in self.drawn.items():
             if _applies(name, self._head(values)):
-                values[name] = _suggest(trial, name, distribution)
+                values[name] = trial._suggest(name, distribution)  # what `suggest_float` and its like call
         return values
 
     def settings(self, values: Mapping[str, Any], **others: Any) -> TrainSettings:
@@ -112,10 +112,8 @@ class Space:
         }
 
     def _head(self, values: Mapping[str, Any]) -> str:
-        for known in (values, self.fixed, self.base):
-            if HEAD in known:
-                return str(known[HEAD])
-        return resolve_settings(self.config).head
+        known = {**self.base, **self.fixed, **values}
+        return str(known[HEAD]) if HEAD in known else resolve_settings(self.config).head
 
 
 def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Space:
@@ -191,15 +189,6 @@ def _distribution(name: str, value: list[Any] | dict[str, Any]) -> Distribution:
         raise TrainSettingsError(f"{name}: {error}") from error
 
 
-def _suggest(trial: Trial, name: str, distribution: Distribution) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    low, high, log = distribution.low, distribution.high, distribution.log
-    if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(name, int(low), int(high), step=distribution.step, log=log)
-    return trial.suggest_float(name, low, high, step=distribution.step, log=log)
-
-
 def _applies(name: str, head: str) -> bool:
     """Return whether a trial with this head has a setting."""
     table, dot, key = name.rpartition(".")
@@ -240,8 +229,10 @@ def _check(space: Space) -> None:
             raise TrainSettingsError(
                 f"{name} stands there for all heads, and {owners[0]} for one; leave one of them out"
             )
-    for name in [*space.drawn, *space.fixed, *space.base]:
-        if name not in used:
-            raise TrainSettingsError(
-                f"{name} is no option of {', '.join(map(str, heads))}, the only heads tried; leave it out"
-            )
+    tried = ", ".join(map(str, heads))
+    refuse(
+        *(
+            (name not in used, f"{name} is no option of {tried}, the only heads tried; leave it out")
+            for name in [*space.drawn, *space.fixed, *space.base]
+        )
+    )

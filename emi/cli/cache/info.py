@@ -58,17 +58,13 @@ def _text(facts: dict[str, Any]) -> str:
         f"  {facts['dim']} features{vad} every {1000 * facts['hop_seconds']:g} ms",
         f"  weights: {Licence.from_dict(facts.get('licence'))}",
     ]
-    if facts["lost_segments"]:
-        lines.append(f"  {facts['lost_segments']} segments are missing: emi cache verify {facts['path']}")
-    if facts["unsealed_segments"]:
-        lines.append(
-            f"  {facts['unsealed_segments']} of these segments are not in the file yet, but in a hidden folder beside "
-            f"it; bring them there: emi cache compact {facts['path']}"
-        )
-    if facts["leftovers"]:
-        lines.append(
-            f"  {facts['leftovers']} leftovers of stopped runs are no part of it: emi cache verify {facts['path']}"
-        )
+    problems = {
+        "lost_segments": "segments are missing: emi cache verify",
+        "unsealed_segments": "of these segments are not in the file yet, but in a hidden folder beside it; bring them "
+        "there: emi cache compact",
+        "leftovers": "leftovers of stopped runs are no part of it: emi cache verify",
+    }
+    lines += [f"  {facts[key]} {problem} {facts['path']}" for key, problem in problems.items() if facts[key]]
     for title in ("fingerprint", "provenance"):
         fields = sorted(flattened(facts[title]).items())
         width = max((len(key) for key, _ in fields), default=0)

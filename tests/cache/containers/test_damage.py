@@ -13,6 +13,7 @@ import zarr
 
 from cache import CacheError, CacheFormatError, CacheWriter, DamagedCacheError, EmiError, open_cache
 from cache.format import ARRAYS
+from cache.maintenance.rewrite import compact, repair
 from cache.maintenance.verify import verify
 
 
@@ -271,3 +272,42 @@ def test_a_writer_refuses_a_damaged_cache(copy, ids, make_header, make_cache, ex
         file.write_bytes(content)
     make_cache(copy, ["new"])
     assert contents(copy) == expected([*ids, "new"])
+
+
+FIVE = ("a", "b", "c", "d", "e")
+
+
+@pytest.fixture(params=["written", "compacted"])
+def one_segment(request, tmp_path, make_cache):
+    """A Zarr cache of one segment."""
+    path = make_cache(tmp_path / "a.zarr", FIVE, per_segment=5 if request.param == "written" else 2)
+    if request.param == "compacted":
+        compact(path)
+    assert len(list(path.glob("segments/0*"))) == 1
+    return path
+
+
+@pytest.mark.parametrize("what", ["zarr.json", ""])
+def test_the_only_segment_cannot_vanish_unnoticed(one_segment, what):
+    (segment,) = one_segment.glob("segments/0*")
+    (segment / "zarr.json").unlink() if what else shutil.rmtree(segment)
+    assert {clip.id for clip in verify(one_segment).damaged} == set(FIVE)
+    with pytest.raises(DamagedCacheError):
+        compact(one_segment)
+    assert (segment / "frames").exists() == bool(what)
+    with open_cache(one_segment) as store:
+        assert tuple(store.ids) == FIVE
+        if not what:
+            with pytest.raises(DamagedCacheError):
+                store.load(store.ids)
+
+
+@pytest.mark.parametrize("name", ["ids", "offsets", "seconds", "checksums"])
+@pytest.mark.parametrize("file", ["c/0", "zarr.json"])
+def test_a_damaged_index_of_the_only_segment_loses_no_clip(one_segment, name, file, expected, contents):
+    (spoiled,) = one_segment.glob(f"segments/0*/{name}/{file}")
+    spoiled.write_bytes(b"\xff" + spoiled.read_bytes()[1:])
+    assert not verify(one_segment).sound
+    assert repair(one_segment).dropped == []
+    assert contents(one_segment) == expected(FIVE)
+    assert verify(one_segment).sound

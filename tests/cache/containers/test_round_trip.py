@@ -151,3 +151,10 @@ print("torch" in sys.modules)
     command = [sys.executable, "-c", program, tmp_path / "a.zarr", tmp_path / "a.h5"]
     done = subprocess.run(command, cwd=Path(cache.__file__).parents[1], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_a_file_url_is_a_path(tmp_path, make_cache, expected, contents):
+    path = make_cache(tmp_path / "a b.zarr", "abcde")
+    with open_cache(f"file://{str(path).replace(' ', '%20')}") as store:
+        assert store.ids == list("abcde")
+        np.testing.assert_array_equal(store["a"].frames, open_cache(Path(path))["a"].frames)

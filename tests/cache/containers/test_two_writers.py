@@ -2,10 +2,13 @@
 
 import os
 import signal
+import time
 
 import pytest
 
 from cache import CacheError, CacheLockedError, CacheWriter, StaleCacheError, open_cache
+from cache.containers.by_suffix import open_container
+from cache.maintenance.rewrite import compact
 
 
 @pytest.fixture
@@ -122,3 +125,35 @@ def test_a_zarr_cache_that_appears_between_two_looks_is_taken_for_what_it_is(
     monkeypatch.setattr(zarr_container, "_left_by_create", look_late)
     make_cache(path, "b")
     assert contents(path) == expected("ab")
+
+
+def test_a_child_that_outlives_the_writer_does_not_keep_its_lock(path, make_header, make_clip):
+    writer = CacheWriter(path, make_header())
+    writer.add(make_clip("a"))
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        with writer:
+            pass
+        with CacheWriter(path, make_header()) as again:
+            again.add(make_clip("b"))
+        compact(path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_child_that_forgets_the_writer_does_not_open_its_lock(path, make_header, make_clip):
+    writer = CacheWriter(path, make_header())
+    writer.add(make_clip("a"))
+    child = os.fork()
+    if not child:
+        writer._container.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(Exception, match="by another process"):
+        open_container(path).lock(alone=True)
+    with writer:
+        pass

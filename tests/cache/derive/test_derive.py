@@ -2,21 +2,26 @@
 
 import functools
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import cache.derive.derived
-from cache import CacheWriter, DamagedCacheError, StaleCacheError, open_cache
+from cache import CacheWriter, DamagedCacheError, EmiError, StaleCacheError, open_cache
 from cache.derive.derived import derive, describe, source_header, transform_of
 from cache.derive.transform import Transform, training_set
 from cache.errors import DeriveError
 from cache.fingerprint import digest
+from cache.maintenance.verify import verify
+from emi.cli.cache import derive as cache_derive
 
 CLIPS = [f"{i:02d}" for i in range(20)]
 TRAIN = CLIPS[:14]
@@ -247,3 +252,39 @@ def test_progress_counts_both_passes(source, path):
     ]
     hop = open_cache(source).hop_seconds
     assert sum(seen[i][-1] for i in range(14, 34)) == pytest.approx(hop * open_cache(source).num_frames.sum())
+
+
+def app():
+    commands = typer.Typer()
+    commands.command()(cache_derive.derive)
+    return commands
+
+
+@pytest.mark.parametrize("pool", [1 << 31, 1 << 63, 1 << 80])
+def test_derive_takes_no_window_that_numpy_cannot_count(filled, tmp_path, pool):
+    target = tmp_path / "small.h5"
+    result = CliRunner().invoke(app(), [str(filled), str(target), f"--pool={pool}"])
+    assert isinstance(result.exception, EmiError)
+    assert str(result.exception) == f"--pool takes 1 to 2147483647 frames, got {pool}"
+    assert not target.exists()
+
+
+def test_the_longest_window_is_the_mean_of_each_clip(filled, tmp_path):
+    target = tmp_path / "small.h5"
+    assert CliRunner().invoke(app(), [str(filled), str(target), "--pool=2147483647"]).exit_code == 0
+    with open_cache(filled) as store, open_cache(target) as small:
+        for clip_id in store:
+            mean = store[clip_id].frames.astype(np.float32).mean(0, keepdims=True).astype(np.float16)
+            np.testing.assert_array_equal(small[clip_id].frames, mean)
+
+
+def test_a_derivation_cut_off_before_it_was_a_cache_does_not_stand_in_the_way_of_another(tmp_path, make_cache):
+    source = make_cache(tmp_path / "a.zarr", "abcde")
+    derive(source, tmp_path / "b.zarr", pca=1, standardise=True, train_ids="abcde")
+    (tmp_path / "b.zarr" / "zarr.json").unlink()
+    shutil.rmtree(tmp_path / "b.zarr" / "segments")
+    shutil.rmtree(tmp_path / "b.zarr" / "index")
+    derive(source, tmp_path / "b.zarr", standardise=True, train_ids="abcde")
+    assert verify(tmp_path / "b.zarr").sound
+    with open_cache(tmp_path / "b.zarr") as store:
+        assert "components" not in store.extras

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from cache import CacheWriteError, CacheWriter, Clip, DamagedCacheError, UnknownClipError, open_cache
-from cache.exchange.export_manifest import ExportExistsError
 from cache.exchange.exporting import KINDS, ExportDependencyError, export
-from cache.exchange.selection import ExportError
+from cache.exchange.selection import ExportError, ExportExistsError
 
 SOME = ["z", "train/00001"]
 ONE = pytest.mark.parametrize("filled", [".h5"], indirect=True)
@@ -302,3 +301,41 @@ def test_a_copied_export_is_still_the_same(filled, kind, out, tmp_path):
         export(store, out, kind)
         moved = shutil.move(out, tmp_path / "moved")
         assert export(store, moved, kind).present == len(store)
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (["a", "a.npz/b"], r"clip 'a.npz/b' needs a folder a.npz, where the export has clip 'a'"),
+        (["a.npz/b/c", "a"], r"clip 'a.npz/b/c' needs a folder a.npz"),
+        (["export.json/a"], r"clip 'export.json/a' needs a folder export.json, where the export has its manifest"),
+        (["x" * 252], r"clip 'x{80}'… needs a file name of 256 bytes, and a file system takes 255"),
+        (["y/" + "é" * 126], r"needs a file name of 256 bytes"),
+    ],
+)
+def test_ids_that_cannot_be_files_side_by_side_are_named_before_anything_is_written(tmp_path, clips, ids, said):
+    with clips(*ids) as store:
+        with pytest.raises(ExportError, match=said):
+            export(store, tmp_path / "out", "npz")
+        assert not (tmp_path / "out").exists()
+        assert export(store, tmp_path / "out", "npy").written == len(ids)
+
+
+@pytest.mark.parametrize("order", [["a", "a.npz/b"], ["a.npz/b", "a"]])
+def test_an_id_that_cannot_lie_beside_an_earlier_export_is_named(tmp_path, clips, order):
+    with clips(*order) as store:
+        export(store, tmp_path / "out", "npz", order[:1])
+        with pytest.raises(ExportError, match=f"clip '{order[1]}' cannot have a file of its own"):
+            export(store, tmp_path / "out", "npz", order[1:])
+
+
+def test_a_path_that_is_too_long_as_a_whole_is_named(tmp_path, clips):
+    with clips("/".join(["x" * 200] * 30)) as store, pytest.raises(ExportError, match=r"clip 'x{80}'… cannot have"):
+        export(store, tmp_path / "out", "npz")
+
+
+def test_an_out_below_a_file_is_no_matter_of_room_or_permission(tmp_path, clips):
+    (tmp_path / "file").write_bytes(b"")
+    with clips("a") as store, pytest.raises(CacheWriteError, match="choose another OUT") as raised:
+        export(store, tmp_path / "file" / "out", "npz")
+    assert "make room" not in str(raised.value)

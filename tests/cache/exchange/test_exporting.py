@@ -10,7 +10,9 @@ import pytest
 
 from cache import CacheWriter, Clip, Header, open_cache
 from cache.exchange.exporting import KINDS, export
-from cache.exchange.selection import ExportError, Selection
+from cache.exchange.feature_files import FeatureFileError
+from cache.exchange.importing import import_features
+from cache.exchange.selection import ExportError, Selection, read_manifest
 
 IDS = ["train/клип/один", "train/00001", "日本語", "z", "train/a b.c", "Ünï/ço∂é/🎭"]
 SOME = ["z", "train/00001"]
@@ -209,3 +211,35 @@ def test_an_id_of_two_lines_is_refused_as_a_line_of_a_list(tmp_path, make_cache,
         for kind, read in READ.items():
             export(store, tmp_path / kind, kind)
             assert [clip.id for clip in read(tmp_path / kind, [clip_id])] == [clip_id]
+
+
+ODD_IDS = ["007", "00007", "7", ".hidden", ".folder/a", "a.npy", "a.npz", "b.c", "日本/語", "..."]
+
+
+def test_what_is_exported_and_imported_has_its_ids_and_numbers(tmp_path, path, clips):
+    with clips(*ODD_IDS) as store:
+        export(store, tmp_path / "out", "npz")
+        summary = import_features(tmp_path / "out", path, hop_seconds=0.02)
+        assert (summary.written, summary.failures) == (len(ODD_IDS), [])
+        with open_cache(path) as copy:
+            assert set(copy) == set(ODD_IDS)
+            for clip_id in ODD_IDS:
+                np.testing.assert_array_equal(copy[clip_id].frames, store[clip_id].frames)
+
+
+def test_names_in_a_folder_that_is_no_export_are_padded_and_hidden_files_passed_over(tmp_path, path, clips):
+    with clips("7", ".hidden") as store:
+        export(store, tmp_path / "out", "npz")
+    (tmp_path / "out" / "export.json").write_text('{"format": "another"}')
+    import_features(tmp_path / "out", path, hop_seconds=0.02)
+    with open_cache(path) as copy:
+        assert list(copy) == ["00007"]
+
+
+def test_the_arrays_of_an_npy_export_are_not_taken_for_clips(tmp_path, path, clips):
+    with clips("a", "b") as store:
+        export(store, tmp_path / "out", "npy")
+    assert read_manifest(tmp_path / "out", "npy")["clips"] == 2
+    with pytest.raises(FeatureFileError, match="export of the kind 'npy', without a file for each clip"):
+        import_features(tmp_path / "out", path, hop_seconds=0.02)
+    assert not path.exists()

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache import CacheFormatError, CacheWriter, StaleCacheError, open_cache
-from cache.exchange.feature_files import FeatureFileError, find_features, read_frames
+from cache.exchange.feature_files import MAX_BYTES, FeatureFileError, find_features, read_frames
 from cache.exchange.importing import import_features
 
 DIM = 4
@@ -361,3 +361,15 @@ def test_a_copy_of_the_folder_is_the_same_source(folder, path, tmp_path):
     import_features(folder, path, hop_seconds=0.02)
     copy = shutil.copytree(folder, tmp_path / "copy" / "vit")
     assert import_features(copy, path, hop_seconds=0.02).present == 6
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pkl"])
+def test_a_sparse_file_of_many_gigabytes_is_not_read(tmp_path, suffix, monkeypatch):
+    file = tmp_path / f"bomb{suffix}"
+    with file.open("wb") as opened:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 20, 1 << 10)}
+        np.lib.format.write_array_header_1_0(opened, header)
+        opened.truncate(opened.tell() + (4 << 30))
+    monkeypatch.setattr("cache.exchange.feature_files.READERS", {suffix: lambda _: pytest.fail("was read")})
+    with pytest.raises(FeatureFileError, match=f"one clip takes at most {MAX_BYTES}"):
+        read_frames(file)

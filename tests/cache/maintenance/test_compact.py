@@ -3,16 +3,20 @@
 import contextlib
 import itertools
 import os
+import re
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from cache import CacheLockedError, CacheWriteError, CacheWriter, DamagedCacheError, open_cache
+from cache import CacheLockedError, CacheWriteError, CacheWriter, DamagedCacheError, EmiError, open_cache
 from cache.containers import zarr_group
 from cache.containers.by_suffix import open_container
 from cache.containers.hdf5_file import Hdf5Container
 from cache.maintenance.rewrite import compact, repair
 from cache.maintenance.verify import verify
+from emi.cli.cache import compact as cache_compact
 
 IDS = "abcdef"
 
@@ -362,3 +366,19 @@ def test_a_folder_that_was_put_aside_with_clips_of_its_own_is_kept(
     (aside,) = tmp_path.glob("a.h5.stopped-*.zarr")
     assert contents(aside) == expected("c")
     assert contents(path) == expected("ad")
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1", "1e-10", "1e300"])
+def test_compact_takes_a_size_that_is_one(three, size):
+    commands = typer.Typer()
+    commands.command()(cache_compact.compact)
+    result = CliRunner().invoke(commands, [str(three), f"--segment-gb={size}"])
+    assert isinstance(result.exception, EmiError)  # which the command line prints, and exits with 2
+    assert re.fullmatch(rf"--segment-gb .*, got {re.escape(str(float(size)))}", str(result.exception))
+
+
+def test_a_stray_file_in_the_index_does_not_stop_a_compaction(tmp_path, make_cache, expected, contents):
+    path = make_cache(tmp_path / "a.zarr", "abcde", per_segment=2)
+    (path / "index" / ".DS_Store").write_bytes(b"x")
+    assert compact(path).segments == (3, 1)
+    assert contents(path) == expected("abcde")

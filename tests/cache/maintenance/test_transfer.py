@@ -12,6 +12,7 @@ import pytest
 import cache.maintenance.transfer as transfer_module
 from cache import CacheFormatError, CacheWriter, DamagedCacheError, StaleCacheError, open_cache
 from cache.containers.by_suffix import open_container
+from cache.derive.derived import derive
 from cache.maintenance.transfer import ROUNDED, transfer
 
 OTHER = {".zarr": ".h5", ".h5": ".zarr"}
@@ -207,3 +208,12 @@ def test_a_copy_onto_itself_has_nothing_to_do(path, make_cache, state_of):
     before = state_of(path)
     assert transfer([path], path).written == 0
     assert state_of(path) == before
+
+
+def test_a_copy_into_the_other_container_keeps_the_fingerprint_of_a_derived_cache(tmp_path, make_cache):
+    source = make_cache(tmp_path / "a.zarr", "abcde")
+    transfer([source], tmp_path / "b.zarr", dtype="float32")
+    derive(tmp_path / "b.zarr", tmp_path / "c.zarr", pool=2)
+    transfer([tmp_path / "c.zarr"], tmp_path / "d.h5")
+    with open_cache(tmp_path / "c.zarr") as one, open_cache(tmp_path / "d.h5") as other:
+        assert one.fingerprint == other.fingerprint

@@ -250,6 +250,7 @@ def test_predictions_go_to_standard_output_alone_and_into_a_device(trained, labe
     shown = run("predict", labelled / "audio" / "00003.wav", "--model", trained[0])
     assert shown.stdout.splitlines()[0] == "Filename,Joy,Calm"
     assert len(shown.stdout.splitlines()) == 2
+    assert "predicting 1 clip\n" in shown.stderr
     assert "predicting 1 of 1 clips" in shown.stderr
     (tmp_path / "link.csv").symlink_to("real.csv")
     run("predict", labelled / "audio" / "00003.wav", "--model", trained[0], "--csv", tmp_path / "link.csv")
