@@ -11,7 +11,7 @@ class Clips(Dataset[tuple[Tensor, Tensor]]):
     """One clip after the other, float32, as a DataLoader wants them."""
 
     def __init__(self, split: Split) -> None:
-        self.clips, self.targets = list(split.clips()), split.targets
+        self.clips, self.targets = list(split.only.chunks()), split.targets
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -35,7 +35,9 @@ from benchmarks._machine import header_line
 from benchmarks._plain_head import Clips, PlainHead, collate
 from benchmarks._timing import figure
 from train_head.data.labels import Labels
+from train_head.data.names import UNNAMED
 from train_head.data.splits import Split
+from train_head.data.streams import Stream
 from train_head.training.settings import TrainSettings, resolve_settings
 from train_head.training.trainer import Trainer
 
@@ -85,7 +87,7 @@ class Case:
         targets = torch.from_numpy(rng.uniform(size=(clips, TARGETS)).astype(np.float32))
         ids = tuple(f"{i:05d}" for i in range(clips))
         labels = Labels("synthetic", ids, ids, tuple("abcdef"[:TARGETS]), targets.numpy())
-        return Split(labels, frames, starts, lengths, targets)
+        return Split(labels, {UNNAMED: Stream(UNNAMED, frames, starts, lengths)}, targets)
 
 
 CASES = (
@@ -179,7 +181,7 @@ def measure(case: Case, device: str) -> list[dict[str, Any]]:
                 rate = loop()
                 if turn >= case.warm_up:
                     rates[name].append(rate)
-    epoch = int(case.split(EPOCH_CLIPS).lengths.sum())
+    epoch = int(case.split(EPOCH_CLIPS).costs.sum())
     for name, values in rates.items():
         row: dict[str, Any] = {"name": f"{case.name}: {name}", "frames_per_second": statistics.median(values)}
         for key, peer in (("times_a", "(a)"), ("times_b", "(b)")):

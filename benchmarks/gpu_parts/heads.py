@@ -15,7 +15,9 @@ from benchmarks.gpu_parts.harness import Setup, Tell
 from benchmarks.gpu_parts.machine import peak_gib
 from benchmarks.gpu_parts.material import TARGETS, random_targets
 from train_head.data.labels import Labels
+from train_head.data.names import UNNAMED
 from train_head.data.splits import Split
+from train_head.data.streams import Stream
 from train_head.training.settings import resolve_settings
 from train_head.training.trainer import Trainer
 
@@ -51,9 +53,9 @@ def train_for(setup: Setup, train: Split, valid: Split, hidden: int, seconds: fl
     return {
         "precision": settings.precision,
         "clips": [len(train), len(valid)],
-        "dim": train.dim,
-        "hidden": settings.head_options["hidden"] or train.dim,
-        "feature_gb": train.rows.numel() * train.rows.element_size() / 1e9,
+        "dim": train.only.dim,
+        "hidden": settings.head_options["hidden"] or train.only.dim,
+        "feature_gb": train.only.rows.numel() * train.only.rows.element_size() / 1e9,
         "seconds_to_device": loaded,
         "epochs": len(records),
         "of_epochs": epochs,
@@ -94,5 +96,5 @@ def splits(dim: int, pool: int, counts: tuple[int, int]) -> tuple[Split, Split]:
     for at in (slice(0, counts[0]), slice(counts[0], clips)):
         table = Labels("synthetic", tuple(ids[at]), tuple(ids[at]), TARGETS, values[at])
         rows_at = (torch.from_numpy(array[at].copy()) for array in (starts[:-1], lengths))
-        found.append(Split(table, shared, *rows_at, torch.from_numpy(values[at])))
+        found.append(Split(table, {UNNAMED: Stream(UNNAMED, shared, *rows_at)}, torch.from_numpy(values[at])))
     return found[0], found[1]

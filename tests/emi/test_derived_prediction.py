@@ -14,8 +14,9 @@ from cache import CacheWriter, Clip, Header, StaleCacheError, open_cache
 from cache.derive.derived import derive
 from emi.cli.cache import derive as cache_derive
 from emi.console import Progress
+from train_head.data.gather import open_caches
 from train_head.data.labels import read_labels
-from train_head.data.splits import open_caches
+from train_head.data.names import UNNAMED
 from train_head.errors import RunFolderError
 from train_head.runs.inputs import TRANSFORM, stored_transform
 
@@ -55,7 +56,7 @@ def test_the_card_names_the_recipe(run):
     text = (run / "README.md").read_text()
     words = {3: "means of 3 frames, 24 principal components, unit variance (fitted on 28 clips)"}
     words |= {1: "unit variance (fitted on 28 clips)", 5: "means of 5 frames"}
-    pool = emi.load(run).trained.header.fingerprint["derived"]["pool"]
+    pool = emi.load(run).trained.only.header.fingerprint["derived"]["pool"]
     assert f"\nThese are derived by `emi cache derive`: {words[pool]}.\n" in text
 
 
@@ -63,7 +64,7 @@ def test_a_transform_that_is_gone_or_changed_is_named(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     if not (copy / TRANSFORM).exists():
-        assert emi.load(copy).trained.features["fingerprint"]["derived"]["pool"] == 5  # which needs no numbers
+        assert emi.load(copy).trained.only.features["fingerprint"]["derived"]["pool"] == 5  # which needs no numbers
         return
     content = bytearray((copy / TRANSFORM).read_bytes())
     content[-1] ^= 1
@@ -78,10 +79,10 @@ def test_a_transform_that_is_gone_or_changed_is_named(run, tmp_path):
 def test_the_transform_is_taken_from_clips_as_the_cache_stores_them(run, labelled, labelled_cache):
     """What the source's storage dtype rounds away is rounded away from media, too."""
     model = emi.load(run)
-    assert model._settings.dtype == "float16"
+    assert model._streams[UNNAMED]._settings.dtype == "float16"
     clip = open_cache(labelled_cache)["00030"]
-    trained = model.trained
-    expected = trained.predict(trained.header.stored(trained.transform.apply(clip)))
+    trained, stream = model.trained, model.trained.only
+    expected = trained.predict({UNNAMED: stream.header.stored(stream.transform.apply(clip))})
     record = model.predict([labelled / "audio" / "00030.wav"])[0]
     np.testing.assert_allclose([record["Joy"], record["Calm"]], expected, atol=1e-4)
 

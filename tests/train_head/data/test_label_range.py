@@ -9,6 +9,8 @@ import torch
 import emi
 from train_head.data.label_format import LabelFormat, label_format, parse_range
 from train_head.data.labels import read_labels
+from train_head.data.names import UNNAMED
+from train_head.data.streams import Rows
 from train_head.errors import LabelError, TrainSettingsError
 from train_head.runs.load import load_head
 from train_head.runs.run_folder import read_config_file
@@ -78,14 +80,15 @@ def test_settings_record_a_range_only_where_it_is_another(tmp_path):
 def test_intensities_per_frame_are_on_the_labels_scale_and_zero_behind_the_end():
     settings = {"head": "sequence", "hidden": 4}
     plain, ranged = (resolve_settings(**settings, label_range=r) for r in ((0, 1), (-1, 1)))
-    one, other = (Predictor(s, 3, 2).eval() for s in (plain, ranged))
+    one, other = (Predictor(s, {UNNAMED: 3}, 2).eval() for s in (plain, ranged))
     other.load_state_dict(one.state_dict())
     frames, lengths = torch.randn(2, 5, 3), torch.tensor([5, 3])
-    torch.testing.assert_close(other(frames, lengths), 2 * one(frames, lengths) - 1)
+    streams = {UNNAMED: Rows(frames, lengths)}
+    torch.testing.assert_close(other(streams), 2 * one(streams) - 1)
     rows = other.per_frame(frames, lengths)
     torch.testing.assert_close(rows[1, :3], 2 * one.per_frame(frames, lengths)[1, :3] - 1)
     assert not rows[1, 3:].any()
-    torch.testing.assert_close(other.outputs(frames, lengths), one.outputs(frames, lengths))
+    torch.testing.assert_close(other.outputs(streams), one.outputs(streams))
 
 
 @pytest.fixture(scope="module")

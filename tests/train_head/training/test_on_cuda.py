@@ -7,7 +7,9 @@ from torch import nn
 
 import emi
 from train_head.data.labels import Labels
+from train_head.data.names import UNNAMED
 from train_head.data.splits import Placer, Split
+from train_head.data.streams import Stream
 from train_head.heads import recurrent
 from train_head.heads.recurrent import cudnn_states
 from train_head.training.loop import choose_kernels
@@ -18,8 +20,8 @@ from train_head.training.trainer import Trainer
 def split(frames, starts, lengths):
     ids = tuple(map(str, range(len(starts))))
     values = np.zeros((len(starts), 1), np.float32)
-    rows = (torch.tensor(starts), torch.tensor(lengths))
-    return Split(Labels("labels.csv", ids, ids, ("Joy",), values), frames, *rows, torch.from_numpy(values))
+    stream = Stream(UNNAMED, frames, torch.tensor(starts), torch.tensor(lengths), 0.04)
+    return Split(Labels("labels.csv", ids, ids, ("Joy",), values), {UNNAMED: stream}, torch.from_numpy(values))
 
 
 @pytest.mark.parametrize(("units", "precision"), [(True, "bf16"), (False, "fp32")])
@@ -35,10 +37,11 @@ def test_splits_that_share_their_frames_share_one_copy_of_them_on_a_device():
     train, valid = split(torch.from_numpy(array), [0, 3], [3, 2]), split(torch.from_numpy(array), [5], [3])
     placed = Placer(torch.device("meta"))
     there = [placed(part) for part in (train, valid, train)]
-    assert there[0].rows is there[1].rows is there[2].rows
-    assert {tensor.device.type for part in there for tensor in (part.rows, part.starts, part.targets)} == {"meta"}
+    assert there[0].only.rows is there[1].only.rows is there[2].only.rows
+    tensors = [t for part in there for t in (part.only.rows, part.only.starts, part.targets)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert placed(there[0]) is there[0]
-    assert placed(split(torch.zeros(8, 4), [0], [8])).rows is not there[0].rows
+    assert placed(split(torch.zeros(8, 4), [0], [8])).only.rows is not there[0].only.rows
     assert Placer(torch.device("cpu"))(train) is train
 
 

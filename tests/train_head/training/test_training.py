@@ -16,8 +16,10 @@ from warm_python import python
 
 import emi
 from cache import CacheWriter, Clip, Header, StaleCacheError
+from train_head.data.gather import gather, open_caches
 from train_head.data.labels import read_labels
-from train_head.data.splits import Workspace, gather, open_caches, shuffled_batches
+from train_head.data.names import UNNAMED
+from train_head.data.splits import Workspace, shuffled_batches
 from train_head.errors import DivergedError, LabelError, RunFolderError, TrainSettingsError
 from train_head.losses import LOSSES, Loss
 from train_head.runs.load import load_head
@@ -79,7 +81,7 @@ def test_curves_table_and_predictions_are_of_one_precision(labelled, labelled_ca
     assert kept["valid_mean_pearson"] == result.report.mean_pearson
     assert kept["valid_pearson"] == dict(zip(result.report.names, result.report.pearson, strict=True))
     store, labels = emi.open_cache(labelled_cache), read_labels(labelled / "valid.csv")
-    alone = np.stack([load_head(tmp_path / "run").predict(store[clip]) for clip in labels.ids])
+    alone = np.stack([load_head(tmp_path / "run").predict({UNNAMED: store[clip]}) for clip in labels.ids])
     found = read_labels(tmp_path / "run" / "predictions_valid.csv", check_range=False).values
     np.testing.assert_allclose(alone, found, atol=1e-5)
 
@@ -246,7 +248,7 @@ def test_standardisation_is_of_the_training_frames_and_travels_with_the_head(lab
     head = load_head(tmp_path / "run")
     predicted = read_labels(tmp_path / "run" / "predictions_valid.csv", check_range=False)
     for clip, row in zip(predicted.ids, predicted.values, strict=True):
-        np.testing.assert_allclose(head.predict(store[clip]), row, atol=1e-5)
+        np.testing.assert_allclose(head.predict({UNNAMED: store[clip]}), row, atol=1e-5)
 
 
 def test_a_two_part_loss_predicts_one_value_per_target(labelled, labelled_cache, tmp_path):
@@ -285,8 +287,8 @@ def write_cache(path: Path, ids: list[str], **fingerprint) -> Path:
 def test_clips_may_be_spread_over_caches_of_one_kind(tmp_path):
     paths = [write_cache(tmp_path / "a.zarr", ["00001", "00003"]), write_cache(tmp_path / "b.h5", ["00002"])]
     (tmp_path / "l.csv").write_text("Filename,Joy\n3,0\n2,0\n1,0\n")
-    split = gather(open_caches(paths), {"train": read_labels(tmp_path / "l.csv")})["train"]
-    assert [split.batch([i])[0][0, 0, 0].item() for i in range(3)] == [1.0, 0.0, 0.0]
+    split = gather({UNNAMED: open_caches(paths)}, {"train": read_labels(tmp_path / "l.csv")})["train"]
+    assert [split.batch([i]).streams[UNNAMED].frames[0, 0, 0].item() for i in range(3)] == [1.0, 0.0, 0.0]
 
 
 def test_caches_made_in_different_ways_do_not_mix(tmp_path):
@@ -296,27 +298,28 @@ def test_caches_made_in_different_ways_do_not_mix(tmp_path):
 
 
 def test_a_batch_is_padded_with_zeros_behind_each_clip(labelled_cache, labelled):
-    split = gather(open_caches([labelled_cache]), {"train": read_labels(labelled / "train.csv")})["train"]
+    split = gather({UNNAMED: open_caches([labelled_cache])}, {"train": read_labels(labelled / "train.csv")})["train"]
     workspace = Workspace()
-    split.batch([1, 2, 5, 9], workspace)[0].fill_(9.0)  # what a batch before left there
-    frames, lengths, targets = split.batch([3, 0, 7], workspace)
+    split.batch([1, 2, 5, 9], workspace).streams[UNNAMED].frames.fill_(9.0)  # what a batch before left there
+    batch = split.batch([3, 0, 7], workspace)
+    frames, lengths = batch.streams[UNNAMED].frames, batch.streams[UNNAMED].lengths
     store = emi.open_cache(labelled_cache)
     for row, clip in enumerate(["00003", "00000", "00007"]):
         expected = store[clip].frames.astype(np.float32)
         np.testing.assert_array_equal(frames[row, : lengths[row]], expected)
         assert not frames[row, lengths[row] :].any()
-    np.testing.assert_array_equal(targets, split.labels.values[[3, 0, 7]])
+    np.testing.assert_array_equal(batch.targets, split.labels.values[[3, 0, 7]])
 
 
 def test_splits_share_one_array_and_a_part_of_one_shares_it_too(labelled_cache, labelled):
     labels = {name: read_labels(labelled / f"{name}.csv") for name in ("train", "valid")}
-    splits = gather(open_caches([labelled_cache]), labels | {"again": labels["train"]})
-    assert splits["train"].rows is splits["valid"].rows is splits["again"].rows
+    splits = gather({UNNAMED: open_caches([labelled_cache])}, labels | {"again": labels["train"]})
+    assert splits["train"].only.rows is splits["valid"].only.rows is splits["again"].only.rows
     store = emi.open_cache(labelled_cache)
-    assert len(splits["train"].rows) == sum(len(store[i].frames) for part in labels.values() for i in part.ids)
+    assert len(splits["train"].only.rows) == sum(len(store[i].frames) for part in labels.values() for i in part.ids)
     part = splits["train"].take([4, 1])
     assert part.labels.ids == (labels["train"].ids[4], labels["train"].ids[1])
-    for clip, frames in zip(part.labels.ids, part.clips(), strict=True):
+    for clip, frames in zip(part.labels.ids, part.only.chunks(), strict=True):
         np.testing.assert_array_equal(frames, store[clip].frames)
 
 
@@ -393,7 +396,7 @@ def test_settings_can_be_given_as_assignments():
 
 def test_a_two_part_timeline_has_one_column_per_target():
     settings = resolve_settings(head="sequence", hidden=4, layers=1, loss="zero_inflated")
-    predictor = Predictor(settings, 3, 2).eval()
+    predictor = Predictor(settings, {UNNAMED: 3}, 2).eval()
     frames, lengths = torch.randn(2, 5, 3), torch.tensor([5, 3])
     timeline = predictor.per_frame(frames, lengths)
     assert timeline.shape == (2, 5, 2)

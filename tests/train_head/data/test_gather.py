@@ -1,0 +1,102 @@
+"""From caches and label files to splits of several streams, and of labels per frame."""
+
+import numpy as np
+import pytest
+
+from cache.format import Clip, Header
+from cache.writer import CacheWriter
+from train_head.data.frame_labels import read_frame_labels
+from train_head.data.gather import gather, open_stores, resolve_splits
+from train_head.data.labels import read_labels
+from train_head.data.names import UNNAMED, by_stream
+from train_head.errors import LabelError, TrainSettingsError
+
+
+def write_cache(path, clips: dict[str, int], dim: int = 2, hop: float = 0.5):
+    header = Header(fingerprint={"backbone": path.stem, "dtype": "float32"}, dim=dim, hop_seconds=hop)
+    with CacheWriter(path, header) as writer:
+        for number, (name, rows) in enumerate(clips.items()):
+            writer.add(Clip(name, np.full((rows, dim), number + 1, np.float32), None, None, rows * hop))
+    return path
+
+
+@pytest.fixture
+def caches(tmp_path):
+    return {
+        "audio": [write_cache(tmp_path / "audio.zarr", {"00001": 4, "00002": 6})],
+        "face": [write_cache(tmp_path / "face.zarr", {"00002": 2, "00003": 3}, dim=3, hop=1.0)],
+    }
+
+
+def load(caches, labels, **options):
+    stores = open_stores(caches)
+    labels = resolve_splits(stores, {"train": labels})
+    return gather(stores, labels, **options)["train"]
+
+
+def clip_labels(tmp_path, names):
+    path = tmp_path / "labels.csv"
+    path.write_text("Filename,Joy\n" + "".join(f"{name},0.5\n" for name in names))
+    return read_labels(path)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_streams_are_joined_by_id_and_a_clip_that_lacks_one_is_used(caches, tmp_path, shared):
+    split = load(caches, clip_labels(tmp_path, [3, 2, 1]), shared=tmp_path / "map" if shared else None)
+    assert split.labels.ids == ("00003", "00002", "00001")
+    assert split.streams["audio"].lengths.tolist() == [0, 6, 4]
+    assert split.streams["face"].lengths.tolist() == [3, 2, 0]
+    batch = split.batch([0, 1, 2])
+    assert batch.streams["audio"].frames[:, 0, 0].tolist() == [0, 2, 1]
+    assert batch.streams["face"].frames[:, 0, 2].tolist() == [2, 1, 0]
+
+
+def test_a_clip_that_every_stream_lacks_is_refused_or_left_out(caches, tmp_path):
+    labels = clip_labels(tmp_path, [1, 2, 4])
+    with pytest.raises(LabelError, match=r"1 of the 3 clips .* are not in .*audio\.zarr and .*face\.zarr \(first: 4\)"):
+        load(caches, labels)
+    assert load(caches, labels, skip_missing=True).labels.ids == ("00001", "00002")
+
+
+@pytest.fixture
+def frames(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    (folder / "00002.txt").write_text("v\n" + "".join(f"0.{i}\n" for i in range(9)))
+    return folder
+
+
+def test_label_rows_take_the_rows_that_hold_at_their_time(caches, frames):
+    split = load(caches, read_frame_labels(frames), fps=3.0)
+    assert split.at["audio"].tolist() == [0, 0, 1, 2, 2, 3, 4, 4, 5]
+    assert split.at["face"].tolist() == [0, 0, 0, 1, 1, 1, -1, -1, -1]
+
+
+def test_times_and_frame_numbers_of_a_table_are_used(caches, tmp_path):
+    path = tmp_path / "frames.csv"
+    path.write_text("Filename,time,v\n2,0,0.5\n2,1.2,0.5\n2,9,0.5\n")
+    assert load(caches, read_frame_labels(path)).at["audio"].tolist() == [0, 2, -1]
+    path.write_text("Filename,frame,v\n2,0,0.5\n2,5,0.5\n")
+    assert load(caches, read_frame_labels(path), fps=2.0).at["audio"].tolist() == [0, 5]
+
+
+def test_without_times_and_a_rate_the_label_rows_have_no_place(caches, frames):
+    with pytest.raises(LabelError, match=r"does not say when its rows are; give --label-fps"):
+        load(caches, read_frame_labels(frames))
+
+
+def test_caches_are_named_all_or_none(tmp_path):
+    assert by_stream("a.zarr") == {UNNAMED: ["a.zarr"]}
+    assert by_stream(["a.zarr", "b.zarr"]) == {UNNAMED: ["a.zarr", "b.zarr"]}
+    assert by_stream(["face=a.zarr", "face=b.zarr", "audio=c.h5"]) == {"face": ["a.zarr", "b.zarr"], "audio": ["c.h5"]}
+    assert by_stream({"face": "a.zarr"}) == {"face": ["a.zarr"]}
+    with pytest.raises(TrainSettingsError, match=r"a\.zarr has no name, and others are called face"):
+        by_stream(["a.zarr", "face=b.zarr"])
+    with pytest.raises(TrainSettingsError, match="no cache is given"):
+        by_stream([])
+
+
+def test_a_path_with_an_equals_sign_that_exists_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_cache(tmp_path / "seed=1.zarr", {"a": 1})
+    assert by_stream("seed=1.zarr") == {UNNAMED: ["seed=1.zarr"]}
