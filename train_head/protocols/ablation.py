@@ -14,6 +14,7 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.labels import read_labels
 from train_head.errors import RunFolderError, TrainSettingsError, check_known, refuse
 from train_head.evaluation.intervals import Difference, paired_bootstrap
+from train_head.protocols.pool import refuse_frames
 from train_head.protocols.result import ProtocolResult, several_groups
 from train_head.protocols.run import train_seeds
 from train_head.reports.tables import OVER_TARGETS, cell, csv_text, markdown_table, text_table
@@ -160,6 +161,7 @@ def ablate(
     """
     folder, labels = Path(out), inputs.splits["valid"].labels
     check_names([name for name, _ in rows])
+    refuse_frames(inputs, "emi ablate")
     _prepare(folder, rows)
     places = {name: folder / Row(name).folder for name, _ in rows}
     results = [

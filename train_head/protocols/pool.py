@@ -11,7 +11,7 @@ from cache.ids import clip_id
 from train_head.data.label_columns import is_number
 from train_head.data.labels import FILENAME, Labels, label_table
 from train_head.data.splits import Split, joined
-from train_head.errors import LabelError
+from train_head.errors import LabelError, TrainSettingsError
 from train_head.reports.tables import csv_text
 from train_head.runs.inputs import Inputs
 
@@ -48,6 +48,18 @@ def _joined_rows(one: Labels, other: Labels) -> dict[str, Any]:
     if one.moments is not None and other.moments is not None:
         moments = np.concatenate([one.moments, other.moments])
     return {"offsets": np.concatenate([one.offsets, one.offsets[-1] + other.offsets[1:]]), "moments": moments}
+
+
+def refuse_frames(inputs: Inputs, what: str, asked: bool = True) -> None:
+    """Refuse a protocol that does not know labels per frame.
+
+    Raises:
+        TrainSettingsError: it is asked for, and there are such labels.
+    """
+    if asked and inputs.labels["train"].by_frame:
+        raise TrainSettingsError(
+            f"{what} does not support labels per frame yet; train single runs on your own splits, or use --seeds"
+        )
 
 
 def trainable(split: Split) -> Split:

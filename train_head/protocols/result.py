@@ -12,7 +12,7 @@ import tomli_w
 from numpy.typing import NDArray
 
 from cache.system.atomic_file import write_atomically
-from train_head.data.labels import Labels, write_predictions
+from train_head.data.labels import Labels
 from train_head.data.raters import Agreement
 from train_head.errors import RunFolderError
 from train_head.evaluation.intervals import intervals_of
@@ -20,6 +20,7 @@ from train_head.evaluation.metrics import Column, Intervals, Report, evaluate, f
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, licence_text, rater_agreement
+from train_head.runs.predictions import prediction_file, write_predictions
 from train_head.runs.result import TrainResult
 from train_head.runs.train import run_config
 from train_head.training.settings import TrainSettings
@@ -202,7 +203,7 @@ def write_mean(
         The scores; None where the split has no targets.
     """
     mean = np.stack(predictions).astype(np.float64).mean(0).astype(np.float32)
-    write_predictions(folder / f"predictions_{split}.csv", labels, train.names, mean)
+    write_predictions(prediction_file(folder, split, labels), labels, train.names, mean)
     if not labels.names:
         return None
     train_mean = label_means(train.values)

@@ -10,7 +10,7 @@ from train_head.data.label_format import range_text
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.evaluation.metrics import Report
 from train_head.protocols.folds import train_folds
-from train_head.protocols.pool import pool, trainable
+from train_head.protocols.pool import pool, refuse_frames, trainable
 from train_head.protocols.result import (
     ProtocolResult,
     Scored,
@@ -102,6 +102,8 @@ def train(
         raise TrainSettingsError(
             f"the labels were read without the groups of {validation.group_by!r}; give it to `label_format` too"
         )
+    refuse_frames(inputs, "--folds", validation.folds is not None)
+    refuse_frames(inputs, "--train-on-all", validation.on_all)
     if validation.folds is not None:
         folds, missing = train_folds(inputs, out, settings, validation.folds, reporter, only=validation.only_fold)
         return Outcome(folds, missing_folds=missing)
