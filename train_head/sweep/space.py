@@ -68,7 +68,7 @@ class Space:
         values: dict[str, Any] = {}
         for name, distribution in self.drawn.items():
             if _applies(name, self._head(values)):
-                values[name] = trial._suggest(name, distribution)  # what `suggest_float` and its like call
+                values[name] = _suggest(trial, name, distribution)
         return values
 
     def settings(self, values: Mapping[str, Any], **others: Any) -> TrainSettings:
@@ -187,6 +187,15 @@ def _distribution(name: str, value: list[Any] | dict[str, Any]) -> Distribution:
         return FloatDistribution(low, high, log=log, step=step)
     except ValueError as error:
         raise TrainSettingsError(f"{name}: {error}") from error
+
+
+def _suggest(trial: Trial, name: str, distribution: Distribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    low, high, log = distribution.low, distribution.high, distribution.log
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, int(low), int(high), step=distribution.step, log=log)
+    return trial.suggest_float(name, low, high, step=distribution.step, log=log)
 
 
 def _applies(name: str, head: str) -> bool:
