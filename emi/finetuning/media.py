@@ -112,7 +112,7 @@ class DecodedMedia:
     def prepare(self, folder: Path) -> None:
         """See `DataSource`: nothing."""
 
-    def training(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> FinetuneTrainer:
+    def make_loop(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> FinetuneTrainer:
         """See `DataSource`.
 
         Raises:

@@ -126,7 +126,7 @@ class DataSource(Protocol):
     def prepare(self, folder: Path) -> None:
         """Write beside config.toml what a run folder must hold from the start."""
 
-    def training(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> TrainingLoop:
+    def make_loop(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> TrainingLoop:
         """Make a training loop on splits of this source."""
 
 
@@ -173,7 +173,7 @@ class CachedFeatures:
             if transform is not None and not place.is_file():
                 write_atomically(place, transform)
 
-    def training(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> Trainer:
+    def make_loop(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> Trainer:
         """See `DataSource`.
 
         Raises:

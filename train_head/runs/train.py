@@ -96,7 +96,7 @@ def fit(
         The trained loop, and the number of epochs that were done before.
     """
     inputs.source.prepare(folder)
-    loop = inputs.source.training(settings, inputs.splits["train"], valid, folder)
+    loop = inputs.source.make_loop(settings, inputs.splits["train"], valid, folder)
     loop.restore()
     resumed_at = len(loop.history)
     loop.fit(reporter)

@@ -43,7 +43,7 @@ def start(labelled, checkpoint, audio, tmp_path):
             processes=Processes("cpu"),
         )
         inputs = gather_media(source, LabelFiles.named(labelled / "train.csv", labelled / "valid.csv"), audio)
-        return source.training(on_this_machine(resolved, identity), inputs.splits["train"], None, tmp_path)
+        return source.make_loop(on_this_machine(resolved, identity), inputs.splits["train"], None, tmp_path)
 
     return start
 
