@@ -83,9 +83,7 @@ class TrainSettings:
     weight_decay: float = setting(0.01, "Weight decay of AdamW.")
     batch_size: int = setting(32, "Clips per step.")
     epochs: int = setting(30, "Passes over the training clips.")
-    stop_after: int = setting(
-        0, "Stop after this many epochs; the learning rate still follows the schedule for --epochs. 0 trains all."
-    )
+    stop_after: int = setting(0, "Stop after this many epochs of the schedule that --epochs sets; 0 trains all.")
     warmup_epochs: float = setting(
         1.0, "Epochs over which the learning rate rises; a cosine then takes it to 0.", option=None
     )
@@ -102,9 +100,7 @@ class TrainSettings:
         "auto", "Matrix products: fp32, bf16, auto (bf16 where the processor has it), or fp16 to fine-tune on a GPU."
     )
     device: str = setting("auto", "cpu, cuda or auto.")
-    label_scale: float = setting(
-        1.0, "Divides the labels: 100 for labels from 0 to 100; predictions are on the divided scale."
-    )
+    label_scale: float = setting(1.0, "Divides the labels (100 for 0 to 100); predictions are on the divided scale.")
     label_range: Range = setting(
         UNIT, "-1,1 or 1,5: the ends of the labels' scale; predictions are on that scale.", metavar="MIN,MAX"
     )
