@@ -50,6 +50,10 @@ class Checkpoint:
     preprocessor: Mapping[str, Any]
     commit: str | None = None
 
+    def display_name(self, source: str) -> str:
+        """Return a hub id unchanged, and of a folder its name only, so that moving it changes nothing."""
+        return self.folder.resolve().name if self.commit is None else source
+
     def weight_files(self) -> list[Path]:
         """Return the files that hold the weights, in a fixed order."""
         files = _weight_files(self.folder)
@@ -123,7 +127,7 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         revision: branch, tag or commit of the id; the hub's main branch by default.
 
     Raises:
-        BackboneError: it is not available, or not a checkpoint of a speech model.
+        BackboneError: it is not available, or not a checkpoint.
     """
     folder = Path(at_home(name))
     local = bool(name) and folder.is_dir()  # an empty name would be the working folder

@@ -1,0 +1,1 @@
+"""The encoder of a Whisper checkpoint as a backbone."""
