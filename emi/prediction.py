@@ -12,7 +12,7 @@ from cache.errors import EmiError
 from cache.format import Header
 from cache.paths import StrPath, takes_paths
 from extract.backbones import Identity, identify
-from extract.clips import ExtractedClip, extract_clips, load_extractor
+from extract.clips import ExtractedClip, load_extractor
 from extract.errors import BackboneError, MediaListError
 from extract.failures import Failure, Note
 from extract.plan import make_header, windows
@@ -77,24 +77,24 @@ class Model:
         self._settings = ExtractSettings(
             backbone=backbone or (str(trained.folder.resolve()) if source == HERE else source),
             revision=None if backbone else trained.features.get("revision"),
-            max_seconds=made_with["max_seconds"],
+            layer=layer if isinstance(layer := made_with["layer"], int) else None,
+            max_seconds=made_with.get("max_seconds"),
             precision=made_with["precision"],
             dtype=made_with["dtype"],
             device=device,
             track=made_with.get("track"),
         )
         try:
-            identity = identify(self._settings.backbone, self._settings.revision)
+            identity = identify(self._settings.backbone, self._settings.revision, self._settings.layer)
         except BackboneError:  # without that commit, the backbone as it is now; its hash is compared anyway
             if self._settings.revision is None:
                 raise
-            identity = identify(self._settings.backbone)
+            identity = identify(self._settings.backbone, layer=self._settings.layer)
         self._header = self._header_of(identity, made_with)
         self._header.must_match(extracted, str(trained.folder))
-        self._options = options if options.track else replace(options, track=self._settings.track)
-        self._small = identity.small
-        self._device = self._settings.resolved_device()
-        self._backbone = load_extractor(identity, self._settings, made_with["precision"]).backbone
+        track = options.track or self._settings.track
+        settings = replace(self._settings, track=track, allow_truncated=options.allow_truncated)
+        self._extractor = load_extractor(identity, settings, made_with["precision"])
 
     def _header_of(self, identity: Identity, made_with: Mapping[str, Any]) -> Header:
         """Return the header of the features computed here, with the run's decoder; note if that is another version."""
@@ -140,22 +140,13 @@ class Model:
             sources: sorted by id.
             on_progress: called after each clip with clips done, of how many, and seconds of audio of the one just done.
         """
-        seconds = self._settings.max_seconds
-        batch_seconds, parallel_batches = self._settings.batching(self._small)
-        clips = extract_clips(
-            windows(sources, seconds),
-            self._backbone,
-            device=self._device,
-            max_seconds=seconds,
-            batch_seconds=batch_seconds,
-            parallel_batches=parallel_batches,
-            options=self._options,
-        )
+        planned = windows(sources, self._extractor.modality, self._settings.max_seconds)
+        clips = self._extractor.extract(planned)
         self.media_notes = []
         for done, clip in enumerate(clips, 1):
             result = clip if isinstance(clip, Failure) else self._record(clip)
             if on_progress:
-                on_progress(done, len(sources), 0.0 if isinstance(clip, Failure) else min(seconds, clip.seconds))
+                on_progress(done, len(sources), 0.0 if isinstance(clip, Failure) else self._settings.used(clip.seconds))
             yield result
 
     def _record(self, clip: ExtractedClip) -> Record:

@@ -5,14 +5,11 @@ Nothing is written. Of many files, a sample is read.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from extract.audio.track import choose_track
 from extract.clips import load_extractor
-from extract.errors import MediaError
 from extract.failures import Failure
 from extract.plan import ExtractPlan
 from extract.settings import ExtractSettings
@@ -35,7 +32,7 @@ class Estimate:
         present: number of clips that the cache holds.
         looked_at: number of clips whose headers were read; below `clips`, the figures are extrapolated from these.
         silent: number of these that state no length, or cannot be opened.
-        seconds: of audio after the cut, or None where it is unknown.
+        seconds: of media after the cut, or None where it is unknown.
         bytes: by which the cache would grow, or None.
         minutes: on this machine, or None.
         measured: what `minutes` is based on, or why it is unknown.
@@ -82,8 +79,8 @@ def estimate(plan: ExtractPlan, settings: ExtractSettings, clock: Callable[[], f
     if not todo:
         return Estimate(clips=0, present=present)
     sample = _spread(todo, LOOKED_AT)
-    lengths = [header_seconds(source.path, settings.track) for source in sample]
-    stated = sorted((min(s, settings.max_seconds), source) for s, source in zip(lengths, sample, strict=True) if s)
+    lengths = [plan.modality.stated_seconds(source, settings.decoding) for source in sample]
+    stated = sorted((settings.used(s), source) for s, source in zip(lengths, sample, strict=True) if s)
     mean = float(np.mean([seconds for seconds, _ in stated])) if stated else None
     measured, rate = _measure(plan, settings, [source for _, source in stated] or sample, mean, clock)
     header = plan.header
@@ -101,20 +98,6 @@ def estimate(plan: ExtractPlan, settings: ExtractSettings, clock: Callable[[], f
     )
 
 
-def header_seconds(path: Path, track: int | None = None) -> float | None:
-    """Return the length of an audio track that the file's header states, or None. Nothing is decoded."""
-    import av
-
-    try:
-        with av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"}) as container:
-            stream, _ = choose_track(container, track)
-            if stream.duration and stream.time_base:
-                return float(stream.duration * stream.time_base)
-            return container.duration / 1e6 if container.duration else None
-    except (av.error.FFmpegError, OSError, ValueError, MediaError):
-        return None
-
-
 def _measure(
     plan: ExtractPlan,
     settings: ExtractSettings,
@@ -125,8 +108,10 @@ def _measure(
     """Compute clips of all lengths; return (what was measured, seconds of audio per second, or None)."""
     if settings.engine == "ray":
         return "not measured: the cluster's machines do the work", None
+    longest = settings.max_seconds or plan.modality.longest_held  # of whole clips, only the start is measured
+    settings = replace(settings, max_seconds=longest)
     extractor = load_extractor(plan.identity, settings, plan.header.fingerprint["precision"])
-    fitting = extractor.batch_seconds * extractor.parallel_batches / (mean or settings.max_seconds)
+    fitting = extractor.batch_seconds * extractor.parallel_batches / min(mean or longest, longest)
     sample = _spread(sources, max(1, min(MEASURED, int(fitting))))
     list(extractor.extract([sample[-1:]]))  # the first calls of kernels and codecs take longer
     started = clock()
