@@ -36,6 +36,7 @@ class Estimate:
         bytes: by which the cache would grow, or None.
         minutes: on this machine, or None.
         measured: what `minutes` is based on, or why it is unknown.
+        cut: whether long clips are cut.
     """
 
     clips: int
@@ -46,6 +47,7 @@ class Estimate:
     bytes: int | None = None
     minutes: float | None = None
     measured: str = ""
+    cut: bool = True
 
     def text(self) -> str:
         """Return one line each for the clips, the audio, the disk and the time."""
@@ -57,7 +59,8 @@ class Estimate:
         seen = f" (from {self.looked_at} files' headers)" if sampled else ""
         if self.silent:
             seen += f"; {self.silent} of {self.looked_at} files state no length, or cannot be opened"
-        audio = "unknown" if self.seconds is None else f"{about}{_two_digits(self.seconds / 3600)} h after the cut"
+        cut = " after the cut" if self.cut else ""
+        audio = "unknown" if self.seconds is None else f"{about}{_two_digits(self.seconds / 3600)} h{cut}"
         disk = "unknown" if self.bytes is None else f"{about}{_two_digits(self.bytes / 1e9)} GB"
         minutes = "unknown" if self.minutes is None else f"about {_minutes(self.minutes)}"
         return f"{count}\naudio: {audio}{seen}\ndisk: {disk}\ntime: {minutes} ({self.measured})"
@@ -95,6 +98,7 @@ def estimate(plan: ExtractPlan, settings: ExtractSettings, clock: Callable[[], f
         bytes=None if seconds is None else round(seconds * row_bytes / header.hop_seconds) + CLIP_BYTES * len(todo),
         minutes=None if rate is None or seconds is None else seconds / rate / 60,
         measured=measured,
+        cut=settings.max_seconds is not None,
     )
 
 

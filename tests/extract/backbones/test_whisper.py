@@ -9,6 +9,7 @@ import torch
 from extract.backbones import MODEL_TYPES, family_of, identify
 from extract.backbones.whisper.family import WHISPER
 from extract.errors import BackboneError, ExtractSettingsError
+from train_head.data.labels import read_labels
 
 CPU = torch.device("cpu")
 POSITIONS = 50
@@ -177,3 +178,14 @@ def test_a_folder_with_whispers_configuration_is_run_as_whisper(checkpoint, tmp_
 def test_a_layer_of_another_backbone_is_refused():
     with pytest.raises(ExtractSettingsError, match=r"--layer 3 chooses a layer of a Whisper encoder, and .*'silero'"):
         identify("silero", layer=3)
+
+
+def test_a_run_on_a_layer_predicts_with_that_layer(checkpoint, labelled, tmp_path):
+    import emi
+
+    emi.extract(labelled / "audio", tmp_path / "f.zarr", backbone=str(checkpoint[0]), precision="fp32", layer=2)
+    run = tmp_path / "run"
+    emi.train_head(tmp_path / "f.zarr", labelled / "train.csv", labelled / "valid.csv", run, epochs=1, hidden=8)
+    expected = read_labels(run / "predictions_valid.csv", check_range=False)
+    values = {record["Filename"]: list(record.values())[1:] for record in emi.load(run).predict(labelled / "audio")}
+    np.testing.assert_allclose([values[clip] for clip in expected.ids], expected.values, atol=1e-5)
