@@ -43,7 +43,9 @@ def transformers_batched(options: argparse.Namespace, sources: Any, waveforms: A
 
     @torch.inference_mode()
     def run(count: int) -> None:
-        for batch in plan_batches([len(w) for w in waveforms[:count]], 480 if device.type == "cuda" else 48):
+        for batch in plan_batches(
+            [len(w) for w in waveforms[:count]], (480 if device.type == "cuda" else 48) * SAMPLE_RATE
+        ):
             clips = [waveforms[i] for i in batch]
             inputs = extractor(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):

@@ -31,11 +31,12 @@ from benchmarks._material import make_checkpoint, make_clips, repeat_clips
 from benchmarks._peers import Work, flops_per_second, onnx_single, transformers_batched, transformers_single
 from cache import CacheWriter, Clip, Header
 from cache.system.machine import available_cores, bfloat16_unit
-from extract.audio.decoding import Decoders
 from extract.audio.media import decode
+from extract.audio.modality import AUDIO
 from extract.backbones import identify
 from extract.backbones.packed_weights import PackedLinear
 from extract.backbones.speech.family import TRANSFORMERS
+from extract.modality.decoding import Decoders
 from extract.plan import plan_batches
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import find_media
@@ -195,7 +196,7 @@ def profile(options: argparse.Namespace, waveforms: Any, device: torch.device) -
     on_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     with torch.inference_mode(), torch_profile(activities=activities) as recorded:
-        for batch in plan_batches([len(w) for w in waveforms], batch_seconds):
+        for batch in plan_batches([len(w) for w in waveforms], batch_seconds * SAMPLE_RATE):
             backbone([torch.from_numpy(waveforms[i]).to(device) for i in batch])
     own = {
         event.key: event.self_device_time_total if on_cuda else event.self_cpu_time_total
@@ -212,7 +213,7 @@ def decode_only(options: argparse.Namespace, sources: Any, waveforms: Any, devic
         for future in [decoders.submit(source) for source in sources[:count]]:
             future.result()
 
-    decoders = Decoders(available_cores(), 12.0, in_processes="processes" in options.row)
+    decoders = Decoders(AUDIO, available_cores(), 12.0, in_processes="processes" in options.row)
     while not decoders.started():  # each thread starts its own
         run(4 * available_cores())
     return run
@@ -244,7 +245,7 @@ def ours(options: argparse.Namespace, sources: Any, waveforms: Any, device: torc
             backbone([torch.from_numpy(waveforms[i]).to(device) for i in batch]).frames.half().cpu()
 
     def run(count: int) -> None:
-        list(pool.map(run_batch, plan_batches([len(w) for w in waveforms[:count]], batch_seconds)))
+        list(pool.map(run_batch, plan_batches([len(w) for w in waveforms[:count]], batch_seconds * SAMPLE_RATE)))
 
     return run
 

@@ -17,7 +17,8 @@ def setting(default: Any, text: str, **how: Any) -> Any:
         default: of the field; a factory where it is callable.
         text: one or two sentences for `--help`, the docs and readers of the code.
         **how: `option`: name of the command line's option, or None for a field that only `--set` and TOML reach;
-            `metavar`: what its value is called; `shown`: the default as `--help` prints it.
+            `metavar`: what its value is called; `shown`: the default as `--help` prints it; `none`: what users type for
+            None, where the default is another value.
     """
     given: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
     return dataclasses.field(**given, metadata={"help": text, **how})
@@ -32,4 +33,9 @@ def option_names(kind: type["DataclassInstance"]) -> dict[str, str]:
 def take(kind: type[T], given: MutableMapping[str, Any]) -> T:
     """Make settings of the keywords that belong to them, which are removed from `given`; None is the default."""
     found = {field: given.pop(name) for name, field in option_names(kind).items() if name in given}
-    return kind(**{field: value for field, value in found.items() if value is not None})
+    for field in dataclasses.fields(kind):
+        if found.get(field.name, ...) is None:
+            del found[field.name]
+        elif "none" in field.metadata and found.get(field.name) == field.metadata["none"]:
+            found[field.name] = None
+    return kind(**found)

@@ -12,7 +12,7 @@ from cache.errors import EmiError
 from cache.format import Clip, Header
 from cache.paths import StrPath, takes_paths
 from extract.backbones import Identity, identify
-from extract.clips import ExtractedClip, extract_clips, load_extractor
+from extract.clips import ExtractedClip, load_extractor
 from extract.errors import BackboneError, MediaListError
 from extract.failures import Failure, Note
 from extract.plan import make_header, windows
@@ -69,24 +69,24 @@ class StreamFeatures:
         self._settings = ExtractSettings(
             backbone=backbone or (str(trained.folder.resolve()) if source == HERE else source),
             revision=None if backbone else stream.features.get("revision"),
-            max_seconds=made_with["max_seconds"],
+            layer=layer if isinstance(layer := made_with.get("layer"), int) else None,
+            max_seconds=made_with.get("max_seconds"),
             precision=made_with["precision"],
             dtype=made_with["dtype"],
             device=device,
             track=made_with.get("track"),
         )
         try:
-            identity = identify(self._settings.backbone, self._settings.revision)
+            identity = identify(self._settings.backbone, self._settings.revision, self._settings.layer)
         except BackboneError:  # without that commit, the backbone as it is now; its hash is compared anyway
             if self._settings.revision is None:
                 raise
-            identity = identify(self._settings.backbone)
+            identity = identify(self._settings.backbone, layer=self._settings.layer)
         self._header = self._header_of(identity, made_with)
         self._header.must_match(extracted, str(trained.folder))
-        self._options = options if options.track else replace(options, track=self._settings.track)
-        self._small = identity.small
-        self._device = self._settings.resolved_device()
-        self._backbone = load_extractor(identity, self._settings, made_with["precision"]).backbone
+        track = options.track or self._settings.track
+        settings = replace(self._settings, track=track, allow_truncated=options.allow_truncated)
+        self._extractor = load_extractor(identity, settings, made_with["precision"])
 
     def _header_of(self, identity: Identity, made_with: Mapping[str, Any]) -> Header:
         """Return the header of the features computed here, with the run's decoder; note if that is another version."""
@@ -101,23 +101,13 @@ class StreamFeatures:
         as_then = {key: value for key, value in header.fingerprint.items() if key != "decoder"}
         return replace(header, fingerprint=as_then | ({} if decoder == 1 else {"decoder": decoder}))
 
-    @property
-    def max_seconds(self) -> float:
-        """Cut of each clip."""
-        return self._settings.max_seconds
+    def used(self, seconds: float) -> float:
+        """Return how much of a clip of this length is used."""
+        return self._settings.used(seconds)
 
     def extract(self, sources: Sequence[Source]) -> Iterator[ExtractedClip | Failure]:
         """Yield the features of each clip as the backbone gives them, or why there are none."""
-        batch_seconds, parallel_batches = self._settings.batching(self._small)
-        return extract_clips(
-            windows(sources, self.max_seconds),
-            self._backbone,
-            device=self._device,
-            max_seconds=self.max_seconds,
-            batch_seconds=batch_seconds,
-            parallel_batches=parallel_batches,
-            options=self._options,
-        )
+        return self._extractor.extract(windows(sources, self._extractor.modality, self._settings.max_seconds))
 
     def as_stored(self, clip: ExtractedClip) -> Clip:
         """Return the numbers that a cache would hold, derived where that cache was."""
@@ -198,13 +188,12 @@ class Model:
             on_progress: called after each clip with clips done, of how many, and seconds of audio of the one just done.
         """
         self.media_notes.clear()
-        heard = max(stream.max_seconds for stream in self._streams.values())
         for done, clips in enumerate(self._joined(sources), 1):
             failure = next((clip for clip in clips.values() if isinstance(clip, Failure)), None)
             extracted = {name: clip for name, clip in clips.items() if not isinstance(clip, Failure)}
             if on_progress:
-                seconds = max((clip.seconds for clip in extracted.values()), default=0.0)
-                on_progress(done, len(sources), min(heard, seconds))
+                used = (self._streams[name].used(clip.seconds) for name, clip in extracted.items())
+                on_progress(done, len(sources), max(used, default=0.0))
             yield failure or self._record(extracted)
 
     def _joined(self, sources: Sequence[Source]) -> Iterator[dict[str, ExtractedClip | Failure]]:

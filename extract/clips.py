@@ -3,11 +3,14 @@
 Three stages run at the same time. Each is limited by the next, so that memory does not grow with the number of clips:
 
 - decoding threads fill the next window while the batches of one are computed. From `PROCESSES_FROM` clips on, each
-  thread has a process that decodes for it (`extract.audio.decoding`);
+  thread has a process that reads for it (`extract.modality.decoding`);
 - backbone threads compute batches (`BatchComputer`). On a CPU each thread uses one core: cores need not wait for each
   other at every operation, and intermediate values stay in a core's cache. On CUDA there are two threads with a stream
-  each, so that one batch is transferred while the other is computed;
+  each, so that one batch is transferred while the other is computed. A clip that is too long to hold is read there,
+  in blocks, while it is computed;
 - the caller stores the results, in the planned order.
+
+What a clip is, how it is decoded and what it costs is up to the backbone's modality (`extract.modality`).
 """
 
 import contextlib
@@ -16,24 +19,26 @@ import threading
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from cache.errors import CacheFormatError
-from cache.format import Clip
+from cache.format import Array, Clip
 from cache.paths import readable
 from cache.sources import Medium
 from cache.system.machine import available_cores
 from cache.system.memory import is_out_of_memory
 from cache.writer import CacheWriter
-from extract.audio.decoding import Decoders
-from extract.audio.media import Waveform
 from extract.backbones import Backbone, Identity, family_of
+from extract.errors import MediaError
 from extract.failures import ClipResult, Failure, Note, OnResult
+from extract.long_clips import compute_long, stored
+from extract.modality import MODALITIES, Item, Modality
+from extract.modality.decoding import Decoders
 from extract.plan import ExtractPlan, plan_batches
-from extract.settings import DEFAULT, SAMPLE_RATE, DecodeOptions, ExtractSettings
+from extract.settings import DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source
 from extract.stats import PipelineStats
 
@@ -49,7 +54,7 @@ class ExtractedClip(Clip):
     medium: Medium | None
 
 
-Batch = Sequence[tuple[Source, Waveform]]
+Batch = Sequence[tuple[Source, Item]]
 Results = list[ExtractedClip | Failure]
 
 
@@ -61,8 +66,9 @@ class Extractor:
         backbone: on `device`.
         device: where it computes.
         settings: of the extraction.
-        batch_seconds: see `extract.plan.plan_batches`.
+        batch_seconds: upper bound in seconds on clips x longest clip of a batch.
         parallel_batches: batches computed at once.
+        modality: what the backbone takes.
     """
 
     backbone: Backbone
@@ -70,6 +76,7 @@ class Extractor:
     settings: ExtractSettings
     batch_seconds: float
     parallel_batches: int
+    modality: Modality
 
     def extract(
         self, windows: Sequence[Sequence[Source]], **options: Any
@@ -78,6 +85,7 @@ class Extractor:
         return extract_clips(
             windows,
             self.backbone,
+            self.modality,
             device=self.device,
             max_seconds=self.settings.max_seconds,
             batch_seconds=self.batch_seconds,
@@ -122,13 +130,14 @@ def load_extractor(
     device = settings.resolved_device()
     batch_seconds, default_batches = settings.batching(identity.small)
     with one_thread_per_operation(device):
-        backbone = family_of(settings.backbone).load(identity, device, precision)
+        backbone = family_of(identity.source, identity.revision).load(identity, device, precision)
     return Extractor(
         backbone=backbone,
         device=device,
         settings=settings,
         batch_seconds=batch_seconds,
         parallel_batches=parallel_batches or default_batches,
+        modality=MODALITIES[identity.modality],
     )
 
 
@@ -146,9 +155,10 @@ def fill(plan: ExtractPlan, settings: ExtractSettings, cache: str, stats: Pipeli
 def extract_clips(
     planned: Sequence[Sequence[Source]],
     backbone: Backbone,
+    modality: Modality,
     *,
     device: torch.device,
-    max_seconds: float,
+    max_seconds: float | None,
     batch_seconds: float,
     parallel_batches: int = 1,
     dtype: torch.dtype = torch.float32,
@@ -162,9 +172,10 @@ def extract_clips(
     Args:
         planned: windows from `extract.plan.windows`.
         backbone: on `device`.
-        device: where the waveforms are sent.
-        max_seconds: cut of each clip.
-        batch_seconds: see `plan_batches`.
+        modality: what the backbone takes.
+        device: where the clips are sent.
+        max_seconds: cut of each clip; None computes whole clips.
+        batch_seconds: upper bound in seconds on clips x longest clip of a batch.
         parallel_batches: batches computed at once; on a CPU in one thread each.
         dtype: of the frames when they leave the device.
         done: ids to leave out; may grow during the iteration.
@@ -178,12 +189,12 @@ def extract_clips(
     with (
         one_thread_per_operation(device),
         Decoders(
-            workers or available_cores(), max_seconds, options, in_processes=in_processes, describe=True
+            modality, workers or available_cores(), max_seconds, options, in_processes=in_processes, describe=True
         ) as decoders,
         ThreadPoolExecutor(parallel_batches, thread_name_prefix="backbone") as computers,
     ):
-        computer = BatchComputer(backbone, device, dtype, stats, parallel_batches)
-        batches = _batches(_decode_ahead(todo, done, decoders), done, batch_seconds)
+        computer = BatchComputer(backbone, modality, device, dtype, stats, parallel_batches, options)
+        batches = _batches(_decode_ahead(todo, done, decoders), done, modality, batch_seconds)
         computing: deque[Future[Results]] = deque()
         try:
             while True:
@@ -203,25 +214,29 @@ def extract_clips(
 
 
 def _batches(
-    windows: Iterable[tuple[Sequence[Source], dict[str, Waveform | Failure]]],
+    windows: Iterable[tuple[Sequence[Source], dict[str, Item | Failure]]],
     done: Collection[str],
+    modality: Modality,
     batch_seconds: float,
 ) -> Iterator[tuple[Batch, Sequence[Failure]]]:
-    """Yield the batches of decoded windows, and before them the failures of each window."""
+    """Yield the batches of decoded windows, and before them the failures of each window; a long clip is one batch."""
+    limit = batch_seconds * modality.cost_per_second
     for window, decoded in windows:
         yield [], [result for result in decoded.values() if isinstance(result, Failure)]
-        clips = [(s, w) for s in window if isinstance(w := decoded.get(s.id), Waveform)]
-        for batch in plan_batches([len(waveform.samples) for _, waveform in clips], batch_seconds):
-            if any(clips[i][0].id not in done for i in batch):
-                yield [clips[i] for i in batch], []
+        items = [(s, item) for s in window if isinstance(item := decoded.get(s.id), Item)]
+        clips = [(s, item) for s, item in items if not item.long]
+        planned = plan_batches([modality.cost(item) for _, item in clips], limit)
+        for batch in [*([clip] for clip in items if clip[1].long), *([clips[i] for i in batch] for batch in planned)]:
+            if any(source.id not in done for source, _ in batch):
+                yield batch, []
 
 
 def _decode_ahead(
     todo: Sequence[Sequence[Source]], done: Collection[str], decoders: Decoders
-) -> Iterator[tuple[Sequence[Source], dict[str, Waveform | Failure]]]:
+) -> Iterator[tuple[Sequence[Source], dict[str, Item | Failure]]]:
     """Yield windows in order with their decoded clips, while the next window is being decoded."""
 
-    def decode_missing(window: Sequence[Source]) -> dict[str, Future[Waveform | Failure]]:
+    def decode_missing(window: Sequence[Source]) -> dict[str, Future[Item | Failure]]:
         return {s.id: decoders.submit(s) for s in window if s.id not in done}
 
     ahead = [decode_missing(window) for window in todo[:1]]
@@ -233,7 +248,7 @@ def _decode_ahead(
             # batches are those of the whole window; a clip in the cache whose file is gone is no failure
             futures = [decoders.submit(source) for source in others]
             again = zip(others, [future.result() for future in futures], strict=True)
-            decoded |= {source.id: result for source, result in again if isinstance(result, Waveform)}
+            decoded |= {source.id: result for source, result in again if isinstance(result, Item)}
         yield window, decoded
 
 
@@ -242,16 +257,26 @@ class BatchComputer:
 
     Args:
         backbone: on `device`.
-        device: where the waveforms are sent.
+        modality: of the clips.
+        device: where the clips are sent.
         dtype: of the frames when they leave the device.
-        stats: counts samples, padding and halving.
+        stats: counts cost, padding and halving.
         parallel: maximum number of batches computed at once.
+        options: which part of a long clip is decoded.
     """
 
     def __init__(
-        self, backbone: Backbone, device: torch.device, dtype: torch.dtype, stats: PipelineStats, parallel: int
+        self,
+        backbone: Backbone,
+        modality: Modality,
+        device: torch.device,
+        dtype: torch.dtype,
+        stats: PipelineStats,
+        parallel: int,
+        options: DecodeOptions = DEFAULT,
     ) -> None:
-        self._backbone, self._device, self._dtype, self._stats = backbone, device, dtype, stats
+        self._backbone, self._modality, self._device, self._dtype = backbone, modality, device, dtype
+        self._stats, self._options = stats, options
         self._streams = threading.local()
         self._parallel, self._running = parallel, threading.Semaphore(parallel)
         self._reserving, self._counting = threading.Lock(), threading.Lock()
@@ -260,21 +285,22 @@ class BatchComputer:
         """Return the features of each clip in order, or a `Failure` for a clip that does not fit even alone."""
         halves = clips[: len(clips) // 2], clips[len(clips) // 2 :]
         limit = self._stats.halved_to
-        if len(clips) == 1 or limit is None or _seconds(clips) <= limit:
+        if len(clips) == 1 or limit is None or self._seconds(clips) <= limit:
             with self._running:
                 results = self._run_if_it_fits(clips)
             if results is None and len(clips) == 1:
                 with self._alone():
                     results = self._run_if_it_fits(clips)
-                source, _ = clips[0]
+                source, item = clips[0]
+                length = "length" if item.long else f"{self._seconds(clips):.1f} s"
                 reason = (
-                    f"needs more memory for its {_seconds(clips):.1f} s than {self._device} has; end other programs "
-                    "that use the memory, or make another cache with a lower --max-seconds"
+                    f"needs more memory for its {length} than {self._device} has; end other programs that use the "
+                    "memory, or make another cache with a lower --max-seconds"
                 )
                 return results or [Failure(source.id, str(source.path), reason)]
             if results is not None:
                 return results
-            self._stats.halved_to = min(max(map(_seconds, halves)), limit or float("inf"))
+            self._stats.halved_to = min(max(map(self._seconds, halves)), limit or float("inf"))
         return self(halves[0]) + self(halves[1])
 
     @contextlib.contextmanager
@@ -299,36 +325,45 @@ class BatchComputer:
         return None
 
     def _run(self, clips: Batch) -> Results:
-        samples = [len(waveform.samples) for _, waveform in clips]
+        if clips[0][1].long:
+            return [self._run_long(*clips[0])]
+        items = [item for _, item in clips]
+        costs = [self._modality.cost(item) for item in items]
         with torch.inference_mode(), self._stream():
-            features = self._backbone(self._waveforms(clips))
+            features = self._backbone(self._modality.inputs(items, self._device))
             lengths = list(features.lengths)
-            frames = _stored(features.frames, self._dtype).cpu().split(lengths)
+            frames = stored(features.frames, self._dtype).cpu().split(lengths)
             vad = None if features.vad is None else features.vad.cpu().split(lengths)
             pooled = None if features.vad_pooled is None else features.vad_pooled.cpu()
         with self._counting:
-            self._stats.samples += sum(samples)
+            self._stats.computed += sum(costs)
             if self._backbone.pads:
-                self._stats.padding += max(samples) * len(samples) - sum(samples)
+                self._stats.padding += max(costs) * len(costs) - sum(costs)
         return [
-            ExtractedClip(
-                source.id,
+            _extracted(
+                source,
+                item,
                 frames[i].numpy(),
                 None if vad is None else vad[i].numpy(),
                 None if pooled is None else pooled[i].numpy(),
-                waveform.seconds,
-                Note(source.id, readable(str(source.path)), waveform.track, waveform.cut_off),
-                waveform.medium,
             )
-            for i, (source, waveform) in enumerate(clips)
+            for i, (source, item) in enumerate(clips)
         ]
 
-    def _waveforms(self, clips: Batch) -> Sequence[torch.Tensor]:
-        waveforms = [torch.from_numpy(waveform.samples) for _, waveform in clips]
-        if self._device.type != "cuda":
-            return waveforms
-        joined = torch.cat(waveforms).pin_memory().to(self._device, non_blocking=True)  # one transfer, not one per clip
-        return joined.split([len(w) for w in waveforms])
+    def _run_long(self, source: Source, item: Item) -> ExtractedClip | Failure:
+        recording = self._modality.record(source, self._options)
+        try:
+            with torch.inference_mode(), self._stream():
+                found = compute_long(self._backbone, self._modality, recording, self._device, self._dtype)
+        except MediaError as error:
+            return Failure(source.id, readable(str(source.path)), readable(str(error)))
+        with self._counting:
+            self._stats.computed += found.cost
+        item = replace(item, seconds=recording.seconds, cut_off=recording.cut_off)
+        return _extracted(source, item, found.frames, found.vad, found.vad_pooled)
+
+    def _seconds(self, clips: Batch) -> float:
+        return sum(self._modality.cost(item) for _, item in clips) / self._modality.cost_per_second
 
     def _stream(self) -> contextlib.AbstractContextManager[object]:
         """Return this thread's CUDA stream as a context."""
@@ -357,14 +392,6 @@ def one_thread_per_operation(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _seconds(clips: Batch) -> float:
-    return sum(len(waveform.samples) for _, waveform in clips) / SAMPLE_RATE
-
-
-def _stored(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Convert to the storage dtype, unless a value overflows: the cache then names the clip."""
-    if dtype != torch.float16:
-        return frames.to(dtype)
-    half = frames.half()
-    exponents = half.view(torch.int16) & 0x7C00
-    return half if int(exponents.max()) < 0x7C00 else frames
+def _extracted(source: Source, item: Item, frames: Array, vad: Array | None, vad_pooled: Array | None) -> ExtractedClip:
+    note = Note(source.id, readable(str(source.path)), item.track, item.cut_off)
+    return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, note, item.medium)

@@ -5,13 +5,10 @@ Nothing is written. Of many files, a sample is read.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from extract.audio.track import choose_track
-from extract.errors import MediaError
 from extract.failures import Failure
 from extract.plan import ExtractPlan
 from extract.settings import ExtractSettings
@@ -34,10 +31,11 @@ class Estimate:
         present: number of clips that the cache holds.
         looked_at: number of clips whose headers were read; below `clips`, the figures are extrapolated from these.
         silent: number of these that state no length, or cannot be opened.
-        seconds: of audio after the cut, or None where it is unknown.
+        seconds: of media after the cut, or None where it is unknown.
         bytes: by which the cache would grow, or None.
         minutes: on this machine, or None.
         measured: what `minutes` is based on, or why it is unknown.
+        cut: whether long clips are cut.
     """
 
     clips: int
@@ -48,6 +46,7 @@ class Estimate:
     bytes: int | None = None
     minutes: float | None = None
     measured: str = ""
+    cut: bool = True
 
     def text(self) -> str:
         """Return one line each for the clips, the audio, the disk and the time."""
@@ -59,7 +58,8 @@ class Estimate:
         seen = f" (from {self.looked_at} files' headers)" if sampled else ""
         if self.silent:
             seen += f"; {self.silent} of {self.looked_at} files state no length, or cannot be opened"
-        audio = "unknown" if self.seconds is None else f"{about}{_two_digits(self.seconds / 3600)} h after the cut"
+        cut = " after the cut" if self.cut else ""
+        audio = "unknown" if self.seconds is None else f"{about}{_two_digits(self.seconds / 3600)} h{cut}"
         disk = "unknown" if self.bytes is None else f"{about}{_two_digits(self.bytes / 1e9)} GB"
         minutes = "unknown" if self.minutes is None else f"about {_minutes(self.minutes)}"
         return f"{count}\naudio: {audio}{seen}\ndisk: {disk}\ntime: {minutes} ({self.measured})"
@@ -81,8 +81,8 @@ def estimate(plan: ExtractPlan, settings: ExtractSettings, clock: Callable[[], f
     if not todo:
         return Estimate(clips=0, present=present)
     sample = _spread(todo, LOOKED_AT)
-    lengths = [header_seconds(source.path, settings.track) for source in sample]
-    stated = sorted((min(s, settings.max_seconds), source) for s, source in zip(lengths, sample, strict=True) if s)
+    lengths = [plan.modality.stated_seconds(source, settings.decoding) for source in sample]
+    stated = sorted((settings.used(s), source) for s, source in zip(lengths, sample, strict=True) if s)
     mean = float(np.mean([seconds for seconds, _ in stated])) if stated else None
     measured, rate = _measure(plan, settings, [source for _, source in stated] or sample, mean, clock)
     header = plan.header
@@ -97,21 +97,8 @@ def estimate(plan: ExtractPlan, settings: ExtractSettings, clock: Callable[[], f
         bytes=None if seconds is None else round(seconds * row_bytes / header.hop_seconds) + CLIP_BYTES * len(todo),
         minutes=None if rate is None or seconds is None else seconds / rate / 60,
         measured=measured,
+        cut=settings.max_seconds is not None,
     )
-
-
-def header_seconds(path: Path, track: int | None = None) -> float | None:
-    """Return the length of an audio track that the file's header states, or None. Nothing is decoded."""
-    import av
-
-    try:
-        with av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"}) as container:
-            stream, _ = choose_track(container, track)
-            if stream.duration and stream.time_base:
-                return float(stream.duration * stream.time_base)
-            return container.duration / 1e6 if container.duration else None
-    except (av.error.FFmpegError, OSError, ValueError, MediaError):
-        return None
 
 
 def _measure(
@@ -126,8 +113,10 @@ def _measure(
         return "not measured: the cluster's machines do the work", None
     from extract.clips import load_extractor  # which imports torch
 
+    longest = settings.max_seconds or plan.modality.longest_held  # of whole clips, only the start is measured
+    settings = replace(settings, max_seconds=longest)
     extractor = load_extractor(plan.identity, settings, plan.header.fingerprint["precision"])
-    fitting = extractor.batch_seconds * extractor.parallel_batches / (mean or settings.max_seconds)
+    fitting = extractor.batch_seconds * extractor.parallel_batches / min(mean or longest, longest)
     sample = _spread(sources, max(1, min(MEASURED, int(fitting))))
     list(extractor.extract([sample[-1:]]))  # the first calls of kernels and codecs take longer
     started = clock()

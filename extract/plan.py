@@ -24,12 +24,12 @@ from cache.reader import open_cache
 from cache.version import version
 from extract.backbones import Identity, identify
 from extract.errors import ExtractSettingsError
-from extract.settings import DECODER, RESAMPLER, SAMPLE_RATE, ExtractSettings
+from extract.modality import MODALITIES, Modality
+from extract.settings import ExtractSettings
 from extract.sources import Source, find_media, left_out
 
 WINDOW_CLIPS = 128
-WINDOW_SECONDS = 1536.0
-"""Limits of a window; three windows are in memory at a time (at most 3 x 98 MB of float32)."""
+"""Maximum number of clips in a window; three windows are in memory at a time. See also `Modality.window_seconds`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,11 @@ class ExtractPlan:
     precision_reason: str
 
     @property
+    def modality(self) -> Modality:
+        """What the backbone takes."""
+        return MODALITIES[self.identity.modality]
+
+    @property
     def sources(self) -> list[Source]:
         """The clips of all windows."""
         return [source for window in self.windows for source in window]
@@ -82,14 +87,14 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
     with contextlib.closing(open_container(cache)) as container, contextlib.ExitStack() as opened:
         _check_sharing(cache, settings)
         sources = find_media(media, settings.media_root)
-        identity = identify(settings.backbone, settings.revision)
+        identity = identify(settings.backbone, settings.revision, settings.layer)
         store = opened.enter_context(open_cache(cache)) if container.read_attributes() is not None else None
         stored, done = (store.header, frozenset(store.ids)) if store else (None, frozenset[str]())
         index, count = settings.shard_numbers()
         # an older cache may have ids that are not in NFC; its clips keep them
         stored_ids = {stored_form(id): id for id in done if not id.isascii()}
         sources = sorted(replace(s, id=stored_ids[s.id]) if s.id in stored_ids else s for s in sources)
-        share = windows(sources, settings.max_seconds)[index::count]
+        share = windows(sources, MODALITIES[identity.modality], settings.max_seconds)[index::count]
         present = [source for window in share for source in window if source.id in done]
         changed = [s.id for s in present if store and (medium := store.medium(s.id)) and medium.changed(s.path)]
     in_cache = stored.fingerprint.get("precision") if stored else None
@@ -112,15 +117,11 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
 
 def make_header(identity: Identity, settings: ExtractSettings, precision: str) -> Header:
     """Return the header of a cache. Its fingerprint names everything that changes a stored number."""
-    packages = ("torch", "torchaudio", "transformers", "av", "silero-vad")
+    modality = MODALITIES[identity.modality]
     return Header(
         fingerprint={
             **identity.fingerprint,
-            "decoder": DECODER,
-            **({} if settings.track is None else {"track": settings.track}),
-            "sample_rate": SAMPLE_RATE,
-            "max_seconds": float(settings.max_seconds),
-            "resampler": RESAMPLER,
+            **modality.fingerprint(settings),
             "precision": precision,
             "dtype": settings.dtype,
         },
@@ -133,31 +134,32 @@ def make_header(identity: Identity, settings: ExtractSettings, precision: str) -
             **({"revision": identity.revision} if identity.revision else {}),
             "python": platform.python_version(),
             "emi": version(),
-            **{name: metadata.version(name) for name in packages},
+            **{name: metadata.version(name) for name in modality.packages},
         },
     )
 
 
-def windows(sources: Sequence[Source], max_seconds: float) -> list[Sequence[Source]]:
+def windows(sources: Sequence[Source], modality: Modality, max_seconds: float | None) -> list[Sequence[Source]]:
     """Cut the sorted clips into the windows in which batches are planned."""
-    size = max(1, min(WINDOW_CLIPS, int(WINDOW_SECONDS / max_seconds)))
+    longest = modality.longest_held if max_seconds is None else max_seconds
+    size = max(1, min(WINDOW_CLIPS, int(modality.window_seconds / longest)))
     return [sources[i : i + size] for i in range(0, len(sources), size)]
 
 
-def plan_batches(num_samples: Sequence[int], batch_seconds: float) -> list[list[int]]:
-    """Group clips of similar length so that clips x longest clip stays within a limit.
+def plan_batches(costs: Sequence[int], limit: float) -> list[list[int]]:
+    """Group clips of similar cost so that clips x costliest clip stays within a limit.
 
     Args:
-        num_samples: samples of each clip.
-        batch_seconds: the limit; a longer clip is a batch by itself.
+        costs: of each clip (`Modality.cost`): samples of audio.
+        limit: in the same unit; a clip above it is a batch by itself.
 
     Returns:
-        Indices of the clips in each batch, longest clips first, so that a lack of memory shows at the start.
+        Indices of the clips in each batch, costliest clips first, so that a lack of memory shows at the start.
     """
-    order = sorted(range(len(num_samples)), key=lambda i: (-num_samples[i], i))
+    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
     batches: list[list[int]] = []
     for i in order:
-        if batches and (len(batches[-1]) + 1) * num_samples[batches[-1][0]] <= batch_seconds * SAMPLE_RATE:
+        if batches and (len(batches[-1]) + 1) * costs[batches[-1][0]] <= limit:
             batches[-1].append(i)
         else:
             batches.append([i])

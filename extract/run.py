@@ -15,7 +15,7 @@ from extract.stats import PipelineStats
 from extract.workers.processes import run_processes
 
 Progress = Callable[[int, int, float], None]
-"""Called with the clips finished, the clips to extract, and the seconds of audio of the clip just finished."""
+"""Called with the clips finished, the clips to extract, and the seconds used of the clip just finished."""
 
 
 @dataclass(kw_only=True)
@@ -107,7 +107,7 @@ def extract(
         tried.add(id)
         summary.add(seconds, remark)
         if on_progress:
-            on_progress(len(tried), planned.todo, min(settings.max_seconds, seconds))  # in this order, for NaN
+            on_progress(len(tried), planned.todo, settings.used(seconds))
 
     try:
         summary.notes = _run(planned, settings, summary.cache, summary.stats, on_result)

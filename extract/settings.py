@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,12 @@ class ExtractSettings:
 
     backbone: str = setting("silero", "silero, a Hugging Face id, or a local checkpoint folder.")
     revision: str | None = setting(None, "Branch, tag or commit of a Hugging Face id.", shown="main")
-    max_seconds: float = setting(12.0, "Use this many seconds of each clip, from its start.")
+    layer: int | None = setting(
+        None, "Take this layer of a Whisper encoder, counted from 1; 0 is its input.", metavar="N", shown="the last"
+    )
+    max_seconds: float | None = setting(
+        12.0, "Use this many seconds of each clip, from its start; none uses whole clips.", none="none"
+    )
     precision: str = setting(
         "auto",
         "Arithmetic: fp32, bf16, fp16, or auto: as in the cache, else bf16 where the hardware has it, else fp32.",
@@ -103,6 +109,10 @@ class ExtractSettings:
     def decoding(self) -> DecodeOptions:
         """Which part of each file is decoded."""
         return DecodeOptions(track=self.track, allow_truncated=self.allow_truncated)
+
+    def used(self, seconds: float) -> float:
+        """Return how many seconds of a medium of this length are used; a length that is unknown (NaN) is the cut."""
+        return min(self.max_seconds, seconds) if self.max_seconds is not None else 0.0 if isnan(seconds) else seconds
 
     def shard_numbers(self) -> tuple[int, int]:
         """Return (index from 0, count) of this job's share."""

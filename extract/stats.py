@@ -14,15 +14,15 @@ class PipelineStats:
         decode: seconds in which no batch was ready, because clips were being decoded.
         device: seconds in which the next batch was being computed.
         write: seconds in which the caller stored the results.
-        samples: audio samples that were computed.
-        padding: samples of padding that were computed.
-        halved_to: seconds of audio in a batch after batches were halved because memory ran out, or None.
+        computed: cost of the clips that were computed (`Modality.cost`: samples of audio).
+        padding: cost of the padding that was computed.
+        halved_to: seconds of clips in a batch after batches were halved because memory ran out, or None.
     """
 
     decode: float = 0.0
     device: float = 0.0
     write: float = 0.0
-    samples: int = 0
+    computed: int = 0
     padding: int = 0
     halved_to: float | None = None
 
@@ -37,7 +37,7 @@ class PipelineStats:
 
     def become_sum_of(self, parts: "Sequence[PipelineStats]") -> None:
         """Become the sum over several processes."""
-        for name in ("decode", "device", "write", "samples", "padding"):
+        for name in ("decode", "device", "write", "computed", "padding"):
             setattr(self, name, sum(getattr(part, name) for part in parts))
         self.halved_to = min((part.halved_to for part in parts if part.halved_to is not None), default=None)
 

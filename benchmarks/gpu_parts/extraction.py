@@ -17,10 +17,11 @@ from benchmarks.gpu_parts.machine import layer_shape, matrix_tflops, peak_gib, s
 from benchmarks.gpu_parts.material import audeering, mp3s, repeated, speech_lengths, voices
 from cache import CacheWriter, Clip, Header
 from cache.system.machine import available_cores
-from extract.audio.decoding import Decoders
 from extract.audio.media import Waveform, decode
+from extract.audio.modality import AUDIO
 from extract.backbones import identify
 from extract.clips import BatchComputer, load_extractor
+from extract.modality.decoding import Decoders
 from extract.plan import plan_batches
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
@@ -58,7 +59,7 @@ def measure(setup: Setup, tell: Tell) -> None:
 
 def decoding(sources: Sequence[Source], where: str, workers: int) -> dict[str, Any]:
     """mp3 of 44.1 kHz in stereo to 16 kHz mono, and nothing else."""
-    with Decoders(workers, 12.0, in_processes=where == "processes") as decoders:
+    with Decoders(AUDIO, workers, 12.0, in_processes=where == "processes") as decoders:
         while not decoders.started():  # each thread starts its own
             _decode_all(decoders, sources[: 4 * workers])
         started = time.perf_counter()
@@ -93,9 +94,9 @@ def computing(
     settings = ExtractSettings(backbone=str(checkpoint), device=setup.device, precision=setup.precision)
     extractor = load_extractor(identify(str(checkpoint)), settings, setup.precision)
     computer = BatchComputer(
-        extractor.backbone, device, torch.float16, PipelineStats(), parallel := extractor.parallel_batches
+        extractor.backbone, AUDIO, device, torch.float16, PipelineStats(), parallel := extractor.parallel_batches
     )
-    batches = plan_batches([len(w.samples) for w in waveforms], extractor.batch_seconds)
+    batches = plan_batches([len(w.samples) for w in waveforms], extractor.batch_seconds * SAMPLE_RATE)
     clips = [[(sources[0], waveforms[i]) for i in batch] for batch in batches]
     with ThreadPoolExecutor(parallel) as pool:
 

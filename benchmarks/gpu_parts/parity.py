@@ -21,6 +21,7 @@ from benchmarks._material import TINY
 from benchmarks.gpu_parts.harness import Setup, Tell
 from benchmarks.gpu_parts.material import FAMILIES, LAYERS, audeering, checkpoint, voices
 from cache import CacheWriter, Clip, open_cache
+from extract.audio.modality import AUDIO
 from extract.backbones import Identity, identify
 from extract.clips import load_extractor
 from extract.plan import make_header, windows
@@ -109,7 +110,7 @@ def extracted(
     """Clips by id, decoded, computed, written into a cache and read again as an extraction does."""
     extractor = load_extractor(identity, settings, settings.precision)
     with tf32(rounded), CacheWriter(cache, make_header(identity, settings, settings.precision)) as writer:
-        sources = windows(find_media(clips), settings.max_seconds)
+        sources = windows(find_media(clips), AUDIO, settings.max_seconds)
         for clip, _, failure in extractor.fill(sources, writer, PipelineStats(), ()):
             if failure is not None:
                 raise RuntimeError(f"{cache.stem}: clip {clip} {failure.reason}")

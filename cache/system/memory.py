@@ -1,8 +1,11 @@
-"""The memory of this process: what the C library does with freed blocks, and whether an error says there is none."""
+"""The memory of this process: how much there is, what the C library does with freed blocks, errors for lack of it."""
 
 import contextlib
 import ctypes
+import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from cache.system.machine import available_cores
 
@@ -41,6 +44,16 @@ def _set_limits(limits: Mapping[int, int], *, trim: bool = False) -> None:
             libc.mallopt(option, limit)
         if trim:
             libc.malloc_trim(0)
+
+
+def memory_bytes() -> float:
+    """Return the memory of this machine or container, infinity where it is unknown."""
+    limits = [math.inf]
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -78,10 +78,10 @@ def extract(
 def _show_plan(plan: "ExtractPlan", cache: str, settings: ExtractSettings) -> None:
     header, made = plan.header, plan.header.fingerprint
     vad = f" and {', '.join(header.vad_names)}" if header.vad_names else ""
+    cut = "whole clips" if settings.max_seconds is None else f"first {settings.max_seconds:g} s of each clip"
     typer.echo(
         f"{len(plan.sources)} clips, {plan.todo} to do -> {cache}\n"
-        f"{made['backbone']}: {header.dim} features{vad} every {1000 * header.hop_seconds:g} ms, first "
-        f"{made['max_seconds']:g} s of each clip\n"
+        f"{made['backbone']}: {header.dim} features{vad} every {1000 * header.hop_seconds:g} ms, {cut}\n"
         f"{made['precision']} on {settings.resolved_device().type} ({plan.precision_reason}), stored as "
         f"{made['dtype']}; weights: {plan.identity.licence}"
     )
@@ -104,7 +104,7 @@ def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:
         return
     minutes, stats = f"{summary.seconds / 60:.1f} min of audio", summary.stats
     typer.echo(f"wrote {summary.written} clips ({minutes}) to {summary.cache} in {elapsed:.1f} s{there}")
-    share = 100 * stats.padding / max(1, stats.samples + stats.padding)
+    share = 100 * stats.padding / max(1, stats.computed + stats.padding)
     typer.echo(f"waited for: {stats.waiting()}" + (f"; padding {share:.1f} % of the batches" if share else ""))
     if stats.halved_to is not None:
         typer.echo(

@@ -118,10 +118,20 @@ def _parameter(name: str, field: Field[Any], hint: Any, text: str) -> inspect.Pa
         kind = str
     shown = "" if "[default: " in text else shown_default(field)
     text = text.removesuffix(".") + (f" [default: {shown}]." if shown else ".")
-    option = typer.Option(metavar=field.metadata.get("metavar"), help=text)
+    parser = _number_or(field.metadata["none"]) if "none" in field.metadata else None
+    option = typer.Option(metavar=field.metadata.get("metavar"), help=text, parser=parser)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def _number_or(none: str) -> Callable[[str], float | str]:
+    """Return a parser of numbers that keeps the word for None, which `take` understands."""
+
+    def number(text: str) -> float | str:
+        return text if text == none else float(text)
+
+    return number
 
 
 def shown_default(field: Field[Any]) -> str:

@@ -26,10 +26,11 @@ from torch import Tensor
 from cache.paths import StrPath, readable
 from cache.system.atomic_file import write_atomically
 from cache.system.machine import available_cores
-from extract.audio.decoding import Decoders
 from extract.audio.media import decode
+from extract.audio.modality import AUDIO
 from extract.errors import MediaError
 from extract.failures import Failure, Note, write_failures, write_truncated
+from extract.modality.decoding import Decoders
 from extract.settings import DECODER, DEFAULT, RESAMPLER, SAMPLE_RATE, DecodeOptions
 from extract.sources import Source
 
@@ -187,7 +188,7 @@ def _decode_locked(
 def _decoded(sources: Sequence[Source], max_seconds: float, options: DecodeOptions):  # type: ignore[no-untyped-def]
     """Yield each source with its waveform or failure, in order; a few are decoded ahead."""
     in_processes = len(sources) >= IN_PROCESSES_FROM
-    with Decoders(available_cores(), max_seconds, options, in_processes=in_processes) as decoders:
+    with Decoders(AUDIO, available_cores(), max_seconds, options, in_processes=in_processes) as decoders:
         submitted = map(decoders.submit, sources)  # lazy: at most AHEAD + 1 waveforms wait
         ahead = list(itertools.islice(submitted, AHEAD))
         for source in sources:

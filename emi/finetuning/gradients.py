@@ -51,7 +51,8 @@ def cut(rows: Sequence[int], samples: Sequence[int], batch_seconds: float, proce
         processes: number of processes.
     """
     share = max(samples) * -(-len(rows) // processes) / SAMPLE_RATE  # so that no process is left without work
-    planned = plan_batches(samples, min(batch_seconds, share) if processes > 1 else batch_seconds)
+    limit = min(batch_seconds, share) if processes > 1 else batch_seconds
+    planned = plan_batches(samples, limit * SAMPLE_RATE)
     pieces = [Piece(tuple(rows[i] for i in at), tuple(at), number) for number, at in enumerate(planned)]
     spread = [pieces[i::processes] for i in range(processes)]
     for mine in spread:

@@ -4,8 +4,8 @@ Reading imports no torch, so that decoding processes start at once; resampling d
 """
 
 import contextlib
-import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.sources import Medium
+from extract.audio.resampling import MARGIN_SECONDS, resample
 from extract.audio.structure import (
     EXACT_KINDS,
     TOLERANCE_SECONDS,
@@ -27,49 +27,37 @@ from extract.audio.structure import (
 )
 from extract.audio.track import Track, choose_track, clock_zero, why
 from extract.errors import MediaError
+from extract.modality.protocol import Item
 from extract.settings import DEFAULT, SAMPLE_RATE, DecodeOptions
 
-# Decoded beyond the cut, so that the resampler's filter sees there what it would see in the whole file.
-_MARGIN_SECONDS = 0.1
 # Demuxers that open other files than the one named. FFmpeg chooses by content, whatever the suffix.
 _PLAYLISTS = frozenset({"concat", "dash", "hls", "imf", "sdp"})
 # A stated length that differs from what the bytes suggest by more than this factor is checked.
 _DOUBTED = 1.5
 _WAV_SUFFIXES = (".wav", ".wave", ".rf64", ".bwf")
 _CHUNKED_SUFFIXES = (*_WAV_SUFFIXES, ".w64", ".aif", ".aiff", ".aifc")
-# Coefficients of torchaudio's resampling kernel above which its memory (4 bytes each, several copies) explodes.
-_KERNEL_LIMIT = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Waveform:
-    """Decoded audio.
+class Waveform(Item):
+    """Decoded audio. Its `seconds` beyond the cut are those that the file states, or that its packets add up to.
 
     Attributes:
         samples: (samples,) float32, mono, not normalised; cut to the maximum length at 16 kHz, and up to
-            `_MARGIN_SECONDS` longer at the rate of the file.
-        seconds: length of the medium before the cut. Beyond the cut it is what the file states, or what its packets add
-            up to; NaN where it is unknown.
-        track: the audio track that was decoded where the file has several, else "".
-        cut_off: why the file is incomplete, where that was allowed, else "".
-        medium: describes the file, where that was asked for.
+            `MARGIN_SECONDS` longer at the rate of the file.
         rate: Hz.
     """
 
     samples: NDArray[np.float32]
-    seconds: float
-    track: str = ""
-    cut_off: str = ""
-    medium: Medium | None = None
     rate: int = SAMPLE_RATE
 
-    def at_16_khz(self, max_seconds: float) -> "Waveform":
+    def at_16_khz(self, max_seconds: float | None) -> "Waveform":
         """Resample and cut."""
-        samples = resample(self.samples, self.rate)[: round(max_seconds * SAMPLE_RATE)]
-        return replace(self, samples=samples, rate=SAMPLE_RATE)
+        end = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
+        return replace(self, samples=resample(self.samples, self.rate)[:end], rate=SAMPLE_RATE)
 
 
-def decode(path: Path, max_seconds: float = 12.0, options: DecodeOptions = DEFAULT) -> Waveform:
+def decode(path: Path, max_seconds: float | None = 12.0, options: DecodeOptions = DEFAULT) -> Waveform:
     """Read the first `max_seconds` of a file's audio track, and resample it.
 
     Raises:
@@ -78,7 +66,9 @@ def decode(path: Path, max_seconds: float = 12.0, options: DecodeOptions = DEFAU
     return read(path, max_seconds, options).at_16_khz(max_seconds)
 
 
-def read(path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Waveform:
+def read(
+    path: Path, max_seconds: float | None, options: DecodeOptions = DEFAULT, longest: float = math.inf
+) -> Waveform:
     """Read the first `max_seconds` of one audio track of a file, at the rate of the file.
 
     A sample is placed at its time on the container's clock (`track`): silence fills late starts and gaps. Channels
@@ -86,73 +76,84 @@ def read(path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Wa
 
     Args:
         path: of the file.
-        max_seconds: to read; decoding stops there.
+        max_seconds: to read; decoding stops there. None reads the whole track.
         options: which track is read, and whether a file that is cut off is used.
+        longest: seconds up to which a whole track is read; a longer one gives an empty `Item.long`.
 
     Raises:
         MediaError: the file cannot be read, with the reason.
     """
-    _check_file(path)
-    with contextlib.ExitStack() as opened:
-        container = _open(path, opened)
-        stream, note = choose_track(container, options.track)
-        kind = container.format.name
-        try:
-            zero = clock_zero(container)
-            stated = stated_seconds(container, stream, path, zero)
-            track = Track(container, stream, zero, max_seconds + _MARGIN_SECONDS)
-            stated = None if track.clock.broken else stated
-            problem = _problem(path, kind, track, stated)
-            alone = sum(not s.disposition & av.stream.Disposition.attached_pic for s in container.streams) == 1
-            seconds = track.seconds if track.ended else _whole_length(track, stated, path, kind, alone=alone)
-        except MediaError:
-            raise
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise MediaError(f"cannot be decoded ({why(error)})") from error
-    if problem and not (options.allow_truncated and track.seconds):
-        raise MediaError(problem)
-    finite = np.isfinite(track.mono)
+    with OpenFile.open(path, options) as file:
+        mono = file.track.mono((longest if max_seconds is None else max_seconds) + MARGIN_SECONDS)
+        if max_seconds is None and not file.track.ended:
+            return Waveform(samples=mono[:0], seconds=math.nan, track=file.note, rate=file.track.rate, long=True)
+        problem, seconds = file.outcome()
+        refuse_infinite(mono, file.track.rate)
+        return Waveform(samples=mono, seconds=seconds, track=file.note, cut_off=problem, rate=file.track.rate)
+
+
+def refuse_infinite(mono: NDArray[np.float32], rate: int, start: float = 0.0) -> None:
+    """Raise `MediaError` for a sample that is not finite; `start` is the time of the first sample."""
+    finite = np.isfinite(mono)
     if not finite.all():
-        first = int(np.argmin(finite)) / track.rate
+        first = start + int(np.argmin(finite)) / rate
         raise MediaError(f"has samples that are not finite (NaN or infinity), the first at {first:.3f} s")
-    return Waveform(track.mono, seconds, note, problem, rate=track.rate)
 
 
-def resample(mono: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """Resample (samples,) float32 from `rate` Hz to 16 kHz.
+class OpenFile:
+    """A media file that is being decoded.
 
-    Rates without a large common divisor with 16 kHz (44,101 Hz, say) would need a kernel of gigabytes. SciPy's
-    polyphase filter resamples them.
+    Attributes:
+        track: the track to decode.
+        note: which track that is, where the file has several, else "".
     """
-    if rate == SAMPLE_RATE:
-        return mono
-    divisor = math.gcd(rate, SAMPLE_RATE)
-    up, down = SAMPLE_RATE // divisor, rate // divisor
-    if up * down > _KERNEL_LIMIT:
-        from scipy.signal import resample_poly
 
-        out = resample_poly(mono.astype(np.float64), up, down, window=_lowpass(max(up, down)))
-        return np.asarray(out, dtype=np.float32)
-    import torch
+    def __init__(self, container: av.container.InputContainer, path: Path, options: DecodeOptions) -> None:
+        self._container, self._path, self._options = container, path, options
+        stream, self.note = choose_track(container, options.track)
+        zero = clock_zero(container)
+        self._stated = stated_seconds(container, stream, path, zero)
+        self.track = Track(container, stream, zero)
 
-    with torch.inference_mode():
-        return np.asarray(_resampler(rate)(torch.from_numpy(mono)).numpy())
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path, options: DecodeOptions) -> "Iterator[OpenFile]":
+        """Open a file; errors of FFmpeg and of the system in this context become a `MediaError`."""
+        _check_file(path)
+        with contextlib.ExitStack() as opened:
+            container = _open(path, opened)
+            try:
+                yield cls(container, path, options)
+            except MediaError:
+                raise
+            except (av.error.FFmpegError, OSError, ValueError) as error:
+                raise MediaError(f"cannot be decoded ({why(error)})") from error
+
+    def outcome(self) -> tuple[str, float]:
+        """Return why the file is incomplete or "", and the length of the medium, once the track is decoded.
+
+        Raises:
+            MediaError: it is incomplete, and the options do not allow that.
+        """
+        container, path, track, kind = self._container, self._path, self.track, self._container.format.name
+        stated = None if track.clock.broken else self._stated
+        problem = _problem(path, kind, track, stated)
+        if problem and not (self._options.allow_truncated and track.seconds):
+            raise MediaError(problem)
+        alone = sum(not s.disposition & av.stream.Disposition.attached_pic for s in container.streams) == 1
+        return problem, track.seconds if track.ended else _whole_length(track, stated, path, kind, alone=alone)
 
 
-@functools.lru_cache(maxsize=4)
-def _lowpass(factor: int) -> NDArray[np.float64]:
-    """Design SciPy's default filter for `resample_poly`, which takes seconds for a long one."""
-    from scipy.signal import firwin
-
-    return np.asarray(firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)))
-
-
-@functools.lru_cache(maxsize=32)
-def _resampler(rate: int) -> Any:
-    """Build a resampler, which takes up to 160 ms."""
-    import torchaudio
-
-    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
+def header_seconds(path: Path, track: int | None = None) -> float | None:
+    """Return the length of an audio track that the file's header states, or None. Nothing is decoded."""
+    try:
+        with av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"}) as container:
+            stream, _ = choose_track(container, track)
+            if stream.duration and stream.time_base:
+                return float(stream.duration * stream.time_base)
+            return container.duration / 1e6 if container.duration else None
+    except (av.error.FFmpegError, OSError, ValueError, MediaError):
+        return None
 
 
 def _open(path: Path, opened: contextlib.ExitStack) -> av.container.InputContainer:

@@ -9,7 +9,7 @@ anywhere (MPEG transport and program streams); all tracks are late by an encoder
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import av
@@ -112,13 +112,12 @@ def clock_zero(container: av.container.InputContainer) -> float:
 
 
 class Track:
-    """An audio track, decoded up to a limit, with silence in the gaps of the container's clock.
+    """An audio track, decoded once, with silence in the gaps of the container's clock.
 
     Args:
         container: opened for reading.
         stream: the track.
         zero: time 0 on the container's clock, in seconds.
-        max_seconds: the limit.
 
     Attributes:
         clock: of the container.
@@ -129,22 +128,38 @@ class Track:
         rate: Hz.
         gap: (start, length) of the first gap in seconds, or None.
         ended: whether the track ended before the limit.
-        mono: (samples,) at `rate`.
-        seconds: their length.
+        count: samples decoded so far, at `rate`.
     """
 
-    def __init__(
-        self, container: av.container.InputContainer, stream: av.AudioStream, zero: float, max_seconds: float
-    ) -> None:
+    def __init__(self, container: av.container.InputContainer, stream: av.AudioStream, zero: float) -> None:
         self._packets, self._tick = container.demux(stream), float(stream.time_base or 0)
         self.clock = Clock(zero)
         self.first: int | None = None
         self.last: av.Packet[Any] | None = None
         self.damage, self.resumes = "", False
-        self.rate, self.ended = 0, True
+        self.rate, self.count, self.ended = 0, 0, True
         self.gap: tuple[float, float] | None = None
-        self.mono = self._decode(max_seconds)
-        self.seconds = len(self.mono) / self.rate if self.rate else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Length of what was decoded so far."""
+        return self.count / self.rate if self.rate else 0.0
+
+    def mono(self, max_seconds: float) -> NDArray[np.float32]:
+        """Decode up to a limit: (samples,) at `rate`, the last frame whole."""
+        return _joined(list(self._pieces(max_seconds)))
+
+    def blocks(self, seconds: float) -> Iterator[NDArray[np.float32]]:
+        """Decode the whole track in blocks of at least `seconds`, but for the last."""
+        held: list[_Piece] = []
+        start = 0
+        for piece in self._pieces(math.inf):
+            held.append(piece)
+            if self.count - start >= seconds * self.rate:
+                yield _joined(held)
+                held, start = [], self.count
+        if held:
+            yield _joined(held)
 
     def frames(self) -> Iterator[av.AudioFrame]:
         """Yield the decoded frames up to the end, or up to damage."""
@@ -208,9 +223,9 @@ class Track:
                 return True
         return False
 
-    def _decode(self, max_seconds: float) -> NDArray[np.float32]:
-        pieces: list[tuple[tuple[str, int], NDArray[Any]]] = []
-        count = limit = 0
+    def _pieces(self, max_seconds: float) -> "Iterator[_Piece]":
+        """Yield the frames up to a limit, and silence."""
+        limit = 0.0
         for frame in self.frames():
             if frame.sample_rate != self.rate:
                 if self.rate:
@@ -218,22 +233,30 @@ class Track:
                         f"changes its sample rate from {self.rate} to {frame.sample_rate} Hz; re-encode it"
                     )
                 self.rate = frame.sample_rate
-                limit = math.ceil(max_seconds * self.rate)
-            at = count / self.rate
+                limit = max_seconds if math.isinf(max_seconds) else math.ceil(max_seconds * self.rate)
+            at = self.count / self.rate
             if frame.pts is not None and (gap := self.clock.silence_before(frame.pts * self._tick, at)):
-                silent = min(round(gap * self.rate), limit - count)
-                pieces.append((_SILENCE, np.zeros((1, silent), np.float32)))
+                silent = int(min(round(gap * self.rate), limit - self.count))
                 self.gap = self.gap or (at, gap)
-                count += silent
-            if count < limit:
-                pieces.append(((frame.format.name, frame.layout.nb_channels), frame.to_ndarray()))
-                count += frame.samples
-            if count >= limit:
+                self.count += silent
+                yield _SILENCE, np.zeros((1, silent), np.float32)
+            if self.count < limit:
+                self.count += frame.samples
+                yield (frame.format.name, frame.layout.nb_channels), frame.to_ndarray()
+            if self.count >= limit:
                 self.ended = False
-                break
-        groups = itertools.groupby(pieces, key=lambda piece: piece[0])  # one, unless the layout changes, or with gaps
-        mono = [_mono(np.concatenate([array for _, array in group], axis=1), *layout) for layout, group in groups]
-        return np.concatenate(mono) if mono else np.zeros(0, np.float32)
+                return
+
+
+_Piece = tuple[tuple[str, int], NDArray[Any]]
+"""Sample format and channels, and samples in that format."""
+
+
+def _joined(pieces: "Sequence[_Piece]") -> NDArray[np.float32]:
+    """Return the (samples,) of pieces; they have one layout, unless it changes or there is a gap."""
+    groups = itertools.groupby(pieces, key=lambda piece: piece[0])
+    mono = [_mono(np.concatenate([array for _, array in group], axis=1), *layout) for layout, group in groups]
+    return np.concatenate(mono) if mono else np.zeros(0, np.float32)
 
 
 def _mono(array: NDArray[Any], sample_format: str, channels: int) -> NDArray[np.float32]:

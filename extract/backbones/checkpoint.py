@@ -127,7 +127,7 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         revision: branch, tag or commit of the id; the hub's main branch by default.
 
     Raises:
-        BackboneError: it is not available, or not a checkpoint of a speech model.
+        BackboneError: it is not available, or not a checkpoint.
     """
     folder = Path(at_home(name))
     local = bool(name) and folder.is_dir()  # an empty name would be the working folder

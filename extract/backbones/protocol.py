@@ -1,6 +1,6 @@
 """The interfaces of a backbone: what it is, frozen for extraction, and trainable."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +18,7 @@ class Identity:
 
     Attributes:
         source: name, Hugging Face id or folder from which `Family.load` loads it.
+        modality: what it takes: a key of `extract.modality.MODALITIES`.
         fingerprint: its part of a cache's fingerprint: backbone, weights_sha256, config_sha256, layer, normalisation.
         dim: features per frame.
         hop_seconds: time from one frame to the next.
@@ -39,6 +40,7 @@ class Identity:
     small: bool = False
     note: str = ""
     licence: Licence = UNKNOWN
+    modality: str = "audio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +61,36 @@ class Features:
 
 
 class Backbone(Protocol):
-    """A loaded torch module that maps waveforms to features. A batch gives the features of each clip alone."""
+    """A loaded torch module that maps clips of its modality to features. A batch gives the features of each alone."""
 
     @property
     def pads(self) -> bool:
         """Whether a batch is computed with padding, which the statistics then count."""
 
     def __call__(self, waveforms: Sequence["Tensor"]) -> Features:
-        """Run a batch of (samples,) float32 waveforms at 16 kHz, not normalised, on the backbone's device."""
+        """Run a batch of clips on the backbone's device.
+
+        Args:
+            waveforms: what `Modality.inputs` makes of decoded clips. Of audio that is (samples,) float32 at 16 kHz, not
+                normalised.
+        """
 
     def num_frames(self, num_samples: int) -> int:
-        """Return the number of frames of a waveform."""
+        """Return the number of frames of a clip of this size."""
+
+
+class Blockwise(Backbone, Protocol):
+    """A `Backbone` that can compute a clip piece by piece, so that a long one needs little memory."""
+
+    def in_blocks(self, blocks: "Iterable[Tensor]") -> "Iterator[Tensor]":
+        """Yield the features of one clip in pieces of (frames, dim) float32.
+
+        Args:
+            blocks: the clip in pieces of any length, in order, on the backbone's device.
+
+        Returns:
+            Together the frames of a call with the whole clip, up to rounding.
+        """
 
 
 class Family(Protocol):
@@ -80,6 +101,15 @@ class Family(Protocol):
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> Backbone:
         """Build the model in evaluation mode; `precision` is "fp32", "bf16" or "fp16"."""
+
+
+class LayeredFamily(Family, Protocol):
+    """A `Family` of which any layer can be taken (`--layer`)."""
+
+    has_layers: bool
+
+    def identify(self, name: str, layer: int | None = None) -> Identity:
+        """Describe a backbone; `layer` is in its fingerprint, None is the last."""
 
 
 @dataclass(frozen=True, kw_only=True)

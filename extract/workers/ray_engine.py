@@ -27,8 +27,7 @@ from cache.paths import at_home
 from cache.reader import open_cache
 from cache.system.machine import available_cores
 from cache.writer import CacheWriter
-from extract.backbones import family_of
-from extract.backbones.speech.family import TRANSFORMERS
+from extract.backbones import named_family
 from extract.errors import ExtractProcessError, ExtractSettingsError
 from extract.failures import OnResult
 from extract.plan import ExtractPlan
@@ -158,7 +157,7 @@ def _actors(ray: ModuleType, settings: ExtractSettings) -> tuple[str, int]:
 def _absolute(backbone: str) -> str:
     """Return a backbone's name with the absolute path of a folder; actors have another working folder."""
     folder = Path(at_home(backbone))
-    return str(folder.absolute()) if family_of(backbone) is TRANSFORMERS and folder.is_dir() else backbone
+    return str(folder.absolute()) if named_family(backbone) is None and folder.is_dir() else backbone
 
 
 @dataclass(eq=False)

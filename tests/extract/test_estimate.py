@@ -8,7 +8,8 @@ import pytest
 import emi
 from cache.reader import open_cache
 from extract import estimate as module
-from extract.estimate import estimate, header_seconds
+from extract.audio.media import header_seconds
+from extract.estimate import estimate
 from extract.plan import plan
 from extract.settings import ExtractSettings
 

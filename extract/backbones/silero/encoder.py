@@ -9,7 +9,7 @@ to 0.23 from the package's own), so it is not used.
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from extract.backbones.blocks import regrouped
 from extract.backbones.checkpoint import WEIGHTS, save_checkpoint
 from extract.backbones.protocol import Features, Stage
 from extract.backbones.silero.layout import (
@@ -61,10 +62,21 @@ class SileroBackbone(nn.Module):
         """See `Backbone`."""
         lengths = [self.num_frames(len(w)) for w in waveforms]
         windows = torch.cat([self._windows(w, n) for w, n in zip(waveforms, lengths, strict=True)])
-        bases = self._bases()
-        taps = [c.weight.transpose(1, 2).flatten(1) for c in cast("list[nn.Conv1d]", list(self.convolutions))]
+        bases, taps = self._bases(), self._taps()
         encoded = torch.cat([self._encode(block, bases, taps) for block in windows.split(ENCODE_WINDOWS)])
-        return Features(torch.cat([encoded, self._recur(encoded, lengths)], dim=1), lengths)
+        return Features(torch.cat([encoded, self._recur(encoded, lengths)[0]], dim=1), lengths)
+
+    def in_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """See `Blockwise`: a block starts with the last samples and the LSTM's state of the block before."""
+        bases, taps = self._bases(), self._taps()
+        before, state = bases[0].new_zeros(CONTEXT), None
+        for block in regrouped(blocks, ENCODE_WINDOWS * WINDOW):
+            count = self.num_frames(len(block))
+            samples = torch.cat([before, nn.functional.pad(block, (0, count * WINDOW - len(block)))])
+            encoded = self._encode(samples.unfold(0, CONTEXT + WINDOW, WINDOW), bases, taps)
+            states, state = self._recur(encoded, [count], state)
+            yield torch.cat([encoded, states], dim=1)
+            before = block[-CONTEXT:]
 
     def stages(self) -> list[Stage]:
         """See `Trainable`; the Fourier basis is not trained."""
@@ -93,6 +105,10 @@ class SileroBackbone(nn.Module):
         padded = nn.functional.pad(waveform, (CONTEXT, count * WINDOW - len(waveform)))
         return padded.unfold(0, CONTEXT + WINDOW, WINDOW)
 
+    def _taps(self) -> list[Tensor]:
+        """Return the convolutions' weights as (out, kernel x in)."""
+        return [c.weight.transpose(1, 2).flatten(1) for c in cast("list[nn.Conv1d]", list(self.convolutions))]
+
     def _bases(self) -> tuple[Tensor, Tensor]:
         """Return the STFT's (samples, 2 * BINS) for the first three steps of a window, and for its last step.
 
@@ -104,7 +120,7 @@ class SileroBackbone(nn.Module):
         return basis, basis[:inside] + mirrored
 
     def _encode(self, windows: Tensor, bases: tuple[Tensor, Tensor], taps: Sequence[Tensor]) -> Tensor:
-        """(windows, samples) → (windows, 128); `taps` are the convolutions' weights as (out, kernel x in)."""
+        """(windows, samples) → (windows, 128); see `_bases` and `_taps`."""
         basis, last_basis = bases
         last = windows[:, -len(last_basis) :] @ last_basis  # (windows, 2 * BINS)
         others = windows.unfold(1, STFT_SIZE, STFT_HOP) @ basis  # (windows, 3, 2 * BINS)
@@ -113,13 +129,18 @@ class SileroBackbone(nn.Module):
             x = nn.functional.relu(_convolve(x, weight, cast(nn.Conv1d, convolution).bias, stride))
         return x.squeeze(1)
 
-    def _recur(self, encoded: Tensor, lengths: Sequence[int]) -> Tensor:
-        """(total frames, 2 * HIDDEN): h and c of the LSTM over every clip from a zero state."""
+    def _recur(
+        self, encoded: Tensor, lengths: Sequence[int], state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(total frames, 2 * HIDDEN): h and c of the LSTM over every clip, from a zero state if none is given.
+
+        Also returns the last h and c of the longest clips.
+        """
         rows, active = _step_major(lengths)
         rows = rows.to(encoded.device)
         inputs = nn.functional.linear(encoded, self.rnn.weight_ih, self.rnn.bias_ih + self.rnn.bias_hh)[rows]
         recurrent = self.rnn.weight_hh.t().contiguous()
-        h = c = encoded.new_zeros(active[0], HIDDEN)
+        h, c = state or (encoded.new_zeros(active[0], HIDDEN),) * 2
         states = []
         for from_input in inputs.split(active):
             n = len(from_input)
@@ -130,7 +151,7 @@ class SileroBackbone(nn.Module):
             states += [h, c]
         back = torch.empty_like(rows)
         back[rows] = torch.arange(len(rows), device=rows.device)
-        return torch.cat([torch.cat(states[::2]), torch.cat(states[1::2])], dim=1)[back]
+        return torch.cat([torch.cat(states[::2]), torch.cat(states[1::2])], dim=1)[back], (h, c)
 
 
 def _magnitude(spectrum: Tensor) -> Tensor:

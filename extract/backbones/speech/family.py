@@ -1,10 +1,8 @@
 """Describe a wav2vec 2.0, HuBERT or WavLM checkpoint from its files, without importing torch."""
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.paths import at_home
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
 from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Backbone, Identity, Regularisation, Trainable
@@ -14,7 +12,6 @@ from extract.errors import BackboneError
 if TYPE_CHECKING:
     import torch
 
-MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 _DEFAULT_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 
 
@@ -28,7 +25,6 @@ class TransformersFamily:
         _check_supported(checkpoint)
         layout = checkpoint.layout()
         source = name if checkpoint.commit is None else name.partition("@")[0]
-        folder = Path(at_home(source))
         left_out = (
             f"{checkpoint.folder.name} has weights beside its encoder that are left out: {', '.join(layout.others)} (a "
             "head is used where its three outputs are called arousal, dominance and valence)"
@@ -37,7 +33,7 @@ class TransformersFamily:
             source=source,
             revision=checkpoint.commit,
             fingerprint={
-                "backbone": folder.resolve().name if folder.is_dir() else source,  # moving it changes nothing
+                "backbone": checkpoint.display_name(source),
                 "weights_sha256": checkpoint.weights_sha256(),
                 "config_sha256": checkpoint.config_sha256(),
                 "layer": "last",
@@ -73,12 +69,6 @@ TRANSFORMERS = TransformersFamily()
 
 
 def _check_supported(checkpoint: Checkpoint) -> None:
-    kind = checkpoint.config.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise BackboneError(
-            f"{checkpoint.folder} is a {kind!r} model, and emi runs {', '.join(MODEL_TYPES)}; choose one of those, or "
-            "--backbone silero"
-        )
     if checkpoint.config.get("add_adapter"):
         raise BackboneError(
             f"{checkpoint.folder} has an adapter that shortens its output (add_adapter), and emi runs none; choose a "

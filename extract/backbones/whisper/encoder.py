@@ -1,11 +1,11 @@
 """Whisper's encoder at the true length of each clip: a state per 20 ms, without the 30 s of padding of recognition.
 
 Equal to the layers of the transformers library on each clip alone and unpadded. A batch is computed packed: linear
-layers see the rows of all clips one behind the other, attention sees one clip at a time. Sound beyond the positions
-that the model knows (30 s) is encoded in pieces of that length, each as a clip of its own.
+layers see the rows of all clips one behind the other, attention sees one clip at a time. A clip longer than the
+positions that the model knows (30 s) is encoded in pieces of that length, each as a clip of its own, spectra included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from extract.backbones.blocks import regrouped
 from extract.backbones.checkpoint import Checkpoint
 from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features
@@ -61,7 +62,7 @@ class Layer(nn.Module):
 
 
 class WhisperBackbone(nn.Module):
-    """See `extract.backbones.protocol.Backbone`.
+    """See `extract.backbones.protocol.Blockwise`.
 
     Args:
         config: of the checkpoint.
@@ -75,10 +76,11 @@ class WhisperBackbone(nn.Module):
 
     def __init__(self, config: dict[str, Any], layer: int | None, dtype: torch.dtype) -> None:
         super().__init__()
-        dim, self.positions = config["d_model"], config["max_source_positions"]
+        dim, positions = config["d_model"], config["max_source_positions"]
+        self._piece = positions * STRIDE * HOP  # samples of the longest piece
         self.conv1 = nn.Conv1d(config["num_mel_bins"], dim, 3, padding=1)
         self.conv2 = nn.Conv1d(dim, dim, 3, stride=STRIDE, padding=1)
-        self.embed_positions = nn.Embedding(self.positions, dim)
+        self.embed_positions = nn.Embedding(positions, dim)
         self.layers = nn.ModuleList(
             Layer(dim, config["encoder_attention_heads"], config["encoder_ffn_dim"])
             for _ in range(config["encoder_layers"] if layer is None else layer)
@@ -90,19 +92,33 @@ class WhisperBackbone(nn.Module):
 
     def num_frames(self, num_samples: int) -> int:
         """Return the number of states; clips under one spectrum are padded to one."""
-        whole, rest = divmod(max(num_samples, FFT) // HOP, self.positions * STRIDE)
-        return whole * self.positions + -(-rest // STRIDE)
+        return sum(-(-(max(samples, FFT) // HOP) // STRIDE) for samples in self._pieces(num_samples))
 
     def forward(self, waveforms: Sequence[Tensor]) -> Features:
         """See `Backbone`."""
-        spectra = [piece for w in waveforms for piece in self.log_mel(w).split(self.positions * STRIDE, dim=1)]
+        pieces = [piece for w in waveforms for piece in self._cut(w)]
         with torch.autocast(self.conv1.weight.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            clips = [self._embed(piece) for piece in spectra]
+            clips = [self._embed(self.log_mel(piece)) for piece in pieces]
             rows, lengths = torch.cat(clips), [len(clip) for clip in clips]
             for layer in self.layers:
                 rows = layer(rows, lengths)
             rows = self.layer_norm(rows)
         return Features(rows.float(), [self.num_frames(len(w)) for w in waveforms])
+
+    def in_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """See `Blockwise`."""
+        for number, piece in enumerate(regrouped(blocks, self._piece)):
+            if number == 0 or len(piece) >= HOP:
+                yield self([piece]).frames
+
+    def _cut(self, waveform: Tensor) -> Sequence[Tensor]:
+        sizes = self._pieces(len(waveform))
+        return waveform[: sum(sizes)].split(sizes)
+
+    def _pieces(self, num_samples: int) -> list[int]:
+        """Return the samples of each piece of a clip; a rest without a spectrum of its own is left out."""
+        whole, rest = divmod(num_samples, self._piece)
+        return [self._piece] * whole + ([rest] if rest >= HOP or not whole else [])
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """(samples,) → (mel bins, spectra): log10 of mel power, within 8 of the loudest, scaled as in the library."""

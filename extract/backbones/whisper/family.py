@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from extract.backbones.whisper.encoder import WhisperBackbone
 
-MODEL_TYPE = "whisper"
 HOP_SECONDS = 0.02
 _NEEDED = (
     "d_model",
@@ -25,7 +24,9 @@ _NEEDED = (
 
 
 class WhisperFamily:
-    """See `Family`; the encoder of a Whisper checkpoint, of which any layer can be taken."""
+    """See `LayeredFamily`: the encoder of a Whisper checkpoint, of which any layer can be taken."""
+
+    has_layers = True
 
     def identify(self, name: str, layer: int | None = None) -> Identity:
         """Read the configuration and hash the weights.

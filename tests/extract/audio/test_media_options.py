@@ -16,11 +16,11 @@ from cache.ids import MEDIA_SUFFIXES
 from cache.maintenance.transfer import transfer
 from cache.writer import CacheWriter
 from emi.cli import app
-from extract.audio.decoding import Decoder
 from extract.audio.media import decode
 from extract.errors import ExtractSettingsError, MediaError
+from extract.modality.decoding import Decoder
 from extract.settings import DecodeOptions
-from extract.sources import find_media, in_words, left_out
+from extract.sources import Source, find_media, in_words, left_out
 
 DEFAULT = av.stream.Disposition.default
 
@@ -92,7 +92,7 @@ def test_a_decoding_process_uses_the_options_and_returns_track_and_cut(tmp_path)
     path = write_tracks(tmp_path / "x.mkv", [0.1, 0.2])
     decoder = Decoder()
     try:
-        found = decoder.read(path, 0.5, DecodeOptions(track=2))
+        found = decoder.read(Source("x", path), 0.5, DecodeOptions(track=2))
     finally:
         decoder.close()
     assert level(found) == 0.2

@@ -78,6 +78,15 @@ def test_the_speech_probability_equals_the_packages(backbone, media):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("samples", [1, 512, 262_143, 262_145, 700_000])
+@pytest.mark.parametrize("block", [1000, 160_000])
+def test_a_clip_in_blocks_equals_the_whole_clip(backbone, media, samples, block):
+    (clip,) = clips(media, [samples])
+    with torch.inference_mode():
+        found = torch.cat(list(backbone.in_blocks(clip.split(block))))
+    torch.testing.assert_close(found, run(backbone, [clip])[0], rtol=1e-6, atol=1e-6)
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(samples=st.lists(st.integers(1, 9000), min_size=1, max_size=8), seed=st.integers(0, 99))
 def test_neither_neighbours_nor_order_change_a_clip(backbone, media, samples, seed):
@@ -139,4 +148,5 @@ def test_a_package_can_add_a_family(monkeypatch):
 
     monkeypatch.setattr("extract.backbones.entry_points", lambda group: [Entry()] if group == "emi.backbones" else [])
     assert family_of("mine") is BACKBONES["silero"]
-    assert family_of("others/id") is BACKBONES["transformers"]
+    with pytest.raises(BackboneError, match="neither a folder nor in the local Hugging Face cache"):
+        family_of("others/id")

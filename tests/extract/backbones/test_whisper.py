@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from extract.backbones import MODEL_TYPES, family_of, identify
 from extract.backbones.whisper.family import WHISPER
 from extract.errors import BackboneError, ExtractSettingsError
+from train_head.data.labels import read_labels
 
 CPU = torch.device("cpu")
 POSITIONS = 50
@@ -56,15 +58,15 @@ def sound(seconds: float, seed: int = 0) -> torch.Tensor:
 
 
 def library(encoder, samples: torch.Tensor, layer: int | None) -> torch.Tensor:
-    """The library's spectra, and its layers on one unpadded piece."""
+    """The library's spectra and layers on each unpadded piece."""
     from torch.nn.functional import gelu
     from transformers import WhisperFeatureExtractor
 
     extractor = WhisperFeatureExtractor(feature_size=80)
-    spectra = torch.from_numpy(extractor._np_extract_fbank_features(samples.numpy()[None], "cpu")[0])
     found = []
-    for piece in spectra.float().split(2 * POSITIONS, dim=1):
-        states = gelu(encoder.conv2(gelu(encoder.conv1(piece[None])))).permute(0, 2, 1)
+    for piece in samples.split(320 * POSITIONS):
+        spectra = torch.from_numpy(extractor._np_extract_fbank_features(piece.numpy()[None], "cpu")[0]).float()
+        states = gelu(encoder.conv2(gelu(encoder.conv1(spectra[None])))).permute(0, 2, 1)
         states = states + encoder.embed_positions.weight[: states.shape[1]]
         for block in encoder.layers[:layer]:
             out = block(states, None)
@@ -142,3 +144,48 @@ def test_other_spectra_are_refused(checkpoint, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"n_fft": 512}))
     with pytest.raises(BackboneError, match=r"n_fft is 512, and emi computes Whisper's spectra with 400"):
         WHISPER.identify(str(tmp_path))
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.005, 2.63])
+@pytest.mark.parametrize("block", [700, 16_000, 100_000])
+def test_a_clip_in_blocks_equals_the_whole_clip(checkpoint, seconds, block):
+    backbone = WHISPER.load(WHISPER.identify(str(checkpoint[0])), CPU, "fp32")
+    clip = sound(seconds)
+    with torch.inference_mode():
+        found, whole = torch.cat(list(backbone.in_blocks(clip.split(block)))), backbone([clip])
+    assert len(found) == backbone.num_frames(len(clip)) == whole.lengths[0]
+    torch.testing.assert_close(found, whole.frames, atol=1e-6, rtol=1e-6)
+
+
+def test_a_folder_with_whispers_configuration_is_run_as_whisper(checkpoint, tmp_path, media):
+    import emi
+
+    identity = identify(str(checkpoint[0]))
+    assert (identity.dim, identity.hop_seconds, identity.fingerprint["normalisation"]) == (24, 0.02, "log-mel")
+    assert family_of(str(checkpoint[0])) is MODEL_TYPES["whisper"]
+    (tmp_path / "media").mkdir()
+    media.write(tmp_path / "media" / "a.wav", sound(1.3).numpy())
+    for layer, cache in ((None, "last.zarr"), (1, "one.zarr")):
+        emi.extract(tmp_path / "media", tmp_path / cache, backbone=str(checkpoint[0]), precision="fp32", layer=layer)
+    with emi.open_cache(tmp_path / "last.zarr") as last, emi.open_cache(tmp_path / "one.zarr") as one:
+        assert (last.fingerprint["layer"], one.fingerprint["layer"]) == ("last", 1)
+        assert last["a"].frames.shape == one["a"].frames.shape == (65, 24)
+        assert not np.array_equal(last["a"].frames, one["a"].frames)
+    with pytest.raises(emi.EmiError, match=r"layer \(stored last, wanted 1\)"):
+        emi.extract(tmp_path / "media", tmp_path / "last.zarr", backbone=str(checkpoint[0]), precision="fp32", layer=1)
+
+
+def test_a_layer_of_another_backbone_is_refused():
+    with pytest.raises(ExtractSettingsError, match=r"--layer 3 chooses a layer of a Whisper encoder, and .*'silero'"):
+        identify("silero", layer=3)
+
+
+def test_a_run_on_a_layer_predicts_with_that_layer(checkpoint, labelled, tmp_path):
+    import emi
+
+    emi.extract(labelled / "audio", tmp_path / "f.zarr", backbone=str(checkpoint[0]), precision="fp32", layer=2)
+    run = tmp_path / "run"
+    emi.train_head(tmp_path / "f.zarr", labelled / "train.csv", labelled / "valid.csv", run, epochs=1, hidden=8)
+    expected = read_labels(run / "predictions_valid.csv", check_range=False)
+    values = {record["Filename"]: list(record.values())[1:] for record in emi.load(run).predict(labelled / "audio")}
+    np.testing.assert_allclose([values[clip] for clip in expected.ids], expected.values, atol=1e-5)

@@ -11,16 +11,17 @@ import pytest
 
 import cache.system.child_process
 import emi
-import extract.audio.decoding
 import extract.clips
+import extract.modality.decoding
 import extract.plan
 import extract.workers.processes
 from cache.system.child_process import start_child
 from extract import run
-from extract.audio.decoding import Decoder
 from extract.audio.media import read
 from extract.errors import ExtractProcessError, ExtractSettingsError, MediaError
+from extract.modality.decoding import Decoder
 from extract.settings import ExtractSettings
+from extract.sources import Source
 
 
 @pytest.fixture
@@ -136,25 +137,25 @@ def test_a_decoding_process_reads_the_same_samples_and_survives_bad_files(clips,
     decoder = Decoder()
     try:
         for path in sorted(clips.glob("*.wav")):
-            ours, expected = decoder.read(path, 0.5), read(path, 0.5)
+            ours, expected = decoder.read(Source(path.stem, path), 0.5), read(path, 0.5)
             np.testing.assert_array_equal(ours.samples, expected.samples)
             assert (ours.rate, ours.seconds) == (expected.rate, expected.seconds)
         with pytest.raises(MediaError, match="not a media file"):
-            decoder.read(tmp_path / "text.wav", 0.5)
-        assert decoder.read(path, 0.5).seconds == expected.seconds
+            decoder.read(Source("text", tmp_path / "text.wav"), 0.5)
+        assert decoder.read(Source(path.stem, path), 0.5).seconds == expected.seconds
     finally:
         decoder.close()
 
 
 def test_a_decoding_process_that_dies_is_reported_with_its_clip_and_replaced(clips):
     decoder = Decoder()
-    decoder.read(clips / "00001.wav", 0.5)
+    decoder.read(Source("00001", clips / "00001.wav"), 0.5)
     os.kill(decoder._child.pid, signal.SIGSTOP)  # so that it dies with this clip in hand
     threading.Timer(0.5, decoder._child.kill).start()
     try:
         with pytest.raises(MediaError, match="being decoded when its process was killed by signal 9"):
-            decoder.read(clips / "00001.wav", 0.5)
-        assert decoder.read(clips / "00001.wav", 0.5).seconds == pytest.approx(0.3)
+            decoder.read(Source("00001", clips / "00001.wav"), 0.5)
+        assert decoder.read(Source("00001", clips / "00001.wav"), 0.5).seconds == pytest.approx(0.3)
     finally:
         decoder.close()
 
@@ -164,7 +165,7 @@ def test_killed_decoding_processes_lose_only_their_current_clips(tmp_path, clips
     monkeypatch.setattr(Decoder, "ready", lambda decoder: decoder._await_start() or True)
     started = []
     monkeypatch.setattr(
-        extract.audio.decoding, "start_child", lambda name: started.append(start_child(name)) or started[-1]
+        extract.modality.decoding, "start_child", lambda name: started.append(start_child(name)) or started[-1]
     )
     emi.extract(clips, tmp_path / "whole.zarr", dtype="float32", workers=2)
     assert len(started) == 2
@@ -172,11 +173,11 @@ def test_killed_decoding_processes_lose_only_their_current_clips(tmp_path, clips
 
     original = Decoder.read
 
-    def dies_over_one(decoder, path, max_seconds, options):
-        if path.name == "00004.wav":
+    def dies_over_one(decoder, source, max_seconds, options):
+        if source.id == "00004":
             os.kill(decoder._child.pid, signal.SIGSTOP)
             threading.Timer(0.3, decoder._child.kill).start()
-        return original(decoder, path, max_seconds, options)
+        return original(decoder, source, max_seconds, options)
 
     monkeypatch.setattr(Decoder, "read", dies_over_one)
     summary = emi.extract(clips, tmp_path / "f.zarr", dtype="float32", workers=2)
@@ -238,19 +239,19 @@ def test_child_processes_do_not_import_from_the_working_directory(tmp_path, clip
     )
     decoder = Decoder()
     try:
-        assert decoder.read(clips / "00001.wav", 0.5).seconds == pytest.approx(0.3)
+        assert decoder.read(Source("00001", clips / "00001.wav"), 0.5).seconds == pytest.approx(0.3)
     finally:
         decoder.close()
 
 
 def test_without_decoding_processes_the_threads_decode(tmp_path, clips, monkeypatch):
     monkeypatch.setattr(extract.clips, "PROCESSES_FROM", 1)
-    monkeypatch.setattr(extract.audio.decoding, "start_child", lambda _: start_child("extract.no_such_module"))
+    monkeypatch.setattr(extract.modality.decoding, "start_child", lambda _: start_child("extract.no_such_module"))
     monkeypatch.setattr(Decoder, "ready", Decoder._await_start)
     summary = emi.extract(clips, tmp_path / "f.zarr")
     assert (summary.written, summary.failures) == (10, [])
     monkeypatch.setattr(
-        extract.audio.decoding, "start_child", lambda _: (_ for _ in ()).throw(OSError("no more processes"))
+        extract.modality.decoding, "start_child", lambda _: (_ for _ in ()).throw(OSError("no more processes"))
     )
     assert emi.extract(clips, tmp_path / "g.zarr").written == 10
 
@@ -258,9 +259,9 @@ def test_without_decoding_processes_the_threads_decode(tmp_path, clips, monkeypa
 def test_a_decoder_that_died_between_two_files_loses_no_clip(clips):
     decoder = Decoder()
     try:
-        decoder.read(clips / "00001.wav", 0.5)
+        decoder.read(Source("00001", clips / "00001.wav"), 0.5)
         decoder._child.kill()
         decoder._child.wait()
-        assert decoder.read(clips / "00002.wav", 0.5).seconds == pytest.approx(1.4)
+        assert decoder.read(Source("00002", clips / "00002.wav"), 0.5).seconds == pytest.approx(1.4)
     finally:
         decoder.close()

@@ -1,85 +1,91 @@
-"""A pool of threads that decode by themselves, or each through a process of its own.
+"""A pool of threads that decode clips of a modality by themselves, or each through a process of its own.
 
 A process does not share Python's lock, and a file may crash it. PyAV takes and releases the lock for each frame; two
 threads that decode MP3 are slower than one (measured).
 """
 
 import contextlib
+import pickle
 import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cache.paths import readable
 from cache.sources import medium_of
 from cache.system.child_process import how_it_ended, parent_connection, start_child
-from extract.audio.media import Waveform, decode, read
 from extract.errors import MediaError
 from extract.failures import Failure
+from extract.modality import MODALITIES, Item, Modality
+from extract.modality.protocol import Read
 from extract.settings import DEFAULT, DecodeOptions
 from extract.sources import Source
 
 
 class Decoders:
-    """Threads that decode clips to waveforms. Leaving this context manager ends the threads and their processes.
+    """Threads that decode clips to items. Leaving this context manager ends the threads and their processes.
 
     Args:
+        modality: of the clips.
         workers: number of threads.
-        max_seconds: cut of each clip.
+        max_seconds: cut of each clip; None keeps clips whole.
         options: which part of each file is decoded.
-        in_processes: whether each thread has a process decode for it. Until the process has started, and where none can
-            be started, the thread decodes. The thread also resamples, which releases Python's lock.
-        describe: whether each waveform names its medium. A medium is described before it is decoded, so that a file
-            that is replaced in the meantime counts as changed.
+        in_processes: whether each thread has a process read for it. Until the process has started, and where none can
+            be started, the thread reads. The thread also finishes what was read, which releases Python's lock.
+        describe: whether each item names its medium. A medium is described before it is decoded, so that a file that
+            is replaced in the meantime counts as changed.
     """
 
     def __init__(
         self,
+        modality: Modality,
         workers: int,
-        max_seconds: float,
+        max_seconds: float | None,
         options: DecodeOptions = DEFAULT,
         *,
         in_processes: bool,
         describe: bool = False,
     ) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._modality, self._read_here = modality, modality.reader()
         self._workers, self._max_seconds, self._in_processes = workers, max_seconds, in_processes
         self._options, self._describe = options, describe
         self._of_thread = threading.local()
         self._processes: list[Decoder] = []
 
-    def submit(self, source: Source) -> "Future[Waveform | Failure]":
-        """Decode a clip when a thread is free; the result is a `Failure` for any error."""
+    def submit(self, source: Source) -> "Future[Any]":
+        """Decode a clip when a thread is free; the result is an item, or a `Failure` for any error."""
         return self._threads.submit(self._decode, source)
 
-    def _decode(self, source: Source) -> "Waveform | Failure":
+    def _decode(self, source: Source) -> "Item | Failure":
         try:
             if source.problem:
                 raise MediaError(source.problem)
             medium = medium_of(source.path) if self._describe else None
-            return replace(self._read(source), medium=medium)
+            item = self._modality.finish(self._read(source), self._max_seconds)
+            return replace(item, medium=medium)
         except MediaError as error:
             reason = str(error)
         except Exception as error:  # no file may stop the others
             reason = f"broke its decoder ({type(error).__name__}: {error})"
         return Failure(source.id, readable(str(source.path)), readable(reason))
 
-    def _read(self, source: Source) -> Waveform:
+    def _read(self, source: Source) -> Any:
         if self._in_processes:
             try:
                 if not hasattr(self._of_thread, "decoder"):
-                    self._of_thread.decoder = Decoder()
+                    self._of_thread.decoder = Decoder(self._modality.name)
                     self._processes.append(self._of_thread.decoder)
                 decoder: Decoder = self._of_thread.decoder
                 if decoder.ready():
-                    return decoder.read(source.path, self._max_seconds, self._options).at_16_khz(self._max_seconds)
+                    return decoder.read(source, self._max_seconds, self._options)
             except (DecoderUnavailableError, OSError):  # no process can be started here
                 self._in_processes = False
-        return decode(source.path, self._max_seconds, self._options)
+        return self._read_here(source, self._max_seconds, self._options)
 
     def started(self) -> bool:
         """Whether all processes have started."""
@@ -101,9 +107,14 @@ class DecoderUnavailableError(Exception):
 
 
 class Decoder:
-    """The parent's side of one decoding process, which is replaced when it dies. Not thread-safe."""
+    """The parent's side of one decoding process, which is replaced when it dies. Not thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        modality: key in `MODALITIES`.
+    """
+
+    def __init__(self, modality: str = "audio") -> None:
+        self._modality = modality
         self._start()
 
     def ready(self) -> bool:
@@ -116,14 +127,14 @@ class Decoder:
             self._await_start()
         return self._started
 
-    def read(self, path: Path, max_seconds: float, options: DecodeOptions = DEFAULT) -> Waveform:
-        """Read a file as `extract.audio.media.read` does.
+    def read(self, source: Source, max_seconds: float | None, options: DecodeOptions = DEFAULT) -> Any:
+        """Read a source as the modality's reader does.
 
         Raises:
-            MediaError: the file cannot be read, or the process died while reading it.
+            MediaError: the source cannot be read, or the process died while reading it.
             DecoderUnavailableError: see `ready`.
         """
-        request = path, max_seconds, options
+        request = source, max_seconds, options
         self._await_start()
         try:
             self._connection.send(request)
@@ -132,17 +143,14 @@ class Decoder:
             self._await_start()
             self._connection.send(request)
         try:
-            reply, count = self._connection.recv()
-            samples = np.empty(count, np.float32)
-            if not isinstance(reply, Exception):
-                self._connection.recv_bytes_into(samples.view(np.uint8).data)
+            reply = _receive(self._connection)
         except (EOFError, ConnectionError):
             ended = how_it_ended(self._child.wait())
             self._restart()
             raise MediaError(f"was being decoded when its process {ended}") from None
         if isinstance(reply, Exception):
             raise reply
-        return replace(reply, samples=samples)
+        return reply
 
     def close(self) -> None:
         """End the process."""
@@ -151,8 +159,10 @@ class Decoder:
         self._child.wait()
 
     def _start(self) -> None:
-        self._child, self._connection = start_child("extract.audio.decoding")
+        self._child, self._connection = start_child("extract.modality.decoding")
         self._started = False
+        with contextlib.suppress(ConnectionError):  # it died: `_await_start` notices
+            self._connection.send(self._modality)
 
     def _restart(self) -> None:
         self.close()
@@ -168,23 +178,42 @@ class Decoder:
 
 
 def main() -> None:
-    """Run in the child: read files until the parent is gone."""
+    """Run in the child: read sources until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     connection = parent_connection()
     with contextlib.suppress(EOFError, ConnectionError):
+        read = MODALITIES[connection.recv()].reader()
         connection.send("ready")
         while True:
-            _answer(connection, *connection.recv())
+            _send(connection, _answer(read, *connection.recv()))
 
 
-def _answer(connection: Connection, path: Path, max_seconds: float, options: DecodeOptions) -> None:
+def _answer(read: Read, source: Source, max_seconds: float | None, options: DecodeOptions) -> Any:
     try:
-        waveform = read(path, max_seconds, options)
+        return read(source, max_seconds, options)
     except Exception as error:  # no file may stop the others
-        connection.send((error, 0))
-        return
-    connection.send((replace(waveform, samples=waveform.samples[:0]), len(waveform.samples)))
-    connection.send_bytes(waveform.samples.view(np.uint8).data)
+        return error
+
+
+def _send(connection: Connection, content: Any) -> None:
+    """Send an object; the bytes of its arrays follow it, and are not copied."""
+    arrays: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(content, protocol=5, buffer_callback=arrays.append)
+    views = [array.raw() for array in arrays]
+    connection.send((head, [view.nbytes for view in views]))
+    for view in views:
+        if view.nbytes:
+            connection.send_bytes(view)
+
+
+def _receive(connection: Connection) -> Any:
+    """Receive what `_send` sent."""
+    head, sizes = connection.recv()
+    arrays = [np.empty(size, np.uint8) for size in sizes]
+    for array in arrays:
+        if len(array):
+            connection.recv_bytes_into(array.data)
+    return pickle.loads(head, buffers=arrays)
 
 
 if __name__ == "__main__":

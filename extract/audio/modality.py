@@ -1,0 +1,78 @@
+"""Sound as a modality: (samples,) float32 at 16 kHz, mono. Importing this module imports neither PyAV nor torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from extract.modality.protocol import Modality, Read
+from extract.settings import CUDA_BYTES_PER_SECOND, DECODER, RESAMPLER, SAMPLE_RATE, DecodeOptions, ExtractSettings
+from extract.sources import Source
+
+if TYPE_CHECKING:
+    import torch
+
+    from extract.audio.media import Waveform
+    from extract.audio.recording import SoundRecording
+
+
+class Audio:
+    """See `Modality`. The cost of a clip is its number of samples."""
+
+    name = "audio"
+    cost_per_second = SAMPLE_RATE
+    window_seconds = 1536.0
+    """Three windows are in memory at a time (at most 3 x 98 MB of float32)."""
+    longest_held = 60.0
+    bytes_per_second = CUDA_BYTES_PER_SECOND
+    packages: tuple[str, ...] = ("torch", "torchaudio", "transformers", "av", "silero-vad")
+
+    def fingerprint(self, settings: ExtractSettings) -> Mapping[str, Any]:
+        """See `Modality`. A fingerprint without `max_seconds` is that of whole clips."""
+        return {
+            "decoder": DECODER,
+            **({} if settings.track is None else {"track": settings.track}),
+            "sample_rate": SAMPLE_RATE,
+            **({} if settings.max_seconds is None else {"max_seconds": float(settings.max_seconds)}),
+            "resampler": RESAMPLER,
+        }
+
+    def reader(self) -> Read:
+        """See `Modality`."""
+        from extract.audio.media import read
+
+        def read_source(source: Source, max_seconds: float | None, options: DecodeOptions) -> "Waveform":
+            return read(source.path, max_seconds, options, self.longest_held)
+
+        return read_source
+
+    def finish(self, read: "Waveform", max_seconds: float | None) -> "Waveform":
+        """Resample and cut."""
+        return read.at_16_khz(max_seconds)
+
+    def record(self, source: Source, options: DecodeOptions) -> "SoundRecording":
+        """See `Modality`."""
+        from extract.audio.recording import SoundRecording
+
+        return SoundRecording(source.path, options)
+
+    def cost(self, item: "Waveform") -> int:
+        """Return the number of samples."""
+        return len(item.samples)
+
+    def inputs(self, items: "Sequence[Waveform]", device: "torch.device") -> "Sequence[torch.Tensor]":
+        """See `Modality`."""
+        import torch
+
+        waveforms = [torch.from_numpy(item.samples) for item in items]
+        if device.type != "cuda":
+            return waveforms
+        joined = torch.cat(waveforms).pin_memory().to(device, non_blocking=True)  # one transfer, not one per clip
+        return joined.split([len(w) for w in waveforms])
+
+    def stated_seconds(self, source: Source, options: DecodeOptions) -> float | None:
+        """See `Modality`."""
+        from extract.audio.media import header_seconds
+
+        return header_seconds(source.path, options.track)
+
+
+AUDIO: Modality = Audio()

@@ -1,0 +1,12 @@
+"""What backbones take: sound, later also faces and words.
+
+To add a modality, write a folder like `extract/audio` with a `Modality`, and add a line to `MODALITIES`. A backbone
+says which one it takes (`Identity.modality`).
+"""
+
+from extract.audio.modality import AUDIO
+from extract.modality.protocol import Item, Modality, Recording
+
+__all__ = ["MODALITIES", "Item", "Modality", "Recording"]
+
+MODALITIES: dict[str, Modality] = {"audio": AUDIO}
