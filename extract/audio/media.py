@@ -52,7 +52,9 @@ class Waveform(Item):
     rate: int = SAMPLE_RATE
 
     def at_16_khz(self, max_seconds: float | None) -> "Waveform":
-        """Resample and cut."""
+        """Resample and cut; a long clip stays empty."""
+        if self.long:
+            return self
         end = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
         return replace(self, samples=resample(self.samples, self.rate)[:end], rate=SAMPLE_RATE)
 

@@ -384,10 +384,8 @@ def test_the_papers_settings_reach_half_on_real_speech(ravdess, tmp_path):
 
 
 def test_settings_can_be_given_as_assignments():
-    values = read_assignments(
-        ["mixup=0.2", "head = attention", 'loss="0.7*ccc + 0.3*mse"', "heads=2", "standardise=true"]
-    )
-    settings = resolve_settings(**values)
+    given = ["mixup=0.2", "head = attention", 'loss="0.7*ccc + 0.3*mse"', "heads=2", "standardise=true"]
+    settings = resolve_settings(**read_assignments(given))
     assert (settings.head, settings.head_options["heads"], settings.standardise) == ("attention", 2, True)
     assert settings.augment["mixup"] == 0.2
     with pytest.raises(TrainSettingsError, match="expected KEY=VALUE"):
@@ -397,7 +395,6 @@ def test_settings_can_be_given_as_assignments():
 def test_a_two_part_timeline_has_one_column_per_target():
     settings = resolve_settings(head="sequence", hidden=4, layers=1, loss="zero_inflated")
     predictor = Predictor(settings, {UNNAMED: 3}, 2).eval()
-    frames, lengths = torch.randn(2, 5, 3), torch.tensor([5, 3])
-    timeline = predictor.per_frame(frames, lengths)
+    timeline = predictor.per_frame(torch.randn(2, 5, 3), torch.tensor([5, 3]))
     assert timeline.shape == (2, 5, 2)
     assert not timeline[1, 3:].any()
