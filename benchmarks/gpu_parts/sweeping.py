@@ -58,5 +58,5 @@ def write(folder: Path, counts: tuple[int, int]) -> None:
     with CacheWriter(folder / "features.zarr", Header(fingerprint={"dtype": "float16"}, dim=128)) as writer:
         for name, split in parts.items():
             labels(folder / f"{name}.csv", split.labels.ids, split.labels.values)
-            for clip, frames in zip(split.labels.ids, split.clips(), strict=True):
+            for clip, frames in zip(split.labels.ids, split.only.chunks(), strict=True):
                 writer.add(Clip(clip, frames.numpy(), None, None, 0.1 * len(frames)))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import extract.settings
+from extract.audio.modality import AUDIO
 from extract.backbones import family_of, identify
 from extract.backbones.speech.encoder import settle_kernels
 from extract.clips import BatchComputer
@@ -55,7 +56,7 @@ def test_a_cuda_stream_waits_for_the_stream_that_laid_out_the_weights(monkeypatc
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "default_stream", lambda _: "default")
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    computer = BatchComputer(SimpleNamespace(), torch.device("cuda"), torch.float16, PipelineStats(), 2)
+    computer = BatchComputer(SimpleNamespace(), AUDIO, torch.device("cuda"), torch.float16, PipelineStats(), 2)
     first = computer._stream()
     assert first.waited_for == ["default"]
     assert computer._stream() is first

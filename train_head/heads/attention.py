@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from train_head.heads.encoder import Encoded, Encoder
 from train_head.heads.head import Head
-from train_head.heads.options import check_options
+from train_head.heads.options import HeadOptions
 from train_head.heads.pooling import masked, row_mask, time_mean
 from train_head.heads.regressor import two_layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionOptions:
+class AttentionOptions(HeadOptions):
     """Settings of `AttentionHead`.
 
     Attributes:
@@ -29,9 +29,6 @@ class AttentionOptions:
     dropout: float = 0.1
     global_vector: bool = True
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class AttentionEncoder(Encoder):

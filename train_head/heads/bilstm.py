@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from train_head.heads.encoder import Encoded, Encoder, with_mean
 from train_head.heads.head import Head
-from train_head.heads.options import check_options
+from train_head.heads.options import HeadOptions
 from train_head.heads.pooling import last_valid, masked, reverse, row_mask
 from train_head.heads.recurrent import lstm_states
 
 
 @dataclass(frozen=True, kw_only=True)
-class BilstmOptions:
+class BilstmOptions(HeadOptions):
     """Settings of `BilstmHead`.
 
     Attributes:
@@ -30,9 +30,6 @@ class BilstmOptions:
     dropout: float = 0.1
     global_vector: bool = True
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class BilstmEncoder(Encoder):

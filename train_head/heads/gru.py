@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from train_head.heads.encoder import RecurrentEncoder
 from train_head.heads.head import Head
-from train_head.heads.options import between_layers, check_options
+from train_head.heads.options import HeadOptions, between_layers
 from train_head.heads.recurrent import cudnn_states
 
 
 @dataclass(frozen=True, kw_only=True)
-class GruOptions:
+class GruOptions(HeadOptions):
     """Settings of `GruHead`.
 
     Attributes:
@@ -27,9 +27,6 @@ class GruOptions:
     dropout: float = 0.1
     global_vector: bool = True
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class GruEncoder(RecurrentEncoder):

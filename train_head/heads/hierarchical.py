@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from train_head.heads.encoder import Encoded, Encoder, with_mean
 from train_head.heads.head import Head
-from train_head.heads.options import between_layers, check_options
+from train_head.heads.options import HeadOptions, between_layers
 from train_head.heads.pooling import last_valid, row_mask, segment_means
 from train_head.heads.recurrent import lstm_states
 
 
 @dataclass(frozen=True, kw_only=True)
-class HierarchicalOptions:
+class HierarchicalOptions(HeadOptions):
     """Settings of `HierarchicalHead`.
 
     Attributes:
@@ -30,9 +30,6 @@ class HierarchicalOptions:
     dropout: float = 0.1
     global_vector: bool = True
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class HierarchicalEncoder(Encoder):

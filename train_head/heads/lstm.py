@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from train_head.heads.encoder import RecurrentEncoder
 from train_head.heads.head import Head
-from train_head.heads.options import between_layers, check_options
+from train_head.heads.options import HeadOptions, between_layers
 from train_head.heads.recurrent import lstm_states
 from train_head.heads.regressor import paper_regressor
 
 
 @dataclass(frozen=True, kw_only=True)
-class LstmOptions:
+class LstmOptions(HeadOptions):
     """Settings of `LstmHead`; the defaults are the paper's.
 
     Attributes:
@@ -28,9 +28,6 @@ class LstmOptions:
     dropout: float = 0.1
     global_vector: bool = True
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class LstmEncoder(RecurrentEncoder):

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from train_head.heads.encoder import Encoded, Encoder
 from train_head.heads.head import Head
-from train_head.heads.options import check_options
+from train_head.heads.options import HeadOptions
 from train_head.heads.pooling import row_mask, time_mean
 from train_head.heads.regressor import one_layer
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanOptions:
+class MeanOptions(HeadOptions):
     """Settings of `MeanHead`; the defaults are the baseline's.
 
     Attributes:
@@ -22,9 +22,6 @@ class MeanOptions:
 
     dropout: float = 0.0
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class MeanEncoder(Encoder):

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from train_head.heads.encoder import Encoded, Encoder
 from train_head.heads.head import Head
-from train_head.heads.options import check_options
+from train_head.heads.options import HeadOptions
 from train_head.heads.pooling import mean_spread_max, row_mask
 from train_head.heads.regressor import OUTPUTS
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlpOptions:
+class MlpOptions(HeadOptions):
     """Settings of `MlpHead`.
 
     Attributes:
@@ -27,9 +27,6 @@ class MlpOptions:
     layers: int = 1
     dropout: float = 0.1
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class MlpEncoder(Encoder):

@@ -14,9 +14,9 @@
 """
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from train_head.errors import TrainSettingsError, unknown
+from train_head.errors import TrainSettingsError, check_known
 from train_head.heads.regressor import ACTIVATIONS, OUTPUTS
 
 if TYPE_CHECKING:
@@ -24,27 +24,31 @@ if TYPE_CHECKING:
 
 LOWEST = {"hidden": 0, "layers": 1, "heads": 1, "pool_frames": 1, "kernel": 1, "width": 0}
 """The least that a whole-number option may be."""
+CHOICES = {"output": OUTPUTS, "activation": ACTIVATIONS}
 
 
-def check_options(options: "DataclassInstance") -> None:
-    """Check every option of a head by its name; meant for `__post_init__`.
+class HeadOptions:
+    """Base of the options of heads and fusions, which are dataclasses: checks each option by its name.
 
     Raises:
         TrainSettingsError: a wrong type or a value out of range; says which and what it may be.
     """
-    for field in fields(options):
-        name, value = field.name, getattr(options, field.name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name in LOWEST and not (number and isinstance(value, int) and LOWEST[name] <= value < 2**31):
-            raise TrainSettingsError(f"{name} must be a whole number, {LOWEST[name]} or more, got {value!r}")
-        if name == "dropout" and not (number and 0 <= value < 1):
-            raise TrainSettingsError(f"dropout must lie in [0, 1), got {value!r}")
-        if name == "output" and value not in OUTPUTS:
-            raise TrainSettingsError(unknown("output", value, OUTPUTS))
-        if name == "activation" and value not in ACTIVATIONS:
-            raise TrainSettingsError(unknown("activation", value, ACTIVATIONS))
-        if name in ("global_vector", "causal") and not isinstance(value, bool):
-            raise TrainSettingsError(f"{name} must be true or false, got {value!r}")
+
+    def __post_init__(self) -> None:
+        for field in fields(cast("DataclassInstance", self)):
+            _check(field.name, getattr(self, field.name))
+
+
+def _check(name: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in LOWEST and not (number and isinstance(value, int) and LOWEST[name] <= value < 2**31):
+        raise TrainSettingsError(f"{name} must be a whole number, {LOWEST[name]} or more, got {value!r}")
+    if name == "dropout" and not (number and 0 <= value < 1):
+        raise TrainSettingsError(f"dropout must lie in [0, 1), got {value!r}")
+    if name in CHOICES:
+        check_known(name, [value], CHOICES[name])
+    if name in ("global_vector", "causal") and not isinstance(value, bool):
+        raise TrainSettingsError(f"{name} must be true or false, got {value!r}")
 
 
 def between_layers(options: Any) -> float:

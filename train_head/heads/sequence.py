@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from train_head.heads.encoder import RecurrentEncoder
 from train_head.heads.head import Head
-from train_head.heads.options import between_layers, check_options
+from train_head.heads.options import HeadOptions, between_layers
 from train_head.heads.recurrent import lstm_states
 from train_head.heads.regressor import one_layer
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceOptions:
+class SequenceOptions(HeadOptions):
     """Settings of `SequenceHead`.
 
     Attributes:
@@ -26,9 +26,6 @@ class SequenceOptions:
     layers: int = 2
     dropout: float = 0.1
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class SequenceEncoder(RecurrentEncoder):

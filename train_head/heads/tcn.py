@@ -8,12 +8,12 @@ from torch.nn import functional
 from train_head.errors import TrainSettingsError
 from train_head.heads.encoder import Encoded, Encoder, with_mean
 from train_head.heads.head import Head
-from train_head.heads.options import check_options
+from train_head.heads.options import HeadOptions
 from train_head.heads.pooling import masked, row_mask, time_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class TcnOptions:
+class TcnOptions(HeadOptions):
     """Settings of `TcnHead`; with the defaults an output sees 127 frames, 2.5 s at 50 Hz.
 
     Attributes:
@@ -35,7 +35,7 @@ class TcnOptions:
     output: str = "linear"
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.kernel % 2 == 0 and not self.causal:
             raise TrainSettingsError(f"kernel must be odd, so that a frame stays in the middle, got {self.kernel}")
 

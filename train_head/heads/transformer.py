@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from train_head.errors import TrainSettingsError
 from train_head.heads.encoder import Encoded, Encoder, with_mean
 from train_head.heads.head import Head
-from train_head.heads.options import check_options
+from train_head.heads.options import HeadOptions
 from train_head.heads.pooling import row_mask, segment_means, time_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerOptions:
+class TransformerOptions(HeadOptions):
     """Settings of `TransformerHead`.
 
     Attributes:
@@ -38,7 +38,7 @@ class TransformerOptions:
     output: str = "linear"
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.hidden % self.heads:
             near = math.ceil(self.hidden / self.heads) * self.heads
             raise TrainSettingsError(

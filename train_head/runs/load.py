@@ -115,16 +115,18 @@ class TrainedHead:
         (stream,) = self.streams.values()
         return stream
 
-    def predict(self, clips: Mapping[str, Clip | None]) -> NDArray[np.float32]:
+    def predict(self, clips: Clip | Mapping[str, Clip | None]) -> NDArray[np.float32]:
         """Predict one clip.
 
         Args:
-            clips: by stream, its features in the cache's dtypes (`Header.stored`); None where there is nothing of one.
+            clips: its features in the cache's dtypes (`Header.stored`), by stream where there are several; None where
+                there is nothing of one.
 
         Returns:
             (targets,) float32.
         """
-        streams = {name: _rows(clips.get(name), stream.header) for name, stream in self.streams.items()}
+        given = clips if isinstance(clips, Mapping) else dict.fromkeys(self.streams, clips)
+        streams = {name: _rows(given.get(name), stream.header) for name, stream in self.streams.items()}
         with torch.inference_mode():
             out: NDArray[np.float32] = self.head(streams)[0].numpy()
         return out

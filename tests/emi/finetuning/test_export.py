@@ -148,4 +148,4 @@ def test_training_on_all_keeps_a_backbone_of_its_own(tune, labelled, tmp_path):
 def test_a_run_on_another_track_hears_that_track_when_it_predicts(tune, tmp_path):
     tune(tmp_path / "ft", "silero", epochs=1, track=1, freeze="backbone")
     assert "track = 1" in (tmp_path / "ft" / "features.toml").read_text()
-    assert emi.load(tmp_path / "ft")._options.track == 1
+    assert emi.load(tmp_path / "ft").trained.only.header.fingerprint["track"] == 1

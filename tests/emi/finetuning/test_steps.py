@@ -16,6 +16,8 @@ from emi.finetuning.processes import Processes
 from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.start import on_this_machine
 from extract.backbones import Regularisation, identify, load_trainable
+from train_head.data.names import UNNAMED
+from train_head.data.streams import Rows
 from train_head.losses import build_objective
 from train_head.runs.inputs import LabelFiles
 
@@ -144,7 +146,7 @@ def test_the_gradient_is_that_of_the_loss_of_the_whole_batch(start, tiny, checkp
         samples = torch.from_numpy((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7))
         frames = library(samples.unsqueeze(0)).last_hidden_state
         frames = torch.cat([frames, vad(frames)], dim=2)
-        outputs.append(head.outputs(frames, torch.tensor([frames.shape[1]])))
+        outputs.append(head.outputs({UNNAMED: Rows(frames, torch.tensor([frames.shape[1]]))}))
     loss = build_objective("ccc", "none", trainer.train.targets)(torch.cat(outputs), trainer.train.targets)
     names = [name for name, _ in library.named_parameters()]
     slopes = torch.autograd.grad(loss, list(library.parameters()), allow_unused=True)

@@ -78,7 +78,7 @@ def test_a_whole_cache_of_an_older_decoder_stays_and_one_that_lacks_clips_does_n
     how = ExtractSettings(backbone="silero", dtype="float16")
     labels = LabelFiles.named(labelled / "train.csv", labelled / "valid.csv").read()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("extract.plan.DECODER", 3)
+        patch.setattr("extract.audio.modality.DECODER", 3)
         assert _whole_by_older_decoder(cache, how, labels)
         assert not _whole_by_older_decoder(cache, replace(how, max_seconds=5.0), labels)
         more = replace(labels["valid"], filenames=("77", *labels["valid"].filenames[1:]))

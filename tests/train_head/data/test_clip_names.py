@@ -46,7 +46,7 @@ def cache(tmp_path):
 
 def gathered(cache, labels, **options):
     split = gather_inputs(cache, LabelFiles.named(labels, **options)).splits["train"]
-    return split.labels.ids, [clip[0, 0].item() for clip in split.clips()]
+    return split.labels.ids, [clip[0, 0].item() for clip in split.only.chunks()]
 
 
 @pytest.mark.parametrize("names", [WRITTEN, IDS, tuple(f"{name}.flac" for name in IDS)])

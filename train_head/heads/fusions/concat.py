@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from train_head.heads.fusions.fusion import Fusion
-from train_head.heads.options import check_options
+from train_head.heads.options import HeadOptions
 from train_head.heads.regressor import ACTIVATIONS, OUTPUTS
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConcatOptions:
+class ConcatOptions(HeadOptions):
     """Settings of `ConcatFusion`.
 
     Attributes:
@@ -26,9 +26,6 @@ class ConcatOptions:
     activation: str = "tanh"
     dropout: float = 0.1
     output: str = "linear"
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class ConcatFusion(Fusion):
