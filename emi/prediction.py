@@ -1,11 +1,12 @@
 """From media to intensities with a trained run: the same path as extraction and training, without a cache."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from cache.derive.derived import source_header
 from cache.errors import EmiError
@@ -105,7 +106,7 @@ class StreamFeatures:
         """Return how much of a clip of this length is used."""
         return self._settings.used(seconds)
 
-    def extract(self, sources: Sequence[Source]) -> Iterator[ExtractedClip | Failure]:
+    def extract(self, sources: Sequence[Source]) -> Generator[ExtractedClip | Failure, None, None]:
         """Yield the features of each clip as the backbone gives them, or why there are none."""
         return self._extractor.extract(windows(sources, self._extractor.modality, self._settings.max_seconds))
 
@@ -201,14 +202,20 @@ class Model:
         pipelines = {name: stream.extract(sources) for name, stream in self._streams.items()}
         (first, leading), *others = pipelines.items()
         ahead: dict[str, dict[str, ExtractedClip | Failure]] = {name: {} for name, _ in others}
-        for clip in leading:
-            joined = {first: clip}
-            for name, pipeline in others:
-                while clip.id not in ahead[name]:
-                    other = next(pipeline)
-                    ahead[name][other.id] = other
-                joined[name] = ahead[name].pop(clip.id)
-            yield joined
+        threads = torch.get_num_threads()
+        try:
+            for clip in leading:
+                joined = {first: clip}
+                for name, pipeline in others:
+                    while clip.id not in ahead[name]:
+                        other = next(pipeline)
+                        ahead[name][other.id] = other
+                    joined[name] = ahead[name].pop(clip.id)
+                yield joined
+        finally:
+            for pipeline in pipelines.values():
+                pipeline.close()
+            torch.set_num_threads(threads)  # each pipeline restores what it found, which another may have set
 
     def _record(self, clips: Mapping[str, ExtractedClip]) -> Record:
         """Predict a clip from the numbers that caches would hold."""

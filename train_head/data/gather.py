@@ -23,6 +23,8 @@ from train_head.data.splits import Split, whole_clips
 from train_head.data.streams import Stream
 from train_head.errors import LabelError
 
+UNCOVERED = 0.1
+"""Share of the labelled rows that may lack features of every stream: ends may differ by a few rows."""
 Stores = Mapping[str, Sequence[FeatureCache]]
 """By stream, caches with equal fingerprints that together hold its clips."""
 
@@ -77,14 +79,49 @@ def gather(
         LabelError: clips are missing; says how many and names the first five.
     """
     labels = {name: _held(stores, part, skip_missing) for name, part in labels.items()}
+    for part in labels.values():
+        _refuse_foreign(stores, part)
     clips = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
     loaded = {name: _load(caches, clips, shared) for name, caches in stores.items()}
     splits = {}
     for name, part in labels.items():
         streams = {stream: rows.stream(stream, stores[stream][0], part.ids) for stream, rows in loaded.items()}
         at = rows_at_labels(part, streams, fps) if part.by_frame else None
+        if at is not None:
+            _refuse_uncovered(part, at)
         splits[name] = Split(part, streams, torch.from_numpy(part.unit_values), whole_clips(part), at)
     return splits
+
+
+def _refuse_foreign(stores: Stores, labels: Labels) -> None:
+    """Refuse a stream that has none of the clips, where another has some: its ids are others.
+
+    Raises:
+        LabelError: names the stream.
+    """
+    for name, caches in stores.items():
+        if not any(clip in store for clip in labels.ids for store in caches):
+            example = f", whose ids look like {caches[0].ids[0]!r}" if len(caches[0]) else ""
+            raise LabelError(
+                f"the stream {name!r} ({caches[0].path}{example}) has none of the {len(labels)} clips of "
+                f"{labels.path}; leave it out, or give the cache that belongs to these labels"
+            )
+
+
+def _refuse_uncovered(labels: Labels, at: Mapping[str, Tensor]) -> None:
+    """Refuse labels of which many are at times for which there are no features.
+
+    Raises:
+        LabelError: says how many.
+    """
+    labelled = ~np.isnan(labels.values).all(axis=1)
+    covered = torch.stack([rows >= 0 for rows in at.values()]).any(dim=0).numpy()
+    missing = int((labelled & ~covered).sum())
+    if missing > UNCOVERED * labelled.sum():
+        raise LabelError(
+            f"{missing} of the {int(labelled.sum())} labelled rows of {labels.path} are at times for which no stream "
+            "has features; extract with --max-seconds none if clips are longer than the cut, and check --label-fps"
+        )
 
 
 @dataclass(frozen=True)

@@ -111,11 +111,13 @@ class Split:
         if labelled:
             known = ~self.targets.isnan().all(dim=1)
             windows = [w for w in windows if known[offsets[w.clip] + w.first :][: w.rows].any()]
-        clips = torch.tensor([w.clip for w in windows], dtype=torch.int64)
+        clips = torch.tensor([w.clip for w in windows], dtype=torch.int64, device=self.targets.device)
         streams, skipped = {}, {}
         for name, stream in self.streams.items():
             held = [self.at[name][offsets[w.clip] + w.first :][: w.rows] for w in windows]
-            spans = torch.tensor([_span(rows) for rows in held], dtype=torch.int64).reshape(-1, 2)
+            spans = (
+                torch.tensor([_span(rows) for rows in held], dtype=torch.int64).reshape(-1, 2).to(stream.starts.device)
+            )
             skipped[name] = spans[:, 0]
             streams[name] = replace(stream, starts=stream.starts[clips] + spans[:, 0], lengths=spans[:, 1])
         return replace(self, streams=streams, windows=windows, skipped=skipped)

@@ -297,8 +297,8 @@ def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSe
 
 def _chosen(table: dict[str, Any], key: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return a table with what is given; the options of another name are forgotten."""
-    kept = table if given.get(key, table.get(key)) == table.get(key) else {}
-    return {**kept, **given}
+    there = table.get(key, TrainSettings.fusion)
+    return {**(table if given.get(key, there) == there else {}), **given}
 
 
 def _fusion_table(value: object) -> Mapping[str, Any]:

@@ -96,9 +96,9 @@ class WhisperBackbone(nn.Module):
 
     def forward(self, waveforms: Sequence[Tensor]) -> Features:
         """See `Backbone`."""
-        pieces = [piece for w in waveforms for piece in self._cut(w)]
+        spectra = [self.log_mel(piece) for w in waveforms for piece in self._cut(w)]  # in float32: silence is 1e-10
         with torch.autocast(self.conv1.weight.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            clips = [self._embed(self.log_mel(piece)) for piece in pieces]
+            clips = [self._embed(piece) for piece in spectra]
             rows, lengths = torch.cat(clips), [len(clip) for clip in clips]
             for layer in self.layers:
                 rows = layer(rows, lengths)

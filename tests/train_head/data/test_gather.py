@@ -58,6 +58,11 @@ def test_a_clip_that_every_stream_lacks_is_refused_or_left_out(caches, tmp_path)
     assert load(caches, labels, skip_missing=True).labels.ids == ("00001", "00002")
 
 
+def test_a_stream_that_has_none_of_the_clips_is_refused(caches, tmp_path):
+    with pytest.raises(LabelError, match=r"the stream 'face' .*look like '00002'.* has none of the 1 clips"):
+        load(caches, clip_labels(tmp_path, [1]))
+
+
 @pytest.fixture
 def frames(tmp_path):
     folder = tmp_path / "frames"
@@ -74,8 +79,11 @@ def test_label_rows_take_the_rows_that_hold_at_their_time(caches, frames):
 
 def test_times_and_frame_numbers_of_a_table_are_used(caches, tmp_path):
     path = tmp_path / "frames.csv"
-    path.write_text("Filename,time,v\n2,0,0.5\n2,1.2,0.5\n2,9,0.5\n")
+    path.write_text("Filename,time,v\n2,0,0.5\n2,1.2,0.5\n2,9,\n")
     assert load(caches, read_frame_labels(path)).at["audio"].tolist() == [0, 2, -1]
+    path.write_text("Filename,time,v\n2,0,0.5\n2,1.2,0.5\n2,9,0.5\n")
+    with pytest.raises(LabelError, match=r"1 of the 3 labelled rows .* no stream has features; .*--max-seconds none"):
+        load(caches, read_frame_labels(path))
     path.write_text("Filename,frame,v\n2,0,0.5\n2,5,0.5\n")
     assert load(caches, read_frame_labels(path), fps=2.0).at["audio"].tolist() == [0, 5]
 

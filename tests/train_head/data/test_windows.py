@@ -63,6 +63,11 @@ def test_valid_overlaps_drop_what_did_not_see_all_that_it_depends_on():
     assert kept_rows(Window(0, 0, 5, 5), (2, 1), "valid") == slice(0, 5)
 
 
+def test_a_reach_longer_than_the_window_keeps_nothing_of_it():
+    first, inner, last = make_windows([16], 8, 4)
+    assert [kept_rows(w, (63, 63), "valid") for w in (first, inner, last)] == [slice(0, 0), slice(8, 8), slice(8, 8)]
+
+
 def test_a_head_that_sees_the_whole_clip_has_no_valid_overlap():
     with pytest.raises(TrainSettingsError, match="depends on the whole clip"):
         kept_rows(Window(0, 0, 5, 9), None, "valid")
