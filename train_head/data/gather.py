@@ -100,7 +100,7 @@ def _refuse_foreign(stores: Stores, labels: Labels) -> None:
         LabelError: names the stream.
     """
     for name, caches in stores.items():
-        if not any(clip in store for clip in labels.ids for store in caches):
+        if len(labels) and not any(clip in store for clip in labels.ids for store in caches):
             example = f", whose ids look like {caches[0].ids[0]!r}" if len(caches[0]) else ""
             raise LabelError(
                 f"the stream {name!r} ({caches[0].path}{example}) has none of the {len(labels)} clips of "
