@@ -228,7 +228,7 @@ def shared(case: Case, folder: Path) -> dict[str, float]:
     before = memory_mb("/proc/self/status", "RssAnon")
     started = time.perf_counter()
     with open_cache(folder / "store" / "c.zarr") as store:
-        frames, _ = shared_load(store, case.split(), folder / "shared")
+        frames = shared_load(store, case.split(), folder / "shared").rows
     elapsed = time.perf_counter() - started
     frames.max()  # every page
     private = memory_mb("/proc/self/status", "RssAnon") - before

@@ -1,25 +1,27 @@
-"""Format `emi-features` version 1: the arrays of a segment, their dtypes, and the checksums that guard them.
+"""Format `emi-features`: the arrays of a segment, their dtypes, and the checksums that guard them.
 
 A cache is a set of segments, each written once. Both containers (Zarr v3 group, HDF5 file) hold the same tree:
 
     /                      attributes: format, version, fingerprint, dim, vad_names, hop_seconds, provenance,
-                           extras_crc32c where there are extras, header_crc32c over all of these
+                           modality where it is not audio, optional where there are optional arrays, extras_crc32c
+                           where there are extras, header_crc32c over all of these
     /segments/<name>       attributes: clips, frames, fingerprint_sha256, index_crc32c, and `replaces` where a segment
                            takes the place of others: those, if still there, do not count
-    /segments/<name>/...   the arrays of `ARRAYS`
+    /segments/<name>/...   the arrays of `Header.layout` and `INDEX_ARRAYS`
     /segments/<name>/sources  (clips, 3) int64, optional: which media the clips were made from (`cache.sources`)
     /index/<name>          uint8: what the segments say of their clips, once more, for fast opening (`cache.index`)
     /extras/<name>         numeric arrays that the cache was created with (`cache.derive` keeps its transform there)
 
 A reader without our code needs `segments` only, and may pass over the rest.
 
-`checksums[i]` is the CRC-32C of clip i's stored bytes (frames, then vad, then vad_pooled; little-endian, C order).
-`index_crc32c` guards the arrays that say which bytes belong to which clip.
+`checksums[i]` is the CRC-32C of clip i's stored bytes (little-endian, C order; the arrays in the order of
+`Header.layout`). `index_crc32c` guards the arrays that say which bytes belong to which clip.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import google_crc32c
@@ -31,11 +33,17 @@ from cache.fingerprint import Fingerprint, canonical, differences
 from cache.paths import is_utf8
 
 FORMAT = "emi-features"
-VERSION = 1
+VERSION = 2
+"""Of a cache with optional arrays; any other has version 1, which earlier versions of emi read."""
 
 INDEX_ARRAYS = ("ids", "offsets", "seconds", "checksums")
 """Small arrays that a reader loads when it opens a cache."""
-ARRAYS = ("frames", "vad", "vad_pooled", *INDEX_ARRAYS)
+OPTIONAL = ("times", "valid")
+"""Arrays that a cache has where its header declares them."""
+NUMBERS = ("frames", "vad", "vad_pooled", *OPTIONAL)
+"""Arrays that hold the numbers of clips, in the order of their checksum."""
+AUDIO = "audio"
+"""The modality of a cache that does not state any."""
 
 OTHER_DECODER = (
     "`decoder` is the version of how emi turns media into sound: another version reads some files differently, such as "
@@ -60,6 +68,9 @@ class Clip:
         vad: (frames, 3) float32 arousal, dominance, valence per frame, or None.
         vad_pooled: (3,) float32, the regression head on the time mean, or None.
         seconds: length of the medium before the cut to the maximum length; NaN where it is not known.
+        times: (frames, 2) float32, start and end of each frame in seconds, or None where frames have a fixed hop.
+        valid: (frames,) bool, whether there was something (a face was found); frames that are not valid are zeros. None
+            where all are valid.
     """
 
     id: str
@@ -67,6 +78,8 @@ class Clip:
     vad: Array | None
     vad_pooled: Array | None
     seconds: float
+    times: Array | None = None
+    valid: Array | None = None
 
     def joined(self) -> Array:
         """(frames, dim [+ 3]) in the dtype of `frames`: each frame followed by its VAD, the input of a head."""
@@ -74,7 +87,22 @@ class Clip:
 
     def checksum(self) -> int:
         """CRC-32C of the stored bytes."""
-        return crc32c(*(array for array in (self.frames, self.vad, self.vad_pooled) if array is not None))
+        return crc32c(*(array for name in NUMBERS if (array := getattr(self, name)) is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How an array of numbers is stored.
+
+    Attributes:
+        dtype: of the array.
+        shape: of one row.
+        by_frame: whether it has a row per frame; else one per clip.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    by_frame: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +113,25 @@ class Header:
         fingerprint: everything that changes a stored number.
         dim: features per frame.
         vad_names: names of the three regression outputs in stored order, or empty.
-        hop_seconds: time from one frame to the next.
+        hop_seconds: time from one frame to the next; None where clips have `times` instead.
         provenance: library versions and the like; recorded, never compared.
+        modality: what the features were made from: "audio", "face", "text".
+        optional: which of `OPTIONAL` every clip has.
     """
 
     fingerprint: Fingerprint
     dim: int
     vad_names: tuple[str, ...] = ()
-    hop_seconds: float = 0.02
+    hop_seconds: float | None = 0.02
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    modality: str = AUDIO
+    optional: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not set(self.optional) <= set(OPTIONAL):
+            raise CacheFormatError(f"the optional arrays of a cache are {' and '.join(OPTIONAL)}, got {self.optional}")
+        if (self.hop_seconds is None) != ("times" in self.optional):
+            raise CacheFormatError("frames have either a hop or times")
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -105,11 +143,27 @@ class Header:
         """Return the numbers per frame that a head gets: features, then VAD."""
         return self.dim + len(self.vad_names)
 
+    @functools.cached_property
+    def layout(self) -> Mapping[str, Layout]:
+        """How the numbers of the clips are stored, in the order of their checksum."""
+        single = np.dtype(np.float32)
+        layout = {"frames": Layout(self.dtype, (self.dim,))}
+        if self.vad_names:
+            layout |= {"vad": Layout(single, (3,)), "vad_pooled": Layout(single, (3,), by_frame=False)}
+        optional = {"times": Layout(single, (2,)), "valid": Layout(np.dtype(np.bool_), ())}
+        return layout | {name: optional[name] for name in OPTIONAL if name in self.optional}
+
+    def duration(self, clip: Clip) -> float:
+        """Return the seconds that the frames of a clip cover."""
+        if self.hop_seconds is not None:
+            return len(clip.frames) * self.hop_seconds
+        return 0.0 if clip.times is None else float(clip.times[-1, 1])
+
     def stored(self, clip: Clip) -> Clip:
         """Cast a clip to the dtypes in which it is stored, which are those that a head must be given.
 
-        Frames that have their dtype already are not copied. VAD is stored as float32, but `FeatureCache.load` rounds it
-        to the dtype of the frames, so it has to fit that too.
+        Frames that have their dtype already are not copied, unless some that are not valid must be set to zero. VAD is
+        stored as float32, but `FeatureCache.load` rounds it to the dtype of the frames, so it has to fit that too.
 
         Raises:
             CacheFormatError: shapes do not fit this cache, or values are no real numbers, or not finite in the dtype
@@ -122,9 +176,14 @@ class Header:
             raise CacheFormatError(f"{where}: its length is {clip.seconds} seconds")
         if clip.frames.ndim != 2 or clip.frames.shape[1] != self.dim or not len(clip.frames):
             raise CacheFormatError(f"{where}: frames have shape {clip.frames.shape}, expected (frames, {self.dim})")
-        for name, array in (("frames", clip.frames), ("vad", clip.vad), ("vad_pooled", clip.vad_pooled)):
+        for name in NUMBERS:
+            array = getattr(clip, name)
             if array is not None and array.dtype.kind not in REAL:
                 raise CacheFormatError(f"{where}: its {name} holds {array.dtype}, expected real numbers")
+        times, valid = self._clock(clip, where)
+        if valid is not None and not valid.all():
+            vad = None if clip.vad is None else np.where(valid[:, None], clip.vad, 0)
+            clip = replace(clip, frames=np.where(valid[:, None], clip.frames, 0), vad=vad)
         remedy = "; use --dtype float32" if self.dtype == np.float16 else ""
         with np.errstate(over="ignore"):  # reported below, with the clip's name
             frames = clip.frames.astype(self.dtype, copy=False)
@@ -143,7 +202,29 @@ class Header:
             raise CacheFormatError(f"{where}: its vad or vad_pooled is not finite in float32")
         if rounded is not None and not _all_finite(rounded):
             raise CacheFormatError(f"{where}: its vad overflows {self.dtype}, to which heads get it rounded{remedy}")
-        return Clip(clip.id, frames, vad, pooled, clip.seconds)
+        return Clip(clip.id, frames, vad, pooled, clip.seconds, times, valid)
+
+    def _clock(self, clip: Clip, where: str) -> tuple[Array | None, Array | None]:
+        """Return `times` and `valid` of a clip as they are stored.
+
+        Raises:
+            CacheFormatError: they are not what the cache has, or times go backwards.
+        """
+        found = {name: getattr(clip, name) for name in OPTIONAL}
+        for name, array in found.items():
+            layout = self.layout.get(name)
+            shape = None if array is None else array.shape
+            expected = None if layout is None else (len(clip.frames), *layout.shape)
+            if shape != expected:
+                raise CacheFormatError(f"{where}: its {name} has shape {shape}, expected {expected}")
+        times, valid = found["times"], found["valid"]
+        if times is not None:
+            times = times.astype(np.float32)
+            if not np.isfinite(times).all() or (times[:, 0] > times[:, 1]).any() or (np.diff(times[:, 0]) < 0).any():
+                raise CacheFormatError(
+                    f"{where}: its times are not starts and ends of frames in seconds, in their order"
+                )
+        return times, None if valid is None else valid.astype(np.bool_)
 
     def must_match(self, stored: "Header", where: str) -> None:
         """Refuse to mix features made in different ways.
@@ -168,23 +249,31 @@ class Header:
                     else ", or use the settings the cache was made with (`emi cache info` shows them)"
                 )
             )
-        if (stored.dim, stored.vad_names) != (self.dim, self.vad_names):
+        if stored._shape() != self._shape():
             raise CacheFormatError(
-                f"{where} holds {stored.dim} features per frame with {stored.vad_names or 'no VAD'}, and {self.dim} "
-                f"with {self.vad_names or 'no VAD'} were to be added; choose a new --cache path"
+                f"{where} holds {stored._shape()}, and {self._shape()} were to be added; choose a new --cache path"
             )
+
+    def _shape(self) -> str:
+        """Return what a clip consists of, in words."""
+        parts = [f"{self.dim} features per frame with {self.vad_names or 'no VAD'}", *self.optional]
+        return ", ".join(parts) + (f" of modality {self.modality}" if self.modality != AUDIO else "")
 
     def to_attributes(self, extras: Mapping[str, Array] | None = None) -> dict[str, Any]:
         """The root attributes as JSON-able values, with a checksum over them and one over the extra arrays."""
         attributes: dict[str, Any] = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if self.optional else 1,
             "fingerprint": dict(self.fingerprint),
             "dim": self.dim,
             "vad_names": list(self.vad_names),
             "hop_seconds": self.hop_seconds,
             "provenance": dict(self.provenance),
         }
+        if self.modality != AUDIO:
+            attributes["modality"] = self.modality
+        if self.optional:
+            attributes["optional"] = list(self.optional)
         if extras:
             attributes["extras_crc32c"] = extras_crc32c(extras)
         return with_checksum(attributes)
@@ -201,10 +290,10 @@ class Header:
                 f"{where} is not an {FORMAT} cache (its format is {attributes.get('format')!r}); choose another "
                 "path, or make one with `emi extract MEDIA --cache PATH`"
             )
-        if attributes.get("version") != VERSION:
+        if attributes.get("version") not in (1, VERSION):
             raise CacheFormatError(
-                f"{where} has cache version {attributes.get('version')!r}, and this emi reads version {VERSION}; "
-                "upgrade with `pip install --upgrade emi-mimicry`"
+                f"{where} has cache version {attributes.get('version')!r}, and this emi reads versions up to "
+                f"{VERSION}; upgrade with `pip install --upgrade emi-mimicry`"
             )
         try:
             if attributes["header_crc32c"] != _header_crc32c(attributes):
@@ -213,10 +302,12 @@ class Header:
                 fingerprint=dict(attributes["fingerprint"]),
                 dim=int(attributes["dim"]),
                 vad_names=tuple(attributes["vad_names"]),
-                hop_seconds=float(attributes["hop_seconds"]),
+                hop_seconds=None if attributes["hop_seconds"] is None else float(attributes["hop_seconds"]),
                 provenance=dict(attributes["provenance"]),
+                modality=attributes.get("modality", AUDIO),
+                optional=tuple(attributes.get("optional", ())),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, CacheFormatError) as error:
             raise CacheFormatError(f"{where} has a damaged header: {error!r}; restore it from a copy") from error
 
 
@@ -266,9 +357,10 @@ def segment_arrays(clips: Sequence[Clip], frames: Array) -> dict[str, Array]:
         "seconds": np.array([clip.seconds for clip in clips], dtype=np.float64),
         "checksums": np.array([clip.checksum() for clip in clips], dtype=np.uint32),
     }
-    if clips[0].vad is not None:
-        arrays["vad"] = np.concatenate([clip.vad for clip in clips if clip.vad is not None])
-        arrays["vad_pooled"] = np.stack([clip.vad_pooled for clip in clips if clip.vad_pooled is not None])
+    for name in NUMBERS[1:]:
+        if getattr(clips[0], name) is not None:
+            join = np.stack if name == "vad_pooled" else np.concatenate
+            arrays[name] = join([getattr(clip, name) for clip in clips])
     return {name: array if name == "ids" else little_endian(array) for name, array in arrays.items()}
 
 

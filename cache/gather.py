@@ -6,7 +6,7 @@ cannot be read, its clips are read one by one, so that the damaged one can be na
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,8 +25,25 @@ REMOTE_THREADS = 16
 TURN = 4
 """Runs that a thread takes at a time."""
 
-Stored = tuple[Sequence[Array], Sequence[Array] | None, Array | None]
-"""For each clip frames (rows, dim), vad (rows, 3) and vad_pooled (3,), as they are stored."""
+Stored = Mapping[str, Sequence[Array]]
+"""Of each clip the arrays of `Header.layout` by name, (rows, …), or (1, …) where they have a row per clip."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """Clips one after the other.
+
+    Attributes:
+        rows: (total frames, dim [+ 3]), each frame followed by its VAD where the cache has it.
+        offsets: (clips + 1,) int64, clip i is rows offsets[i]:offsets[i + 1].
+        times: (total frames, 2) float32, see `Clip`; None where the cache has none.
+        valid: (total frames,) bool, see `Clip`; None where the cache has none.
+    """
+
+    rows: Array
+    offsets: NDArray[np.int64]
+    times: Array | None = None
+    valid: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +101,15 @@ def plan_runs(
 
 def read_stored(container: Container, header: Header, run: Run, places: Sequence[Array] = ()) -> Stored:
     """Read the arrays of a run, unchecked; frames into the places of their clips (C-contiguous), where given."""
-    frames = places or _cut(page_aligned((sum(run.lengths), header.dim), header.dtype), run.lengths)
-    container.read_into(run.segment, "frames", run.starts, frames)
-    if not header.vad_names:
-        return frames, None, None
-    vad = _cut(np.empty((sum(run.lengths), 3), np.float32), run.lengths)
-    pooled = np.empty((len(run.clips), 3), np.float32)
-    container.read_into(run.segment, "vad", run.starts, vad)
-    container.read_into(run.segment, "vad_pooled", run.clips, np.split(pooled, len(pooled)))
-    return frames, vad, pooled
+    stored = {}
+    for name, layout in header.layout.items():
+        starts, lengths = (run.starts, run.lengths) if layout.by_frame else (run.clips, [1] * len(run.clips))
+        rows = (places if name == "frames" else ()) or _cut(
+            page_aligned((sum(lengths), *layout.shape), layout.dtype), lengths
+        )
+        container.read_into(run.segment, name, starts, rows)
+        stored[name] = rows
+    return stored
 
 
 def _cut(rows: Array, lengths: Sequence[int]) -> list[Array]:
@@ -101,26 +118,26 @@ def _cut(rows: Array, lengths: Sequence[int]) -> list[Array]:
 
 def mismatches(run: Run, stored: Stored) -> dict[int, str]:
     """Clips of a run, by their number in the segment, whose bytes do not match their checksum."""
-    frames, vad, pooled = stored
     checksums = run.segment.checksums
     found = {}
-    for i, number in enumerate(run.clips):
-        crc = google_crc32c.value(frames[i])
-        if vad is not None and pooled is not None:
-            crc = google_crc32c.extend(google_crc32c.extend(crc, vad[i]), pooled[i])
+    for number, *arrays in zip(run.clips, *stored.values(), strict=True):
+        crc = 0
+        for array in arrays:
+            crc = google_crc32c.extend(crc, array)
         if crc != checksums[number]:
             found[number] = "the bytes do not match their checksum"
     return found
 
 
-def read_run(container: Container, header: Header, run: Run, out: Array | None = None) -> dict[int, str]:
-    """Read and check a run, and put each frame followed by its VAD into its rows of `out`, if given and sound.
+def read_run(container: Container, header: Header, run: Run, out: Loaded | None = None) -> dict[int, str]:
+    """Read and check a run, and put it into its rows of `out`, if given and sound.
 
     Returns:
         What is wrong with the run's clips, by their number in the segment; empty where they are sound.
     """
-    places = [] if out is None else [out[at : at + rows] for at, rows in zip(run.at, run.lengths, strict=True)]
-    direct = out is not None and not header.vad_names and out.dtype == header.dtype and out.flags.c_contiguous
+    parts = [slice(at, at + rows) for at, rows in zip(run.at, run.lengths, strict=True)] if out is not None else []
+    places = [out.rows[part] for part in parts] if out is not None else []
+    direct = out is not None and not header.vad_names and out.rows.dtype == header.dtype and out.rows.flags.c_contiguous
     try:
         stored = read_stored(container, header, run, places if direct else ())
     except Exception as error:  # a container may raise anything over damaged bytes
@@ -130,17 +147,22 @@ def read_run(container: Container, header: Header, run: Run, out: Array | None =
         alone = (Run(run.segment, *([column[i]] for column in columns)) for i in range(len(run.clips)))
         return {n: why for clip in alone for n, why in read_run(container, header, clip, out).items()}
     wrong = mismatches(run, stored)
-    if not direct and not wrong:  # damaged numbers might overflow on the way
-        frames, vad, _ = stored
-        for i, place in enumerate(places):
-            place[:, : header.dim] = frames[i]
-            if vad is not None:
-                place[:, header.dim :] = vad[i]
+    if out is None or wrong:  # damaged numbers might overflow on the way
+        return wrong
+    for i, (part, place) in enumerate(zip(parts, places, strict=True)):
+        if not direct:
+            place[:, : header.dim] = stored["frames"][i]
+            if "vad" in stored:
+                place[:, header.dim :] = stored["vad"][i]
+        if out.times is not None:
+            out.times[part] = stored["times"][i]
+        if out.valid is not None:
+            out.valid[part] = stored["valid"][i]
     return wrong
 
 
 def read_runs(
-    container: Container, header: Header, runs: Sequence[Run], out: Array | None = None
+    container: Container, header: Header, runs: Sequence[Run], out: Loaded | None = None
 ) -> Iterator[tuple[Run, dict[int, str]]]:
     """`read_run` over many runs, several threads taking a good many each; in their order."""
     threads = min(len(runs), REMOTE_THREADS if container.remote else available_cores())

@@ -13,8 +13,8 @@ from cache.containers.by_suffix import open_container
 from cache.containers.container import Container
 from cache.containers.file_rows import page_aligned
 from cache.errors import CacheNotFoundError, DamagedCacheError, EmiError, UnknownClipError
-from cache.format import Array, Clip, Header, extras_crc32c
-from cache.gather import Run, mismatches, plan_runs, read_runs, read_stored
+from cache.format import NUMBERS, OPTIONAL, Array, Clip, Header, extras_crc32c
+from cache.gather import Loaded, Run, mismatches, plan_runs, read_runs, read_stored
 from cache.index import load_index
 from cache.paths import StrPath, at_home
 from cache.sources import Medium, from_row, read_sources
@@ -34,7 +34,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         fingerprint: everything that changes a stored number.
         dim: features per frame.
         vad_names: names of the regression outputs in stored order; empty where the backbone has none.
-        hop_seconds: time from one frame to the next.
+        hop_seconds: time from one frame to the next; None where clips have `times`.
         ids: clips in the order of writing.
         num_frames: (clips,) int64 frames of each clip.
         seconds: (clips,) float64 lengths of the media before the cut.
@@ -96,20 +96,16 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         segment, number = self._segments[self._segment_of[row]], int(self._within[row])
         run = Run(segment, [number], [int(segment.offsets[number])], [int(self.num_frames[row])])
         try:
-            frames, vad, pooled = stored = read_stored(self._open(), self.header, run)
+            stored = read_stored(self._open(), self.header, run)
         except EmiError:
             raise
         except Exception as error:  # a container may raise anything over damaged bytes
             raise self._damage(clip_id, segment.name, repr(error)) from error
         if wrong := mismatches(run, stored):
             raise self._damage(clip_id, segment.name, wrong[number])
-        return Clip(
-            clip_id,
-            frames[0],
-            None if vad is None else vad[0],
-            None if pooled is None else pooled[0],
-            float(self.seconds[row]),
-        )
+        frames, vad, pooled, times, valid = (stored[name][0] if name in stored else None for name in NUMBERS)
+        assert frames is not None
+        return Clip(clip_id, frames, vad, None if pooled is None else pooled[0], float(self.seconds[row]), times, valid)
 
     def checksum(self, clip_id: str) -> int:
         """CRC-32C of a clip's stored bytes, as the index states it.
@@ -145,7 +141,12 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         return self._offsets_of(self._rows_of(ids))
 
     def load(self, ids: Sequence[str], out: Array | None = None) -> tuple[Array, NDArray[np.int64]]:
-        """Gather clips into one array, each frame followed by its VAD where the cache has it.
+        """Gather clips into one array: the rows and offsets of `load_all`, with the same arguments and errors."""
+        loaded = self.load_all(ids, out)
+        return loaded.rows, loaded.offsets
+
+    def load_all(self, ids: Sequence[str], out: Array | None = None) -> Loaded:
+        """Gather clips into one array, each frame followed by its VAD, with its times and whether it is valid.
 
         Several threads read; clips that are neighbours in the cache are read together.
 
@@ -155,8 +156,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
                 element in memory of its own; it may be a memory map that other processes share. Made where not given.
 
         Returns:
-            (total frames, dim [+ 3]) in the storage dtype (VAD is rounded to it), and (len(ids) + 1,) int64 offsets:
-            clip i is rows offsets[i]:offsets[i + 1].
+            The clips in the order of `ids`; rows in the storage dtype, to which VAD is rounded.
 
         Raises:
             UnknownClipError: an id is not in the cache.
@@ -173,11 +173,14 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
             raise ValueError(f"out has shape {out.shape}, and these {len(ids)} clips take {shape}")
         else:
             _must_hold(out, self.header.dtype)
+        layout = self.header.layout
+        optional = {n: np.empty((shape[0], *layout[n].shape), layout[n].dtype) for n in OPTIONAL if n in layout}
+        loaded = Loaded(out, offsets, **optional)
         runs = plan_runs(self._segments, self._segment_of[rows], self._within[rows], offsets[:-1], self.header)
-        for run, wrong in read_runs(self._open(), self.header, runs, out):
+        for run, wrong in read_runs(self._open(), self.header, runs, loaded):
             for number, reason in wrong.items():
                 raise self._damage(run.segment.ids[number], run.segment.name, reason)
-        return out, offsets
+        return loaded
 
     def close(self) -> None:
         """Close the file handles; the next access opens them again."""

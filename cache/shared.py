@@ -14,10 +14,10 @@ from typing import Any
 
 import filelock
 import numpy as np
-from numpy.typing import NDArray
 
 from cache import fingerprint as fp
-from cache.format import Array
+from cache.format import OPTIONAL, Array
+from cache.gather import Loaded
 from cache.paths import StrPath
 from cache.reader import FeatureCache
 from cache.system.disk import crc32c_at, read_at, reserve
@@ -28,10 +28,11 @@ MODE = 0o600
 """In /dev/shm, a file is there for every user of the machine."""
 
 
-def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> tuple[Array, NDArray[np.int64]]:
-    """`FeatureCache.load` into a read-only memory map; whoever comes first fills it, the others wait and map it.
+def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> Loaded:
+    """`FeatureCache.load_all` into a read-only memory map; whoever comes first fills it, the others wait and map it.
 
-    The file is `.npy` with the CRC-32C of all before as its last four bytes, little-endian. One that does not match it,
+    The file is `.npy`, followed by those of `times` and `valid` where the cache has them, with the CRC-32C of all
+    before as its last four bytes, little-endian. One that does not match it,
     or that belongs to another user, is made anew; checking a gigabyte in memory takes about 0.25 s. Users who share a
     folder have files of their own, which no one else may read or write.
 
@@ -41,27 +42,29 @@ def shared_load(store: FeatureCache, ids: Sequence[str], folder: StrPath) -> tup
         folder: where the file lies, made where missing; /dev/shm keeps it in memory. Remove it when no one needs it.
 
     Returns:
-        (total frames, dim [+ 3]) memory map in the storage dtype, and (len(ids) + 1,) int64 offsets.
+        The clips, rows as a memory map in the storage dtype.
 
     Raises:
-        UnknownClipError, DamagedCacheError: see `FeatureCache.load`.
+        UnknownClipError, DamagedCacheError: see `FeatureCache.load_all`.
         CacheWriteError: the folder is full, or may not be written.
     """
     folder = Path(folder)
     offsets = store.offsets(ids)
     shape = (int(offsets[-1]), store.header.width)
     path = folder / f"emi-{_user()}-{_content(store, ids)}.npy"
-    frames = _mapped(path, shape, store.header.dtype)
-    if frames is None:
+    arrays = _mapped(path, shape, store.header.dtype)
+    if arrays is None:
         with contextlib.ExitStack() as stack:
             with write_errors(str(folder)):
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(filelock.FileLock(path.with_suffix(".lock"), mode=MODE))  # which follows no link
-            frames = _mapped(path, shape, store.header.dtype)  # another may have been first
-            if frames is None:
+            arrays = _mapped(path, shape, store.header.dtype)  # another may have been first
+            if arrays is None:
                 _fill(store, ids, path, shape)
-                frames = np.load(path, mmap_mode="r")
-    return frames, offsets
+                arrays = _arrays(path)
+    rows, *optional = arrays
+    names = [name for name in OPTIONAL if name in store.header.layout]
+    return Loaded(rows, offsets, **dict(zip(names, optional, strict=True)))
 
 
 def _fill(store: FeatureCache, ids: Sequence[str], path: Path, shape: tuple[int, int]) -> None:
@@ -72,22 +75,24 @@ def _fill(store: FeatureCache, ids: Sequence[str], path: Path, shape: tuple[int,
             partial.unlink(missing_ok=True)  # that of a killed process
             os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, MODE))
             out = np.lib.format.open_memmap(partial, "w+", store.header.dtype, shape)
-            size = partial.stat().st_size
             with partial.open("r+b") as file:  # a map on a disk that gets full kills the process
-                reserve(file.fileno(), size + CRC_BYTES)
-        store.load(ids, out=out)
+                reserve(file.fileno(), partial.stat().st_size)
+        loaded = store.load_all(ids, out=out)
         out.flush()
         with write_errors(str(path.parent)):
             with partial.open("r+b") as file:
-                crc = _stored_crc32c(file.fileno(), size)
-                file.seek(size)
-                file.write(crc)
+                file.seek(0, os.SEEK_END)
+                for array in (loaded.times, loaded.valid):
+                    if array is not None:
+                        np.save(file, array)
+                file.flush()
+                file.write(_stored_crc32c(file.fileno(), file.tell()))
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _mapped(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array | None:
+def _mapped(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> list[Array] | None:
     """Map a file that was filled whole by this user and is still as it was; None where there is none."""
     try:
         status = path.lstat()
@@ -97,10 +102,22 @@ def _mapped(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array |
             size = status.st_size - CRC_BYTES
             if _stored_crc32c(file.fileno(), size) != read_at(file.fileno(), CRC_BYTES, size):
                 return None
-        frames: Array = np.load(path, mmap_mode="r")
+        arrays = _arrays(path)
     except (OSError, ValueError):
         return None
-    return frames if (frames.shape, frames.dtype) == (shape, dtype) else None
+    return arrays if (arrays[0].shape, arrays[0].dtype) == (shape, dtype) else None
+
+
+def _arrays(path: Path) -> list[Array]:
+    """Map the rows of a file, and read the arrays behind them."""
+    rows = np.load(path, mmap_mode="r")
+    arrays = [rows]
+    with path.open("rb") as file:
+        end = file.seek(-CRC_BYTES, os.SEEK_END)
+        file.seek(rows.offset + rows.nbytes)
+        while file.tell() < end:
+            arrays.append(np.load(file))
+    return arrays
 
 
 def _stored_crc32c(descriptor: int, size: int) -> bytes:

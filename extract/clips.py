@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,8 +50,8 @@ PROCESSES_FROM = 200
 class ExtractedClip(Clip):
     """The features of a clip, its file, and what the user should know about that."""
 
-    note: Note
-    medium: Medium | None
+    note: Note = field(kw_only=True)
+    medium: Medium | None = field(kw_only=True)
 
 
 Batch = Sequence[tuple[Source, Item]]
@@ -394,4 +394,4 @@ def one_thread_per_operation(device: torch.device) -> Iterator[None]:
 
 def _extracted(source: Source, item: Item, frames: Array, vad: Array | None, vad_pooled: Array | None) -> ExtractedClip:
     note = Note(source.id, readable(str(source.path)), item.track, item.cut_off)
-    return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, note, item.medium)
+    return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, note=note, medium=item.medium)

@@ -3,6 +3,7 @@
 Nothing is written. Of many files, a sample is read.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -86,15 +87,17 @@ def estimate(plan: ExtractPlan, settings: ExtractSettings, clock: Callable[[], f
     mean = float(np.mean([seconds for seconds, _ in stated])) if stated else None
     measured, rate = _measure(plan, settings, [source for _, source in stated] or sample, mean, clock)
     header = plan.header
-    row_bytes = header.dim * header.dtype.itemsize + (3 * 4 if header.vad_names else 0)
-    seconds = None if mean is None else mean * len(todo)
+    row_bytes = sum(a.dtype.itemsize * math.prod(a.shape) for a in header.layout.values() if a.by_frame)
+    seconds, size = None if mean is None else mean * len(todo), None
+    if seconds is not None and header.hop_seconds is not None:
+        size = round(seconds * row_bytes / header.hop_seconds) + CLIP_BYTES * len(todo)
     return Estimate(
         clips=len(todo),
         present=present,
         looked_at=len(sample),
         silent=len(sample) - len(stated),
         seconds=seconds,
-        bytes=None if seconds is None else round(seconds * row_bytes / header.hop_seconds) + CLIP_BYTES * len(todo),
+        bytes=size,
         minutes=None if rate is None or seconds is None else seconds / rate / 60,
         measured=measured,
         cut=settings.max_seconds is not None,
@@ -125,7 +128,7 @@ def _measure(
     failures = [result for result in results if isinstance(result, Failure)]
     if len(failures) == len(results):
         return f"not measured: {failures[0].path} {failures[0].reason}", None
-    seconds = plan.header.hop_seconds * sum(len(r.frames) for r in results if not isinstance(r, Failure))
+    seconds = sum(plan.header.duration(r) for r in results if not isinstance(r, Failure))
     processes = settings.resolved_processes()
     together = f", times {processes} processes" if processes > 1 else ""
     failed = f"; {len(failures)} of the clips tried cannot be read, {failures[0].path} first" if failures else ""

@@ -128,6 +128,7 @@ def make_header(identity: Identity, settings: ExtractSettings, precision: str) -
         dim=identity.dim,
         vad_names=identity.vad_names,
         hop_seconds=identity.hop_seconds,
+        modality=identity.modality,
         provenance={
             "source": identity.source,
             LICENCE: identity.licence.to_dict(),

@@ -1,7 +1,7 @@
 """Read and write a whole HDF5 file of a cache: `cache.containers.hdf5_file` says when.
 
 Every array is contiguous and uncompressed, so that reading rows is one seek, for us as for plain `h5py`. Attributes
-that are mappings or lists are JSON text.
+that are mappings, lists or null are JSON text.
 
 The file is parsed once, through h5py, into attributes, index arrays, and the place of each large array in the file.
 After that, reads need no HDF5 state, no right to write, and survive a fork.
@@ -35,6 +35,8 @@ from cache.system.disk import open_binary
 _LIBVER = ("v108", "v108")
 """The file format of HDF5 1.8 (2008), with a checksum over each piece of its metadata. In the one before, h5py's
 default, a flipped byte could make segments vanish unnoticed, or crash the interpreter."""
+_NULL = "null"
+"""JSON of None, which HDF5 has no attribute for."""
 _COPY_BYTES = 16 << 20
 """Bytes of an array copied at a time."""
 Parsed = tuple[dict[str, Any], dict[str, Array], dict[str, Any]]
@@ -226,10 +228,10 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 def _decoded(value: Any) -> Any:
     if isinstance(value, str):
-        return json.loads(value) if value[:1] in ("{", "[") else value
+        return json.loads(value) if value[:1] in ("{", "[") or value == _NULL else value
     return value.item()
 
 
 def _set_attributes(node: Any, attributes: Mapping[str, Any]) -> None:
     for key, value in attributes.items():
-        node.attrs[key] = json.dumps(value) if isinstance(value, dict | list) else value
+        node.attrs[key] = json.dumps(value) if isinstance(value, dict | list | None) else value

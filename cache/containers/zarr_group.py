@@ -27,7 +27,7 @@ from zarr.core.sync import sync
 from cache.containers.container import Container, NewSegment, Rows, SegmentIndex, lock_folder
 from cache.containers.zarr_rows import RowLayout, read_rows, row_layout, shard_problems
 from cache.errors import CacheError, CacheFormatError
-from cache.format import ARRAYS, INDEX_ARRAYS, Array
+from cache.format import INDEX_ARRAYS, NUMBERS, Array
 from cache.sources import SOURCES
 from cache.system.disk import measured
 from cache.system.disk import sync as flush
@@ -209,8 +209,8 @@ class ZarrContainer(Container):
         if segment is not None:
             if self._local is None:
                 return []
-            places = (self._local / "segments" / segment.name / name for name in (*ARRAYS, SOURCES))
-            folders = [place for place in places if place.name not in INDEX_ARRAYS and place.exists()]
+            places = (self._local / "segments" / segment.name / name for name in (*NUMBERS, SOURCES))
+            folders = [place for place in places if place.exists()]
             for folder in folders:
                 zarr.open_array(folder, mode="r", zarr_format=3)  # raises where plain zarr could not read it
             return [problem for layout in filter(None, map(row_layout, folders)) for problem in shard_problems(layout)]

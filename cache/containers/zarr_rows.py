@@ -6,6 +6,7 @@ inner chunks in shards. For any other `row_layout` is None, and zarr reads.
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from cache.system.disk import open_binary, read_at
 _INNER = [{"name": "bytes", "configuration": {"endian": "little"}}]
 _SHARD_INDEX = [*_INNER, {"name": "crc32c"}]
 _KEYS = {"name": "default", "configuration": {"separator": "/"}}
-_DTYPES = {"float16": "<f2", "float32": "<f4"}
+_DTYPES = {"float16": "<f2", "float32": "<f4", "bool": "?"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class RowLayout:
     row_bytes: int
     chunk_offsets: dict[int, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
     """By shard, as far as they have been read."""
+
+    def shard(self, number: int) -> str:
+        """Return the file of a shard."""
+        return "/".join([self.folder, "c", str(number), *["0"] * (len(self.shape) - 1)])
 
 
 def row_layout(folder: Path) -> RowLayout | None:
@@ -59,14 +64,14 @@ def row_layout(folder: Path) -> RowLayout | None:
         or metadata["chunk_key_encoding"] != _KEYS
         or metadata["data_type"] not in _DTYPES
         or metadata.get("storage_transformers")
-        or len(shape) != 2
     ):
         return None
     shard, chunk = grid["configuration"]["chunk_shape"], codec["configuration"]["chunk_shape"]
-    if shard[1] != shape[1] or chunk[1] != shape[1] or shard[0] % chunk[0]:
+    columns = shape[1:]
+    if tuple(shard[1:]) != columns or tuple(chunk[1:]) != columns or shard[0] % chunk[0]:
         return None
     dtype = np.dtype(_DTYPES[metadata["data_type"]])
-    return RowLayout(str(folder), shape, dtype, chunk[0], shard[0], dtype.itemsize * shape[1])
+    return RowLayout(str(folder), shape, dtype, chunk[0], shard[0], dtype.itemsize * math.prod(columns))
 
 
 def read_rows(layout: RowLayout, starts: Sequence[int], outs: Sequence[Array]) -> None:
@@ -85,7 +90,7 @@ def read_rows(layout: RowLayout, starts: Sequence[int], outs: Sequence[Array]) -
             of_shard.setdefault(shard, []).append((chunk, within, view[: count * layout.row_bytes]))
             view, start = view[count * layout.row_bytes :], start + count
     for shard, pieces in of_shard.items():
-        descriptor = open_binary(f"{layout.folder}/c/{shard}/0")
+        descriptor = open_binary(layout.shard(shard))
         try:
             offsets = _chunk_offsets(descriptor, layout, shard)
             places = ((offsets[chunk] + within * layout.row_bytes, part) for chunk, within, part in pieces)
@@ -98,7 +103,7 @@ def shard_problems(layout: RowLayout) -> list[str]:
     """Where the bytes around the rows are not what they were written as: the list of chunks, and the padding."""
     problems = []
     for shard in range(-(-layout.shape[0] // layout.shard_rows)):
-        file = f"{layout.folder}/c/{shard}/0"
+        file = layout.shard(shard)
         try:
             content = np.memmap(file, np.uint8, "r")
             table = content[-16 * (layout.shard_rows // layout.chunk_rows) - 4 :]

@@ -133,7 +133,7 @@ def source_header(header: Header, transform: Transform) -> Header:
         header,
         fingerprint=kept | {"dtype": recipe["from_dtype"]},
         dim=header.dim if transform.mean is None else len(transform.mean),
-        hop_seconds=header.hop_seconds / recipe["pool"],
+        hop_seconds=None if header.hop_seconds is None else header.hop_seconds / recipe["pool"],
     )
 
 
@@ -192,7 +192,7 @@ def _derived_header(store: FeatureCache, recipe: Mapping[str, Any], train: Seque
         store.header,
         fingerprint=store.fingerprint | {"dtype": dtype, "derived": derived},
         dim=recipe.get("pca", store.dim),
-        hop_seconds=store.hop_seconds * recipe["pool"],
+        hop_seconds=None if store.hop_seconds is None else store.hop_seconds * recipe["pool"],
         provenance={**store.header.provenance, "derived_from": store.path, "numpy": np.__version__},
     )
 
@@ -210,4 +210,4 @@ def _reported(store: FeatureCache, ids: Sequence[str], stage: str, on_progress: 
         clip = store[clip_id]
         yield clip
         if on_progress:
-            on_progress(stage, done, len(ids), len(clip.frames) * store.hop_seconds)
+            on_progress(stage, done, len(ids), store.header.duration(clip))

@@ -41,10 +41,12 @@ class Transform:
         """Transform one clip.
 
         Args:
-            clip: frames (T, dim), vad (T, 3) or None.
+            clip: frames (T, dim), vad (T, 3) or None, times (T, 2) or None, valid (T,) or None.
 
         Returns:
-            frames (ceil(T / pool), k or dim) float32 and vad (ceil(T / pool), 3) float32; the rest unchanged.
+            frames (ceil(T / pool), k or dim) float32 and vad (ceil(T / pool), 3) float32, means over the valid frames
+            of each window; a window is valid if one of its frames is, and lasts from its first frame's start to its
+            last frame's end; the rest unchanged.
 
         Raises:
             CacheFormatError: the frames have another dimension than those this was fitted on.
@@ -54,13 +56,20 @@ class Transform:
                 f"clip {clip.id!r} has {clip.frames.shape[1]} features per frame, and the transform was fitted on "
                 f"{len(self.mean)}; give it features of the cache it was made from"
             )
-        frames = pooled(clip.frames, self.pool)
+        frames = pooled(clip.frames, self.pool, clip.valid)
         if self.mean is not None:
             values = frames - self.mean  # float64
             if self.components is not None:
                 values = values @ self.components.T
             frames = (values if self.scale is None else values / self.scale).astype(np.float32)
-        return replace(clip, frames=frames, vad=None if clip.vad is None else pooled(clip.vad, self.pool))
+        starts = np.arange(0, len(clip.frames), self.pool)
+        return replace(
+            clip,
+            frames=frames,
+            vad=None if clip.vad is None else pooled(clip.vad, self.pool, clip.valid),
+            times=None if clip.times is None else _spans(clip.times, starts),
+            valid=None if clip.valid is None else np.logical_or.reduceat(clip.valid, starts),
+        )
 
     @classmethod
     def fit(
@@ -79,7 +88,7 @@ class Transform:
         """
         if pca is None and not standardise:
             return cls(pool)
-        count, mean, variance = _moments((pooled(clip.frames, pool) for clip in clips), cross=pca is not None)
+        count, mean, variance = _moments((_valid_rows(clip, pool) for clip in clips), cross=pca is not None)
         if not count:
             raise DeriveError(
                 "there are no training clips to fit on; give --train a CSV that names some of the cache's"
@@ -139,8 +148,18 @@ def training_set(checksums: Mapping[str, int]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def pooled(frames: Array, pool: int) -> Array:
-    """(T, dim) -> (ceil(T / pool), dim) float32 means of consecutive frames; the last of what is there."""
+def pooled(frames: Array, pool: int, valid: Array | None = None) -> Array:
+    """(T, dim) -> (ceil(T / pool), dim) float32 means of consecutive frames; the last of what is there.
+
+    Args:
+        frames: those that are not valid are zeros.
+        pool: frames of a window.
+        valid: (T,) the frames whose mean is taken, or None for all; a window without any is zeros.
+    """
+    if valid is not None and pool > 1:
+        starts = np.arange(0, len(frames), pool)
+        counts = np.maximum(np.add.reduceat(valid, starts, dtype=np.int64), 1)
+        return np.asarray(np.add.reduceat(frames, starts, dtype=np.float32) / counts[:, None], np.float32)
     if pool == 1:
         return np.asarray(frames, np.float32)
     whole = len(frames) - len(frames) % pool
@@ -149,6 +168,19 @@ def pooled(frames: Array, pool: int) -> Array:
     if whole == len(frames):
         return means
     return np.concatenate([means, frames[whole:].mean(0, dtype=np.float32, keepdims=True)])
+
+
+def _spans(times: Array, starts: Array) -> Array:
+    """Return from when to when windows of frames last; `starts` are their first frames."""
+    return np.stack([times[starts, 0], np.maximum.reduceat(times[:, 1], starts)], axis=1)
+
+
+def _valid_rows(clip: Clip, pool: int) -> Array:
+    """Return the pooled frames of a clip, without windows in which no frame is valid."""
+    frames = pooled(clip.frames, pool, clip.valid)
+    if clip.valid is None:
+        return frames
+    return frames[np.logical_or.reduceat(clip.valid, np.arange(0, len(clip.valid), pool))]
 
 
 def _moments(arrays: Iterable[Array], *, cross: bool) -> tuple[int, Floats, Floats]:

@@ -162,8 +162,9 @@ class _Import:
             except (FeatureFileError, UnsafePickleError, OSError) as error:
                 self._fail(clip_id, path, error)
             else:
-                seconds = len(frames) * self.header.hop_seconds
-                yield Clip(clip_id, frames, None, None, seconds)
+                clip = Clip(clip_id, frames, None, None, float("nan"))
+                seconds = self.header.duration(clip)
+                yield replace(clip, seconds=seconds)
             self.done += 1
             if self.on_progress:
                 self.on_progress(self.done, len(self.summary.ids), seconds)

@@ -73,13 +73,13 @@ class Selection:
         for clip_id in ids:
             clip = self.store[clip_id]
             yield clip
-            self.count(len(clip.frames))
+            self.count(self.store.header.duration(clip))
 
-    def count(self, frames: int) -> None:
-        """Report that one more clip is done."""
+    def count(self, seconds: float) -> None:
+        """Report that one more clip, with features of so many seconds, is done."""
         self.done += 1
         if self.on_progress:
-            self.on_progress(self.done, len(self.ids), frames * self.store.hop_seconds)
+            self.on_progress(self.done, len(self.ids), seconds)
 
 
 class ExportExistsError(CacheError, FileExistsError):

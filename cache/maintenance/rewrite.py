@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cache.containers.by_suffix import open_container
 from cache.containers.container import Container, NewSegment, SegmentIndex, segment_name
 from cache.errors import CacheError, DamagedCacheError
-from cache.format import Array, Header
+from cache.format import Array, Header, Layout
 from cache.index import load_index, write_block
 from cache.maintenance.verify import DamagedClip, Progress, open_damaged, problems_of_extras, verify
 from cache.paths import StrPath
@@ -223,16 +223,18 @@ def _joined(container: Container, header: Header, parts: Sequence[Part], add: Ca
     segment_of = [segment for segment, clips in parts for _ in clips]
     in_frames = segment_of, column(lambda segment: segment.offsets[:-1]), lengths
     in_clips = segment_of, column(lambda segment: np.arange(len(segment.ids))), np.ones_like(lengths)
+    numbers = {
+        name: _JoinedRows(container, name, *(in_frames if layout.by_frame else in_clips), layout)
+        for name, layout in header.layout.items()
+    }
+    numbers["frames"].on_read = add
     arrays: dict[str, Any] = {
-        "frames": _JoinedRows(container, "frames", *in_frames, header.dim, header.dtype, add),
+        **numbers,
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "ids": np.array(ids, dtype=object),
         "seconds": column(lambda segment: segment.seconds),
         "checksums": column(lambda segment: segment.checksums),
     }
-    if header.vad_names:
-        arrays["vad"] = _JoinedRows(container, "vad", *in_frames, 3, np.dtype(np.float32))
-        arrays["vad_pooled"] = _JoinedRows(container, "vad_pooled", *in_clips, 3, np.dtype(np.float32))
     if any(SOURCES_CRC32C in segment.attributes for segment, _ in parts):
         arrays[SOURCES] = column(lambda segment: _sources(container, segment))
     name = f"{parts[0][0].name.partition('-')[0]}-{segment_name().partition('-')[2]}"  # the time of the first
@@ -256,8 +258,9 @@ class _JoinedRows:
         segment_of: the segment of each clip.
         starts: (clips,) first row of each clip in its segment's array.
         lengths: (clips,) rows of each.
-        columns: of the array.
-        dtype: of the array.
+        layout: of the array.
+
+    Attributes:
         on_read: called with the number of rows that were read.
     """
 
@@ -268,20 +271,19 @@ class _JoinedRows:
         segment_of: Sequence[SegmentIndex],
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
-        columns: int,
-        dtype: np.dtype[Any],
-        on_read: Callable[[int], None] = lambda _: None,
+        layout: Layout,
     ) -> None:
-        self._container, self._array, self._segment_of, self._on_read = container, array, segment_of, on_read
+        self._container, self._array, self._segment_of = container, array, segment_of
+        self.on_read: Callable[[int], None] = lambda _: None
         self._ends = np.cumsum(lengths)
         self._begins = self._ends - lengths
         self._shift = starts - self._begins
-        self.shape: tuple[int, ...] = (int(self._ends[-1]), columns)
-        self.dtype = dtype
+        self.shape: tuple[int, ...] = (int(self._ends[-1]), *layout.shape)
+        self.dtype = layout.dtype
 
     def __getitem__(self, rows: slice) -> Array:
         start, stop, _ = rows.indices(self.shape[0])
-        out = np.empty((stop - start, self.shape[1]), self.dtype)
+        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         clips = range(int(np.searchsorted(self._ends, start, "right")), int(np.searchsorted(self._begins, stop)))
         for _, of_segment in itertools.groupby(clips, lambda clip: self._segment_of[clip].name):
             these = list(of_segment)
@@ -289,7 +291,7 @@ class _JoinedRows:
             places = [out[a:b] for a, b in zip((low - start).tolist(), (high - start).tolist(), strict=True)]
             starts = (low + self._shift[these]).tolist()
             self._container.read_into(self._segment_of[these[0]], self._array, starts, places)
-        self._on_read(stop - start)
+        self.on_read(stop - start)
         return out
 
 

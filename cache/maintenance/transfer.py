@@ -68,7 +68,7 @@ def transfer(
             clip = store[clip_id]
             writer.add(clip, store.medium(clip_id))
             if on_progress:
-                on_progress(done, len(todo), len(clip.frames) * header.hop_seconds)
+                on_progress(done, len(todo), header.duration(clip))
     return TransferSummary(written=len(todo), present=len(owners) - len(todo), repeated=repeated)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from cache.settings import take
 from emi.cli import options
-from emi.cli.messages import first_of, tell_left_out, tell_licence, tell_notes, tell_some
+from emi.cli.messages import first_of, row_clock, tell_left_out, tell_licence, tell_notes, tell_some
 from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _show_plan(plan: "ExtractPlan", cache: str, settings: ExtractSettings) -> No
     cut = "whole clips" if settings.max_seconds is None else f"first {settings.max_seconds:g} s of each clip"
     typer.echo(
         f"{len(plan.sources)} clips, {plan.todo} to do -> {cache}\n"
-        f"{made['backbone']}: {header.dim} features{vad} every {1000 * header.hop_seconds:g} ms, {cut}\n"
+        f"{made['backbone']}: {header.dim} features{vad} {row_clock(header.hop_seconds)}, {cut}\n"
         f"{made['precision']} on {settings.resolved_device().type} ({plan.precision_reason}), stored as "
         f"{made['dtype']}; weights: {plan.identity.licence}"
     )

@@ -60,6 +60,11 @@ def tell_left_out(counts: Mapping[str, int]) -> None:
         typer.echo(f"left out: {in_words(counts)}, by their suffixes no media; a text list takes any file", err=True)
 
 
+def row_clock(hop_seconds: float | None) -> str:
+    """Say when frames of a cache are."""
+    return "with times of their own" if hop_seconds is None else f"every {1000 * hop_seconds:g} ms"
+
+
 def first_of(ids: Collection[str]) -> str:
     """Return the first ids as a text such as "a, b, …"."""
     return ", ".join(list(ids)[:SHOWN]) + (", …" if len(ids) > SHOWN else "")

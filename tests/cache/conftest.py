@@ -10,6 +10,7 @@ import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +20,51 @@ import pytest
 import zarr
 
 from cache import CacheWriter, Clip, Header, open_cache
+from cache.format import NUMBERS
 
 SUFFIXES = (".zarr", ".h5")
 IDS = ("train/клип/один", "train/00001", "日本語", "z", "train/a b.c", "Ünï/ço∂é/🎭")
 VAD = ("arousal", "dominance", "valence")
 FINGERPRINT = {"backbone": "tiny", "weights_sha256": "0123456789abcdef" * 4, "layer": 12, "dtype": "float16"}
 
-Record = tuple[str, tuple[int, ...], bytes, bytes | None, bytes | None, float]
+Record = tuple[object, ...]
 
 
-def make_header(vad: bool = True, dim: int = 4, **fingerprint: object) -> Header:
+def make_header(vad: bool = True, dim: int = 4, timed: bool = False, **fingerprint: object) -> Header:
+    """`timed` caches have both optional arrays, as those of faces at a variable rate."""
+    clock = {"hop_seconds": None, "optional": ("times", "valid"), "modality": "face"} if timed else {}
     return Header(
         fingerprint=FINGERPRINT | fingerprint,
         dim=dim,
         vad_names=VAD if vad else (),
         provenance={"numpy": np.__version__},
+        **clock,
     )
 
 
-def make_clip(clip_id: str, frames: int | None = None, vad: bool = True, dim: int = 4) -> Clip:
+def make_clip(clip_id: str, frames: int | None = None, vad: bool = True, dim: int = 4, timed: bool = False) -> Clip:
     rng = np.random.default_rng(zlib.crc32(clip_id.encode()))
     frames = int(rng.integers(1, 9)) if frames is None else frames
     values = rng.normal(size=(frames, dim + 3)).astype(np.float32)
     pooled = rng.normal(size=3).astype(np.float32)
-    return Clip(
+    clip = Clip(
         clip_id, values[:, :dim], values[:, dim:] if vad else None, pooled if vad else None, frames * 0.02 + 0.01
     )
+    if not timed:
+        return clip
+    bounds = np.cumsum(rng.uniform(0.01, 0.1, 2 * frames)).reshape(frames, 2)
+    return replace(clip, times=bounds, valid=rng.random(frames) < 0.7)
+
+
+def clip_of(header: Header, clip_id: str) -> Clip:
+    return make_clip(clip_id, vad=bool(header.vad_names), dim=header.dim, timed=bool(header.optional))
 
 
 def make_cache(path: Path | str, ids: Iterable[str], per_segment: int = 2, header: Header | None = None) -> Path | str:
     header = header or make_header()
     with CacheWriter(path, header) as writer:
         for number, clip_id in enumerate(ids, 1):
-            writer.add(make_clip(clip_id, vad=bool(header.vad_names), dim=header.dim))
+            writer.add(clip_of(header, clip_id))
             if number % per_segment == 0:
                 writer.commit()
     return path
@@ -59,14 +72,14 @@ def make_cache(path: Path | str, ids: Iterable[str], per_segment: int = 2, heade
 
 def record(clip: Clip) -> Record:
     """All of a clip, comparable with `==` down to the last bit."""
-    vad, pooled = (None if a is None else a.tobytes() for a in (clip.vad, clip.vad_pooled))
-    return str(clip.frames.dtype), clip.frames.shape, clip.frames.tobytes(), vad, pooled, clip.seconds
+    arrays = [getattr(clip, name) for name in NUMBERS]
+    return clip.seconds, *(None if a is None else (str(a.dtype), a.shape, a.tobytes()) for a in arrays)
 
 
 def expected(ids: Iterable[str], header: Header | None = None) -> dict[str, Record]:
     """What a cache filled with these ids holds."""
     header = header or make_header()
-    return {i: record(header.stored(make_clip(i, vad=bool(header.vad_names), dim=header.dim))) for i in ids}
+    return {i: record(header.stored(clip_of(header, i))) for i in ids}
 
 
 def contents(path: Path | str) -> dict[str, Record]:
@@ -140,15 +153,15 @@ def plainly(path: Path) -> dict[str, Record]:
     for _, arrays in plain(path)[1]:
         for i, clip_id in enumerate(arrays["ids"]):
             rows = slice(arrays["offsets"][i], arrays["offsets"][i + 1])
-            vad = (arrays["vad"][rows], arrays["vad_pooled"][i]) if "vad" in arrays else (None, None)
-            found.setdefault(clip_id, record(Clip(clip_id, arrays["frames"][rows], *vad, float(arrays["seconds"][i]))))
+            numbers = {n: arrays[n][i if n == "vad_pooled" else rows] if n in arrays else None for n in NUMBERS}
+            found.setdefault(clip_id, record(Clip(clip_id, seconds=float(arrays["seconds"][i]), **numbers)))
     return found
 
 
 def spoil(path: Path, clip_id: str, part: str = "frames", header: Header | None = None) -> None:
     """Change a byte of a clip, wherever the cache holds it first."""
     header = header or make_header()
-    stored = header.stored(make_clip(clip_id, vad=bool(header.vad_names), dim=header.dim))
+    stored = header.stored(clip_of(header, clip_id))
     needle = getattr(stored, part).tobytes()
     file = next(f for f in files_of(path) if needle in f.read_bytes())
     content = file.read_bytes()
@@ -158,6 +171,7 @@ def spoil(path: Path, clip_id: str, part: str = "frames", header: Header | None 
 for function in (
     make_header,
     make_clip,
+    clip_of,
     make_cache,
     record,
     expected,

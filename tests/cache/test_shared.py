@@ -21,20 +21,20 @@ from cache.shared import shared_load
 
 def test_it_holds_what_load_gives_and_cannot_be_written(filled, ids, tmp_path):
     with open_cache(filled) as store:
-        frames, offsets = shared_load(store, ids, tmp_path / "maps")
+        loaded = shared_load(store, ids, tmp_path / "maps")
         expected, rows = store.load(ids)
-    assert isinstance(frames, np.memmap)
-    np.testing.assert_array_equal(frames, expected)
-    np.testing.assert_array_equal(offsets, rows)
+    assert isinstance(loaded.rows, np.memmap)
+    np.testing.assert_array_equal(loaded.rows, expected)
+    np.testing.assert_array_equal(loaded.offsets, rows)
     with pytest.raises(ValueError, match="read-only"):
-        frames[0] = 1
+        loaded.rows[0] = 1
 
 
 def test_the_second_call_maps_the_same_file_without_reading_the_cache(filled, ids, tmp_path, monkeypatch):
     with open_cache(filled) as store:
-        first, _ = shared_load(store, ids, tmp_path)
-        monkeypatch.setattr(FeatureCache, "load", lambda *_, **__: pytest.fail("gathered again"))
-        second, _ = shared_load(store, ids, tmp_path)
+        first = shared_load(store, ids, tmp_path).rows
+        monkeypatch.setattr(FeatureCache, "load_all", lambda *_, **__: pytest.fail("gathered again"))
+        second = shared_load(store, ids, tmp_path).rows
     assert first.filename == second.filename
 
 
@@ -44,22 +44,22 @@ def test_other_clips_another_order_or_changed_bytes_have_another_file(path, ids,
     names = set()
     for place, wanted in ((path, ids), (path, ids[::-1]), (path, ids[1:]), (path.with_stem("other"), ids)):
         with open_cache(place) as store:
-            names.add(shared_load(store, wanted, tmp_path / "maps")[0].filename)
+            names.add(shared_load(store, wanted, tmp_path / "maps").rows.filename)
     assert len(names) == 4
 
 
 def test_many_processes_fill_it_once(filled, ids, tmp_path, fork, exit_code):
     def read(report):
-        load = FeatureCache.load
+        load = FeatureCache.load_all
 
         def counted(*arguments, **options):
             os.write(report, b"x")
             return load(*arguments, **options)
 
-        FeatureCache.load = counted
+        FeatureCache.load_all = counted
         with open_cache(filled) as store:
-            frames, _ = shared_load(store, ids, tmp_path / "maps")
-            FeatureCache.load = load
+            frames = shared_load(store, ids, tmp_path / "maps").rows
+            FeatureCache.load_all = load
             assert frames.tobytes() == store.load(ids)[0].tobytes()
 
     counts, report = os.pipe()
@@ -75,13 +75,13 @@ def test_a_killed_filler_neither_blocks_nor_poisons_the_next(filled, ids, tmp_pa
         os.kill(os.getpid(), signal.SIGKILL)
 
     def fill_and_die():
-        FeatureCache.load = die
+        FeatureCache.load_all = die
         with open_cache(filled) as store:
             shared_load(store, ids, tmp_path / "maps")
 
     assert exit_code(fork(fill_and_die)) == -signal.SIGKILL
     with open_cache(filled) as store:
-        frames, _ = shared_load(store, ids, tmp_path / "maps")
+        frames = shared_load(store, ids, tmp_path / "maps").rows
         assert frames.tobytes() == store.load(ids)[0].tobytes()
     assert Path(frames.filename).parent == (tmp_path / "maps").resolve()
 
@@ -90,7 +90,7 @@ def test_what_a_killed_filler_left_is_gone_after_the_next(filled, ids, tmp_path,
     folder = tmp_path / "maps"
 
     def fill_and_die():
-        FeatureCache.load = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        FeatureCache.load_all = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         with open_cache(filled) as store:
             shared_load(store, ids, folder)
 
@@ -107,20 +107,20 @@ def test_the_others_wait_while_one_fills(filled, ids, tmp_path, fork, exit_code)
     began, go = os.pipe(), os.pipe()
 
     def fill_slowly():
-        load = FeatureCache.load
+        load = FeatureCache.load_all
 
         def slow(*arguments, **options):
             os.write(began[1], b"x")
             os.read(go[0], 1)
             return load(*arguments, **options)
 
-        FeatureCache.load = slow
+        FeatureCache.load_all = slow
         with open_cache(filled) as store:
             shared_load(store, ids, tmp_path / "maps")
 
     filler = fork(fill_slowly)
     os.read(began[0], 1)
-    waiting = threading.Thread(target=lambda: found.append(shared_load(store, ids, tmp_path / "maps")[0].tobytes()))
+    waiting = threading.Thread(target=lambda: found.append(shared_load(store, ids, tmp_path / "maps").rows.tobytes()))
     found = []
     with open_cache(filled) as store:
         waiting.start()
@@ -137,7 +137,7 @@ def test_spawned_processes_share_it_too(filled, ids, tmp_path):
         pickled, rows = pickle.dumps((store, ids, str(tmp_path / "maps"))).hex(), store.load(ids)[0].tobytes().hex()
     program = (
         "import pickle, sys; from cache.shared import shared_load\n"
-        "print(shared_load(*pickle.loads(bytes.fromhex(sys.argv[1])))[0].tobytes().hex())"
+        "print(shared_load(*pickle.loads(bytes.fromhex(sys.argv[1]))).rows.tobytes().hex())"
     )
     command = [sys.executable, "-c", program, pickled]
     folder = Path(cache.__file__).parents[1]
@@ -156,8 +156,8 @@ def test_a_damaged_clip_leaves_no_file(copy, ids, tmp_path, spoil):
 def test_no_clips_are_an_empty_array(filled, tmp_path):
     with open_cache(filled) as store:
         for _ in range(2):
-            frames, offsets = shared_load(store, [], tmp_path)
-            assert (frames.shape, offsets.tolist()) == ((0, 7), [0])
+            loaded = shared_load(store, [], tmp_path)
+            assert (loaded.rows.shape, loaded.offsets.tolist()) == ((0, 7), [0])
 
 
 def test_a_folder_that_is_too_full_is_an_error_and_does_not_kill_the_process(
@@ -203,12 +203,12 @@ DAMAGE = {
 def test_a_shared_file_that_is_damaged_is_made_anew(filled, ids, tmp_path, damage):
     with open_cache(filled) as store:
         expected, _ = store.load(ids)
-        first, _ = shared_load(store, ids, tmp_path)
+        first = shared_load(store, ids, tmp_path).rows
         file = tmp_path / first.filename
         content = file.read_bytes()
         file.unlink()  # whoever has it mapped keeps it
         file.write_bytes(DAMAGE[damage](content))
-        again, _ = shared_load(store, ids, tmp_path)
+        again = shared_load(store, ids, tmp_path).rows
         np.testing.assert_array_equal(again, expected)
         np.testing.assert_array_equal(np.load(file), expected)
         np.testing.assert_array_equal(first, expected)
@@ -218,16 +218,16 @@ def test_a_shared_file_that_is_a_link_or_another_users_is_made_anew(filled, ids,
     elsewhere, others = tmp_path / "elsewhere.npy", os.geteuid() + 1
     with open_cache(filled) as store:
         expected, _ = store.load(ids)
-        file = tmp_path / shared_load(store, ids, tmp_path)[0].filename
+        file = tmp_path / shared_load(store, ids, tmp_path).rows.filename
         file.rename(elsewhere)
         file.symlink_to(elsewhere)
-        np.testing.assert_array_equal(shared_load(store, ids, tmp_path)[0], expected)
+        np.testing.assert_array_equal(shared_load(store, ids, tmp_path).rows, expected)
         assert not file.is_symlink()
         planted = file.with_name(file.name.replace(f"-{os.geteuid()}-", f"-{others}-"))
         elsewhere.rename(planted)
         before = planted.stat().st_ino
         monkeypatch.setattr(os, "geteuid", lambda: others)
-        np.testing.assert_array_equal(shared_load(store, ids, tmp_path)[0], expected)
+        np.testing.assert_array_equal(shared_load(store, ids, tmp_path).rows, expected)
         assert planted.stat().st_ino != before
 
 

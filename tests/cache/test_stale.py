@@ -79,9 +79,9 @@ def test_other_library_versions_are_no_reason_to_refuse(copy, ids, make_cache, m
 
 @pytest.mark.parametrize("use", ["read", "write"])
 def test_a_later_version_is_refused(copy, use, make_header, state_of):
-    set_attribute(copy, "version", 2)
+    set_attribute(copy, "version", 3)
     before = state_of(copy)
-    with pytest.raises(CacheFormatError, match=r"version 2.*reads version 1"):
+    with pytest.raises(CacheFormatError, match=r"version 3.*reads versions up to 2"):
         open_cache(copy) if use == "read" else CacheWriter(copy, make_header())
     assert state_of(copy) == before
 

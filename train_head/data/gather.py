@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.containers.file_rows import page_aligned
 from cache.errors import ClipNameError, StaleCacheError
 from cache.fingerprint import differences
-from cache.format import Array
+from cache.format import OPTIONAL
+from cache.gather import Loaded
 from cache.ids import match_ids
 from cache.paths import StrPath
 from cache.reader import FeatureCache, open_cache
@@ -86,6 +86,7 @@ def gather(
     splits = {}
     for name, part in labels.items():
         streams = {stream: rows.stream(stream, stores[stream][0], part.ids) for stream, rows in loaded.items()}
+        streams = {s: rows.without_empty() if part.by_frame else rows.only_valid() for s, rows in streams.items()}
         at = rows_at_labels(part, streams, fps) if part.by_frame else None
         if at is not None:
             _refuse_uncovered(part, at)
@@ -130,12 +131,14 @@ class _Loaded:
 
     rows: Tensor
     places: Mapping[str, tuple[int, int]]
+    times: Tensor | None = None
+    valid: Tensor | None = None
 
     def stream(self, name: str, store: FeatureCache, clips: Sequence[str]) -> Stream:
         """Return the stream of some of the clips; a clip that is not there has no rows."""
         at = torch.tensor([self.places.get(clip, (0, 0)) for clip in clips], dtype=torch.int64).reshape(-1, 2)
         starts, lengths = at[:, 0].contiguous(), at[:, 1].contiguous()
-        return Stream(name, self.rows, starts, lengths, store.hop_seconds)
+        return Stream(name, self.rows, starts, lengths, store.hop_seconds, self.times, self.valid)
 
 
 def _load(
@@ -147,27 +150,33 @@ def _load(
     owner = {clip: i for clip in clips for i, store in reversed(list(enumerate(stores))) if clip in store}
     of_store = [[clip for clip in clips if owner.get(clip) == i] for i in range(len(stores))]
     if shared is None:
-        frames, lengths = _read(stores, of_store)
+        loaded = _read(stores, of_store)
     else:
-        stored, offsets = shared_load(stores[0], of_store[0], shared)
-        frames = np.load(stored.filename, mmap_mode="c")  # type: ignore[attr-defined]  # torch knows no read-only arrays
-        lengths = np.diff(offsets)
-    found = list(itertools.chain(*of_store))
-    firsts = np.cumsum(lengths) - lengths
-    return _Loaded(
-        torch.from_numpy(frames), dict(zip(found, zip(firsts.tolist(), lengths.tolist(), strict=True), strict=True))
-    )
+        loaded = shared_load(stores[0], of_store[0], shared)
+        # torch knows no read-only arrays
+        loaded = replace(loaded, rows=np.load(loaded.rows.filename, mmap_mode="c"))  # type: ignore[attr-defined]
+    found, offsets = itertools.chain(*of_store), loaded.offsets
+    places = zip(offsets[:-1].tolist(), np.diff(offsets).tolist(), strict=True)
+    times, valid = (None if a is None else torch.from_numpy(a) for a in (loaded.times, loaded.valid))
+    return _Loaded(torch.from_numpy(loaded.rows), dict(zip(found, places, strict=True)), times, valid)
 
 
-def _read(stores: Sequence[FeatureCache], of_store: Sequence[Sequence[str]]) -> tuple[Array, NDArray[np.int64]]:
-    """Read clips of each cache into (total rows, dim), and their numbers of rows."""
-    lengths = [np.diff(store.offsets(ids)) for store, ids in zip(stores, of_store, strict=True)]
-    first, header = 0, stores[0].header
-    frames = page_aligned((sum(int(n.sum()) for n in lengths), header.width), header.dtype)
-    for store, ids, numbers in zip(stores, of_store, lengths, strict=True):
-        store.load(ids, out=frames[first : first + int(numbers.sum())])
-        first += int(numbers.sum())
-    return frames, np.concatenate(lengths)
+def _read(stores: Sequence[FeatureCache], of_store: Sequence[Sequence[str]]) -> Loaded:
+    """Read clips of each cache, one cache after the other."""
+    offsets = [store.offsets(ids) for store, ids in zip(stores, of_store, strict=True)]
+    firsts = np.cumsum([0, *(own[-1] for own in offsets)])
+    rows = page_aligned((int(firsts[-1]), stores[0].header.width), stores[0].header.dtype)
+    parts = [
+        store.load_all(ids, out=rows[first:last])
+        for store, ids, (first, last) in zip(stores, of_store, itertools.pairwise(firsts), strict=True)
+    ]
+    optional = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in OPTIONAL
+        if name in stores[0].header.layout
+    }
+    joined = [own[:-1] + first for own, first in zip(offsets, firsts[:-1], strict=True)]
+    return Loaded(rows, np.concatenate([*joined, firsts[-1:]]), **optional)
 
 
 def resolve(labels: Labels, known: Collection[str]) -> Labels:

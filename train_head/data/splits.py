@@ -143,6 +143,8 @@ class Split:
         step = torch.arange(max(1, int(lengths.max())), device=at.device)[:, None]
         outside = step >= lengths  # (rows, batch)
         source = (stream.starts[at] + step).masked_fill_(outside, 0)
+        if stream.index is not None:
+            source = stream.index[source]
         stored = workspace.tensor(f"stored {name}", (source.numel(), stream.dim), stream.rows)
         torch.index_select(stream.rows, 0, source.view(-1), out=stored)
         frames = workspace.tensor(f"frames {name}", (*source.shape, stream.dim), self.targets)

@@ -12,6 +12,8 @@ from train_head.errors import TrainSettingsError
 
 ROUNDING = 1e-6
 """Rows: how far before a row's start a time may lie and count as its start, since i / 25 / 0.04 is not always i."""
+CLOSE = 1e-3
+"""Seconds: the same where rows have times, which many tools round to milliseconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +28,7 @@ class Stream:
         hop: seconds from one row to the next; None where rows have `times`.
         times: (total rows, 2) float32, start and end of each row in seconds; None where there is a hop.
         valid: (total rows,) bool, where there was something; None where every row is valid.
+        index: (valid rows,) int64, the rows in which `starts` and `lengths` count; None where they count in all.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Stream:
     hop: float | None = None
     times: Tensor | None = None
     valid: Tensor | None = None
+    index: Tensor | None = None
 
     @property
     def dim(self) -> int:
@@ -47,14 +51,45 @@ class Stream:
 
     def to(self, device: torch.device, rows: Tensor) -> "Stream":
         """Return the stream on a device, with rows that lie there already."""
-        valid = None if self.valid is None else self.valid.to(device)
-        return replace(self, rows=rows, starts=self.starts.to(device), lengths=self.lengths.to(device), valid=valid)
+        valid, index = (None if a is None else a.to(device) for a in (self.valid, self.index))
+        starts, lengths = self.starts.to(device), self.lengths.to(device)
+        return replace(self, rows=rows, starts=starts, lengths=lengths, valid=valid, index=index)
+
+    def only_valid(self) -> "Stream":
+        """Return the stream without the rows that are not valid."""
+        if self.valid is None:
+            return self
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), self.valid.cumsum(0)])  # valid rows before each
+        starts = before[self.starts]
+        lengths = before[self.starts + self.lengths] - starts
+        index = self.valid.nonzero()[:, 0]
+        times = self._row_times()[index]
+        return replace(self, starts=starts, lengths=lengths, hop=None, times=times, valid=None, index=index)
+
+    def _row_times(self) -> Tensor:
+        """(total rows, 2) float32 start and end of each row."""
+        if self.times is not None:
+            return self.times
+        assert self.hop is not None
+        first = torch.zeros(len(self.rows), dtype=torch.int64)
+        starts = self.starts[self.lengths > 0]
+        first[starts] = starts
+        number = torch.arange(len(first)) - first.cummax(0).values  # within its clip
+        return (torch.stack([number, number + 1], dim=1) * self.hop).float()
+
+    def without_empty(self) -> "Stream":
+        """Return the stream with no rows where a sample has no valid ones, as where it has nothing of the stream."""
+        empty = self.only_valid().lengths == 0
+        return replace(self, lengths=self.lengths.masked_fill(empty, 0))
 
     def chunks(self) -> Iterator[Tensor]:
         """Yield the valid rows of each sample, in storage dtype."""
         for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
             part = slice(start, start + length)
-            yield self.rows[part] if self.valid is None else self.rows[part][self.valid[part]]
+            if self.index is not None:
+                yield self.rows[self.index[part]]
+            else:
+                yield self.rows[part] if self.valid is None else self.rows[part][self.valid[part]]
 
     def rows_at(self, sample: int, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
         """Find the row that holds at each time.
@@ -79,9 +114,9 @@ class Stream:
             return np.where((found >= 0) & (found < length), found, -1)
         if not length:
             return np.full(len(seconds), -1)
-        times, moment = self.times[start : start + length].numpy(), seconds.astype(np.float32)
-        found = np.searchsorted(times[:, 0], moment, side="right") - 1
-        holds = (found >= 0) & (moment < times[np.maximum(found, 0), 1])
+        times = self.times[start : start + length].numpy()
+        found = np.searchsorted(times[:, 0], seconds + CLOSE, side="right") - 1
+        holds = (found >= 0) & (seconds < times[np.maximum(found, 0), 1])
         return np.where(holds, found, -1)
 
 

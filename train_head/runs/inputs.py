@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 from cache.derive.derived import describe, transform_of
 from cache.derive.transform import Transform
 from cache.errors import StaleCacheError
+from cache.format import AUDIO
 from cache.licences import LICENCE, Licence, all_of, licence_of
 from cache.paths import StrPath
 from cache.reader import FeatureCache
@@ -156,7 +157,9 @@ class CachedFeatures:
         features: dict[str, Any] = {
             "dim": header.dim,
             "vad_names": list(header.vad_names),
-            "hop_seconds": header.hop_seconds,
+            **({} if header.hop_seconds is None else {"hop_seconds": header.hop_seconds}),
+            **({} if header.modality == AUDIO else {"modality": header.modality}),
+            **({"optional": list(header.optional)} if header.optional else {}),
             "source": header.provenance.get("source", ""),
             **({"revision": header.provenance["revision"]} if "revision" in header.provenance else {}),
             "fingerprint": dict(header.fingerprint),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache.derive.transform import Transform
-from cache.format import Clip, Header
+from cache.format import AUDIO, Clip, Header
 from cache.paths import StrPath
 from train_head.data.label_format import UNIT, Range
 from train_head.data.streams import Rows
@@ -82,7 +82,9 @@ class TrainedStream:
             fingerprint=self.features["fingerprint"],
             dim=self.features["dim"],
             vad_names=tuple(self.features["vad_names"]),
-            hop_seconds=self.features["hop_seconds"],
+            hop_seconds=self.features.get("hop_seconds"),
+            modality=self.features.get("modality", AUDIO),
+            optional=tuple(self.features.get("optional", ())),
         )
 
 
@@ -229,10 +231,11 @@ def _load_run(place: Path) -> TrainedHead:
 
 
 def _rows(clip: Clip | None, header: Header) -> Rows:
-    """Return the rows of one clip; one of zeros that counts for nothing where there is no clip."""
-    if clip is None:
+    """Return the valid rows of one clip; one of zeros that counts for nothing where there are none."""
+    if clip is None or (clip.valid is not None and not clip.valid.any()):
         return Rows(torch.zeros(1, 1, header.width), torch.zeros(1, dtype=torch.int64))
-    frames = torch.from_numpy(clip.joined()).float().unsqueeze(0)
+    rows = clip.joined() if clip.valid is None else clip.joined()[clip.valid]
+    frames = torch.from_numpy(rows).float().unsqueeze(0)
     return Rows(frames, torch.tensor([frames.shape[1]]))
 
 

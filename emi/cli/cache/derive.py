@@ -29,7 +29,7 @@ def derive(
     Example: emi cache derive features.zarr small.zarr --pool 5 --pca 128 --standardise --train train_split.csv
     """
     from cache.derive import derived
-    from emi.cli.messages import tell_written
+    from emi.cli.messages import row_clock, tell_written
     from emi.console import MOMENT, Progress
     from train_head.data.labels import read_clips
 
@@ -55,5 +55,5 @@ def derive(
         summary.present,
         summary.cache,
         f"\n{derived.describe(made['derived'])}\n"
-        f"{header.dim} features every {1000 * header.hop_seconds:g} ms, stored as {made['dtype']}",
+        f"{header.dim} features {row_clock(header.hop_seconds)}, stored as {made['dtype']}",
     )

@@ -14,6 +14,8 @@ def info(
 
     Example: emi cache info features.zarr
     """
+    import numpy as np
+
     from cache.containers.by_suffix import open_container
     from cache.licences import UNKNOWN, licence_of
     from cache.reader import open_cache
@@ -26,7 +28,9 @@ def info(
             "path": store.path,
             "clips": len(store),
             "frames": frames,
-            "hours": frames * store.hop_seconds / 3600,
+            "modality": store.header.modality,
+            "hours": (float(np.nansum(store.seconds)) if store.hop_seconds is None else frames * store.hop_seconds)
+            / 3600,
             "segments": len(store.segments),
             "lost_segments": len(store.lost),
             "unsealed_segments": len(container.unsealed()),
@@ -37,6 +41,7 @@ def info(
             "dim": store.dim,
             "vad_names": list(store.vad_names),
             "hop_seconds": store.hop_seconds,
+            "optional": list(store.header.optional),
             "fingerprint": store.fingerprint,
             "provenance": dict(store.header.provenance),
         }
@@ -49,13 +54,15 @@ def info(
 def _text(facts: dict[str, Any]) -> str:
     from cache.fingerprint import flattened
     from cache.licences import Licence
+    from emi.cli.messages import row_clock
 
     vad = f" and {', '.join(facts['vad_names'])}" if facts["vad_names"] else ", no valence-arousal-dominance"
+    marked = ", with marks of frames in which nothing was found" if "valid" in facts["optional"] else ""
     lines = [
         facts["path"],
         f"  {facts['clips']} clips, {facts['hours']:.2f} h ({facts['frames']} frames) in {facts['segments']} segments",
         f"  {facts['bytes'] / 1e6:.1f} MB in {facts['files']} files, not compressed",
-        f"  {facts['dim']} features{vad} every {1000 * facts['hop_seconds']:g} ms",
+        f"  {facts['dim']} features{vad} {row_clock(facts['hop_seconds'])}{marked}, of modality {facts['modality']}",
         f"  weights: {Licence.from_dict(facts.get('licence'))}",
     ]
     problems = {

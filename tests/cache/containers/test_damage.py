@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from cache import CacheError, CacheFormatError, CacheWriter, DamagedCacheError, EmiError, open_cache
-from cache.format import ARRAYS
+from cache.format import INDEX_ARRAYS, NUMBERS
 from cache.maintenance.rewrite import compact, repair
 from cache.maintenance.verify import verify
 
@@ -58,11 +58,11 @@ def wrong_after_flips(flipped, faults):
 
 
 @pytest.mark.parametrize("flips", [4, pytest.param(10_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("part", [*ARRAYS, "the segment", "the root"])
+@pytest.mark.parametrize("part", [*NUMBERS, *INDEX_ARRAYS, "the segment", "the root"])
 def test_a_flipped_byte_anywhere_in_a_zarr_cache_is_found(
-    tmp_path, part, flips, make_cache, everything, files_of, wrong_after_flips
+    tmp_path, part, flips, make_header, make_cache, everything, files_of, wrong_after_flips
 ):
-    root = make_cache(tmp_path / "a.zarr", "ab")
+    root = make_cache(tmp_path / "a.zarr", "ab", header=make_header(timed=True))
     before = everything(root)
     (segment,) = [p for p in (root / "segments").iterdir() if p.is_dir()]
     groups = {"the segment": [segment / "zarr.json"], "the root": [root / "zarr.json", root / "segments" / "zarr.json"]}

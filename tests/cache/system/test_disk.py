@@ -25,9 +25,9 @@ def test_a_cache_is_written_and_read(windows, tmp_path, make_cache, expected, co
     make_cache(path, "d")
     assert contents(path) == expected("abcd")
     with open_cache(path) as store:
-        frames, offsets = shared_load(store, store.ids, tmp_path / "shared")
-        assert (frames == store.load(store.ids)[0]).all()
-        assert offsets[-1] == len(frames)
+        loaded = shared_load(store, store.ids, tmp_path / "shared")
+        assert (loaded.rows == store.load(store.ids)[0]).all()
+        assert loaded.offsets[-1] == len(loaded.rows)
 
 
 def test_threads_that_share_a_descriptor_read_what_they_ask_for(windows, tmp_path):
