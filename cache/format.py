@@ -55,6 +55,8 @@ DTYPES = ("float16", "float32")
 REAL = "fiub"
 """Kinds of NumPy dtypes that can be stored: floats, integers and booleans."""
 
+_BLOCK_ROWS = 1 << 14
+
 Array = NDArray[Any]
 
 
@@ -329,7 +331,7 @@ def little_endian(array: Array) -> Array:
 def crc32c(*arrays: Array, start: int = 0) -> int:
     """Return the CRC-32C of the stored bytes of arrays, one after the other, continuing that of what came before."""
     for array in arrays:
-        start = google_crc32c.extend(start, little_endian(array).tobytes())
+        start = google_crc32c.extend(start, little_endian(array) if array.size else b"")
     return int(start)
 
 
@@ -365,7 +367,8 @@ def segment_arrays(clips: Sequence[Clip], frames: Array) -> dict[str, Array]:
 
 
 def _all_finite(frames: Array) -> bool:
-    """Whether no value is infinite or NaN; for float16 by its exponent bits, which is faster."""
+    """Whether no value is infinite or NaN; for float16 by its exponent bits, which is faster. A block at a time."""
+    blocks = (frames[i : i + _BLOCK_ROWS] for i in range(0, len(frames), _BLOCK_ROWS))
     if frames.dtype != np.float16:
-        return bool(np.isfinite(frames).all())
-    return bool((np.ascontiguousarray(frames).view(np.uint16) & 0x7C00).max(initial=0) < 0x7C00)
+        return all(np.isfinite(block).all() for block in blocks)
+    return all((np.ascontiguousarray(b).view(np.uint16) & 0x7C00).max(initial=0) < 0x7C00 for b in blocks)

@@ -99,22 +99,27 @@ class CacheWriter(contextlib.AbstractContextManager["CacheWriter"]):
         clip = self.header.stored(clip)
         if self._rows + len(clip.frames) > len(self._frames):
             self.commit()
-            if len(clip.frames) > len(self._frames):
-                self._frames = np.empty_like(clip.frames)
+        self.done[clip.id] = clip.seconds
+        if len(clip.frames) > len(self._frames):  # a segment by itself, without a copy
+            self._pending.append((clip, medium))
+            self._commit(clip.frames)
+            return
         frames = self._frames[self._rows : self._rows + len(clip.frames)]
         frames[:] = clip.frames  # the caller may reuse its own
         self._pending.append((replace(clip, frames=frames), medium))
         self._rows += len(frames)
-        self.done[clip.id] = clip.seconds
         if self._rows == len(self._frames) or time.monotonic() - self._started >= self._segment_seconds:
             self.commit()
 
     def commit(self) -> None:
         """Write what is pending as one segment; returns when it is on the disk."""
-        if not self._pending:
-            return
+        if self._pending:
+            self._commit(self._frames[: self._rows])
+
+    def _commit(self, frames: Array) -> None:
+        """Write what is pending, whose frames are given one after the other."""
         clips, media = zip(*self._pending, strict=True)
-        arrays = segment_arrays(clips, self._frames[: self._rows])
+        arrays = segment_arrays(clips, frames)
         if any(media):
             arrays[SOURCES] = to_rows(media)
         self._pending, self._rows = [], 0  # also if the write fails: a retry would fail again

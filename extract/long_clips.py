@@ -1,6 +1,6 @@
 """Compute a clip that is too long to hold, in blocks where the backbone can; memory is then that of its frames."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -48,8 +48,8 @@ def compute_long(
             yield torch.from_numpy(block).to(device)
 
     if hasattr(backbone, "in_blocks"):
-        parts = [stored(rows, dtype).cpu().numpy() for rows in cast(Blockwise, backbone).in_blocks(blocks())]
-        return LongFeatures(np.concatenate(parts), None, None, cost)
+        parts = (stored(rows, dtype).cpu().numpy() for rows in cast(Blockwise, backbone).in_blocks(blocks()))
+        return LongFeatures(_joined(parts), None, None, cost)
     whole: list[torch.Tensor] = []
     for block in blocks():
         whole.append(block)
@@ -58,6 +58,20 @@ def compute_long(
     frames = stored(features.frames, dtype).cpu().numpy()
     vad, pooled = (None if a is None else a.cpu().numpy() for a in (features.vad, features.vad_pooled))
     return LongFeatures(frames, vad, None if pooled is None else pooled[0], cost)
+
+
+def _joined(parts: Iterable[Array]) -> Array:
+    """Join rows as they come, in one array that grows where it lies: a list of parts would be in memory beside it."""
+    rows, used = np.empty((0, 0)), 0
+    for part in parts:
+        if rows.dtype != part.dtype:
+            rows = part.copy() if not used else rows.astype(part.dtype)
+        if used + len(part) > len(rows):
+            rows.resize((max(used + len(part), len(rows) * 5 // 4), part.shape[1]), refcheck=False)
+        rows[used : used + len(part)] = part
+        used += len(part)
+    rows.resize((used, *rows.shape[1:]), refcheck=False)
+    return rows
 
 
 def stored(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -63,7 +63,7 @@ class Predictor(nn.Module):
             raw = self.head({name: replace(r, frames=scaled[name](r.frames)) for name, r in streams.items()})
         else:
             (rows,) = streams.values()
-            raw = self.head(self.standardise(rows.frames), rows.lengths)
+            raw = self.head(self.standardise(rows.frames), rows.lengths.clamp(min=1))  # of nothing: one row of zeros
         return raw.float()
 
     def forward(self, streams: Mapping[str, Rows]) -> Tensor:
