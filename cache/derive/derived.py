@@ -3,7 +3,8 @@
 The fingerprint of a derived cache is that of its source with the new storage dtype and one more field:
 
     "derived": {"from": digest of the source's fingerprint, "from_dtype": its storage dtype, "pool", "standardise",
-                "pca" where components were asked for, "fitted_on": {"clips", "sha256"} where anything was fitted}
+                "pool_stats" where they are not the mean alone, "pca" where components were asked for,
+                "fitted_on": {"clips", "sha256"} where anything was fitted}
 
 so that caches made by other recipes, or fitted on other clips, are refused together as any others are. What was fitted
 lies in the cache itself (`FeatureCache.extras`), written when it is made: whoever continues filling it applies that.
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cache import fingerprint as fp
-from cache.derive.transform import Transform, training_set
+from cache.derive.transform import STATS, Transform, training_set
 from cache.errors import CacheNotFoundError, DeriveError
 from cache.format import DTYPES, Clip, Header
 from cache.ids import match_ids
@@ -60,6 +61,7 @@ def derive(
     target: StrPath,
     *,
     pool: int = 1,
+    pool_stats: Sequence[str] = STATS[:1],
     pca: int | None = None,
     standardise: bool = False,
     dtype: str = "float16",
@@ -74,7 +76,8 @@ def derive(
     Args:
         source: cache of extracted features.
         target: `NAME.zarr` or `NAME.h5`, created where missing.
-        pool: this many consecutive frames become their mean.
+        pool: this many consecutive frames become one.
+        pool_stats: "mean", "std" or both, which stand side by side in it.
         pca: number of principal components to project on, or None.
         standardise: bring every output to unit variance.
         dtype: storage dtype of the frames, float16 or float32.
@@ -89,14 +92,17 @@ def derive(
         DamagedCacheError: a clip of the source, or the stored transform, does not match its checksum.
     """
     with open_cache(source) as store:
-        recipe = {"pool": pool, "standardise": standardise} | ({} if pca is None else {"pca": pca})
+        recipe: dict[str, Any] = {"pool": pool, "standardise": standardise}
+        recipe |= {} if pca is None else {"pca": pca}
+        recipe |= {} if tuple(pool_stats) == ("mean",) else {"pool_stats": list(pool_stats)}
         _check_recipe(store, recipe, dtype)
         train, missing = _training_clips(store, train_ids, recipe, skip_missing)
         header = _derived_header(store, recipe, train, dtype)
         transform = _stored_transform(target, header)
         fitted = transform is None and bool(train)
         if transform is None:
-            transform = Transform.fit(_reported(store, train, "fitting", on_progress), pool, pca, standardise)
+            clips = _reported(store, train, "fitting", on_progress)
+            transform = Transform.fit(clips, pool, pca, standardise, tuple(pool_stats))
         with CacheWriter(target, header, transform.to_arrays()) as writer:
             # another process may have made the cache meanwhile
             transform = (_stored_transform(target, header) if fitted else None) or transform
@@ -132,14 +138,15 @@ def source_header(header: Header, transform: Transform) -> Header:
     return replace(
         header,
         fingerprint=kept | {"dtype": recipe["from_dtype"]},
-        dim=header.dim if transform.mean is None else len(transform.mean),
+        dim=(header.dim if transform.mean is None else len(transform.mean)) // len(transform.stats),
         hop_seconds=None if header.hop_seconds is None else header.hop_seconds / recipe["pool"],
     )
 
 
 def describe(recipe: Mapping[str, Any]) -> str:
     """A recipe (`fingerprint["derived"]`) in words."""
-    steps = [f"means of {recipe['pool']} frames"] if recipe["pool"] > 1 else []
+    stats = " and ".join({"mean": "means", "std": "standard deviations"}[s] for s in recipe.get("pool_stats", ["mean"]))
+    steps = [f"{stats} of {recipe['pool']} frames"] if recipe["pool"] > 1 or "pool_stats" in recipe else []
     steps += [f"{recipe['pca']} principal components"] if "pca" in recipe else []
     steps += ["unit variance"] if recipe["standardise"] else []
     fitted = f" (fitted on {recipe['fitted_on']['clips']} clips)" if "fitted_on" in recipe else ""
@@ -151,10 +158,14 @@ def _check_recipe(store: FeatureCache, recipe: Mapping[str, Any], dtype: str) ->
         raise DeriveError(f"{store.path} is derived itself; derive from the cache of extracted features it came from")
     if not 1 <= recipe["pool"] <= MAX_POOL:
         raise DeriveError(f"--pool takes 1 to {MAX_POOL} frames, got {recipe['pool']}")
-    if not 1 <= recipe.get("pca", 1) <= store.dim:
+    stats = recipe.get("pool_stats", ["mean"])
+    if not stats or not set(stats) <= set(STATS) or len(set(stats)) < len(stats):
         raise DeriveError(
-            f"--pca {recipe['pca']}: {store.path} has {store.dim} features per frame; give 1 to {store.dim}"
+            f"--pool-stats takes {', '.join(STATS)} or both with a comma between, got {','.join(stats)!r}"
         )
+    dim = store.dim * len(stats)
+    if not 1 <= recipe.get("pca", 1) <= dim:
+        raise DeriveError(f"--pca {recipe['pca']}: {store.path} has {dim} features per frame; give 1 to {dim}")
     if dtype not in DTYPES:
         raise DeriveError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
 
@@ -191,7 +202,7 @@ def _derived_header(store: FeatureCache, recipe: Mapping[str, Any], train: Seque
     return replace(
         store.header,
         fingerprint=store.fingerprint | {"dtype": dtype, "derived": derived},
-        dim=recipe.get("pca", store.dim),
+        dim=recipe.get("pca", store.dim * len(recipe.get("pool_stats", STATS[:1]))),
         hop_seconds=None if store.hop_seconds is None else store.hop_seconds * recipe["pool"],
         provenance={**store.header.provenance, "derived_from": store.path, "numpy": np.__version__},
     )

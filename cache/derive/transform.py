@@ -1,4 +1,4 @@
-"""Features made of features: means of consecutive frames, principal components, unit variance; NumPy only.
+"""Features made of features: means and spreads of consecutive frames, principal components, unit variance; NumPy only.
 
 A `Transform` is what makes a small cache of a large one (`cache.derive.derived`). It works clip by clip, so that
 prediction can apply the same to a clip that no cache holds. Once it is fitted, no clip's numbers depend on another's.
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from cache.errors import CacheFormatError, DeriveError
 from cache.format import Array, Clip
 
+STATS = ("mean", "std")
+"""What may be taken of consecutive frames."""
 BLOCK_FRAMES = 2048
 """Frames whose moments are taken at once while fitting: enough for a fast matrix product, 16 MB of float64 at 1024."""
 
@@ -26,13 +28,15 @@ class Transform:
     """Pool, then project on principal components, then divide by the standard deviation.
 
     Attributes:
-        pool: consecutive frames whose mean is one frame; a last window that is not full is the mean of what is there.
+        pool: consecutive frames that become one frame; a last window that is not full is made of what is there.
+        stats: of `STATS`, what is taken of them, side by side.
         mean: (dim,) float64 of the pooled training frames, or None where nothing was fitted.
         components: (k, dim) float64, orthonormal, by falling variance, or None for all dimensions as they are.
         scale: (k or dim,) float64 standard deviations after the projection, or None.
     """
 
     pool: int = 1
+    stats: tuple[str, ...] = STATS[:1]
     mean: Floats | None = None
     components: Floats | None = None
     scale: Floats | None = None
@@ -44,19 +48,19 @@ class Transform:
             clip: frames (T, dim), vad (T, 3) or None, times (T, 2) or None, valid (T,) or None.
 
         Returns:
-            frames (ceil(T / pool), k or dim) float32 and vad (ceil(T / pool), 3) float32, means over the valid frames
-            of each window; a window is valid if one of its frames is, and lasts from its first frame's start to its
-            last frame's end; the rest unchanged.
+            frames (ceil(T / pool), k or dim times stats) float32 and vad (ceil(T / pool), 3) float32, over the valid
+            frames of each window (of VAD the means); a window is valid if one of its frames is, and lasts from its
+            first frame's start to its last frame's end; the rest unchanged.
 
         Raises:
             CacheFormatError: the frames have another dimension than those this was fitted on.
         """
-        if self.mean is not None and clip.frames.shape[1] != len(self.mean):
+        if self.mean is not None and clip.frames.shape[1] * len(self.stats) != len(self.mean):
             raise CacheFormatError(
                 f"clip {clip.id!r} has {clip.frames.shape[1]} features per frame, and the transform was fitted on "
-                f"{len(self.mean)}; give it features of the cache it was made from"
+                f"{len(self.mean) // len(self.stats)}; give it features of the cache it was made from"
             )
-        frames = pooled(clip.frames, self.pool, clip.valid)
+        frames = pooled(clip.frames, self.pool, clip.valid, self.stats)
         if self.mean is not None:
             values = frames - self.mean  # float64
             if self.components is not None:
@@ -73,7 +77,12 @@ class Transform:
 
     @classmethod
     def fit(
-        cls, clips: Iterable[Clip], pool: int = 1, pca: int | None = None, standardise: bool = False
+        cls,
+        clips: Iterable[Clip],
+        pool: int = 1,
+        pca: int | None = None,
+        standardise: bool = False,
+        stats: tuple[str, ...] = STATS[:1],
     ) -> "Transform":
         """Fit in one pass over the training clips; the pass is left out where nothing is to be fitted.
 
@@ -82,13 +91,14 @@ class Transform:
             pool: frames per window.
             pca: number of principal components, or None.
             standardise: whether to bring each output to unit variance (divisor n, as scikit-learn's StandardScaler).
+            stats: of `STATS`, what is taken of each window.
 
         Raises:
             DeriveError: fewer dimensions or pooled frames than components, or no clips; says what to give.
         """
         if pca is None and not standardise:
-            return cls(pool)
-        count, mean, variance = _moments((_valid_rows(clip, pool) for clip in clips), cross=pca is not None)
+            return cls(pool, stats)
+        count, mean, variance = _moments((_valid_rows(clip, pool, stats) for clip in clips), cross=pca is not None)
         if not count:
             raise DeriveError(
                 "there are no training clips to fit on; give --train a CSV that names some of the cache's"
@@ -109,7 +119,7 @@ class Transform:
         else:
             floor = np.square(1e-12 * mean)  # below it, the variance of a constant is
         scale = np.sqrt(np.where(variance <= floor, 1.0, variance)) if standardise else None
-        return cls(pool, mean, components, scale)
+        return cls(pool, stats, mean, components, scale)
 
     def to_arrays(self) -> dict[str, Array]:
         """What was fitted, by name: plain float64 arrays, none where nothing was."""
@@ -122,7 +132,7 @@ class Transform:
 
         Args:
             arrays: as from `to_arrays`; others are ignored.
-            settings: `pool`, `standardise`, and `pca` where there is one: a recipe of `derived`.
+            settings: `pool`, `standardise`, and `pca` and `pool_stats` where they are: a recipe of `derived`.
 
         Raises:
             CacheFormatError: an array is missing, or its shape does not fit.
@@ -139,7 +149,7 @@ class Transform:
                     f"the transform of these features is incomplete: its {name} is missing or not of shape {shape}; "
                     "make the cache again with `emi cache derive`"
                 )
-        return cls(settings["pool"], **found)
+        return cls(settings["pool"], tuple(settings.get("pool_stats", STATS[:1])), **found)
 
 
 def training_set(checksums: Mapping[str, int]) -> str:
@@ -148,14 +158,27 @@ def training_set(checksums: Mapping[str, int]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def pooled(frames: Array, pool: int, valid: Array | None = None) -> Array:
-    """(T, dim) -> (ceil(T / pool), dim) float32 means of consecutive frames; the last of what is there.
+def pooled(frames: Array, pool: int, valid: Array | None = None, stats: tuple[str, ...] = STATS[:1]) -> Array:
+    """(T, dim) -> (ceil(T / pool), dim times stats) float32 of consecutive frames; the last window of what is there.
 
     Args:
         frames: those that are not valid are zeros.
         pool: frames of a window.
-        valid: (T,) the frames whose mean is taken, or None for all; a window without any is zeros.
+        valid: (T,) the frames that are taken, or None for all; a window without any is zeros.
+        stats: of `STATS`: the mean, the standard deviation (divisor n).
     """
+    mean = _means(frames, pool, valid)
+    if stats == ("mean",):
+        return mean
+    apart = frames - np.repeat(mean, pool, axis=0)[: len(frames)]
+    if valid is not None:
+        apart[~valid] = 0.0
+    columns = {"mean": mean, "std": np.sqrt(_means(np.square(apart), pool, valid))}
+    return np.concatenate([columns[name] for name in stats], axis=1)
+
+
+def _means(frames: Array, pool: int, valid: Array | None) -> Array:
+    """(T, dim) -> (ceil(T / pool), dim) float32 means of the valid ones of consecutive frames."""
     if valid is not None and pool > 1:
         starts = np.arange(0, len(frames), pool)
         counts = np.maximum(np.add.reduceat(valid, starts, dtype=np.int64), 1)
@@ -175,9 +198,9 @@ def _spans(times: Array, starts: Array) -> Array:
     return np.stack([times[starts, 0], np.maximum.reduceat(times[:, 1], starts)], axis=1)
 
 
-def _valid_rows(clip: Clip, pool: int) -> Array:
+def _valid_rows(clip: Clip, pool: int, stats: tuple[str, ...]) -> Array:
     """Return the pooled frames of a clip, without windows in which no frame is valid."""
-    frames = pooled(clip.frames, pool, clip.valid)
+    frames = pooled(clip.frames, pool, clip.valid, stats)
     if clip.valid is None:
         return frames
     return frames[np.logical_or.reduceat(clip.valid, np.arange(0, len(clip.valid), pool))]

@@ -9,7 +9,10 @@ import typer
 def derive(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Cache of extracted features: NAME.zarr or NAME.h5.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="Cache to fill: NAME.zarr or NAME.h5.")],
-    pool: Annotated[int, typer.Option(help="Replace this many consecutive frames by their mean.")] = 1,
+    pool: Annotated[int, typer.Option(help="Replace this many consecutive frames by one: their mean.")] = 1,
+    pool_stats: Annotated[
+        str, typer.Option(metavar="mean,std", help="What is taken of them: mean, std, or both side by side.")
+    ] = "mean",
     pca: Annotated[
         int | None, typer.Option(help="Project on this many principal components [default: all features].")
     ] = None,
@@ -39,6 +42,7 @@ def derive(
             source,
             target,
             pool=pool,
+            pool_stats=[name.strip() for name in pool_stats.split(",")],
             pca=pca,
             standardise=standardise,
             dtype=dtype,

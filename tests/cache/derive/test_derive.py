@@ -288,3 +288,39 @@ def test_a_derivation_cut_off_before_it_was_a_cache_does_not_stand_in_the_way_of
     assert verify(tmp_path / "b.zarr").sound
     with open_cache(tmp_path / "b.zarr") as store:
         assert "components" not in store.extras
+
+
+def test_pool_stats_are_in_the_recipe_and_double_the_features(source, path):
+    derive(source, path, pool=3, pool_stats=("mean", "std"))
+    with open_cache(source) as one, open_cache(path) as two:
+        assert two.dim == 2 * one.dim
+        assert two.fingerprint["derived"]["pool_stats"] == ["mean", "std"]
+        assert source_header(two.header, transform_of(two)).dim == one.dim
+        for clip in CLIPS:
+            np.testing.assert_array_equal(
+                two.header.stored(transform_of(two).apply(one[clip])).frames, two[clip].frames
+            )
+        assert describe(two.fingerprint["derived"]) == "means and standard deviations of 3 frames"
+    with pytest.raises(StaleCacheError, match="pool_stats"):
+        derive(source, path, pool=3)
+
+
+def test_pool_stats_go_with_components(source, path):
+    derive(source, path, pool=3, pool_stats=("mean", "std"), pca=5, standardise=True, train_ids=TRAIN)
+    with open_cache(source) as one, open_cache(path) as two:
+        assert two.dim == 5
+        assert source_header(two.header, transform_of(two)).dim == one.dim
+
+
+@pytest.mark.parametrize("stats", [(), ("mode",), ("mean", "mean")])
+def test_unknown_pool_stats_are_refused(source, path, stats):
+    with pytest.raises(DeriveError, match="--pool-stats takes mean, std or both"):
+        derive(source, path, pool_stats=stats)
+
+
+def test_pool_stats_on_the_command_line(source, path):
+    app = typer.Typer()
+    app.command()(cache_derive.derive)
+    result = CliRunner().invoke(app, [str(source), str(path), "--pool", "2", "--pool-stats", "mean, std"])
+    assert result.exit_code == 0, result.output
+    assert "8 features" in result.output

@@ -120,6 +120,21 @@ def test_vad_is_pooled_and_the_rest_is_left_alone():
         np.testing.assert_array_equal(out.vad_pooled, clip.vad_pooled)
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_mean_and_spread_of_a_window_stand_side_by_side(marked):
+    rng = np.random.default_rng(3)
+    frames, valid = rng.normal(5, 2, (23, 4)).astype(np.float32), rng.random(23) < 0.6
+    valid[8:12] = False
+    frames = np.where(valid[:, None], frames, 0) if marked else frames
+    found = pooled(frames, 4, valid if marked else None, ("mean", "std"))
+    for i, row in enumerate(found):
+        window = frames[4 * i : 4 * i + 4].astype(np.float64)
+        window = window[valid[4 * i : 4 * i + 4]] if marked else window
+        expected = np.concatenate([window.mean(0), window.std(0)]) if len(window) else np.zeros(8)
+        np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(pooled(frames, 4, valid if marked else None, ("std",)), found[:, 4:])
+
+
 def test_a_clip_of_one_frame_stays_one_frame():
     clip = made_clips()[0]
     assert len(clip.frames) == 1
