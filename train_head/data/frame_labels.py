@@ -11,7 +11,7 @@ from cache.exchange.tables import FILENAME, Table
 from cache.paths import StrPath
 from train_head.data.label_columns import choose_columns, read_numbers
 from train_head.data.label_format import UNIT, LabelFormat, range_hint
-from train_head.data.labels import Labels, label_table, match_groups
+from train_head.data.labels import Labels, groups_of, label_table, match_groups
 from train_head.errors import LabelError, unknown
 
 TIME, FRAME = "time", "frame"
@@ -48,7 +48,8 @@ def read_frame_labels(path: StrPath, form: LabelFormat | None = None, *, check_r
             number there.
 
     Raises:
-        LabelError: nothing there, a cell that is no number or out of range, or rows out of order; says where.
+        LabelError: nothing there, a cell that is no number or out of range, rows out of order, or a clip of two
+            groups; says where.
     """
     place, form = Path(path), form or LabelFormat()
     if form.rater is not None:
@@ -61,10 +62,7 @@ def read_frame_labels(path: StrPath, form: LabelFormat | None = None, *, check_r
         _check_range(labels, low, high)
     elif np.isnan(labels.values).any():
         raise LabelError(f"{path}: a prediction is missing; every row needs one")
-    groups = labels.groups
-    if groups is None and form.group_by is not None:
-        groups = match_groups(labels.filenames, form.group_by, str(path))
-    return replace(labels, values=labels.values / np.float32(form.scale), groups=groups, range=form.range)
+    return replace(labels, values=labels.values / np.float32(form.scale), range=form.range)
 
 
 def chosen_columns(file: Path, names: Sequence[str]) -> str:
@@ -93,6 +91,7 @@ def _read_folder(place: Path, form: LabelFormat) -> Labels:
         filenames=ids,
         ids=ids,
         names=tuple(names),
+        groups=None if form.group_by is None else match_groups(ids, form.group_by, str(place)),
         values=np.concatenate(parts).astype(np.float32),
         ignored=tuple(name for name in header if name not in names),
         offsets=np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64),
@@ -172,17 +171,13 @@ def _read_table(place: Path, form: LabelFormat) -> Labels:
     if table.header[clock].casefold() == FRAME and (np.any(when < 0) or np.any(when % 1)):
         row = int(np.flatnonzero((when < 0) | (when % 1 != 0))[0])
         raise LabelError(f"{table.where(row)}: a frame is a whole number from 0, got {table.rows[row][clock]}")
-    groups = None
-    if named.group is not None:
-        first = {name: table.rows[i][named.group] for i, name in reversed(list(enumerate(names)))}
-        groups = tuple(first[name] for name in filenames)
     return Labels(
         path=table.path,
         filenames=filenames,
         ids=filenames,
         names=tuple(table.header[i] for i in targets),
         values=numbers[order].astype(np.float32),
-        groups=groups,
+        groups=groups_of(table, named, filenames, clip.tolist(), form.group_by),
         ignored=named.ignored,
         offsets=np.concatenate([[0], np.cumsum(np.bincount(clip, minlength=len(filenames)))]).astype(np.int64),
         clock=table.header[clock].casefold(),

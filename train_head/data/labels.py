@@ -187,7 +187,7 @@ def read_labels(path: StrPath, form: LabelFormat | None = None, *, check_range: 
         ids=tuple(map(clip_id, filenames)),
         names=tuple(table.header[i] for i in columns.targets),
         values=numbers.astype(np.float32),
-        groups=_groups(table, columns, filenames, rows, form.group_by),
+        groups=groups_of(table, columns, filenames, rows, form.group_by),
         ignored=columns.ignored,
         range=form.range,
         ratings=ratings,
@@ -236,7 +236,7 @@ def read_clips(path: StrPath, group_by: str | None = None, *, repeated: bool = F
         ids=tuple(map(clip_id, filenames)),
         names=(),
         values=np.empty((len(filenames), 0), np.float32),
-        groups=_groups(table, columns, filenames, rows, group_by),
+        groups=groups_of(table, columns, filenames, rows, group_by),
     )
 
 
@@ -333,9 +333,21 @@ def _ratings(table: Table, columns: Columns, rater: int, rows: Sequence[int], nu
     return Ratings(tuple(number), np.array([number[name] for name in names]), np.array(rows), numbers)
 
 
-def _groups(
+def groups_of(
     table: Table, columns: Columns, filenames: tuple[str, ...], rows: Sequence[int], group_by: str | None
 ) -> tuple[str, ...] | None:
+    """Return the group of each clip, from its column or its Filename; None where no groups are asked for.
+
+    Args:
+        table: of labels.
+        columns: which of them is the group's.
+        filenames: of the clips, in the order in which they first come.
+        rows: the number of the clip of each row.
+        group_by: as of `LabelFormat`.
+
+    Raises:
+        LabelError: a group is empty, a clip is of two, or no Filename has one.
+    """
     if group_by is None:
         return None
     if columns.group is None:

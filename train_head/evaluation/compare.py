@@ -53,6 +53,7 @@ class Comparison:
             "b": self.b,
             "labels": self.labels,
             "labelled": self.labelled,
+            "compared": self.compared,
             "notes": list(self.notes),
             "difference": self.difference.to_dict(),
             "baselines": dict(self.baselines),

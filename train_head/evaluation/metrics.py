@@ -109,7 +109,7 @@ class Resampled:
     def warnings(self) -> tuple[str, ...]:
         """Warning that intervals from few groups are too narrow; `Report.notes` has that about few clips."""
         counts = self.group_counts
-        if counts is None or min(counts) >= FEW_GROUPS:
+        if counts is None or self.groups == 1 or min(counts) >= FEW_GROUPS:
             return ()
         few = ", ".join(f"{name} {n}" for name, n in zip(self.names, counts, strict=True) if n < FEW_GROUPS)
         all_alike = set(counts) == {self.groups}
@@ -118,6 +118,8 @@ class Resampled:
 
     def drawn(self) -> list[str]:
         """Return what was resampled, and for which targets resamples were left out."""
+        if self.groups == 1:
+            return [f"no interval: there is one {self.units[:-1]}"]
         what = f"{self.clips} {self.counted}"
         if self.groups is not None:
             what = f"{self.groups} {self.units} {'of' if self.counted == CLIPS else 'with'} {what}"

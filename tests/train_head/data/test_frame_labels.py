@@ -124,13 +124,17 @@ def test_a_table_is_known_by_its_clock_and_by_clips_with_several_rows(table, tmp
         ("Filename,frame,v\na,-1,0\na,1,0\n", r"line 2: a frame is a whole number from 0, got -1"),
         ("Filename,time\na,0\na,1\n", "no column of numbers beside Filename and time"),
         ("Filename,v\na,0\n", "no column `time` or `frame`"),
+        (
+            "Filename,time,v,who\na,0,0,x\na,1,0,y\n",
+            r"line 3, who: clip 'a' is of group 'y' here, and of 'x' before",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_table_is_named(tmp_path, text, message):
     place = tmp_path / "labels.csv"
     place.write_text(text)
     with pytest.raises(LabelError, match=message):
-        read_frame_labels(place)
+        read_frame_labels(place, LabelFormat(group_by="who") if "who" in text else None)
 
 
 def test_raters_are_refused(folder):

@@ -23,11 +23,14 @@ from train_head.evaluation.labelled import intervals_of
 from train_head.evaluation.metrics import concordance
 from train_head.evaluation.scoring import read_pair
 from train_head.protocols import Row, ablate, rows_settings
+from train_head.protocols.pool import pool
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.runs.load import load_heads
+from train_head.training.settings import resolve_settings
+from train_head.training.trainer import Trainer
 
 CLIPS = [f"{who}-{i}" for who in "abcde" for i in range(2)]
-TRAIN, VALID, TEST = CLIPS[:6], CLIPS[6:8], CLIPS[8:]
+TRAIN, VALID, TEST = CLIPS[:4] + CLIPS[6:8], CLIPS[4:6], CLIPS[8:]  # pooled, they are not in the order of their names
 NAMES = ("valence", "arousal")
 QUICK = {"head": "gru", "hidden": 4, "epochs": 2, "lr": 1e-2, "loss": "ccc", "batch_size": 3}
 QUICK |= {"precision": "fp32", "device": "cpu", "label_range": (-1, 1), "label_fps": 10.0}
@@ -158,19 +161,14 @@ def test_folds_that_are_trained_one_by_one_join_to_the_same(data, tmp_path):
 
 def test_training_on_all_takes_both_splits_and_the_best_number_of_epochs(data, tmp_path):
     best = train(data, tmp_path / "run", train_on_all=True, test=labels_of(data, "test")).best_epoch
-    pooled = tmp_path / "folds"
-    train(data, pooled, folds=2, epochs=1)  # its labels are those of both splits
-    emi.train_head(
-        data / "features.zarr",
-        stored(pooled, "labels_folds"),
-        labels_of(data, "valid"),
-        tmp_path / "one",
-        **(QUICK | {"stop_after": best}),
-    )
-    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("run/all", "one"))
-    assert all(torch.equal(a["predictor"][key], b["predictor"][key]) for key in b["predictor"])
+    settings = resolve_settings(**QUICK, stop_after=best)
+    files = LabelFiles.named(labels_of(data, "train"), labels_of(data, "valid"), format=settings.label_format())
+    both = pool(gather_inputs(data / "features.zarr", files))
+    assert both.labels.ids == tuple(TRAIN + VALID)
+    trainer = Trainer(settings, both, None, None)
+    trainer.fit()
     kept = load_file(tmp_path / "run" / "all" / "best.safetensors")
-    assert all(torch.equal(kept[key], a["predictor"][key]) for key in kept)
+    assert all(torch.equal(kept[key], value) for key, value in trainer.predictor.state_dict().items())
     text = (tmp_path / "run" / "all" / "README.md").read_text()
     assert "of every label row from features" in text
     assert stored(tmp_path / "run" / "all", "predictions_test").exists()
@@ -221,6 +219,7 @@ def test_an_ablation_on_a_single_validation_clip_is_refused_before_it_is_trained
     assert not (tmp_path / "out").exists()
     found = intervals_of(np.zeros_like(valid.labels.values), valid.labels, None)
     assert (found.mean_low, found.low) == (None, (None, None))
+    assert found.notes == ("no interval: there is one clip",)
 
 
 def test_runs_of_frames_are_averaged_judged_and_compared(data, tmp_path):
@@ -244,7 +243,11 @@ def test_runs_of_frames_are_averaged_judged_and_compared(data, tmp_path):
     files = [stored(tmp_path / name, "predictions_valid") for name in ("both", "gru")]
     given = compare(*files, labels=labels_of(data, "valid"), label_range=(-1, 1), resamples=20)
     assert given.difference == comparison.difference
-    assert "2 clips with 49 rows" in comparison.table()
+    assert "2 clips with 45 rows" in comparison.table()
+    mean, why_not = training_mean(files[1], read(labels_of(data, "valid"), predictions=False))
+    expected = np.nanmean(read(labels_of(data, "train"), predictions=False).values, axis=0)
+    np.testing.assert_allclose(mean, expected, atol=1e-6)
+    assert why_not == ""
 
 
 def test_folds_of_frames_are_averaged_and_compared_and_never_with_runs_of_clips(data, tmp_path):
