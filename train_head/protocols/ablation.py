@@ -20,6 +20,7 @@ from train_head.protocols.result import ProtocolResult
 from train_head.protocols.run import train_seeds
 from train_head.reports.tables import OVER_TARGETS, cell, csv_text, markdown_table, text_table
 from train_head.runs.inputs import Inputs
+from train_head.training.compatibility import check_targets
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings, option_owners, read_toml, resolve_settings
 
@@ -158,13 +159,15 @@ def ablate(
         reporter: hears of runs (ROW/seed-I), epochs and steps.
 
     Raises:
-        TrainSettingsError: no rows, or two that share a folder.
+        TrainSettingsError: no rows, two that share a folder, or a row that does not go with the targets.
         RunFolderError: a folder holds something else.
         LabelError: there are labels per frame of a single validation clip, and nothing to compare rows over.
     """
     folder, labels = Path(out), inputs.splits["valid"].labels
     check_names([name for name, _ in rows])
     check_units(labels)
+    for _, settings in rows:
+        check_targets(settings, labels.targets)
     _prepare(folder, rows)
     places = {name: folder / Row(name).folder for name, _ in rows}
     results = [

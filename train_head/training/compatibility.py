@@ -1,6 +1,7 @@
 """Which settings go with which targets."""
 
 from train_head.errors import refuse
+from train_head.heads import check_states
 from train_head.losses import compares_clips
 from train_head.targets import Targets
 from train_head.training.augment_settings import AugmentSettings
@@ -11,8 +12,11 @@ def check_targets(settings: TrainSettings, targets: Targets) -> None:
     """Refuse settings that do not go with a value per clip, or with one per frame.
 
     Raises:
-        TrainSettingsError: a batch is one clip, and the loss compares clips; or augmentation moves labelled rows.
+        TrainSettingsError: a batch is one clip, and the loss compares clips; or for labels per frame, augmentation
+            moves rows, or a head has no state per row.
     """
+    if targets.by_frame:
+        check_states(table["head"] for table in settings.streams.values() or [{"head": settings.head}])
     compared, augment = compares_clips(settings.loss), AugmentSettings(**settings.augment)
     refuse(
         (

@@ -16,13 +16,14 @@ from cache.writer import CacheWriter
 from train_head.data.frame_labels import read_frame_labels
 from train_head.data.label_format import LabelFormat
 from train_head.data.predictions import prediction_file
-from train_head.errors import LabelError, RunFolderError
+from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.evaluation.baselines import training_mean
 from train_head.evaluation.compare import compare
 from train_head.evaluation.labelled import intervals_of
 from train_head.evaluation.metrics import concordance
 from train_head.evaluation.scoring import read_pair
 from train_head.protocols import Row, ablate, rows_settings
+from train_head.protocols import train as run
 from train_head.protocols.pool import pool
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.runs.load import load_heads
@@ -206,6 +207,16 @@ def test_rows_of_an_ablation_are_compared_by_their_ccc_over_clips(data, tmp_path
         assert "Validation CCC" in text
         assert "sign-flip test over 2 clips" in text
     assert ablate(inputs, tmp_path / "out", rows, 2).nothing_to_do
+
+
+def test_a_row_whose_head_has_no_state_per_row_is_refused_before_any_is_trained(data, tmp_path):
+    rows = rows_settings([Row("gru"), Row("mean", {"head": "mean"})], **QUICK)
+    files = LabelFiles.named(labels_of(data, "train"), labels_of(data, "valid"), format=rows[0][1].label_format())
+    inputs = gather_inputs(data / "features.zarr", files)
+    for call in (lambda: ablate(inputs, tmp_path / "out", rows, 1), lambda: run(inputs, tmp_path / "out", rows[1][1])):
+        with pytest.raises(TrainSettingsError, match="the head 'mean' summarises a clip"):
+            call()
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_ablation_on_a_single_validation_clip_is_refused_before_it_is_trained(data, tmp_path):
