@@ -41,8 +41,7 @@ def read_frame_labels(path: StrPath, form: LabelFormat | None = None, *, check_r
 
     Args:
         path: a folder of `<id>.txt` files, whose first line names the targets, in any order, and whose other lines are
-            one frame each;
-            or a CSV with `Filename`, `time` (seconds) or `frame` (from 0), and the targets.
+            one frame each; or a CSV with `Filename`, `time` (seconds) or `frame` (from 0), and the targets.
         form: which columns are targets, the groups, and the range of the numbers.
         check_range: False for predictions, which may lie outside the range of the labels, but not be missing; −5 is a
             number there.

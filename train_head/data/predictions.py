@@ -92,6 +92,12 @@ def write_folder(place: Path, texts: Mapping[str, str]) -> None:
     temporary.replace(place)
 
 
+def read_folder(place: Path) -> dict[str, str]:
+    """Return what `write_folder` wrote; nothing where there is no folder."""
+    files = place.rglob("*.txt")
+    return {f.relative_to(place).with_suffix("").as_posix(): f.read_text(encoding="utf-8") for f in files}
+
+
 def read_predictions(place: Path, labels: Labels) -> NDArray[np.float32]:
     """Read the predictions of some labels, in their order: (clips, targets) or (label rows, targets).
 

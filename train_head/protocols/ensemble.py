@@ -15,7 +15,7 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import recorded_format
 from train_head.data.labels import Labels
 from train_head.data.matching import align, check_same_clips, match_clips, predicted_rows
-from train_head.data.predictions import prediction_file, stored_file, write_folder, write_predictions
+from train_head.data.predictions import prediction_file, read_folder, stored_file, write_folder, write_predictions
 from train_head.data.reading import read_any_labels, read_beside
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError, refuse
 from train_head.evaluation.baselines import LABELS_FOLDS, training_mean
@@ -270,10 +270,7 @@ def _licence(runs: Sequence[_Run]) -> Licence:
 def _copy(place: Path, folder: Path) -> None:
     """Copy a file or folder of labels into a folder."""
     if place.is_dir():
-        write_folder(
-            folder / place.name,
-            {f.relative_to(place).with_suffix("").as_posix(): f.read_text("utf-8") for f in place.rglob("*.txt")},
-        )
+        write_folder(folder / place.name, read_folder(place))
     else:
         write_atomically(folder / place.name, place.read_bytes())
 

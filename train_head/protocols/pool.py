@@ -13,7 +13,7 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.frame_labels import chosen_columns
 from train_head.data.label_columns import is_number
 from train_head.data.labels import FILENAME, Labels, label_table
-from train_head.data.predictions import file_of, write_folder
+from train_head.data.predictions import file_of, read_folder, write_folder
 from train_head.data.splits import Split, joined
 from train_head.errors import LabelError
 from train_head.reports.tables import csv_text
@@ -92,7 +92,7 @@ def write_pooled_labels(inputs: Inputs, folder: Path, name: str) -> Path:
     place = file_of(folder, name, labels)
     if labels.is_folder:
         texts = _pooled_texts(inputs, labels.names)
-        if not place.is_dir() or any((place / f"{n}.txt").read_text("utf-8") != text for n, text in texts.items()):
+        if read_folder(place) != texts:
             write_folder(place, texts)
         return place
     content = _pooled_csv(inputs, labels).encode()
