@@ -155,7 +155,7 @@ def ensemble(
         runs: run folders of the same targets that predicted the same clips; they stay where they are.
         out: folder; `load(out)` takes it.
         weights: what each counts; all alike by default.
-        labels: label CSV of the validation clips, where the one that the runs record is gone or has changed.
+        labels: labels of the validation clips, where the file that the runs record is gone or has changed.
 
     Raises:
         EmiError: see `train_head.protocols.ensemble.ensemble`.

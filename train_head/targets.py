@@ -46,6 +46,11 @@ class Targets:
         return self.resolution == FRAME
 
     @property
+    def each(self) -> str:
+        """`a clip` or `every label row`, for texts."""
+        return "every label row" if self.by_frame else "a clip"
+
+    @property
     def score_name(self) -> str:
         """`Pearson` or `CCC`, for texts."""
         return SCORES[self.score]

@@ -9,7 +9,7 @@ from emi.cli import options
 from train_head.training.settings import TrainSettings
 
 
-@options.takes((TrainSettings, "epochs lr seed"), *options.LABELS)
+@options.takes((TrainSettings, "epochs lr seed label_fps"), *options.LABELS)
 def ablate(
     cache: options.Caches,
     train: options.Train,

@@ -18,14 +18,15 @@ from emi.cli import options
     group_by=f"{options.RESAMPLED} [default: as the runs].",
 )
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="Run folder, or a prediction CSV.")],
+    run_a: Annotated[Path, typer.Argument(help="Run folder, or predictions: a CSV or a folder of text files.")],
     run_b: Annotated[Path, typer.Argument(help="Another one, with predictions of the same clips.")],
     *,
     split: Annotated[Literal["valid", "test"], typer.Option(help="Which predictions of a run folder.")] = "valid",
     metric: Annotated[
-        Literal["pearson", "ccc", "mae"], typer.Option(help="What is compared; lower is better for mae.")
-    ] = "pearson",
-    labels: Annotated[Path | None, typer.Option(help="Label CSV [default: the one the runs were made with].")] = None,
+        Literal["pearson", "ccc", "mae"] | None,
+        typer.Option(help="What is compared; lower is better for mae [default: pearson; of labels per frame ccc]."),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels [default: those the runs were made with].")] = None,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the resamples.")] = 0,
     json_file: options.Json = None,
@@ -45,7 +46,7 @@ def compare(
         run_a,
         run_b,
         split=split,
-        metric=metric,
+        metric=metric or "",
         labels=labels,
         resamples=resamples,
         seed=seed,

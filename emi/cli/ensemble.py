@@ -13,7 +13,7 @@ def ensemble(
         str | None, typer.Option(metavar="W,W,…", help="Weight of each, such as 0.6,0.4 [default: all alike].")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Label CSV of the validation clips [default: the one the runs were made with].")
+        Path | None, typer.Option(help="Labels of the validation clips [default: those the runs were made with].")
     ] = None,
 ) -> None:
     """Average what finished runs predict, and show the scores of each and of their mean.

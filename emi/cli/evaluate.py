@@ -2,12 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emi.cli import options
 from train_head.data.label_format import LabelFormat, label_format
+from train_head.errors import LabelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from train_head.data.labels import Labels
 
 
 @options.takes(
@@ -16,11 +22,17 @@ from train_head.data.label_format import LabelFormat, label_format
     group_by=options.RESAMPLED,
 )
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="CSV with Filename and one column per target.")],
-    labels: Annotated[Path, typer.Argument(help="Label CSV; its clips and columns decide.")],
+    predictions: Annotated[
+        Path,
+        typer.Argument(help="CSV with Filename and one column per target; of frames, also a folder of text files."),
+    ],
+    labels: Annotated[Path, typer.Argument(help="Labels, per clip or per frame; their clips and columns decide.")],
     *,
     intervals: Annotated[
-        bool, typer.Option("--intervals/--no-intervals", help="Print 95 % bootstrap intervals of Pearson.")
+        bool,
+        typer.Option(
+            "--intervals/--no-intervals", help="Print 95 % bootstrap intervals of Pearson, or of CCC for frames."
+        ),
     ] = True,
     bins: Annotated[bool, typer.Option("--bins", help="Print errors by how intense the label is.")] = False,
     train: Annotated[
@@ -36,6 +48,8 @@ def evaluate(
 ) -> None:
     """Print Pearson correlation, CCC and absolute error per target and their mean, beside constant predictions.
 
+    For labels per frame, the figures are over all labelled rows, followed by those of each clip.
+
     With --submission every problem of the file is listed, and the exit code is 1 where there is one.
 
     Example: emi evaluate runs/paper/predictions_valid.csv valid_split.csv --bins --json scores.json
@@ -45,6 +59,10 @@ def evaluate(
 
     check_writable(json_file)
     form = label_format(**given)
+    if submission and (predictions.is_dir() or labels.is_dir()):
+        raise LabelError(
+            "--submission checks a CSV with one row per clip, not folders with rows per frame; leave it out"
+        )
     numbers: dict[str, Any] = {}
     if submission:
         numbers["problems"] = check_submission(predictions, labels, form)
@@ -63,20 +81,23 @@ def evaluate(
 def _score(
     predictions: Path, labels: Path, form: LabelFormat, intervals: bool, bins: bool, train: Path | None
 ) -> dict[str, Any]:
+    from train_head.data.matching import cut_notes
     from train_head.evaluation.baselines import training_mean
-    from train_head.evaluation.intervals import bootstrap
-    from train_head.evaluation.metrics import evaluate as measure
+    from train_head.evaluation.labelled import intervals_of, report_of
     from train_head.evaluation.scoring import bin_edges, errors_by_bin, read_pair
     from train_head.runs.inputs import rater_agreement
 
     predicted, truth = read_pair(predictions, labels, form)
     mean, why_not = training_mean(predictions, truth, train, form)
-    report = measure(predicted, truth.values, truth.names, mean)
-    found = bootstrap(predicted, truth.values, truth.names, groups=truth.groups) if intervals else None
+    report = report_of(predicted, truth, mean)
+    found = intervals_of(predicted, truth, truth.groups) if intervals else None
+    for note in cut_notes(truth):
+        typer.echo(note, err=True)
     if truth.ignored:
         typer.echo(f"targets: {', '.join(truth.names)}; ignored: {', '.join(truth.ignored)}")
-    typer.echo("\n".join([f"{report.clips} clips", report.table(found), *([why_not] if why_not else [])]))
-    numbers = report.to_dict()
+    counted = f"{len(truth)} clips{f', {report.clips} rows' if truth.by_frame else ''}"
+    typer.echo("\n".join([counted, report.table(found), *([why_not] if why_not else [])]))
+    numbers = report.to_dict() | ({"clips": _by_clip(predicted, truth)} if truth.by_frame else {})
     if raters := rater_agreement(truth):
         typer.echo(f"\n{raters.table(report)}")
         numbers["raters"] = raters.to_dict()
@@ -84,6 +105,22 @@ def _score(
         numbers["intervals"] = found.to_dict()
     if bins:
         errors = errors_by_bin(predicted, truth.values, truth.names, bin_edges(truth.range))
-        typer.echo(f"\n{errors.table()}")
+        typer.echo(f"\n{errors.table(report.counted)}")
         numbers["bins"] = errors.to_dict()
     return numbers
+
+
+def _by_clip(predicted: "NDArray[Any]", truth: "Labels") -> dict[str, Any]:
+    """Print CCC and Pearson of each clip, and return all metrics of each."""
+    from train_head.evaluation.labelled import reports_by_clip
+    from train_head.evaluation.metrics import METRICS
+    from train_head.reports.tables import cell, text_table
+
+    reports = reports_by_clip(predicted, truth)
+    header = [f"{METRICS[metric]} {name}" for metric in ("ccc", "pearson") for name in truth.names]
+    rows = [
+        [name, str(max(report.counts)), *(cell(value) for value in (*report.concordance, *report.pearson))]
+        for name, report in reports.items()
+    ]
+    typer.echo(f"\nwithin each clip:\n{text_table(['', 'labelled rows', *header], rows)}")
+    return {name: report.to_dict() for name, report in reports.items()}

@@ -1,6 +1,5 @@
 """Labels per frame: a folder with a text file per clip, as Aff-Wild2 has them, or a CSV with a time or frame column."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,15 @@ from numpy.typing import NDArray
 
 from cache.exchange.tables import FILENAME, Table
 from cache.paths import StrPath
-from cache.system.atomic_file import replace_durably
 from train_head.data.label_columns import choose_columns, read_numbers
 from train_head.data.label_format import UNIT, LabelFormat, range_hint
-from train_head.data.labels import Labels, label_table, match_groups
+from train_head.data.labels import Labels, groups_of, label_table, match_groups
 from train_head.errors import LabelError, unknown
 
 TIME, FRAME = "time", "frame"
 NOT_ANNOTATED = -5.0
-"""Stands for a missing label in Aff-Wild2's files: the row counts for none of the targets where either is missing."""
+"""Stands for a missing label in Aff-Wild2's files, unless their range includes it. The row then counts for none of the
+targets."""
 
 
 def are_frame_labels(path: StrPath, form: LabelFormat | None = None) -> bool:
@@ -41,66 +40,36 @@ def read_frame_labels(path: StrPath, form: LabelFormat | None = None, *, check_r
     """Read labels per frame, each clip's rows in their order.
 
     Args:
-        path: a folder of `<id>.txt` files, whose first line names the targets and whose other lines are one frame each;
-            or a CSV with `Filename`, `time` (seconds) or `frame` (from 0), and the targets.
+        path: a folder of `<id>.txt` files, whose first line names the targets, in any order, and whose other lines are
+            one frame each; or a CSV with `Filename`, `time` (seconds) or `frame` (from 0), and the targets.
         form: which columns are targets, the groups, and the range of the numbers.
-        check_range: False for predictions, which may lie outside the range of the labels, but not be missing.
+        check_range: False for predictions, which may lie outside the range of the labels, but not be missing; −5 is a
+            number there.
 
     Raises:
-        LabelError: nothing there, a cell that is no number or out of range, or rows out of order; says where.
+        LabelError: nothing there, a cell that is no number or out of range, rows out of order, or a clip of two
+            groups; says where.
     """
     place, form = Path(path), form or LabelFormat()
     if form.rater is not None:
         raise LabelError("--rater goes with one label per clip; average the raters of each frame before")
     labels = _read_folder(place, form) if place.is_dir() else _read_table(place, form)
     if check_range:
-        _check_range(labels, form)
+        low, high = form.range if form.range != UNIT else (0.0, form.scale)
+        if place.is_dir() and not low <= NOT_ANNOTATED <= high:
+            labels.values[(labels.values == NOT_ANNOTATED).any(axis=1)] = np.nan
+        _check_range(labels, low, high)
     elif np.isnan(labels.values).any():
         raise LabelError(f"{path}: a prediction is missing; every row needs one")
-    groups = labels.groups
-    if groups is None and form.group_by is not None:
-        groups = match_groups(labels.filenames, form.group_by, str(path))
-    return replace(labels, values=labels.values / np.float32(form.scale), groups=groups, range=form.range)
+    return replace(labels, values=labels.values / np.float32(form.scale), range=form.range)
 
 
-def write_frame_predictions(place: Path, labels: Labels, names: Sequence[str], values: NDArray[np.floating]) -> None:
-    """Write predictions in the layout of the labels: a folder of text files where they came from one, else a CSV.
-
-    Nine digits keep float32 exact. What stood there is replaced as a whole.
-
-    Args:
-        place: folder, or CSV.
-        labels: whose rows are predicted, those without a label included.
-        names: of the targets.
-        values: (rows, targets).
-    """
-    assert labels.offsets is not None
-    temporary = place.with_name(place.name + ".tmp")
-    if not Path(labels.path).is_dir():
-        rows = _table_rows(labels, values)
-        temporary.write_text("\n".join([",".join([FILENAME, labels.clock, *names]), *rows, ""]), encoding="utf-8")
-        replace_durably(temporary, place)
-        return
-    shutil.rmtree(temporary, ignore_errors=True)
-    for i, name in enumerate(labels.filenames):
-        file = temporary / f"{name}.txt"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = values[labels.offsets[i] : labels.offsets[i + 1]]
-        lines = [",".join(names), *(",".join(f"{value:.9g}" for value in row) for row in part), ""]
-        file.write_text("\n".join(lines), encoding="utf-8")
-    shutil.rmtree(place, ignore_errors=True)
-    temporary.replace(place)
-
-
-def _table_rows(labels: Labels, values: NDArray[np.floating]) -> list[str]:
-    assert labels.moments is not None
-    names = [_quoted(name) for name, count in zip(labels.filenames, labels.lengths, strict=True) for _ in range(count)]
-    rows = zip(names, labels.moments, values, strict=True)
-    return [",".join([name, f"{moment:.12g}", *(f"{v:.9g}" for v in row)]) for name, moment, row in rows]
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"' if any(c in name for c in ',"\n') else name
+def chosen_columns(file: Path, names: Sequence[str]) -> str:
+    """Return the text of one clip's file with some of its columns, numbers as they stand there."""
+    header, lines = _lines(file)
+    at = [header.index(name) for name in names]
+    cells = (line.split(",") for line in lines)
+    return "\n".join([",".join(names), *(",".join(row[i].strip() for i in at) for row in cells), ""])
 
 
 def _read_folder(place: Path, form: LabelFormat) -> Labels:
@@ -109,52 +78,48 @@ def _read_folder(place: Path, form: LabelFormat) -> Labels:
     )
     if not files:
         raise LabelError(f"{place} holds no .txt file; expected one per clip, with a line per frame")
-    header = _header(files[0])
+    header, _ = _lines(files[0])
     names = form.targets or header
-    columns = []
     for name in names:
         if name not in header:
             raise LabelError(f"{files[0]}, line 1: {unknown('target', name, header)}")
-        columns.append(header.index(name))
-    parts = []
-    for file in files:
-        if _header(file) != header:
-            raise LabelError(
-                f"{file}, line 1: the columns are {', '.join(_header(file))}, and those of {files[0]} are "
-                f"{', '.join(header)}; all files need the same"
-            )
-        parts.append(_numbers(file, len(header))[:, columns])
-    values = np.concatenate(parts)
-    values[(values == NOT_ANNOTATED).any(axis=1)] = np.nan
+    parts = [_numbers(file, names, files[0], header) for file in files]
     ids = tuple(file.relative_to(place).with_suffix("").as_posix() for file in files)
     return Labels(
         path=str(place),
         filenames=ids,
         ids=ids,
         names=tuple(names),
-        values=values.astype(np.float32),
+        groups=None if form.group_by is None else match_groups(ids, form.group_by, str(place)),
+        values=np.concatenate(parts).astype(np.float32),
         ignored=tuple(name for name in header if name not in names),
         offsets=np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64),
     )
 
 
-def _header(file: Path) -> tuple[str, ...]:
-    with file.open(encoding="utf-8-sig") as lines:
-        return tuple(cell.strip() for cell in next(lines, "").split(","))
-
-
-def _numbers(file: Path, columns: int) -> NDArray[np.float64]:
-    """(rows, columns) of one file, whose first line is the header."""
-    lines = file.read_text(encoding="utf-8-sig").splitlines()[1:]
+def _lines(file: Path) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names in the first line of a file, and its other lines; empty ones at its end are left out."""
+    header, *lines = file.read_text(encoding="utf-8-sig").splitlines() or [""]
     while lines and not lines[-1].strip():
         lines.pop()
+    return tuple(cell.strip() for cell in header.split(",")), lines
+
+
+def _numbers(file: Path, names: Sequence[str], first: Path, expected: Sequence[str]) -> NDArray[np.float64]:
+    """(rows, targets) of one file, whose columns may be in another order than those of the first."""
+    header, lines = _lines(file)
+    if sorted(header) != sorted(expected):
+        raise LabelError(
+            f"{file}, line 1: the columns are {', '.join(header)}, and those of {first} are {', '.join(expected)}; all "
+            "files need the same"
+        )
     try:
-        values = np.array([line.split(",") for line in lines], np.float64) if lines else np.empty((0, columns))
+        values = np.array([line.split(",") for line in lines], np.float64) if lines else np.empty((0, len(header)))
     except ValueError:
         values = np.empty((0, 0))
-    if values.shape != (len(lines), columns) or not np.isfinite(values).all():
-        raise _wrong_line(file, lines, columns)
-    return values
+    if values.shape != (len(lines), len(header)) or not np.isfinite(values).all():
+        raise _wrong_line(file, lines, len(header))
+    return values[:, [header.index(name) for name in names]]
 
 
 def _wrong_line(file: Path, lines: Sequence[str], columns: int) -> LabelError:
@@ -205,17 +170,13 @@ def _read_table(place: Path, form: LabelFormat) -> Labels:
     if table.header[clock].casefold() == FRAME and (np.any(when < 0) or np.any(when % 1)):
         row = int(np.flatnonzero((when < 0) | (when % 1 != 0))[0])
         raise LabelError(f"{table.where(row)}: a frame is a whole number from 0, got {table.rows[row][clock]}")
-    groups = None
-    if named.group is not None:
-        first = {name: table.rows[i][named.group] for i, name in reversed(list(enumerate(names)))}
-        groups = tuple(first[name] for name in filenames)
     return Labels(
         path=table.path,
         filenames=filenames,
         ids=filenames,
         names=tuple(table.header[i] for i in targets),
         values=numbers[order].astype(np.float32),
-        groups=groups,
+        groups=groups_of(table, named, filenames, clip.tolist(), form.group_by),
         ignored=named.ignored,
         offsets=np.concatenate([[0], np.cumsum(np.bincount(clip, minlength=len(filenames)))]).astype(np.int64),
         clock=table.header[clock].casefold(),
@@ -223,8 +184,7 @@ def _read_table(place: Path, form: LabelFormat) -> Labels:
     )
 
 
-def _check_range(labels: Labels, form: LabelFormat) -> None:
-    low, high = form.range if form.range != UNIT else (0.0, form.scale)
+def _check_range(labels: Labels, low: float, high: float) -> None:
     outside = np.argwhere((labels.values < low) | (labels.values > high))
     if len(outside):
         row, k = outside[0]

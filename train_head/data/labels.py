@@ -1,10 +1,8 @@
 """Read label and prediction CSVs: a Filename column, one column per target, and perhaps some that mean other things."""
 
-import csv
-import io
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from cache.errors import TableError
 from cache.exchange.tables import FILENAME, Table, read_table
 from cache.ids import clip_id
 from cache.paths import StrPath
-from cache.system.atomic_file import write_atomically
 from train_head.data.label_columns import (
     Columns,
     choose_columns,
@@ -34,10 +31,8 @@ __all__ = [
     "Labels",
     "NoGroupsError",
     "label_table",
-    "predictions_csv",
     "read_clips",
     "read_labels",
-    "write_predictions",
 ]
 
 
@@ -54,8 +49,8 @@ class Labels:
         filenames: the Filename column as written, in file order.
         ids: the clip ids they stand for, as far as they say; `train_head.data.splits.resolve` finds those of a cache.
         names: the targets, in column order or in the order in which they were named.
-        values: (clips, targets) float32 in `range`, NaN where a label is missing; (clips, 0) where the file has no
-            targets.
+        values: (clips, targets) float32 in `range`, or (rows, targets) for labels per frame; NaN where a label is
+            missing. (clips, 0) where the file has no targets.
         groups: what each clip belongs to, a speaker for example; None where no groups were asked for.
         ignored: columns of the file that mean nothing here.
         range: the ends of the labels' scale.
@@ -66,6 +61,7 @@ class Labels:
         clock: column that says when a row is: "time" in seconds, "frame" by number from 0; empty where rows follow each
             other, one per frame.
         moments: (rows,) float64, what stands in that column.
+        cut: clips of which rows were left out because they were not predicted, each with both numbers of rows.
     """
 
     path: str
@@ -81,6 +77,7 @@ class Labels:
     offsets: NDArray[np.int64] | None = None
     clock: str = ""
     moments: NDArray[np.float64] | None = None
+    cut: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -100,27 +97,36 @@ class Labels:
         """(clips,) rows of each clip."""
         return np.ones(len(self), np.int64) if self.offsets is None else np.diff(self.offsets)
 
-    def take(self, rows: Sequence[int]) -> "Labels":
+    @property
+    def is_folder(self) -> bool:
+        """Whether they are a folder with a file per clip, and so are predictions of them; else a table."""
+        return self.by_frame and not self.clock
+
+    def rows_of(self, clips: Sequence[int]) -> NDArray[np.int64]:
+        """Return the numbers of the rows of some clips."""
+        if self.offsets is None:
+            return np.asarray(clips, np.int64)
+        parts = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in clips]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def moments_of(self, clip: int) -> NDArray[np.float64]:
+        """(rows,) when the rows of a clip are, by `clock`: numbers from 0 where it is empty."""
+        if self.moments is None:
+            return np.arange(self.lengths[clip], dtype=np.float64)
+        return self.moments[self.rows_of([clip])]
+
+    def take(self, clips: Sequence[int]) -> "Labels":
         """Return the split restricted to some of its clips."""
-        if self.offsets is not None:
-            bounds = [slice(int(self.offsets[i]), int(self.offsets[i + 1])) for i in rows]
-            at = np.concatenate([np.arange(b.start, b.stop) for b in bounds]) if bounds else np.empty(0, np.int64)
-            return replace(
-                self,
-                filenames=tuple(self.filenames[i] for i in rows),
-                ids=tuple(self.ids[i] for i in rows),
-                values=self.values[at],
-                groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
-                offsets=np.concatenate([[0], np.cumsum(self.lengths[list(rows)])]).astype(np.int64),
-                moments=None if self.moments is None else self.moments[at],
-            )
+        rows, lengths = self.rows_of(clips), self.lengths[list(clips)]
         return replace(
             self,
-            filenames=tuple(self.filenames[i] for i in rows),
-            ids=tuple(self.ids[i] for i in rows),
-            values=self.values[list(rows)],
-            groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
-            ratings=None if self.ratings is None else self.ratings.take(rows),
+            filenames=tuple(self.filenames[i] for i in clips),
+            ids=tuple(self.ids[i] for i in clips),
+            values=self.values[rows],
+            groups=None if self.groups is None else tuple(self.groups[i] for i in clips),
+            ratings=None if self.ratings is None else self.ratings.take(clips),
+            offsets=None if self.offsets is None else np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            moments=None if self.moments is None else self.moments[rows],
         )
 
     @property
@@ -181,7 +187,7 @@ def read_labels(path: StrPath, form: LabelFormat | None = None, *, check_range: 
         ids=tuple(map(clip_id, filenames)),
         names=tuple(table.header[i] for i in columns.targets),
         values=numbers.astype(np.float32),
-        groups=_groups(table, columns, filenames, rows, form.group_by),
+        groups=groups_of(table, columns, filenames, rows, form.group_by),
         ignored=columns.ignored,
         range=form.range,
         ratings=ratings,
@@ -230,7 +236,7 @@ def read_clips(path: StrPath, group_by: str | None = None, *, repeated: bool = F
         ids=tuple(map(clip_id, filenames)),
         names=(),
         values=np.empty((len(filenames), 0), np.float32),
-        groups=_groups(table, columns, filenames, rows, group_by),
+        groups=groups_of(table, columns, filenames, rows, group_by),
     )
 
 
@@ -284,34 +290,6 @@ def match_groups(filenames: Sequence[str], pattern: str, where: str = "the label
     return tuple(group for group in found if group)
 
 
-def write_predictions(path: Path, labels: Labels, names: Sequence[str], values: NDArray[np.floating]) -> None:
-    """Write predictions with the header and row order of the labels.
-
-    Args:
-        path: output file.
-        labels: of the clips that were predicted.
-        names: (targets,).
-        values: (clips, targets).
-    """
-    write_atomically(path, predictions_csv(labels.filenames, names, values).encode())
-
-
-def predictions_csv(filenames: Iterable[str], names: Iterable[str], values: Iterable[Iterable[float]]) -> str:
-    """Return predictions as the text of a CSV; nine digits keep float32 exact.
-
-    Args:
-        filenames: (clips,), one per row.
-        names: (targets,), the header after Filename.
-        values: (clips, targets).
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([FILENAME, *names])
-    for filename, row in zip(filenames, values, strict=True):
-        writer.writerow([filename, *(f"{value:.9g}" for value in row)])
-    return text.getvalue()
-
-
 def _clips(table: Table, columns: Columns, repeated: bool) -> tuple[tuple[str, ...], list[int]]:
     """Return the clips in the order in which they first come, and for every row the number of its clip."""
     rows: list[int] = []
@@ -355,9 +333,21 @@ def _ratings(table: Table, columns: Columns, rater: int, rows: Sequence[int], nu
     return Ratings(tuple(number), np.array([number[name] for name in names]), np.array(rows), numbers)
 
 
-def _groups(
+def groups_of(
     table: Table, columns: Columns, filenames: tuple[str, ...], rows: Sequence[int], group_by: str | None
 ) -> tuple[str, ...] | None:
+    """Return the group of each clip, from its column or its Filename; None where no groups are asked for.
+
+    Args:
+        table: of labels.
+        columns: which of them is the group's.
+        filenames: of the clips, in the order in which they first come.
+        rows: the number of the clip of each row.
+        group_by: as of `LabelFormat`.
+
+    Raises:
+        LabelError: a group is empty, a clip is of two, or no Filename has one.
+    """
     if group_by is None:
         return None
     if columns.group is None:

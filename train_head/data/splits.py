@@ -1,13 +1,11 @@
 """Splits in memory: the rows of every stream, the labels, and the batches made of them."""
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from train_head.data.labels import Labels
@@ -73,26 +71,31 @@ class Split:
         return self.labels.filenames[sample if self.windows is None else self.windows[sample].clip]
 
     def label_reach(self, reach: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Return a reach in label rows for one in rows of the slowest stream; a row more where their rates differ."""
+        """Return a reach in label rows for one in rows of every stream.
+
+        It is the largest distance from a label row to one from which a window holds all the rows that the prediction
+        there depends on, as far as its clip has them.
+        """
         if reach is None or self.at is None or self.labels.offsets is None:
             return None
-        rates = []
+        before, after = 0, 0
         for rows in self.at.values():
-            clips = [rows[a:b] for a, b in itertools.pairwise(self.labels.offsets.tolist())]
-            held = [part[part >= 0] for part in clips]
-            steps = sum(max(0, len(part) - 1) for part in held)
-            rates.append(sum(int(part[-1] - part[0]) for part in held if len(part)) / max(1, steps))
-        rate = min(rates)
-        if rate == 1 or not rate:
-            return reach
-        return math.ceil(reach[0] / rate) + 1, math.ceil(reach[1] / rate) + 1
+            for a, b in itertools.pairwise(self.labels.offsets.tolist()):
+                place = (rows[a:b] >= 0).nonzero().flatten()
+                held = rows[a:b][place]
+                if len(held):
+                    first = torch.searchsorted(held, (held - reach[0]).clamp(min=held[0]), side="right") - 1
+                    last = torch.searchsorted(held, (held + reach[1]).clamp(max=held[-1]), side="left")
+                    before = max(before, int((place - place[first]).max()))
+                    after = max(after, int((place[last] - place).max()))
+        return before, after
 
     def take(self, clips: Sequence[int]) -> "Split":
         """Return some of the clips, on the same rows; of labels per frame, before they are cut into windows."""
         at = torch.as_tensor(clips, dtype=torch.int64)
         labels = self.labels.take(clips)
         streams = {name: stream.take(at) for name, stream in self.streams.items()}
-        rows = at if self.labels.offsets is None else torch.from_numpy(_label_rows(self.labels, clips))
+        rows = torch.from_numpy(self.labels.rows_of(clips))
         held = None if self.at is None else {name: row[rows] for name, row in self.at.items()}
         return Split(labels, streams, self.targets[rows], whole_clips(labels), held)
 
@@ -194,13 +197,6 @@ def joined(one: Split, other: Split, labels: Labels) -> Split:
 def whole_clips(labels: Labels) -> Sequence[Window] | None:
     """Return a window per clip that has label rows; None for labels per clip."""
     return make_windows(labels.lengths.tolist(), 0) if labels.by_frame else None
-
-
-def _label_rows(labels: Labels, clips: Sequence[int]) -> NDArray[np.int64]:
-    """Numbers of the label rows of some clips."""
-    assert labels.offsets is not None
-    parts = [np.arange(labels.offsets[i], labels.offsets[i + 1]) for i in clips]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def _span(rows: Tensor) -> tuple[int, int]:

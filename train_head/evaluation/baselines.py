@@ -11,13 +11,15 @@ from numpy.typing import ArrayLike
 from cache.ids import clip_id, match_ids
 from cache.paths import StrPath
 from train_head.data.label_format import LabelFormat, recorded_format
-from train_head.data.labels import Labels, label_table, read_labels
+from train_head.data.labels import Labels, label_table
+from train_head.data.predictions import stored_file
+from train_head.data.reading import read_any_labels
 from train_head.errors import LabelError, RunFolderError
 from train_head.evaluation.metrics import Column, label_means
 from train_head.runs import run_folder
 
-FOLDS, LABELS_FOLDS = "folds.csv", "labels_folds.csv"
-"""Files of cross-validation: the fold of each clip, and the labels of all clips."""
+FOLDS, LABELS_FOLDS = "folds.csv", "labels_folds"
+"""Of cross-validation: the file with the fold of each clip, and the CSV or folder with the labels of all clips."""
 
 
 def training_mean(
@@ -29,14 +31,14 @@ def training_mean(
     """Return the mean of the training labels, for `train_head.evaluation.metrics.evaluate`.
 
     Args:
-        predictions: a prediction file; a run folder around it says which labels it was trained on.
+        predictions: a prediction file or folder; a run folder around it says which labels it was trained on.
         scored: the labels of the clips that are scored.
         train: CSV of training labels, which overrides those that the run records.
         form: how `train` is to be read.
 
     Returns:
-        (targets,), or for folds (clips, targets) with the mean of the other folds; None if unknown. And the reason if
-        a run records labels that cannot be used.
+        (targets,), or for folds (clips, targets) or (label rows, targets) with the mean of the other folds; None if
+        unknown. And the reason if a run records labels that cannot be used.
 
     Raises:
         LabelError: `train` is wrong, or lacks a target.
@@ -60,8 +62,8 @@ def fold_means(values: ArrayLike, fold: ArrayLike) -> Column:
     """Return the (clips, targets) mean of the labels in the other folds.
 
     Args:
-        values: (clips, targets).
-        fold: (clips,) number of each clip's fold.
+        values: (clips, targets), or the rows of labels per frame.
+        fold: (clips,) number of each clip's fold, or of each row's.
     """
     labels, number = np.asarray(values, np.float64), np.asarray(fold)
     means: Column = np.empty(labels.shape)
@@ -79,18 +81,22 @@ def _mean_of_run(folder: Path, config: Mapping[str, Any], scored: Labels) -> Col
 
 
 def _mean_of_folds(folder: Path, config: Mapping[str, Any], scored: Labels) -> Column:
-    path, form = folder / LABELS_FOLDS, recorded_format(config)
-    rater = form.rater if form.rater in label_table(path).header else None
-    labels = read_labels(path, replace(form, targets=scored.names, rater=rater))
+    path, form = stored_file(folder, LABELS_FOLDS), replace(recorded_format(config), targets=scored.names)
+    if form.rater is not None and form.rater not in label_table(path).header:
+        form = replace(form, rater=None)
+    labels = read_any_labels(path, form)
     fold = {clip_id(name): int(number) for name, number in label_table(folder / FOLDS).rows}  # Filename, fold
-    missing = sum(clip not in fold for clip in labels.ids)
+    missing = sum(clip_id(name) not in fold for name in labels.filenames)
     if missing:
         raise LabelError(f"{folder / FOLDS} lacks {missing} clips")
-    values, numbers = labels.values.astype(np.float64), np.array([fold[clip] for clip in labels.ids])
-    by_clip = dict(zip(labels.filenames, fold_means(values, numbers), strict=True))
+    numbers = np.array([fold[clip_id(name)] for name in labels.filenames])
+    values, of_row = labels.values.astype(np.float64), np.repeat(numbers, labels.lengths)
+    means = {number: label_means(values[of_row != number]) for number in set(numbers.tolist())}
+    by_clip = {name: means[number] for name, number in zip(labels.filenames, numbers.tolist(), strict=True)}
     number = config["protocol"].get("number")  # only in the run of one fold
-    others = label_means(values if number is None else values[numbers != number])  # for clips in no fold
-    return np.stack([others if name is None else by_clip[name] for name in match_ids(scored.filenames, by_clip)])
+    others = label_means(values if number is None else values[of_row != number])  # for clips in no fold
+    found = [others if name is None else by_clip[name] for name in match_ids(scored.filenames, by_clip)]
+    return np.repeat(np.stack(found), scored.lengths, axis=0)
 
 
 def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any], names: Sequence[str]) -> Column:
@@ -98,7 +104,7 @@ def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any], na
     if split not in data:
         raise LabelError("the run does not record them")
     path = Path(data[split])
-    if not path.is_file() or run_folder.file_sha256(path) != data.get(f"{split}_sha256"):
+    if not path.exists() or run_folder.file_sha256(path) != data.get(f"{split}_sha256"):
         raise LabelError(f"{path} is gone or has changed since the run was made")
     if f"{split}_clips_sha256" in data:
         raise LabelError(f"the run left out clips of {path}")
@@ -108,5 +114,5 @@ def _recorded(data: Mapping[str, Any], split: str, config: Mapping[str, Any], na
 def _read(path: StrPath, form: LabelFormat, names: Sequence[str]) -> Column:
     """Return the (clips, targets) labels of the named targets."""
     form = replace(form, targets=tuple(names), group_by=None)  # groups do not matter here
-    values: Column = read_labels(path, form).values.astype(np.float64)
+    values: Column = read_any_labels(path, form).values.astype(np.float64)
     return values

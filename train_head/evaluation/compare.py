@@ -1,7 +1,7 @@
 """Compare two runs on the same clips: which is better, and could the difference be chance?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from cache.paths import StrPath
 from train_head.data.label_format import UNIT, LabelFormat, label_format, recorded_format
-from train_head.data.labels import Labels, read_labels, read_split
+from train_head.data.labels import Labels
+from train_head.data.matching import align, check_same_clips, cut_notes, match_clips, predicted_rows
+from train_head.data.predictions import stored_file
+from train_head.data.reading import read_any_labels, read_beside
 from train_head.errors import LabelError, TrainSettingsError, unknown
 from train_head.evaluation.baselines import training_mean
-from train_head.evaluation.intervals import Difference, paired_bootstrap
+from train_head.evaluation.intervals import Difference
+from train_head.evaluation.labelled import difference_of
 from train_head.evaluation.metrics import METRICS, evaluate, mean_of
-from train_head.evaluation.scoring import align, match_rows
 from train_head.reports.tables import OVER_TARGETS, cell
-from train_head.runs.run_folder import file_sha256, read_config_file
+from train_head.runs.run_folder import CONFIG, file_sha256, read_config_file
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Comparison:
         a, b: the prediction files.
         labels: the label file.
         labelled: number of its clips; more than were compared if the runs left some out.
-        notes: warnings that a run was made with other labels.
+        compared: number of clips that were compared.
+        notes: warnings that a run was made with other labels, or lacks rows of labels per frame.
         difference: the numbers.
         baselines: with "mae", the mean absolute errors of constant predictions; empty for other metrics.
     """
@@ -37,6 +41,7 @@ class Comparison:
     b: str
     labels: str
     labelled: int
+    compared: int
     notes: tuple[str, ...]
     difference: Difference
     baselines: Mapping[str, float | None]
@@ -48,6 +53,7 @@ class Comparison:
             "b": self.b,
             "labels": self.labels,
             "labelled": self.labelled,
+            "compared": self.compared,
             "notes": list(self.notes),
             "difference": self.difference.to_dict(),
             "baselines": dict(self.baselines),
@@ -55,8 +61,8 @@ class Comparison:
 
     def table(self) -> str:
         """Return plain text: the files, one line per target, the mean, and how many resamples were drawn."""
-        clips = self.difference.clips
-        share = "" if clips == self.labelled else f" ({clips} of its {self.labelled} clips were predicted)"
+        missing = self.compared != self.labelled
+        share = f" ({self.compared} of its {self.labelled} clips were predicted)" if missing else ""
         files = f"A: {self.a}\nB: {self.b}\nlabels: {self.labels}{share}\n{METRICS[self.difference.metric]}:"
         constant = [f"{name}: MAE {cell(mae)} ({OVER_TARGETS})" for name, mae in self.baselines.items()]
         return "\n".join([files, self.difference.table(), *constant, *self.notes])
@@ -86,13 +92,13 @@ def compare(
     group_by: str | None = None,
     resamples: int = 2000,
     seed: int = 0,
-    metric: str = "pearson",
+    metric: str = "",
 ) -> Comparison:
-    """Compare two runs, or the prediction CSVs of any tools, clip by clip.
+    """Compare two runs, or the predictions of any tools, clip by clip.
 
     Args:
-        a: run folder or prediction CSV.
-        b: run folder or prediction CSV.
+        a: run folder, or predictions: a CSV or a folder, as for `emi evaluate`.
+        b: another one.
         split: which predictions of a run folder: "valid" or "test".
         labels: label CSV; by default the one that the runs record, if it is unchanged.
         label_scale, label_range, targets, rater: as in `LabelFormat`; by default what the runs record.
@@ -100,7 +106,7 @@ def compare(
             the runs record.
         resamples: number of resamples.
         seed: of the draws.
-        metric: "pearson", "ccc" or "mae"; lower is better for "mae".
+        metric: "pearson", "ccc" or "mae"; lower is better for "mae". By default Pearson, and CCC for labels per frame.
 
     Raises:
         TrainSettingsError: the metric is unknown.
@@ -108,41 +114,42 @@ def compare(
             changed, or not the same for both.
         RunFolderError: a folder is not a run.
     """
-    if metric not in METRICS:
+    if metric and metric not in METRICS:
         raise TrainSettingsError(unknown("metric", metric, METRICS))
     one, other = _side(a, split, targets), _side(b, split, targets)
-    _same_clips(one.predictions, other.predictions)
+    check_same_clips(one.predictions, other.predictions, "compared")
     place = Path(labels) if labels is not None else _recorded_labels(one, other, split)
     given = {"label_scale": label_scale, "label_range": label_range, "targets": targets, "rater": rater}
-    truth = read_split(
-        split if labels is None else "valid", place, _format(one, other, {**given, "group_by": group_by})
-    )
-    common = _predicted(truth, one.predictions)
+    form = _format(one, other, {**given, "group_by": group_by})
+    truth = read_beside(split if labels is None else "valid", place, form, one.predictions)
+    common = _predicted(truth, one.predictions, other.predictions)
+    metric = metric or common.targets.score
     guess, opponent = align(one.predictions, common), align(other.predictions, common)
     return Comparison(
         a=one.predictions.path,
         b=other.predictions.path,
         labels=str(place),
         labelled=len(truth),
-        notes=_notes((one, other), place),
-        difference=paired_bootstrap(
-            guess, opponent, common.values, common.names, common.groups, resamples=resamples, seed=seed, metric=metric
-        ),
+        compared=len(common),
+        notes=_notes((one, other), place) + cut_notes(common),
+        difference=difference_of(guess, opponent, common, common.groups, resamples=resamples, seed=seed, metric=metric),
         baselines=_baselines((one, other), guess, common) if metric == "mae" else {},
     )
 
 
-def _predicted(truth: Labels, predictions: Labels) -> Labels:
-    """Return the labels of the clips that were predicted."""
+def _predicted(truth: Labels, predictions: Labels, others: Labels) -> Labels:
+    """Return the labels of the clips, and of the rows, that were predicted."""
     if not truth.names:
         raise LabelError(f"{truth.path} has no target columns beside Filename, so there is nothing to compare on")
-    rows = match_rows(predictions, truth)
-    unlabelled = [clip for clip, row in zip(predictions.ids, rows, strict=True) if row is None]
+    found = match_clips(predictions, truth)
+    unlabelled = [clip for clip, there in zip(predictions.ids, found, strict=True) if there is None]
     if unlabelled:
         raise LabelError(
             f"{len(unlabelled)} predicted clips are not in {truth.path} (first: {', '.join(unlabelled[:5])})"
         )
-    return truth.take(sorted(row for row in rows if row is not None))
+    one = predicted_rows(truth.take(sorted(there for there in found if there is not None)), predictions)
+    both = predicted_rows(one, others)
+    return replace(both, cut=tuple(dict.fromkeys(one.cut + both.cut)))
 
 
 def _baselines(sides: Sequence[_Side], guess: NDArray[np.float32], labels: Labels) -> dict[str, float | None]:
@@ -154,28 +161,29 @@ def _baselines(sides: Sequence[_Side], guess: NDArray[np.float32], labels: Label
 
 def _side(place: StrPath, split: str, targets: str | Sequence[str] | None) -> _Side:
     path, form = Path(place), label_format(targets=targets)
-    if not path.is_dir():
-        return _Side(path, read_labels(path, form, check_range=False))
+    if not path.is_dir() or (not (path / CONFIG).exists() and any(path.rglob("*.txt"))):
+        return _Side(path, read_any_labels(path, form, check_range=False))
     config = read_config_file(path)
-    predictions = path / f"predictions_{split}.csv"
-    if not predictions.is_file():
-        raise LabelError(f"{path} has no {predictions.name}; {_how_to_get(split, config)}")
+    predictions = stored_file(path, f"predictions_{split}")
+    if not predictions.exists():
+        raise LabelError(f"{path} has no {predictions.name}; {_how_to_get(split, path, config)}")
     data = config.get("data", {})
     return _Side(
         path,
-        read_labels(predictions, form, check_range=False),
+        read_any_labels(predictions, form, check_range=False),
         Path(data[split]) if split in data else None,
         data.get(f"{split}_sha256"),
         recorded_format(config),
     )
 
 
-def _how_to_get(split: str, config: Mapping[str, Any]) -> str:
+def _how_to_get(split: str, folder: Path, config: Mapping[str, Any]) -> str:
     """Return what to do where a run lacks the predictions of a split."""
     if split == "test":
         return "train it with --test CSV"
     if config.get("protocol", {}).get("kind") == "folds":
-        return "for folds, compare the files predictions_folds.csv, with --labels labels_folds.csv"
+        names = (stored_file(folder, name).name for name in ("predictions_folds", "labels_folds"))
+        return "for folds, compare {}, with --labels {}".format(*names)
     if "valid" not in config.get("data", {}):
         return "it was trained on all clips, without validation"
     return "the same `emi train-head` command finishes it"
@@ -211,24 +219,14 @@ def _recorded_labels(one: _Side, other: _Side, split: str) -> Path:
             "give the labels to compare on with --labels CSV"
         )
     for path, sha256 in recorded:
-        if path.is_file() and file_sha256(path) == sha256:
+        if path.exists() and file_sha256(path) == sha256:
             return path
     for path, _ in recorded:
-        if path.is_file():
+        if path.exists():
             raise LabelError(
                 f"{path} has changed since {one.place} was made; to compare on it anyway, give it with --labels"
             )
     raise LabelError(f"the labels of {one.place} are no longer at {recorded[0][0]}; give them with --labels CSV")
-
-
-def _same_clips(one: Labels, other: Labels) -> None:
-    for this, that in ((one, other), (other, one)):
-        missing = [clip for clip, row in zip(this.ids, match_rows(this, that), strict=True) if row is None]
-        if missing:
-            raise LabelError(
-                f"{that.path} lacks {len(missing)} of the {len(this)} clips of {this.path} (first: "
-                f"{', '.join(missing[:5])}); only predictions of the same clips can be compared"
-            )
 
 
 def _notes(sides: Sequence[_Side], labels: Path) -> tuple[str, ...]:

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from train_head.data.labels import Labels
 from train_head.evaluation.metrics import LEVEL, METRICS, Intervals, Resampled, evaluate, few_clips
 from train_head.evaluation.resampling import EXACT_UNITS, Values, exchanged, resampled
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
@@ -93,7 +92,7 @@ class Difference(Resampled):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Few clips, few groups, and rows in which p and interval disagree on whether the difference could be 0."""
-        few = few_clips(self.names, self.counts, self.clips)
+        few = few_clips(self.names, self.counts, self.clips, self.counted)
         apart = [
             name
             for name, row in (*self.targets.items(), (OVER_TARGETS, self.mean))
@@ -113,9 +112,9 @@ class Difference(Resampled):
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
             "level": LEVEL,
-            "clips": self.clips,
+            self.counted: self.clips,
             "counts": dict(zip(self.names, self.counts, strict=True)),
-            "groups": self.groups,
+            self.units: self.groups,
             "resamples": self.resamples,
             "test": self.test.to_dict(),
             "mean": self.mean,
@@ -126,7 +125,7 @@ class Difference(Resampled):
 
     def table(self) -> str:
         """Return a plain-text table, one line per target and their mean, and notes on resampling and test."""
-        lines: list[tuple[str, ...]] = [("", "clips", "A", "B", "A - B", "95 % interval", "p")]
+        lines: list[tuple[str, ...]] = [("", self.counted, "A", "B", "A - B", "95 % interval", "p")]
         rows = (*self.targets.items(), (OVER_TARGETS, self.mean))
         for (name, row), count in zip(rows, (*self.counts, ""), strict=True):
             interval = f"{cell(row['low'], '+')} {cell(row['high'], '+')}"
@@ -187,25 +186,6 @@ def bootstrap(
         left_out=left_out,
         mean_left_out=mean_left_out,
     )
-
-
-def intervals_of(predicted: NDArray[np.floating], labels: Labels, groups: Sequence[str] | None) -> Intervals:
-    """Compute intervals of the score of some labels; of labels per frame, whole clips or groups are resampled.
-
-    Args:
-        predicted: (clips, targets), or (label rows, targets) for labels per frame.
-        labels: of a split.
-        groups: (clips,) that are resampled as wholes; None where single clips are.
-
-    Raises:
-        LabelError: all clips are of one group.
-    """
-    score = labels.targets.score
-    if not labels.by_frame:
-        return bootstrap(predicted, labels.values, labels.names, groups, metric=score)
-    units = np.repeat(np.array(groups or labels.ids, dtype=object), labels.lengths)
-    rows = ~np.isnan(labels.values).all(axis=1)
-    return bootstrap(predicted[rows], labels.values[rows], labels.names, units[rows].tolist(), metric=score)
 
 
 def paired_bootstrap(

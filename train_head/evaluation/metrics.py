@@ -23,6 +23,7 @@ FEWEST_CLIPS = 3
 """Labelled clips below which a correlation is undefined: with two points it is always 1 or -1."""
 FEW_CLIPS = 10
 """Labelled clips below which a warning is given."""
+CLIPS, ROWS, GROUPS = "clips", "rows", "groups"
 CHANCE = {3: 0.997, 4: 0.950, 5: 0.878, 6: 0.811, 7: 0.754, 8: 0.707, 9: 0.666}
 """Critical absolute correlation at the 5 % level by number of clips (Student's t with n - 2 degrees of freedom; Fisher
 1925, table VA)."""
@@ -85,6 +86,8 @@ class Resampled:
         group_counts: groups with a label, per target; None without groups.
         resamples: number of resamples.
         left_out: per target, the resamples in which the metric is undefined.
+        counted: what `clips` and `counts` count: "clips", or "rows" of labels per frame.
+        units: what `groups` and `group_counts` count: "groups", or "clips", each with its rows of labels per frame.
     """
 
     names: tuple[str, ...]
@@ -94,20 +97,32 @@ class Resampled:
     group_counts: tuple[int, ...] | None
     resamples: int
     left_out: tuple[int, ...]
+    counted: str = CLIPS
+    units: str = GROUPS
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups of clips were resampled."""
+        return self.groups is not None and self.units == GROUPS
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warning that intervals from few groups are too narrow; `Report.notes` has that about few clips."""
         counts = self.group_counts
-        if counts is None or min(counts) >= FEW_GROUPS:
+        if counts is None or self.groups == 1 or min(counts) >= FEW_GROUPS:
             return ()
         few = ", ".join(f"{name} {n}" for name, n in zip(self.names, counts, strict=True) if n < FEW_GROUPS)
-        what = f"only {self.groups} groups" if set(counts) == {self.groups} else f"few groups with labels ({few})"
+        all_alike = set(counts) == {self.groups}
+        what = f"only {self.groups} {self.units}" if all_alike else f"few {self.units} with labels ({few})"
         return (f"warning: {what}: the bootstrap intervals of fewer than {FEW_GROUPS} are too narrow",)
 
     def drawn(self) -> list[str]:
         """Return what was resampled, and for which targets resamples were left out."""
-        what = f"{self.clips} clips" if self.groups is None else f"{self.groups} groups of {self.clips} clips"
+        if self.groups == 1:
+            return [f"no interval: there is one {self.units[:-1]}"]
+        what = f"{self.clips} {self.counted}"
+        if self.groups is not None:
+            what = f"{self.groups} {self.units} {'of' if self.counted == CLIPS else 'with'} {what}"
         some = ", ".join(f"{name} {n}" for name, n in zip(self.names, self.left_out, strict=True) if n)
         notes = [f"of the {self.resamples}, left out because undefined in them: {some}"] if some else []
         return [f"{self.resamples} bootstrap resamples of {what}", *notes]
@@ -140,8 +155,8 @@ class Intervals(Resampled):
         """Return a JSON-able form, with None for what is undefined."""
         return {
             "level": LEVEL,
-            "clips": self.clips,
-            "groups": self.groups,
+            self.counted: self.clips,
+            self.units: self.groups,
             "resamples": self.resamples,
             f"mean_{self.metric}": [self.mean_low, self.mean_high],
             self.metric: {n: [a, b] for n, a, b in zip(self.names, self.low, self.high, strict=True)},
@@ -164,6 +179,7 @@ class Report:
         mae: mean absolute error per target, None without labels.
         baselines: mean absolute error per target of constant predictions, by what is predicted for every clip; they
             have no correlation. None where unknown.
+        counted: what `clips` and `counts` count: "clips", or "rows" of labels per frame.
     """
 
     names: tuple[str, ...]
@@ -173,6 +189,7 @@ class Report:
     concordance: Bounds
     mae: Bounds
     baselines: Mapping[str, Bounds]
+    counted: str = CLIPS
 
     @property
     def mean_pearson(self) -> float | None:
@@ -205,10 +222,13 @@ class Report:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is undefined and why, and a warning about few clips."""
-        few = few_clips(self.names, self.counts, self.clips)
+        few = few_clips(self.names, self.counts, self.clips, self.counted)
         short = [name for name, n in zip(self.names, self.counts, strict=True) if n < FEWEST_CLIPS]
         constant = [name for name in self.undefined if name not in short]
-        reasons = [(constant, "constant labels or predictions"), (short, f"fewer than {FEWEST_CLIPS} labelled clips")]
+        reasons = [
+            (constant, "constant labels or predictions"),
+            (short, f"fewer than {FEWEST_CLIPS} labelled {self.counted}"),
+        ]
         said = " and ".join(f"for {', '.join(names)} ({why})" for names, why in reasons if names)
         defined = len(self.names) - len(self.undefined)
         mean = f"the mean is over the other {defined} of {len(self.names)}" if defined else "there is no mean"
@@ -218,7 +238,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form, with None for what is undefined."""
         return {
-            "clips": self.clips,
+            self.counted: self.clips,
             "counts": self._by_name(self.counts),
             "mean_pearson": self.mean_pearson,
             "mean_concordance": self.mean_concordance,
@@ -262,7 +282,7 @@ class Report:
 
         columns = {"": [*self.names, mean, *self.baselines]}
         if set(self.counts) != {self.clips}:
-            columns["clips"] = [*map(str, self.counts)]
+            columns[self.counted] = [*map(str, self.counts)]
         for metric in ("pearson", "ccc"):
             columns[METRICS[metric]] = shown((*self.values(metric), self.mean(metric), *nothing))
             if intervals is not None and intervals.metric == metric:
@@ -319,19 +339,22 @@ def evaluate(
     )
 
 
-def few_clips(names: Sequence[str], counts: Sequence[int], clips: int) -> str | None:
+def few_clips(names: Sequence[str], counts: Sequence[int], clips: int, counted: str = CLIPS) -> str | None:
     """Return a warning that a correlation over few clips says little; None if there are enough.
 
     Args:
         names: the targets.
         counts: labelled clips of each.
         clips: number of clips.
+        counted: what these are, "clips" or "rows".
     """
     fewest = min(counts, default=clips)
     if fewest >= FEW_CLIPS:
         return None
     few = ", ".join(f"{name} {n}" for name, n in zip(names, counts, strict=True) if n < FEW_CLIPS)
-    what = f"only {clips} clip{'s' * (clips != 1)}" if set(counts) == {clips} else f"few labelled clips ({few})"
+    what = f"only {clips} {counted if clips != 1 else counted[:-1]}"
+    if set(counts) != {clips}:
+        what = f"few labelled {counted} ({few})"
     says = (
         f"with {fewest}, correlations up to {CHANCE[fewest]:.2f} are chance at the 5 % level"
         if fewest in CHANCE

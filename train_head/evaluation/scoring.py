@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cache.errors import ClipNameError
-from cache.ids import match_ids
 from cache.paths import StrPath
 from train_head.data.label_format import LabelFormat, Range
-from train_head.data.labels import Labels, read_labels
+from train_head.data.labels import Labels
+from train_head.data.matching import align, match_clips, predicted_rows, refuse_clips
+from train_head.data.reading import read_any_labels
 from train_head.errors import LabelError
-from train_head.evaluation.metrics import as_columns
+from train_head.evaluation.metrics import CLIPS, as_columns
 from train_head.reports.tables import cell, text_table
 
 EDGES = (0.0, 1e-9, 0.25, 0.5, 0.75, 1.0)
@@ -44,80 +44,45 @@ class BinErrors:
         """Return a JSON-able form, with None for what is undefined."""
         return {"edges": list(self.edges), "targets": self.targets}
 
-    def table(self) -> str:
-        """Return a plain-text table, one line per target and bin."""
+    def table(self, counted: str = CLIPS) -> str:
+        """Return a plain-text table, one line per target and bin; `counted` are "clips" or "rows"."""
         rows = [
             [name, label, str(count), cell(mae, undefined="—"), cell(bias, "+", "—")]
             for name, found in self.targets.items()
             for label, count, mae, bias in zip(self.bins, *found.values(), strict=True)
         ]
-        return text_table(["", "label", "clips", "MAE", "bias"], rows)
+        return text_table(["", "label", counted, "MAE", "bias"], rows)
 
 
 def read_pair(
     predictions: StrPath, labels: StrPath, form: LabelFormat | None = None
 ) -> tuple[NDArray[np.float32], Labels]:
-    """Read predictions in the order of the labels' clips and columns.
+    """Read predictions in the order of the labels' clips, rows and columns.
 
     Args:
-        predictions: CSV from any tool, with Filename and the labels' columns in any order; values on the labels' scale.
-        labels: CSV that decides which clips and columns are compared.
+        predictions: from any tool, in the layout of the labels, with their columns in any order; values on the labels'
+            scale.
+        labels: CSV, or labels per frame, which decide which clips and columns are compared.
         form: how the labels are to be read; named targets apply to the predictions too.
 
     Returns:
-        (clips, targets) predictions, and the labels of the same clips.
+        (clips, targets) predictions, and the labels of the same clips. For labels per frame, (rows, targets), and the
+        labels of the rows that were predicted; their `cut` names clips that lack a few.
 
     Raises:
-        LabelError: a file is wrong, or the two differ in columns or clips; names the first five.
+        LabelError: a file is wrong, or the two differ in columns, in clips, or by many rows of a clip; names the first
+            five.
     """
-    truth = read_labels(labels, form)
+    truth = read_any_labels(labels, form)
     if not truth.names:
         raise LabelError(f"{labels} has no target columns beside Filename, so there is nothing to score against")
     named = LabelFormat(targets=form.targets) if form is not None else None
-    guess = read_labels(predictions, named, check_range=False)
+    guess = read_any_labels(predictions, named, check_range=False)
+    extra = [clip for clip, found in zip(guess.ids, match_clips(guess, truth), strict=True) if found is None]
+    truth = predicted_rows(truth, guess)
     aligned = align(guess, truth)
-    extra = [clip for clip, row in zip(guess.ids, match_rows(guess, truth), strict=True) if row is None]
-    _refuse(f"{predictions} has", sorted(extra), f"that are not in {labels}")
+    refuse_clips(f"{predictions} has", sorted(extra), f"that are not in {labels}")
     return aligned, truth
-
-
-def match_rows(one: Labels, other: Labels) -> list[int | None]:
-    """Return the row of each clip in another file, matched by clip id; None where it has none.
-
-    Args:
-        one: labels or predictions whose clips are looked for.
-        other: labels or predictions in which they are looked for.
-
-    Raises:
-        LabelError: a Filename matches several clips of the other file, or two Filenames are one clip.
-    """
-    row = {name: i for i, name in enumerate(other.filenames)}
-    try:
-        found = match_ids(one.filenames, row)
-    except ClipNameError as error:
-        raise LabelError(f"{one.path} beside {other.path}: {error}") from error
-    return [None if name is None else row[name] for name in found]
-
-
-def align(guess: Labels, truth: Labels) -> NDArray[np.float32]:
-    """Return predictions as (clips, targets) in the order of the labels; clips without a label are left out.
-
-    Args:
-        guess: predictions.
-        truth: labels, which decide on clips, columns and order.
-
-    Raises:
-        LabelError: the columns differ, or labelled clips were not predicted; names the first five.
-    """
-    if set(guess.names) != set(truth.names):
-        raise LabelError(
-            f"{guess.path} has the columns {', '.join(guess.names)}, and {truth.path} has {', '.join(truth.names)}; "
-            "name those to score with --targets"
-        )
-    guessed = {there: here for here, there in enumerate(match_rows(guess, truth)) if there is not None}
-    _refuse(f"{guess.path} lacks", [c for i, c in enumerate(truth.ids) if i not in guessed], f"of {truth.path}")
-    columns = [guess.names.index(name) for name in truth.names]
-    return guess.values[[guessed[i] for i in range(len(truth))]][:, columns]
 
 
 def bin_edges(span: Range) -> tuple[float, ...]:
@@ -159,8 +124,3 @@ def errors_by_bin(
             "bias": [float(e.mean()) if len(e) else None for e in errors],
         }
     return BinErrors(edges=tuple(map(float, edges)), targets=targets)
-
-
-def _refuse(what: str, clips: Sequence[str], where: StrPath) -> None:
-    if clips:
-        raise LabelError(f"{what} {len(clips)} clips {where} (first: {', '.join(clips[:5])})")

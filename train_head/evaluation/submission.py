@@ -20,7 +20,8 @@ from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_columns import choose_columns, is_missing
 from train_head.data.label_format import UNIT, LabelFormat, Range
-from train_head.data.labels import FILENAME, label_table, predictions_csv
+from train_head.data.labels import FILENAME, label_table
+from train_head.data.predictions import predictions_csv
 from train_head.errors import LabelError
 
 SHOWN = 5

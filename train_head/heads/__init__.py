@@ -5,11 +5,11 @@ its import, its line in `HEADS` and its name in `__all__` here, and name it in t
 `tests/train_head/heads/test_every_head.py` then tests it with the others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from train_head.errors import TrainSettingsError, unknown
+from train_head.errors import TrainSettingsError, refuse, unknown
 from train_head.heads.attention import AttentionHead
 from train_head.heads.bilstm import BilstmHead
 from train_head.heads.encoder import Encoder
@@ -82,6 +82,21 @@ def head_options(name: str, options: Mapping[str, Any]) -> Any:
     return kind(**options)
 
 
+def check_states(names: Iterable[str]) -> None:
+    """Refuse heads that cannot predict every row.
+
+    Raises:
+        TrainSettingsError: one has no state per row; names those that have.
+    """
+    refuse(*((name in SUMMARY_ONLY, _no_states(name)) for name in names))
+
+
+def _no_states(name: str) -> str:
+    able = ", ".join(known for known in HEADS if known not in SUMMARY_ONLY)
+    what = f"the head {name!r} summarises a clip and has no state per row"
+    return f"{what}, which targets per frame need; take one of {able}"
+
+
 def build_head(name: str, options: Mapping[str, Any], dim: int, targets: int) -> Head:
     """Make a head with fresh weights for (batch, rows, dim) features of one stream.
 
@@ -121,11 +136,7 @@ def build_fused(
     encoders = {stream: ENCODERS[name](dims[stream], options[stream]) for stream, (name, _) in heads.items()}
     for stream, (name, _) in heads.items():
         if rows and not encoders[stream].state_width:
-            able = ", ".join(known for known in HEADS if known not in SUMMARY_ONLY)
-            raise TrainSettingsError(
-                f"the head {name!r} summarises a clip and has no state per row, which targets per frame need; take one "
-                f"of {able}"
-            )
+            raise TrainSettingsError(_no_states(name))
     if len(heads) > 1:
         return FusedHead(encoders, lambda widths: build_fusion(*fusion, widths, targets), rows=rows)
     ((stream, (name, _)),) = heads.items()

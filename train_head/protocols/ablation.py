@@ -11,18 +11,20 @@ import tomli_w
 
 from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
-from train_head.data.labels import read_labels
+from train_head.data.predictions import prediction_file, read_predictions
 from train_head.errors import RunFolderError, TrainSettingsError, check_known, refuse
-from train_head.evaluation.intervals import Difference, paired_bootstrap
-from train_head.protocols.pool import refuse_frames
-from train_head.protocols.result import ProtocolResult, several_groups
+from train_head.evaluation.intervals import Difference
+from train_head.evaluation.labelled import check_units, difference_of, several_groups
+from train_head.evaluation.metrics import METRICS
+from train_head.protocols.result import ProtocolResult
 from train_head.protocols.run import train_seeds
 from train_head.reports.tables import OVER_TARGETS, cell, csv_text, markdown_table, text_table
 from train_head.runs.inputs import Inputs
+from train_head.training.compatibility import check_targets
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings, option_owners, read_toml, resolve_settings
 
-SHARED = ("seed", "label_scale", "label_range")
+SHARED = ("seed", "label_scale", "label_range", "label_fps")
 """Settings that all rows have in common: the labels are read once, and every row takes the same seeds."""
 
 
@@ -79,8 +81,9 @@ class Ablation:
     def records(self) -> list[dict[str, Any]]:
         """One dict per row, with None for what is undefined: the columns of ablation.csv.
 
-        `pearson_mean` and `pearson_std` are over the seeds; `ensemble` is the mean of the seeds, with bootstrap bounds;
-        `difference` and `p` compare it with the row before; the targets' columns are means over the seeds.
+        `pearson_mean` and `pearson_std` (`ccc_…` for labels per frame) are over the seeds; `ensemble` is the mean of
+        the seeds, with bootstrap bounds; `difference` and `p` compare it with the row before; the targets' columns are
+        means over the seeds.
         """
         found = []
         for name, result, difference in zip(self.names, self.results, self.differences, strict=True):
@@ -89,9 +92,9 @@ class Ablation:
                 {
                     "row": name,
                     "seeds": len(result.members),
-                    "pearson_mean": scored.mean,
-                    "pearson_std": scored.std,
-                    "ensemble": scored.report.mean_pearson,
+                    f"{scored.metric}_mean": scored.mean,
+                    f"{scored.metric}_std": scored.std,
+                    "ensemble": scored.report.mean(scored.metric),
                     "low": scored.intervals.mean_low,
                     "high": scored.intervals.mean_high,
                     "difference": mean.get("difference"),
@@ -117,23 +120,23 @@ class Ablation:
 
     def _cells(self, to: str) -> tuple[list[str], list[list[str]]]:
         header = ["", "mean ± std over seeds", "ensemble", "95 % interval", "against the row before", "p"]
-        rows = []
+        rows, metric = [], self.results[0].valid.metric
         for record in self.records():
-            spread = "" if record["pearson_std"] is None else f" ± {cell(record['pearson_std'])}"
+            spread = "" if record[f"{metric}_std"] is None else f" ± {cell(record[f'{metric}_std'])}"
             interval = f"{cell(record['low'])}{to}{cell(record['high'])}"
-            figures = (cell(record["pearson_mean"]) + spread, cell(record["ensemble"]), interval)
+            figures = (cell(record[f"{metric}_mean"]) + spread, cell(record["ensemble"]), interval)
             p = "" if record["p"] is None else f"{record['p']:.4f}"
             rows.append([record["row"], *figures, p and cell(record["difference"], "+"), p])
         return header, rows
 
     def _notes(self) -> list[str]:
         scored = self.results[0].valid
-        drawn = "clips" if scored.intervals.groups is None else f"{scored.intervals.groups} groups"
+        drawn = f"{scored.intervals.groups} groups" if scored.intervals.grouped else "clips"
         notes = [
-            f"Validation Pearson, {OVER_TARGETS}. Mean ± std is over the seeds ({len(self.results[0].members)}), whose "
-            "best epochs were chosen on the same clips. Ensemble: their predictions averaged, with the interval of "
-            f"{scored.intervals.resamples} bootstrap resamples of {drawn}; it is compared with that of the row before. "
-            "p is not corrected for several rows."
+            f"Validation {METRICS[scored.metric]}, {OVER_TARGETS}. Mean ± std is over the seeds "
+            f"({len(self.results[0].members)}), whose best epochs were chosen on the same clips. Ensemble: their "
+            f"predictions averaged, with the interval of {scored.intervals.resamples} bootstrap resamples of {drawn}; "
+            "it is compared with that of the row before. p is not corrected for several rows."
         ]
         tests = {difference.test.sentence() for difference in self.differences if difference}
         return [*notes, *sorted(tests), *scored.report.notes, *scored.intervals.warnings]
@@ -156,23 +159,23 @@ def ablate(
         reporter: hears of runs (ROW/seed-I), epochs and steps.
 
     Raises:
-        TrainSettingsError: no rows, or two that share a folder.
+        TrainSettingsError: no rows, two that share a folder, or a row that does not go with the targets.
         RunFolderError: a folder holds something else.
+        LabelError: there are labels per frame of a single validation clip, and nothing to compare rows over.
     """
     folder, labels = Path(out), inputs.splits["valid"].labels
     check_names([name for name, _ in rows])
-    refuse_frames(inputs, "emi ablate")
+    check_units(labels)
+    for _, settings in rows:
+        check_targets(settings, labels.targets)
     _prepare(folder, rows)
     places = {name: folder / Row(name).folder for name, _ in rows}
     results = [
         train_seeds(inputs, places[name], settings, seeds, reporter, reported_under=f"{places[name].name}/")
         for name, settings in rows
     ]
-    values = [read_labels(place / "predictions_valid.csv", check_range=False).values for place in places.values()]
-    differences = [
-        paired_bootstrap(now, before, labels.values, labels.names, groups=several_groups(labels))
-        for before, now in pairwise(values)
-    ]
+    values = [read_predictions(prediction_file(place, "valid", labels), labels) for place in places.values()]
+    differences = [difference_of(now, before, labels, several_groups(labels)) for before, now in pairwise(values)]
     done = Ablation(folder=folder, names=tuple(places), results=tuple(results), differences=(None, *differences))
     write_atomically(folder / TABLE_CSV, done.csv().encode())
     write_atomically(folder / TABLE_MD, done.markdown().encode())

@@ -13,15 +13,19 @@ from cache.licences import LICENCE, Licence, all_of, licence_of_run
 from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import recorded_format
-from train_head.data.labels import Labels, label_table, read_labels, read_split, write_predictions
+from train_head.data.labels import Labels
+from train_head.data.matching import align, check_same_clips, match_clips, predicted_rows
+from train_head.data.predictions import prediction_file, read_folder, stored_file, write_folder, write_predictions
+from train_head.data.reading import read_any_labels, read_beside
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError, refuse
 from train_head.evaluation.baselines import LABELS_FOLDS, training_mean
-from train_head.evaluation.metrics import evaluate
-from train_head.evaluation.scoring import align, match_rows
+from train_head.evaluation.labelled import report_of
+from train_head.evaluation.metrics import METRICS
 from train_head.protocols.result import SUMMARY, Scored, score, write_ensemble
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
 from train_head.runs import run_folder
 from train_head.runs.load import load_heads, members_of
+from train_head.targets import FRAME
 
 SPLITS = {
     "valid": "validation",
@@ -63,14 +67,14 @@ class EnsembleResult:
         """Plain text: per split the figures of each run, and of their mean with intervals."""
         parts = []
         for split, scored in self.scored.items():
-            parts += [f"{SPLITS[split]}, Pearson of each run:\n{self._runs(scored)}"]
+            parts += [f"{SPLITS[split]}, {METRICS[scored.metric]} of each run:\n{self._runs(scored)}"]
             together = f"ensemble of the {len(self.members)} runs (their predictions averaged)"
             parts += [f"{SPLITS[split]}, {together}:\n{scored.table()}"]
         return "\n\n".join([*parts, *([] if {"valid", "folds"} & self.scored.keys() else [UNJUDGED])])
 
     def _runs(self, scored: Scored) -> str:
         rows = [
-            [name, f"{weight:.3f}", cell(report.mean_pearson), *map(cell, report.pearson)]
+            [name, f"{weight:.3f}", cell(report.mean(scored.metric)), *map(cell, report.values(scored.metric))]
             for name, weight, report in zip(self.members, self.weights, scored.members, strict=True)
         ]
         return text_table(["run", "weight", OVER_TARGETS, *scored.report.names], rows)
@@ -88,7 +92,8 @@ class _Run:
     data: Mapping[str, Any]
 
     def predictions(self, split: str) -> Path:
-        return self.place / f"predictions_{split}.csv"
+        """Return the CSV or folder of what it predicts of a split."""
+        return stored_file(self.place, f"predictions_{split}")
 
 
 def ensemble(
@@ -104,11 +109,12 @@ def ensemble(
         runs: run folders of the same targets that predicted the same clips; folders of seeds, folds or ensembles too.
         out: gets ensemble.toml, the mean of each predictions file that all have, summary.json, README.md.
         weights: one per run; all alike by default.
-        labels: label CSV of the validation clips, where the one that the runs record is gone or has changed.
+        labels: labels of the validation clips, where the file that the runs record is gone or has changed.
 
     Raises:
         TrainSettingsError: fewer than two runs, one given twice, or weights that are none.
-        RunFolderError: a run is not finished, their targets differ, or the folder holds something else.
+        RunFolderError: a run is not finished, their targets differ, one is of clips and another of frames, or the
+            folder holds something else.
         LabelError: their clips or labels differ, or the labels are gone.
     """
     folder, shares = Path(out), _shares(runs, weights)
@@ -127,17 +133,17 @@ def ensemble(
     run_folder.prepare_folder(folder, config)
     before = _contents(folder)
     scored = {}
-    for split, (first, predicted) in values.items():
-        mean = np.average(np.stack(predicted).astype(np.float64), 0, shares).astype(np.float32)
-        write_predictions(folder / f"predictions_{split}.csv", first, first.names, mean)
+    for split, predicted in values.items():
+        mean = np.average(np.stack([part.values for part in predicted]).astype(np.float64), 0, shares)
+        together = replace(predicted[0], values=mean.astype(np.float32))
+        write_predictions(prediction_file(folder, split, together), together, together.names, together.values)
         truth = truths[split]
         if truth is not None:
-            at = [row for row in match_rows(truth, first) if row is not None]
             baseline, _ = training_mean(found[0].predictions(split), truth)
-            reports = [evaluate(part[at], truth.values, truth.names, baseline) for part in predicted]
-            scored[split] = score(mean[at], truth, reports, baseline)
+            reports = [report_of(align(part, truth), truth, baseline) for part in predicted]
+            scored[split] = score(align(together, truth), truth, reports, baseline)
     if "folds" in splits:
-        write_atomically(folder / LABELS_FOLDS, (found[0].place / LABELS_FOLDS).read_bytes())
+        _copy(stored_file(found[0].place, LABELS_FOLDS), folder)
     done = EnsembleResult(folder=folder, members=tuple(names), weights=shares, scored=scored)
     write_atomically(folder / SUMMARY, (json.dumps(done.to_dict(), indent=2) + "\n").encode())
     write_atomically(folder / run_folder.CARD, _card(done, found).encode())
@@ -164,6 +170,11 @@ def _shares(runs: Sequence[StrPath], weights: Sequence[float] | None) -> tuple[f
 def _check_alike(runs: Sequence[_Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
+        kinds = ["frames" if r.data.get("resolution") == FRAME else "clips" for r in (first, run)]
+        if kinds[0] != kinds[1]:
+            raise RunFolderError(
+                f"{first.place} predicts {kinds[0]}, and {run.place} {kinds[1]}; they cannot be averaged"
+            )
         one, other = (tuple(r.data.get("targets", ())) for r in (first, run))
         settings = ((key, first.config.get(key), run.config.get(key)) for key in SAME)
         refuse(
@@ -186,28 +197,23 @@ def _check_alike(runs: Sequence[_Run]) -> None:
 
 def _all_have(runs: Sequence[_Run], split: str) -> bool:
     """Whether all runs have predicted a split; of validation and folds, all or none must have."""
-    having = [run.place for run in runs if run.predictions(split).is_file()]
-    lacking = [run.place for run in runs if not run.predictions(split).is_file()]
+    having = [run for run in runs if run.predictions(split).exists()]
+    lacking = [run.place for run in runs if not run.predictions(split).exists()]
     if having and lacking and split != "test":
         raise LabelError(
-            f"{having[0]} has predictions_{split}.csv, and {lacking[0]} has none; only runs that predicted the same "
-            "clips can be averaged"
+            f"{having[0].place} has {having[0].predictions(split).name}, and {lacking[0]} has none; only runs that "
+            "predicted the same clips can be averaged"
         )
     return not lacking
 
 
-def _values(runs: Sequence[_Run], split: str) -> tuple[Labels, list[Any]]:
-    """The first run's predictions, and (clips, targets) of each in its order."""
-    read = [read_labels(run.predictions(split), check_range=False) for run in runs]
-    for one in read[1:]:
-        for this, that in ((read[0], one), (one, read[0])):
-            missing = [clip for clip, row in zip(this.ids, match_rows(this, that), strict=True) if row is None]
-            if missing:
-                raise LabelError(
-                    f"{that.path} lacks {len(missing)} of the {len(this)} clips of {this.path} (first: "
-                    f"{', '.join(missing[:5])}); only runs that predicted the same clips can be averaged"
-                )
-    return read[0], [align(one, read[0]) for one in read]
+def _values(runs: Sequence[_Run], split: str) -> list[Labels]:
+    """The predictions of each run, with the clips and rows of the first."""
+    first, *others = [read_any_labels(run.predictions(split), check_range=False) for run in runs]
+    for one in others:
+        check_same_clips(first, one, "averaged")
+        predicted_rows(first, one)  # refuses other rows
+    return [first, *(replace(first, path=one.path, values=align(one, first)) for one in others)]
 
 
 def _labels(runs: Sequence[_Run], split: str, given: StrPath | None) -> Labels | None:
@@ -215,21 +221,21 @@ def _labels(runs: Sequence[_Run], split: str, given: StrPath | None) -> Labels |
     first = runs[0]
     place = Path(given) if given is not None else _recorded(runs, split)
     names = tuple(first.data["targets"])
-    if not set(names) <= set(label_table(place).header):
-        return None
     form = recorded_format(first.config)
     rater, group_by = (next((run.data[key] for run in runs if key in run.data), None) for key in ("rater", "group_by"))
-    truth = read_split(split, place, replace(form, targets=names, rater=rater, group_by=group_by))
-    predicted = read_labels(first.predictions(split), check_range=False)
-    kept = truth.take([i for i, row in enumerate(match_rows(truth, predicted)) if row is not None])
+    predicted = read_any_labels(first.predictions(split), check_range=False)
+    truth = read_beside(split, place, replace(form, targets=names, rater=rater, group_by=group_by), predicted)
+    if not truth.names:
+        return None
+    kept = truth.take([i for i, there in enumerate(match_clips(truth, predicted)) if there is not None])
     if not len(kept):
         raise LabelError(f"{place} holds none of the clips that {first.place} predicted; give theirs with --labels CSV")
-    return kept
+    return predicted_rows(kept, predicted)
 
 
 def _recorded(runs: Sequence[_Run], split: str) -> Path:
     if split == "folds":
-        return runs[0].place / LABELS_FOLDS
+        return stored_file(runs[0].place, LABELS_FOLDS)
     recorded = {run.data.get(f"{split}_sha256"): Path(run.data.get(split, "")) for run in runs}
     if len(recorded) > 1:
         one, other = list(recorded.values())[:2]
@@ -238,16 +244,16 @@ def _recorded(runs: Sequence[_Run], split: str) -> Path:
             "the same file" + (", or name the one to judge them on with --labels CSV" if split == "valid" else "")
         )
     ((digest, place),) = recorded.items()
-    if place.is_file() and run_folder.file_sha256(place) == digest:
+    if place.exists() and run_folder.file_sha256(place) == digest:
         return place
-    what = "has changed since they were made" if place.is_file() else "is gone"
+    what = "has changed since they were made" if place.exists() else "is gone"
     where = "name it with --labels CSV" if split == "valid" else "restore it from a copy"
     raise LabelError(f"the {split} labels of these runs, {place}: the file {what}; {where}")
 
 
 def _config(runs: Sequence[_Run], names: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
     first = runs[0]
-    keys = ("valid", "valid_sha256", "test", "test_sha256", "targets", "rater", "group_by")
+    keys = ("valid", "valid_sha256", "test", "test_sha256", "targets", "rater", "group_by", "resolution")
     return {
         **{key: first.config[key] for key in SAME if key in first.config},
         "data": {key: first.data[key] for key in keys if all(key in run.data for run in runs)},
@@ -261,8 +267,16 @@ def _licence(runs: Sequence[_Run]) -> Licence:
     return all_of([licence_of_run(run.config) for run in runs])
 
 
+def _copy(place: Path, folder: Path) -> None:
+    """Copy a file or folder of labels into a folder."""
+    if place.is_dir():
+        write_folder(folder / place.name, read_folder(place))
+    else:
+        write_atomically(folder / place.name, place.read_bytes())
+
+
 def _contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _card(result: EnsembleResult, runs: Sequence[_Run]) -> str:

@@ -10,11 +10,12 @@ import numpy as np
 from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
 from train_head.data.groups import Rows, speaker_folds
-from train_head.data.labels import FILENAME, write_predictions
+from train_head.data.labels import FILENAME
+from train_head.data.predictions import prediction_file, write_predictions
 from train_head.data.splits import Split
 from train_head.errors import LabelError, refuse
 from train_head.evaluation.baselines import FOLDS, LABELS_FOLDS, fold_means
-from train_head.protocols.pool import pool, pooled_csv, trainable
+from train_head.protocols.pool import pool, trainable, write_pooled_labels
 from train_head.protocols.result import ProtocolResult, finish, listed_members, prepare_protocol, score
 from train_head.reports.tables import csv_text
 from train_head.runs import run_folder
@@ -23,8 +24,6 @@ from train_head.runs.result import TrainResult
 from train_head.runs.train import finished_run, train_run
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings
-
-PREDICTIONS = "predictions_folds.csv"
 
 
 def train_folds(
@@ -44,8 +43,8 @@ def train_folds(
     Args:
         inputs: the clips of the splits "train" and, where given, "valid" are cut into folds; "test" is predicted by the
             mean of the runs.
-        out: folder of the runs; gets predictions_folds.csv with all clips, labels_folds.csv to score it with,
-            folds.csv, summary.json, README.md and ensemble.toml.
+        out: folder of the runs; gets predictions_folds.csv with all clips and labels_folds.csv to score it with (or
+            folders, where the labels are), folds.csv, summary.json, README.md and ensemble.toml.
         settings: of every run, and the seed of the folds.
         folds: how many; 2 or more.
         reporter: hears of runs, epochs and steps.
@@ -79,6 +78,7 @@ class _Folds:
         folder: that holds the runs.
         settings: of every run.
         clips: that are cut into folds.
+        labels: CSV or folder of their labels.
         cut: per fold the rows to train on and the rows to predict.
     """
 
@@ -86,6 +86,7 @@ class _Folds:
     folder: Path
     settings: TrainSettings
     clips: Split
+    labels: Path
     cut: Sequence[tuple[Rows, Rows]]
 
     def part(self, number: int) -> Inputs:
@@ -93,7 +94,7 @@ class _Folds:
         train, valid = self.cut[number]
         splits = {"train": trainable(self.clips.take(train)), "valid": self.clips.take(valid)}
         ids = "\n\n".join("\n".join(split.labels.ids) for split in splits.values())
-        files: dict[str, StrPath] = dict.fromkeys(splits, self.folder / LABELS_FOLDS)
+        files: dict[str, StrPath] = dict.fromkeys(splits, self.labels)
         if "test" in self.inputs.splits:
             splits["test"], files["test"] = self.inputs.splits["test"], self.inputs.label_files.files["test"]
         return replace(
@@ -124,11 +125,9 @@ def _begin(inputs: Inputs, out: StrPath, settings: TrainSettings, folds: int) ->
     clips = pool(inputs)
     cut = cut_folds(clips, folds, settings.seed)
     prepare_protocol(folder, settings, inputs, {"kind": "folds", "folds": folds})
-    labels = pooled_csv(inputs).encode()
     with run_folder.locked(folder, wait=True):
-        if not (folder / LABELS_FOLDS).is_file() or (folder / LABELS_FOLDS).read_bytes() != labels:
-            write_atomically(folder / LABELS_FOLDS, labels)
-    return _Folds(inputs=inputs, folder=folder, settings=settings, clips=clips, cut=cut)
+        labels = write_pooled_labels(inputs, folder, LABELS_FOLDS)
+    return _Folds(inputs=inputs, folder=folder, settings=settings, clips=clips, labels=labels, cut=cut)
 
 
 def cut_folds(split: Split, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
@@ -154,18 +153,19 @@ def _join(work: _Folds, results: Sequence[TrainResult], before: tuple[str, ...])
     """Write what the folds predict together."""
     labels, number = work.clips.labels, np.zeros(len(work.clips), np.int64)
     predicted = np.zeros_like(labels.values)
-    for i, ((_, rows), result) in enumerate(zip(work.cut, results, strict=True)):
-        predicted[rows], number[rows] = result.predictions["valid"], i
-    write_predictions(work.folder / PREDICTIONS, labels, labels.names, predicted)
+    for i, ((_, clips), result) in enumerate(zip(work.cut, results, strict=True)):
+        predicted[labels.rows_of(clips)], number[clips] = result.predictions["valid"], i
+    write_predictions(prediction_file(work.folder, "folds", labels), labels, labels.names, predicted)
     table = csv_text([(FILENAME, "fold"), *zip(labels.filenames, number.tolist(), strict=True)])
     write_atomically(work.folder / FOLDS, table.encode())
+    means = fold_means(labels.values, np.repeat(number, labels.lengths))
     return finish(
         work.folder,
         "folds",
         work.inputs,
         work.settings,
         results,
-        valid=score(predicted, labels, [result.report for result in results], fold_means(labels.values, number)),
+        valid=score(predicted, labels, [result.report for result in results], means),
         labels=labels,
         train=labels,
         notes=_notes(work.inputs, work.settings),

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from cache.system.atomic_file import write_atomically
 from train_head.data.labels import Labels
+from train_head.data.predictions import prediction_file, write_predictions
 from train_head.data.raters import Agreement
 from train_head.errors import RunFolderError
-from train_head.evaluation.intervals import intervals_of
-from train_head.evaluation.metrics import Column, Intervals, Report, evaluate, few_clips, label_means
+from train_head.evaluation.labelled import intervals_of, report_of, several_groups
+from train_head.evaluation.metrics import METRICS, Column, Intervals, Report, few_clips, label_means
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, licence_text, rater_agreement
-from train_head.runs.predictions import prediction_file, write_predictions
 from train_head.runs.result import TrainResult
 from train_head.runs.train import run_config
 from train_head.training.settings import TrainSettings
@@ -43,20 +43,25 @@ class Scored:
     intervals: Intervals
 
     @property
+    def metric(self) -> str:
+        """The score of the labels: "pearson", or "ccc" for labels per frame."""
+        return self.intervals.metric
+
+    @property
     def mean(self) -> float | None:
-        """Mean over the runs of their mean Pearson; None where none is defined."""
-        return spread([member.mean_pearson for member in self.members])[0]
+        """Mean over the runs of their score, which is a mean over the targets; None where none is defined."""
+        return spread([member.mean(self.metric) for member in self.members])[0]
 
     @property
     def std(self) -> float | None:
         """Sample standard deviation of the same; None for fewer than two runs."""
-        return spread([member.mean_pearson for member in self.members])[1]
+        return spread([member.mean(self.metric) for member in self.members])[1]
 
     @property
     def per_target(self) -> dict[str, tuple[float | None, float | None]]:
-        """Mean and sample standard deviation over the runs of each target's Pearson."""
-        columns = enumerate(self.report.names)
-        return {name: spread([member.pearson[k] for member in self.members]) for k, name in columns}
+        """Mean and sample standard deviation over the runs of each target's score."""
+        values = [member.values(self.metric) for member in self.members]
+        return {name: spread([each[k] for each in values]) for k, name in enumerate(self.report.names)}
 
     def table(self) -> str:
         """Plain text: what the runs predict together, with intervals."""
@@ -130,25 +135,27 @@ class ProtocolResult:
         """Plain text: each run, mean and standard deviation over them, and what they predict together."""
         ensemble = f"ensemble of the {len(self.members)} runs (their predictions averaged)"
         folds = "all clips, each predicted by the run that did not train on it"
-        parts = [f"Pearson of each run:\n{self._runs(self.valid)}"]
+        score = METRICS[self.valid.metric]
+        parts = [f"{score} of each run:\n{self._runs(self.valid)}"]
         parts += [f"{folds if self.kind == 'folds' else ensemble}:\n{self.valid.table()}"]
         if self.agreement is not None:
             parts.append(self.agreement.table(self.valid.report))
         if self.test is not None:
-            parts += [f"test, Pearson of each run:\n{self._runs(self.test)}"]
+            parts += [f"test, {score} of each run:\n{self._runs(self.test)}"]
             parts += [f"test, {ensemble}:\n{self.test.table()}"]
         return "\n\n".join([*parts, *self.notes])
 
     def _runs(self, scored: Scored) -> str:
         targets = scored.per_target
         rows = [
-            [name, cell(report.mean_pearson), *map(cell, report.pearson), str(epoch)]
+            [name, cell(report.mean(scored.metric)), *map(cell, report.values(scored.metric)), str(epoch)]
             for name, epoch, report in zip(self.members, self.best_epochs, scored.members, strict=True)
         ]
         for k, (what, overall) in enumerate((("mean", scored.mean), ("std", scored.std))):
             rows.append([f"{what} over {self.kind}", cell(overall), *(cell(v[k]) for v in targets.values()), ""])
         few = [
-            (few_clips(r.names, r.counts, r.clips), name) for name, r in zip(self.members, scored.members, strict=True)
+            (few_clips(r.names, r.counts, r.clips, r.counted), name)
+            for name, r in zip(self.members, scored.members, strict=True)
         ]
         notes = [f"{name}: {warning}" for warning, name in few if warning and self.kind == "folds"]
         return "\n".join([text_table(["", OVER_TARGETS, *targets, "epoch"], rows), *notes])
@@ -195,7 +202,7 @@ def write_mean(
     Args:
         folder: that holds the runs.
         split: "valid" or "test".
-        predictions: (clips, targets) of each run.
+        predictions: of each run, of all clips or label rows.
         labels: of the split.
         train: what the runs were trained on.
 
@@ -207,7 +214,7 @@ def write_mean(
     if not labels.names:
         return None
     train_mean = label_means(train.values)
-    reports = [evaluate(values, labels.values, labels.names, train_mean) for values in predictions]
+    reports = [report_of(values, labels, train_mean) for values in predictions]
     return score(mean, labels, reports, train_mean)
 
 
@@ -217,21 +224,16 @@ def score(
     """Score what runs predict together; the intervals resample groups where the labels have several.
 
     Args:
-        predicted: (clips, targets).
+        predicted: (clips, targets), or (label rows, targets) for labels per frame.
         labels: of the same clips.
         members: metrics of each run.
         train_mean: mean of the training labels, as for `evaluate`.
     """
     return Scored(
         members=tuple(members),
-        report=evaluate(predicted, labels.values, labels.names, train_mean),
+        report=report_of(predicted, labels, train_mean),
         intervals=intervals_of(predicted, labels, several_groups(labels)),
     )
-
-
-def several_groups(labels: Labels) -> tuple[str, ...] | None:
-    """Return the groups of clips, where there are at least two to resample."""
-    return labels.groups if labels.groups is not None and len(set(labels.groups)) > 1 else None
 
 
 def finish(
@@ -294,7 +296,8 @@ Each run has its own model card: {", ".join(f"[{name}]({name}/README.md)" for na
 {result.table()}
 ```
 
-The standard deviation is that of a sample. Pearson of an average of predictions is no average of Pearsons.
+The standard deviation is that of a sample. {METRICS[result.valid.metric]} of an average of predictions is no average
+of those of the runs.
 
 ## Use
 

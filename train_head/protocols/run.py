@@ -10,7 +10,7 @@ from train_head.data.label_format import range_text
 from train_head.errors import RunFolderError, TrainSettingsError
 from train_head.evaluation.metrics import Report
 from train_head.protocols.folds import train_folds
-from train_head.protocols.pool import pool, refuse_frames, trainable
+from train_head.protocols.pool import pool, trainable
 from train_head.protocols.result import (
     ProtocolResult,
     Scored,
@@ -102,8 +102,6 @@ def train(
         raise TrainSettingsError(
             f"the labels were read without the groups of {validation.group_by!r}; give it to `label_format` too"
         )
-    refuse_frames(inputs, "--folds", validation.folds is not None)
-    refuse_frames(inputs, "--train-on-all", validation.on_all)
     if validation.folds is not None:
         folds, missing = train_folds(inputs, out, settings, validation.folds, reporter, only=validation.only_fold)
         return Outcome(folds, missing_folds=missing)
@@ -263,10 +261,11 @@ Intensities describe how strongly an emotion is *shown*; they say nothing about 
 
 
 def _card(inputs: Inputs, settings: TrainSettings, report: Report | None) -> str:
-    scale, test = range_text(settings.label_range), f"\n## Test\n\n```\n{report.table()}\n```\n" if report else ""
-    return f"""# Head `{settings.head}` for {", ".join(inputs.labels["train"].names)}, trained on all clips
+    labels, scale = inputs.labels["train"], range_text(settings.label_range)
+    test = f"\n## Test\n\n```\n{report.table()}\n```\n" if report else ""
+    return f"""# Head `{settings.head}` for {", ".join(labels.names)}, trained on all clips
 
-Predicts intensities in {scale} of a clip from features of {backbones(inputs)}.
+Predicts values in {scale} of {labels.targets.each} from features of {backbones(inputs)}.
 Trained on all {_clips(inputs)}.
 
 **There is no validation:** all labelled clips were trained on, so no figure here says how well this head does on

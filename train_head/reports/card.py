@@ -16,7 +16,7 @@ from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
 from train_head.data.splits import Split
 from train_head.errors import LabelError
-from train_head.evaluation.intervals import intervals_of
+from train_head.evaluation.labelled import intervals_of
 from train_head.evaluation.metrics import METRICS, Intervals, Report, mean_of
 from train_head.heads import head_options
 from train_head.reports.tables import OVER_TARGETS, licence_line

@@ -18,13 +18,13 @@ from cache.licences import LICENCE, Licence, all_of, licence_of
 from cache.paths import StrPath
 from cache.reader import FeatureCache
 from cache.system.atomic_file import write_atomically
-from train_head.data.frame_labels import are_frame_labels, read_frame_labels
 from train_head.data.gather import Stores, gather, open_stores, resolve_splits
 from train_head.data.groups import check_disjoint
 from train_head.data.label_format import LabelFormat
-from train_head.data.labels import FILENAME, Labels, NoGroupsError, label_table, read_clips, read_labels, read_split
+from train_head.data.labels import Labels
 from train_head.data.names import UNNAMED, Caches, by_stream
 from train_head.data.raters import Agreement, agreement
+from train_head.data.reading import read_any_labels, read_beside
 from train_head.data.splits import Split
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.reports.tables import licence_line
@@ -87,7 +87,7 @@ class LabelFiles:
             )
         form = replace(self.format, targets=train.names)
         others = ((name, path) for name, path in self.files.items() if name != "train")
-        return {"train": train.labelled(), **{name: _read(name, path, form, train) for name, path in others}}
+        return {"train": train.labelled(), **{name: read_beside(name, path, form, train) for name, path in others}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,50 +282,6 @@ def gather_inputs(caches: Caches, label_files: LabelFiles, *, shared: StrPath | 
 def rater_agreement(labels: Labels) -> Agreement | None:
     """Return how well the raters of a split agree; None where no raters were asked for."""
     return None if labels.ratings is None else agreement(labels.ratings, labels.names)
-
-
-def _read(name: str, path: StrPath, form: LabelFormat, train: Labels) -> Labels:
-    """Read a split beside "train"; a "test" file may lack the targets, the groups and the raters."""
-    if train.by_frame:
-        return _read_frames(name, path, form)
-    header = label_table(path).header
-    lacking = [target for target in train.names if target not in header]
-    if name == "test" and len(lacking) == len(train.names):
-        repeated = form.rater in header
-        try:
-            found = read_clips(path, form.group_by, repeated=repeated)
-        except NoGroupsError:
-            found = read_clips(path, repeated=repeated)
-        return replace(found, range=form.range)
-    if lacking:
-        others = ", ".join(name for name in header if name != FILENAME)
-        raise LabelError(
-            f"{path} has no column {lacking[0]!r} among {others or 'none'}; {train.path} has the targets "
-            f"{', '.join(train.names)}, and both need the same"
-        )
-    found = read_split(name, path, form)
-    if np.isnan(found.values).all():
-        if name == "test":
-            return replace(found, names=(), values=found.values[:, :0], ratings=None)
-        raise LabelError(f"{path} has no label at all")
-    return found
-
-
-def read_any_labels(path: StrPath, form: LabelFormat) -> Labels:
-    """Read labels per clip or per frame, whichever the path holds."""
-    return read_frame_labels(path, form) if are_frame_labels(path, form) else read_labels(path, form)
-
-
-def _read_frames(name: str, path: StrPath, form: LabelFormat) -> Labels:
-    """Read labels per frame of a split beside "train"."""
-    if not are_frame_labels(path, form):
-        raise LabelError(f"{path} has no labels per frame, and those of the training are; give such a folder or table")
-    found = read_frame_labels(path, form)
-    if not np.isnan(found.values).all():
-        return found
-    if name == "test":
-        return replace(found, names=(), values=found.values[:, :0])
-    raise LabelError(f"{path} has no label at all")
 
 
 def stored_transform(stores: Sequence[FeatureCache]) -> bytes | None:

@@ -12,7 +12,7 @@ from train_head.evaluation.metrics import Report
 from train_head.training.loop import Record
 
 Predictions = Mapping[str, NDArray[np.float32]]
-"""By split, (clips, targets)."""
+"""By split, (clips, targets), or (label rows, targets) for labels per frame."""
 
 
 @dataclass(frozen=True, kw_only=True)

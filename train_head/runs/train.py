@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.paths import StrPath
+from train_head.data.predictions import prediction_file, read_predictions, write_predictions
 from train_head.data.splits import Split
 from train_head.errors import RunFolderError
-from train_head.evaluation.metrics import Report, evaluate, label_means
+from train_head.evaluation.labelled import report_of
+from train_head.evaluation.metrics import Report, label_means
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, rater_agreement
-from train_head.runs.predictions import prediction_file, read_predictions, write_predictions
 from train_head.runs.result import Predictions, TrainResult
 from train_head.targets import FRAME
+from train_head.training.compatibility import check_targets
 from train_head.training.loop import SILENT, Record, Reporter, TrainingLoop
 from train_head.training.settings import TrainSettings
 
@@ -38,7 +40,7 @@ def train_run(
         reporter: hears of epochs and steps.
 
     Raises:
-        TrainSettingsError: there is no such device.
+        TrainSettingsError: there is no such device, or the settings do not go with the targets.
         RunFolderError: the folder holds something else or is damaged, or another process trains into it.
         DivergedError: the loss is not finite.
     """
@@ -46,6 +48,7 @@ def train_run(
     from train_head.reports.figures import draw_run  # takes half a second, which a finished run need not wait
 
     settings, folder = settings.on_this_machine().for_streams(inputs.source.streams), Path(out)
+    check_targets(settings, inputs.labels["train"].targets)
     run_folder.prepare_folder(folder, run_config(settings, inputs))
     with run_folder.locked(folder):
         valid = None if keep_last else inputs.splits["valid"]
@@ -109,10 +112,10 @@ def predict_splits(loop: TrainingLoop, splits: Mapping[str, Split], folder: Path
     Args:
         loop: trained to the end.
         splits: by name; "train" gives the names of the targets.
-        folder: run folder; gets predictions_valid.csv and predictions_test.csv.
+        folder: run folder; gets predictions_valid.csv and predictions_test.csv, or folders of these names.
 
     Returns:
-        By split, (clips, targets).
+        By split, (clips, targets), or (label rows, targets) for labels per frame.
     """
     names, loaded = splits["train"].labels.names, False
     predictions: dict[str, NDArray[np.float32]] = {}
@@ -134,16 +137,12 @@ def score_splits(splits: Mapping[str, Split], predictions: Predictions) -> dict[
 
     Args:
         splits: with "train", whose mean is a baseline.
-        predictions: by split, (clips, targets).
+        predictions: by split, of all clips or label rows.
     """
     train = splits["train"].labels
     mean = label_means(train.values)
     labels = {name: splits[name].labels for name in predictions}
-    return {
-        name: evaluate(values, labels[name].values, train.names, mean)
-        for name, values in predictions.items()
-        if labels[name].names
-    }
+    return {name: report_of(values, labels[name], mean) for name, values in predictions.items() if labels[name].names}
 
 
 def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:

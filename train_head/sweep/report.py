@@ -163,7 +163,7 @@ def _scale(name: str, trials: Sequence[FrozenTrial]) -> tuple[Any, list[tuple[fl
 def _best_row(one: Retrained) -> tuple[object, ...]:
     valid = one.result.valid
     interval = f"{cell(valid.intervals.mean_low)} to {cell(valid.intervals.mean_high)}"
-    figures = (one.trial_pearson, valid.mean, valid.std, valid.report.mean_pearson)
+    figures = (one.trial_pearson, valid.mean, valid.std, valid.report.mean(valid.metric))
     return (one.number, *map(cell, figures), interval, short(one.values))
 
 

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from cache.system.atomic_file import write_atomically
+from train_head.evaluation.metrics import METRICS
 from train_head.protocols import ProtocolResult
 from train_head.reports.tables import OVER_TARGETS, cell, csv_text, text_table
 from train_head.sweep.storage import OUTCOME, counted
@@ -91,7 +92,7 @@ class SweepResult:
             valid = one.result.valid
             mean = cell(valid.mean) + ("" if valid.std is None else f" ± {cell(valid.std)}")
             interval = f"{cell(valid.intervals.mean_low)} {cell(valid.intervals.mean_high)}"
-            figures = (cell(one.trial_pearson), mean, cell(valid.report.mean_pearson), interval)
+            figures = (cell(one.trial_pearson), mean, cell(valid.report.mean(valid.metric)), interval)
             rows.append([str(one.number), *figures, short(one.values).ljust(width)])
         header = ["trial", "as trial", "mean ± std over seeds", "ensemble", "95 % interval", "settings".ljust(width)]
         scored, notes = self.retrained[0].result.valid, self.retrained[0].result.notes[1:]
@@ -99,8 +100,8 @@ class SweepResult:
             [
                 *lines,
                 "",
-                f"the best {len(self.retrained)} again, on all clips and full features, {times} each (Pearson, "
-                f"{OVER_TARGETS}):",
+                f"the best {len(self.retrained)} again, on all clips and full features, {times} each "
+                f"({METRICS[scored.metric]}, {OVER_TARGETS}):",
                 text_table(header, rows),
                 "",
                 self.agreement_line(),

@@ -118,7 +118,7 @@ class TrainSettings:
         from train_head.data.windows import OVERLAPS
         from train_head.heads import head_options
         from train_head.heads.fusions import fusion_options
-        from train_head.losses import canonical, canonical_weighting, compares_clips
+        from train_head.losses import canonical, canonical_weighting
 
         object.__setattr__(self, "loss", canonical(self.loss))
         object.__setattr__(self, "weighting", canonical_weighting(self.weighting))
@@ -133,10 +133,6 @@ class TrainSettings:
             for name in group.split():
                 if not fits(getattr(self, name)):
                     raise TrainSettingsError(f"{name} must {rule}, got {getattr(self, name)}")
-        if self.batch_size == 1 and (names := compares_clips(self.loss)):
-            raise TrainSettingsError(
-                f"the loss {names[0]} compares the clips of a batch, and is constant for one; give batch_size 2 or more"
-            )
         if self.stop_after > self.epochs:
             raise TrainSettingsError(f"stop_after must not be above epochs ({self.epochs}), got {self.stop_after}")
         for name, known in (("precision", PRECISIONS), ("device", DEVICES), ("overlap", OVERLAPS)):

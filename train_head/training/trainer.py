@@ -16,12 +16,14 @@ from cache.system.atomic_file import replace_durably
 from cache.system.memory import keep_freed_memory
 from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
 from train_head.data.windows import MEAN, join_windows, kept_rows
-from train_head.errors import DivergedError, TrainSettingsError
-from train_head.evaluation.metrics import Report, evaluate
+from train_head.errors import DivergedError
+from train_head.evaluation.labelled import report_of
+from train_head.evaluation.metrics import Report
 from train_head.losses import build_objective
 from train_head.runs import run_folder
 from train_head.training.augment import augment_batch
 from train_head.training.augment_settings import AugmentSettings
+from train_head.training.compatibility import check_targets
 from train_head.training.loop import Record, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings
@@ -40,7 +42,7 @@ class Trainer(TrainingLoop):
         folder: prepared run folder; None keeps nothing on disk.
 
     Raises:
-        TrainSettingsError: an augmentation does not go with labels per frame, or the head does not.
+        TrainSettingsError: see `check_targets`; or the head does not go with labels per frame.
     """
 
     def __init__(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path | None) -> None:
@@ -49,11 +51,7 @@ class Trainer(TrainingLoop):
         if self.device.type == "cpu":
             keep_freed_memory()
         self.augment = AugmentSettings(**settings.augment)
-        if train.labels.by_frame and (self.augment.mixup or self.augment.frame_dropout):
-            raise TrainSettingsError(
-                "mixup and frame_dropout move rows away from their labels, and there are labels per frame; set both to "
-                "0, and use noise or time_masks"
-            )
+        check_targets(settings, train.labels.targets)
         self._placed = Placer(self.device)
         self.train = self._placed(train.windowed(settings.window, settings.hop, labelled=True))
         self.valid = self._placed(valid) if valid is not None else None
@@ -99,7 +97,7 @@ class Trainer(TrainingLoop):
 
     def evaluate(self, split: Split) -> Report:
         """Metrics of the current weights on a split, in float32: the precision in which the run will predict."""
-        return evaluate(self.predict(split), split.labels.values, split.labels.names)
+        return report_of(self.predict(split), split.labels)
 
     def run_epoch(self, number: int, batches: int | None = None) -> Record:
         """Train one epoch, counted from 1, and validate; nothing is saved.

@@ -263,3 +263,57 @@ def test_a_template_needs_a_submission_and_has_to_exist(trained, labelled, tmp_p
     assert "--submission FILE" in fails(*predict, "--template", tmp_path / "t.csv")
     missing = ["--submission", tmp_path / "s.csv", "--template", tmp_path / "t.csv"]
     assert "there is no template at" in fails(*predict, *missing)
+
+
+def frame_folder(place: Path, lengths: dict[str, int], seed: int, header: str = "valence,arousal") -> Path:
+    place.mkdir()
+    rng = np.random.default_rng(seed)
+    for clip, rows in lengths.items():
+        values = np.cumsum(rng.uniform(-0.05, 0.05, (rows, 2)), axis=0)
+        (place / f"{clip}.txt").write_text("\n".join([header, *(f"{a:.4f},{b:.4f}" for a, b in values), ""]))
+    return place
+
+
+def test_folders_of_frames_are_scored_by_row_and_by_clip_over_clips(tmp_path):
+    labels = frame_folder(tmp_path / "labels", {"1-30": 150, "2_left": 80, "3": 60}, seed=0)
+    guess = frame_folder(tmp_path / "guess", {"1-30": 149, "2_left": 80, "3": 60}, seed=1, header="arousal,valence")
+    lines = (labels / "3.txt").read_text().splitlines()
+    (labels / "3.txt").write_text("\n".join([*lines[:-10], *["-5,-5"] * 10]))
+    out = tmp_path / "scores.json"
+    shown = run("evaluate", guess, labels, "--label-range", "-1,1", "--bins", "--json", out)
+    for part in ("3 clips, 289 rows", "3 clips with 279 rows", "within each clip:", "CCC valence", "labelled rows"):
+        assert part in shown.stdout
+    assert "1 clip cut to the rows that labels and predictions have in common: 1-30: 149 rows for 150" in shown.stderr
+    numbers = json.loads(out.read_text())
+    read = lambda place, clip: np.loadtxt(place / f"{clip}.txt", delimiter=",", skiprows=1)  # noqa: E731
+    rows = {"1-30": 149, "2_left": 80, "3": 50}
+    truth = {clip: read(labels, clip)[:n, 0] for clip, n in rows.items()}
+    predicted = {clip: read(guess, clip)[:n, 1] for clip, n in rows.items()}
+    for found, a, b in (
+        (numbers, np.concatenate([*predicted.values()]), np.concatenate([*truth.values()])),
+        *((numbers["clips"][clip], predicted[clip], truth[clip]) for clip in rows),
+    ):
+        ccc = 2 * np.cov(a, b, bias=True)[0, 1] / (a.var() + b.var() + (a.mean() - b.mean()) ** 2)
+        assert found["concordance"]["valence"] == pytest.approx(ccc, abs=1e-6)
+        assert found["pearson"]["valence"] == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
+    low, high = numbers["intervals"]["mean_ccc"]
+    assert low <= numbers["mean_concordance"] <= high
+    assert (numbers["rows"], numbers["intervals"]["clips"]) == (289, 3)
+
+
+def test_folders_of_other_clips_or_rows_are_refused_by_name(tmp_path):
+    labels = frame_folder(tmp_path / "labels", {"a": 150, "b": 80}, seed=0)
+    scale = ("--label-range", "-1,1")
+    assert "first: b" in fails("evaluate", frame_folder(tmp_path / "x", {"a": 150}, 1), labels, *scale)
+    assert "first: c" in fails("evaluate", frame_folder(tmp_path / "y", {"a": 150, "b": 80, "c": 9}, 1), labels, *scale)
+    short = frame_folder(tmp_path / "z", {"a": 150, "b": 70}, 1)
+    assert "b: 70 rows for 80 of labels" in fails("evaluate", short, labels, *scale)
+    assert "--submission checks a CSV" in fails("evaluate", short, labels, *scale, "--submission")
+
+
+def test_folders_of_frames_are_compared_by_ccc(tmp_path):
+    labels = frame_folder(tmp_path / "labels", {"a": 150, "b": 80}, seed=0)
+    sides = [frame_folder(tmp_path / name, {"a": 150, "b": 79}, seed) for name, seed in (("x", 1), ("y", 2))]
+    shown = run("compare", *sides, "--labels", labels, "--label-range", "-1,1", "--resamples", 50).stdout
+    for part in ("CCC:", "2 clips with 229 rows", "test over 2 clips", "b: 79 rows for 80 of labels"):
+        assert part in shown

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from train_head.data.frame_labels import are_frame_labels, read_frame_labels, write_frame_predictions
+from train_head.data.frame_labels import are_frame_labels, read_frame_labels
 from train_head.data.label_format import LabelFormat
+from train_head.data.predictions import write_predictions
 from train_head.errors import LabelError
 
 VA = LabelFormat(range=(-1, 1))
@@ -68,7 +69,7 @@ def test_targets_are_chosen_by_name(folder):
         ("valence,arousal\n0,0\n0.1\n", r"3\.txt, line 3: expected 2 numbers.*got '0\.1'"),
         ("valence,arousal\n0,x\n", r"3\.txt, line 2: expected 2 numbers.*got '0,x'"),
         ("valence,arousal\n0,nan\n", r"3\.txt, line 2: expected 2 numbers"),
-        ("arousal,valence\n0,0\n", r"3\.txt, line 1: the columns are arousal, valence, and those of"),
+        ("valence,dominance\n0,0\n", r"3\.txt, line 1: the columns are valence, dominance, and those of"),
         ("", r"3\.txt, line 1: the columns are"),
         ("valence,arousal\n0,0\n0,2\n", r"3, frame 1: arousal is 2, outside -1 to 1"),
     ],
@@ -123,13 +124,17 @@ def test_a_table_is_known_by_its_clock_and_by_clips_with_several_rows(table, tmp
         ("Filename,frame,v\na,-1,0\na,1,0\n", r"line 2: a frame is a whole number from 0, got -1"),
         ("Filename,time\na,0\na,1\n", "no column of numbers beside Filename and time"),
         ("Filename,v\na,0\n", "no column `time` or `frame`"),
+        (
+            "Filename,time,v,who\na,0,0,x\na,1,0,y\n",
+            r"line 3, who: clip 'a' is of group 'y' here, and of 'x' before",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_table_is_named(tmp_path, text, message):
     place = tmp_path / "labels.csv"
     place.write_text(text)
     with pytest.raises(LabelError, match=message):
-        read_frame_labels(place)
+        read_frame_labels(place, LabelFormat(group_by="who") if "who" in text else None)
 
 
 def test_raters_are_refused(folder):
@@ -143,7 +148,7 @@ def test_predictions_come_in_the_layout_of_the_labels_and_are_read_back_exactly(
         values = np.random.default_rng(0).random((len(labels.values), len(labels.names))).astype(np.float32)
         out = tmp_path / "predictions"
         for _ in range(2):  # what stood there is replaced
-            write_frame_predictions(out, labels, labels.names, values)
+            write_predictions(out, labels, labels.names, values)
         found = read_frame_labels(out, form, check_range=False)
         np.testing.assert_array_equal(found.values, values)
         assert (found.ids, found.offsets.tolist()) == (labels.ids, labels.offsets.tolist())

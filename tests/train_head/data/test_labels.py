@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from train_head.data.label_format import label_format
-from train_head.data.labels import read_labels, write_predictions
+from train_head.data.labels import read_labels
+from train_head.data.predictions import write_predictions
 from train_head.errors import LabelError
 from train_head.evaluation.scoring import read_pair
 

@@ -141,3 +141,42 @@ def test_a_reach_in_rows_becomes_one_in_label_rows():
     assert before >= 3, "a row of the face is three label rows"
     assert after >= 0
     assert split.label_reach(None) is None
+
+
+def reach_by_hand(held: torch.Tensor, reach: tuple[int, int]) -> tuple[int, int]:
+    """The fewest label rows before and after with which every window holds what its inner rows depend on."""
+    rows, found = len(held), [0, 0]
+    for start in range(rows):
+        for stop in range(start + 1, rows + 1):
+            inside = held[start:stop][held[start:stop] >= 0]
+            for i in range(start, stop):
+                if held[i] < 0:
+                    continue
+                everything = held[held >= 0]
+                if start and inside.min() > max(everything.min(), held[i] - reach[0]):
+                    found[0] = max(found[0], i - start + 1)
+                if stop < rows and inside.max() < min(everything.max(), held[i] + reach[1]):
+                    found[1] = max(found[1], stop - i)
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("reach", [(0, 0), (1, 0), (2, 1), (3, 4)])
+@pytest.mark.parametrize(
+    "held",
+    [
+        [0, 1, 2, 3, 4, 5],
+        [0, 0, 0, 1, 1, 1, 2, 2],
+        [0, 2, 4, 6, 8, 10, 12],
+        [0, 1, -1, -1, -1, 2, 3, 4],
+        [0, 1, 2, 3, 3, 3, 3, 3, 4, 5, 6, 7, 8],
+        [-1, -1, 0, 0, 5, 6, 6, -1, 9, -1],
+        [-1, -1, -1],
+    ],
+)
+def test_a_reach_in_label_rows_covers_the_longest_stay_and_gaps(held, reach):
+    """A mean rate would be too short where rows hold unequally long."""
+    rows = torch.tensor(held)
+    values, offsets = np.zeros((len(held), 1), np.float32), np.array([0, len(held)])
+    labels = Labels("labels", ("a",), ("a",), ("Joy",), values, offsets=offsets)
+    split = Split(labels, {}, torch.from_numpy(values), whole_clips(labels), {"face": rows})
+    assert split.label_reach(reach) == reach_by_hand(rows, reach)

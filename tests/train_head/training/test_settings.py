@@ -3,14 +3,14 @@
 import pytest
 
 from train_head.errors import TrainSettingsError
+from train_head.targets import Targets
+from train_head.training.compatibility import check_targets
 from train_head.training.settings import resolve_settings
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"batch_size": 1, "loss": "ccc"}, "ccc compares the clips of a batch"),
-        ({"batch_size": 1, "loss": "0.5*mse + 0.5*pearson"}, "pearson compares the clips of a batch"),
         ({"seed": -1}, "seed must not be negative"),
         ({"seed": 2**40}, "seed must be below"),
         ({"warmup_epochs": float("nan")}, "warmup_epochs must be finite"),
@@ -29,6 +29,15 @@ from train_head.training.settings import resolve_settings
 def test_a_value_that_cannot_be_used_is_refused(settings, said):
     with pytest.raises(TrainSettingsError, match=said):
         resolve_settings(**settings)
+
+
+@pytest.mark.parametrize(("loss", "named"), [("ccc", "ccc"), ("0.5*mse + 0.5*pearson", "pearson")])
+def test_a_batch_of_one_clip_has_nothing_to_compare_and_one_of_many_rows_has(loss, named):
+    settings = resolve_settings(batch_size=1, loss=loss)
+    with pytest.raises(TrainSettingsError, match=f"the loss {named} compares the clips of a batch"):
+        check_targets(settings, Targets(names=("Joy",)))
+    check_targets(settings, Targets(names=("Joy",), resolution="frame"))
+    check_targets(resolve_settings(batch_size=1, loss="mse"), Targets(names=("Joy",)))
 
 
 def test_options_of_a_head_must_be_a_table(tmp_path):

@@ -1,0 +1,32 @@
+"""Which settings go with which targets."""
+
+from train_head.errors import refuse
+from train_head.heads import check_states
+from train_head.losses import compares_clips
+from train_head.targets import Targets
+from train_head.training.augment_settings import AugmentSettings
+from train_head.training.settings import TrainSettings
+
+
+def check_targets(settings: TrainSettings, targets: Targets) -> None:
+    """Refuse settings that do not go with a value per clip, or with one per frame.
+
+    Raises:
+        TrainSettingsError: a batch is one clip, and the loss compares clips; or for labels per frame, augmentation
+            moves rows, or a head has no state per row.
+    """
+    if targets.by_frame:
+        check_states(table["head"] for table in settings.streams.values() or [{"head": settings.head}])
+    compared, augment = compares_clips(settings.loss), AugmentSettings(**settings.augment)
+    refuse(
+        (
+            settings.batch_size == 1 and bool(compared) and not targets.by_frame,
+            f"the loss {', '.join(compared)} compares the clips of a batch, and is constant for one; give batch_size 2 "
+            "or more",
+        ),
+        (
+            targets.by_frame and bool(augment.mixup or augment.frame_dropout),
+            "mixup and frame_dropout move rows away from their labels, and there are labels per frame; set both to 0, "
+            "and use noise or time_masks",
+        ),
+    )
