@@ -11,13 +11,15 @@ from extract.run import ExtractSummary
 from extract.settings import ExtractSettings
 from train_head.data.label_format import LabelColumns
 from train_head.data.names import Caches
-from train_head.errors import RunFolderError
+from train_head.errors import RunFolderError, refuse
 from train_head.protocols import (
     PAPER_ROWS,
     Ablation,
     EnsembleResult,
     ProtocolResult,
     Row,
+    StreamAblation,
+    ablate_streams,
     read_rows,
     rows_settings,
 )
@@ -109,11 +111,12 @@ def ablate(
     out: StrPath,
     *,
     rows: StrPath | Sequence[Row] | None = None,
+    streams: bool = False,
     seeds: int = 3,
     config: StrPath | None = None,
     skip_missing: bool = False,
     **settings: Any,
-) -> Ablation:
+) -> Ablation | StreamAblation:
     """Train rows of settings that differ in one thing each; by default those of the paper's Table 1.
 
     Args:
@@ -122,6 +125,7 @@ def ablate(
         valid: label CSV of the validation split, on which the rows are compared.
         out: folder; gets a folder of seeds per row, ablation.csv and ablation.md. Called again it resumes.
         rows: other rows, or a TOML file of them.
+        streams: train the head of `config` and `settings` on every subset of the streams instead.
         seeds: runs per row.
         config: TOML file of the settings that the rows have in common.
         skip_missing: leave out labelled clips that the cache does not hold.
@@ -133,12 +137,15 @@ def ablate(
     """
     columns, validation = take(LabelColumns, settings), take(Validation, settings | {"seeds": seeds})
     settings.pop("group_by", None)
+    refuse((streams and rows is not None, "streams and rows do not go together; leave one out"))
     chosen = PAPER_ROWS if rows is None else read_rows(rows) if isinstance(rows, str | os.PathLike) else rows
+    chosen = [Row("streams")] if streams else chosen
     resolved = rows_settings(chosen, config, **settings)
     label_files = LabelFiles.named(
         train, valid, format=resolved[0][1].label_format(columns, validation), skip_missing=skip_missing
     )
-    return run_ablation(gather_inputs(cache, label_files), out, resolved, seeds)
+    inputs = gather_inputs(cache, label_files)
+    return ablate_streams(inputs, out, resolved[0][1], seeds) if streams else run_ablation(inputs, out, resolved, seeds)
 
 
 @takes_paths

@@ -1,4 +1,4 @@
-"""`emi ablate`: what each part of a head is worth."""
+"""`emi ablate`: what each part of a head is worth, and each stream."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,18 +14,23 @@ def ablate(
     cache: options.Caches,
     train: options.Train,
     valid: options.Valid,
-    out: Annotated[Path, typer.Option(help="Folder; gets one folder per row, ablation.csv and ablation.md.")],
+    out: Annotated[Path, typer.Option(help="Folder; gets one folder per row, and the tables.")],
     *,
     config: options.CommonConfig = None,
     rows: Annotated[
         Path | None, typer.Option(help='TOML file with other rows: [[row]], name = "…", and any settings.')
     ] = None,
+    streams: Annotated[
+        bool, typer.Option("--streams", help="Train on every subset of the streams instead: what each is worth.")
+    ] = False,
     seeds: options.RowSeeds = 3,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table here too.")] = None,
     skip_missing: options.SkipUncached = False,
     given: options.Given,
 ) -> None:
     """Train the paper's Table 1 with a frozen backbone, or your rows, and compare each row with the one before.
+
+    With --streams, train the head of --config on every subset of the streams, and compare all streams with all but one.
 
     Run it again to resume where it stopped; with more --seeds it adds the missing ones.
 
@@ -35,16 +40,24 @@ def ablate(
     from emi.cli.training_output import TrainingOutput, label_files, print_table
     from emi.console import check_writable
     from train_head import protocols
+    from train_head.errors import refuse
     from train_head.runs.inputs import gather_inputs
 
     check_writable(csv_file)
+    refuse((streams and rows is not None, "--streams and --rows do not go together; leave one out"))
     columns, validation = options.label_settings(given)
     chosen = protocols.PAPER_ROWS if rows is None else protocols.read_rows(rows)
-    resolved = protocols.rows_settings(chosen, config, **given)
+    base = [protocols.Row("streams")] if streams else chosen
+    resolved = protocols.rows_settings(base, config, **given)
     form = resolved[0][1].label_format(columns, validation)
     inputs = gather_inputs(cache, label_files(train, valid, form=form, skip_missing=skip_missing))
-    found = protocols.ablate(inputs, out, resolved, seeds, TrainingOutput())
+    found: protocols.Ablation | protocols.StreamAblation
+    if streams:
+        found = protocols.ablate_streams(inputs, out, resolved[0][1], seeds, TrainingOutput())
+    else:
+        found = protocols.ablate(inputs, out, resolved, seeds, TrainingOutput())
     print_table(found, out, skipped=inputs.skipped)
     if csv_file is not None:
         csv_file.write_text(found.csv(), encoding="utf-8")
-    typer.echo(f"tables: {out / 'ablation.md'} and {out / 'ablation.csv'}")
+    kind = "streams" if streams else "ablation"
+    typer.echo(f"tables: {out / f'{kind}.md'} and {out / f'{kind}.csv'}")

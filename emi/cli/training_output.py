@@ -9,7 +9,7 @@ import typer
 from emi.cli.messages import tell_notes
 from extract.failures import Note
 from train_head.data.label_format import LabelFormat
-from train_head.protocols import Ablation, EnsembleResult, Outcome, ProtocolResult
+from train_head.protocols import Ablation, EnsembleResult, Outcome, ProtocolResult, StreamAblation
 from train_head.reports.progress import EpochLines
 from train_head.reports.trackers import Trackers
 from train_head.runs.inputs import LabelFiles
@@ -100,7 +100,11 @@ class TrainingOutput(Reporter):
 
 
 def print_table(
-    result: "Ablation | EnsembleResult | SweepResult | Table1", out: Path, hint: str = "", *, skipped: int = 0
+    result: "Ablation | EnsembleResult | StreamAblation | SweepResult | Table1",
+    out: Path,
+    hint: str = "",
+    *,
+    skipped: int = 0,
 ) -> None:
     """Print the table of several runs, and before it that nothing was to do, or that clips were left out.
 

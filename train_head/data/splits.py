@@ -90,6 +90,11 @@ class Split:
                     after = max(after, int((place[last] - place).max()))
         return before, after
 
+    def of_streams(self, names: Sequence[str]) -> "Split":
+        """Return the same samples with some of the streams."""
+        at, skipped = (None if part is None else {n: part[n] for n in names} for part in (self.at, self.skipped))
+        return replace(self, streams={name: self.streams[name] for name in names}, at=at, skipped=skipped)
+
     def take(self, clips: Sequence[int]) -> "Split":
         """Return some of the clips, on the same rows; of labels per frame, before they are cut into windows."""
         at = torch.as_tensor(clips, dtype=torch.int64)

@@ -13,6 +13,7 @@ from train_head.protocols.ablation import PAPER_ROWS, Ablation, Row, ablate, rea
 from train_head.protocols.ensemble import EnsembleResult, ensemble
 from train_head.protocols.result import ProtocolResult, Scored
 from train_head.protocols.run import Outcome, train
+from train_head.protocols.streams import StreamAblation, ablate_streams
 
 __all__ = [
     "PAPER_ROWS",
@@ -22,7 +23,9 @@ __all__ = [
     "ProtocolResult",
     "Row",
     "Scored",
+    "StreamAblation",
     "ablate",
+    "ablate_streams",
     "ensemble",
     "read_rows",
     "rows_settings",

@@ -168,7 +168,7 @@ def ablate(
     check_units(labels)
     for _, settings in rows:
         check_targets(settings, labels.targets)
-    _prepare(folder, rows)
+    prepare(folder, [(name, Row(name).folder) for name, _ in rows])
     places = {name: folder / Row(name).folder for name, _ in rows}
     results = [
         train_seeds(inputs, places[name], settings, seeds, reporter, reported_under=f"{places[name].name}/")
@@ -249,10 +249,15 @@ def check_names(names: Sequence[str]) -> None:
         places[place] = name
 
 
-def _prepare(folder: Path, rows: Sequence[tuple[str, TrainSettings]]) -> None:
-    """Create the folder, or check that it holds an ablation; each row's folder checks that the row is the same."""
+def prepare(folder: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """Create the folder, or check that it holds an ablation; each row's folder checks that the row is the same.
+
+    Args:
+        folder: of the ablation.
+        rows: name and folder of each row.
+    """
     if folder.exists() and not (folder / ROWS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFolderError(f"{folder} exists and is no ablation (it has no {ROWS}); choose a new --out")
     folder.mkdir(parents=True, exist_ok=True)
-    tables = [{"name": name, "folder": Row(name).folder} for name, _ in rows]
+    tables = [{"name": name, "folder": place} for name, place in rows]
     write_atomically(folder / ROWS, tomli_w.dumps({"row": tables}).encode())

@@ -197,6 +197,34 @@ def _panel(axes: Axes, predicted: Column, target: Column, edges: Column, span: R
     axes.text(0.02, 0.98, share, transform=axes.transAxes, va="top", fontsize=8, color=ZEROS)
 
 
+def intervals(
+    panels: Mapping[str, Sequence[tuple[str, float | None, float | None, float | None]]], path: Path
+) -> tuple[Path, ...]:
+    """Draw numbers with their intervals, one line each.
+
+    Args:
+        panels: by title, (name, number, low, high) from top to bottom; None is left out.
+        path: as for `curves`.
+    """
+    with drawing():
+        height = 1.1 + 0.34 * max(map(len, panels.values()))
+        figure = Figure(figsize=(9, height), dpi=150, layout="constrained")
+        for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for at, (_, number, low, high) in enumerate(rows):
+                if low is not None and high is not None:
+                    axes.plot([low, high], [at, at], color=POINTS, linewidth=2, alpha=0.5, solid_capstyle="butt")
+                if number is not None:
+                    axes.plot(number, at, "o", color=POINTS)
+                    axes.annotate(
+                        _number(number), (number, at), (0, 5), textcoords="offset points", ha="center", fontsize=8
+                    )
+            axes.axvline(0, color=GREY, linewidth=1)
+            axes.set_yticks(range(len(rows)), [_short(name) for name, *_ in rows])
+            axes.set(ylim=(len(rows) - 0.5, -0.7))
+            axes.set_title(title, loc="left")
+        return save(figure, path)
+
+
 def save(figure: Figure, path: Path) -> tuple[Path, ...]:
     """Write `path` with `.svg` and with `.png`, each in one atomic step, and return the two."""
     figure.draw_without_rendering()

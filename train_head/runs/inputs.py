@@ -176,6 +176,10 @@ class CachedFeatures:
             if transform is not None and not place.is_file():
                 write_atomically(place, transform)
 
+    def of_streams(self, names: Sequence[str]) -> "CachedFeatures":
+        """Return some of the streams."""
+        return CachedFeatures({n: self._caches[n] for n in names}, {n: self._stores[n] for n in names})
+
     def make_loop(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> Trainer:
         """See `DataSource`.
 
@@ -220,6 +224,12 @@ class Inputs:
     labels: Mapping[str, Labels]
     splits: Mapping[str, Split]
     protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_streams(self, names: Sequence[str]) -> "Inputs":
+        """Return the same clips with some of the streams of cached features."""
+        assert isinstance(self.source, CachedFeatures)
+        splits = {split: part.of_streams(names) for split, part in self.splits.items()}
+        return replace(self, source=self.source.of_streams(names), splits=splits)
 
     @property
     def overlap(self) -> str:
