@@ -89,8 +89,9 @@ def test_times_and_frame_numbers_of_a_table_are_used(caches, tmp_path):
 
 
 def test_without_times_and_a_rate_the_label_rows_have_no_place(caches, frames):
-    with pytest.raises(LabelError, match=r"does not say when its rows are; give --label-fps"):
+    with pytest.raises(LabelError, match=r"does not say when its rows are; give --label-fps") as error:
         load(caches, read_frame_labels(frames))
+    assert "native" not in str(error.value), "extract has no such option"
 
 
 def test_caches_are_named_all_or_none(tmp_path):
