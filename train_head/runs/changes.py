@@ -14,6 +14,7 @@ from cache.settings import option_names
 from train_head.data.names import UNNAMED
 from train_head.heads import HEADS, head_options
 from train_head.training.settings import TrainSettings
+from train_head.training.stream_settings import StreamSettings, own_settings
 
 SHOWN = 8
 ABSENT = "none"
@@ -145,14 +146,21 @@ def _own_settings(config: Mapping[str, Any], *, tuned: bool) -> dict[str, Any]:
 
 
 def _of_streams(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of streams and of their fusion, as they are given: `face.hidden`, `fusion`."""
+    """Return the settings of the fusion, and those of streams that differ from all, as given: `face.hidden`."""
     fusion = config.get("fusion", {})
     found = {"fusion" if key == "name" else f"fusion.{key}": value for key, value in fusion.items()}
-    for name, table in config.get("streams", {}).items():
-        own = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-        options = table.get(table.get("head"), {})
+    for name, table in config.get("streams", {}).items():  # older runs recorded all settings of every stream
+        own = own_settings(name, table, _shared(config))
+        options = own.pop(own.get("head", config["head"]), {})
         found |= {f"{name}.{key}": value for key, value in (own | options).items()}
     return found
+
+
+def _shared(config: Mapping[str, Any]) -> StreamSettings:
+    head, standardise = config["head"], config.get("standardise", False)
+    return StreamSettings(
+        head=head, head_options=asdict(head_options(head, config.get(head, {}))), standardise=standardise
+    )
 
 
 def _head_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
@@ -291,10 +299,12 @@ def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _given(key: str, value: object) -> str:
     name = option(key)
+    if value is None:
+        return ""
     if not name.startswith("--set"):
         if isinstance(value, bool):
             return name if value else f"--no-{name[2:]}"
-        return f"{name} {_quoted(value)}" if value is not None else ""
+        return f"{name} {_quoted(value)}"
     return f"{name}={_quoted(value) if isinstance(value, str) else json.dumps(value)}"
 
 

@@ -1,6 +1,7 @@
 """Settings of streams, and training on several of them and on labels per frame."""
 
 import shutil
+import tomllib
 
 import numpy as np
 import pytest
@@ -90,6 +91,42 @@ def test_what_a_run_records_gives_the_same_settings(tmp_path):
     assert again == settings.for_streams(NAMES)
     assert "streams" not in resolve_settings().to_toml()
     assert "window" not in resolve_settings().to_toml()
+
+
+def test_what_is_given_for_all_beside_the_settings_of_a_run_holds_for_the_streams_that_had_none(tmp_path):
+    import tomli_w
+
+    given = {"face.head": "mean", "face.dropout": 0.3, "slow.layers": 3, "text.standardise": True}
+    ran = resolve_settings(hidden=8, **given).for_streams(["audio", "face", "slow", "text"])
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(ran.to_toml()))
+    again = resolve_settings(tmp_path / "config.toml", hidden=16, standardise=True)
+    assert [again.stream(name).head_options.get("hidden") for name in ran.streams] == [16, None, 16, 16]
+    assert [again.stream(name).standardise for name in ran.streams] == [True] * 4
+    assert again.stream("face").head_options["dropout"] == 0.3
+    assert again.stream("slow").head_options["layers"] == 3
+    other = resolve_settings(tmp_path / "config.toml", head="gru", hidden=16)
+    assert [other.stream(name).head for name in ran.streams] == ["gru", "mean", "gru", "gru"]
+    assert other.stream("audio").head_options["hidden"] == 16
+    assert [other.stream(name).standardise for name in ran.streams] == [False, False, False, True]
+
+
+def test_a_run_that_recorded_all_settings_of_every_stream_opens_and_resumes(data, tmp_path):
+    import tomli_w
+
+    sources, settings = inputs(data, frames=False, **{"face.head": "mean"})
+    train_run(sources, tmp_path / "run", settings)
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert config["streams"] == {"audio": {}, "face": {"head": "mean", "mean": {"dropout": 0.0, "output": "linear"}}}
+    config["streams"]["audio"] = {"head": "lstm", "standardise": False, "lstm": config["lstm"]}
+    config["streams"]["face"]["standardise"] = False
+    (tmp_path / "run" / "config.toml").write_text(tomli_w.dumps(config))
+    assert load_head(tmp_path / "run").names == ("Joy", "Calm")
+    assert train_run(sources, tmp_path / "run", settings).resumed_at == 3
+    with pytest.raises(RunFolderError, match=r"another run: --hidden \(there 8, now 9\). To resume") as error:
+        train_run(sources, tmp_path / "run", resolve_settings(**(SMALL | {"face.head": "mean", "hidden": 9})))
+    assert "audio" not in str(error.value)
+    with pytest.raises(RunFolderError, match=r"another run: --set audio\.hidden \(there none, now 9\)\. Choose a new"):
+        train_run(sources, tmp_path / "run", resolve_settings(**(SMALL | {"face.head": "mean", "audio.hidden": 9})))
 
 
 @pytest.mark.parametrize(
