@@ -103,6 +103,10 @@ def test_caches_are_named_all_or_none(tmp_path):
         by_stream(["a.zarr", "face=b.zarr"])
     with pytest.raises(TrainSettingsError, match="no cache is given"):
         by_stream([])
+    with pytest.raises(TrainSettingsError, match="no cache is given; name one"):
+        by_stream({})
+    with pytest.raises(TrainSettingsError, match="no cache is given for the stream 'audio'"):
+        by_stream({"audio": [], "face": "a.zarr"})
 
 
 def test_a_path_with_an_equals_sign_that_exists_is_a_path(tmp_path, monkeypatch):

@@ -146,6 +146,13 @@ def test_wrong_settings_of_streams_are_named(given, message):
         resolve_settings(**given)
 
 
+@pytest.mark.parametrize("text", ["streams = 3", "streams = [1]", "[streams]\nface = 3"])
+def test_what_is_no_table_of_streams_is_named(tmp_path, text):
+    (tmp_path / "c.toml").write_text(text + "\n")
+    with pytest.raises(TrainSettingsError, match=r"streams(\.face)? must be a table of options, got (3|\[1\])"):
+        resolve_settings(tmp_path / "c.toml")
+
+
 @pytest.mark.parametrize("name", ["lstm", "concat", "lr", "augment", "features", "Face", "a b", "1a"])
 def test_a_stream_cannot_have_the_name_of_something_else(name):
     with pytest.raises(TrainSettingsError, match="cannot name a stream"):
