@@ -14,7 +14,7 @@ from cache.settings import setting
 from cache.system.machine import bfloat16_unit
 from train_head.data.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
 from train_head.data.names import UNNAMED
-from train_head.errors import LabelError, TrainSettingsError, check_known
+from train_head.errors import LabelError, TrainSettingsError, check_known, refuse
 from train_head.training.augment_settings import AugmentSettings
 from train_head.training.stream_settings import StreamSettings, assign, option_table, own_settings, stream_tables
 from train_head.validation import Validation
@@ -206,18 +206,25 @@ _AUGMENT = frozenset(f.name for f in fields(AugmentSettings))
 
 
 def check_stream_name(name: str) -> None:
-    """Refuse a name that is no word of small letters, or that settings use for something else.
+    """Refuse a name that is no word of small letters, or that settings or torch's modules use for something else.
 
     Raises:
         TrainSettingsError: says what a name may be.
     """
+    from torch import nn
+
     from train_head.heads import HEADS
     from train_head.heads.fusions import FUSIONS
 
     taken = {*HEADS, *FUSIONS, *RECORD_TABLES, *_SETTINGS, *_AUGMENT}
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in taken:
-        why = "names a head, a fusion or a setting" if name in taken else "is not made of a-z, 0-9 and _"
-        raise TrainSettingsError(f"{name!r} cannot name a stream: it {why}; take a word such as audio, face or text")
+    of_torch = hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name)  # which hold streams by name
+    problems = (
+        (name in taken, "names a head, a fusion or a setting"),
+        (not re.fullmatch(r"[a-z][a-z0-9_]*", name), "is not made of a-z, 0-9 and _"),
+        (of_torch, "is a name that torch uses itself"),
+    )
+    advice = "take a word such as audio, face or text"
+    refuse(*((there, f"{name!r} cannot name a stream: it {why}; {advice}") for there, why in problems))
 
 
 def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSettings:

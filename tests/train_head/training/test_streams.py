@@ -153,6 +153,16 @@ def test_what_is_no_table_of_streams_is_named(tmp_path, text):
         resolve_settings(tmp_path / "c.toml")
 
 
+@pytest.mark.parametrize("name", ["training", "get", "copy", "keys", "items", "forward", "float", "setdefault"])
+def test_a_stream_cannot_have_the_name_of_an_attribute_of_torchs_modules(data, tmp_path, name):
+    settings = resolve_settings(**SMALL)
+    files = LabelFiles.named(data / "train.csv", data / "valid.csv")
+    sources = gather_inputs({"audio": data / "audio.zarr", name: data / "face.zarr"}, files)
+    with pytest.raises(TrainSettingsError, match=f"'{name}' cannot name a stream: it is a name that torch uses"):
+        train_run(sources, tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["lstm", "concat", "lr", "augment", "features", "Face", "a b", "1a"])
 def test_a_stream_cannot_have_the_name_of_something_else(name):
     with pytest.raises(TrainSettingsError, match="cannot name a stream"):
