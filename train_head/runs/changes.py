@@ -218,7 +218,7 @@ def _features(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
         if (one is None) != (other is None):
             yield changed("what is trained", *("a head" if side else "a backbone too" for side in (one, other))), ""
         return
-    streams, others = _tables_by_stream(one), _tables_by_stream(other)
+    streams, others = features_by_stream(one), features_by_stream(other)
     if streams.keys() != others.keys():
         yield changed("--cache: streams", ", ".join(sorted(streams)), ", ".join(sorted(others))), ""
         return
@@ -227,8 +227,9 @@ def _features(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
         yield from _one_stream(streams[name], others[name], places)
 
 
-def _tables_by_stream(features: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {UNNAMED: features} if "dim" in features else features
+def features_by_stream(features: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the tables of a run's `features` by stream; a run of one unnamed stream has its values there."""
+    return features if all(isinstance(table, Mapping) for table in features.values()) else {UNNAMED: features}
 
 
 def _places(config: Mapping[str, Any], name: str) -> str:

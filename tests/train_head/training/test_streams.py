@@ -217,6 +217,20 @@ def test_a_run_folder_says_of_which_streams_it_was_made(data, tmp_path):
         train_run(sources, tmp_path / "run", settings)
 
 
+def test_streams_may_have_the_names_of_what_is_recorded_of_one(data, tmp_path):
+    caches = {"fingerprint": data / "audio.zarr", "dim": data / "face.zarr"}
+    sources = gather_inputs(caches, LabelFiles.named(data / "train.csv", data / "valid.csv"))
+    settings = resolve_settings(**SMALL)
+    train_run(sources, tmp_path / "run", settings)
+    trained = load_head(tmp_path / "run")
+    assert {name: stream.header.dim for name, stream in trained.streams.items()} == {"fingerprint": 3, "dim": 4}
+    assert train_run(sources, tmp_path / "run", settings).resumed_at == 3
+    changed = dict(caches, dim=data / "audio.zarr")
+    sources = gather_inputs(changed, LabelFiles.named(data / "train.csv", data / "valid.csv"))
+    with pytest.raises(RunFolderError, match=r"--cache \(dim=.*its features are others, backbone"):
+        train_run(sources, tmp_path / "run", settings)
+
+
 def test_the_loaded_head_predicts_what_the_run_predicted(data, tmp_path):
     import emi
 
