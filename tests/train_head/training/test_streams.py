@@ -1,5 +1,6 @@
 """Settings of streams, and training on several of them and on labels per frame."""
 
+import re
 import shutil
 import tomllib
 
@@ -285,13 +286,12 @@ def test_what_rows_hold_that_no_label_needs_changes_no_step(data, tmp_path, head
 @pytest.mark.parametrize("names", [None, NAMES])
 @pytest.mark.parametrize("causal", [True, False])
 def test_windows_that_saw_all_they_depend_on_equal_the_whole_clip(data, names, causal):
-    options = {"head": "tcn", "layers": 2, "causal": causal, "window": 16, "hop": 2, "overlap": "valid"}
+    window = 30 if names else 16  # a row of the face is three label rows: its reach is three times as many
+    options = {"head": "tcn", "layers": 2, "causal": causal, "window": window, "hop": 2, "overlap": "valid"}
     sources, settings = inputs(data, frames=True, names=names, **options)
     trainer = Trainer(settings, sources.splits["train"], None, None)
     trainer.run_epoch(1)
     valid = sources.splits["valid"]
-    if names:  # a row of the face is three label rows: its reach is three times as many
-        settings = resolve_settings(**(SMALL | options | {"window": 30, "label_range": (-1, 1)}))
     windowed = valid.windowed(settings.window, settings.hop)
     whole = predict(trainer.predictor, valid)
     found = predict(trainer.predictor, windowed, overlap="valid")
@@ -304,9 +304,36 @@ def test_windows_that_saw_all_they_depend_on_equal_the_whole_clip(data, names, c
 
 def test_a_head_that_sees_the_whole_clip_has_no_valid_overlap(data):
     sources, settings = inputs(data, frames=True, names=None, head="gru", window=8, hop=4, overlap="valid")
-    trainer = Trainer(settings, sources.splits["train"], None, None)
     with pytest.raises(TrainSettingsError, match="depends on the whole clip; take a tcn"):
-        trainer.predict(sources.splits["valid"])
+        Trainer(settings, sources.splits["train"], None, None)
+
+
+TCN = {"head": "tcn", "layers": 1, "kernel": 3, "window": 12}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"head": "gru", "window": 8, "hop": 9},
+            "a hop of 9 label rows between windows of 8 .* give a --hop of 8 or less",
+        ),
+        (TCN | {"overlap": "valid"}, r"keeps (\d+) of the 12 rows .* every 12 rows: .* a --hop of \1 or less"),
+        (TCN | {"overlap": "valid", "window": 2, "hop": 1}, "keeps 0 of the 2 rows .*; give a longer --window"),
+    ],
+)
+def test_windows_that_leave_rows_without_a_prediction_are_refused_before_training(data, tmp_path, options, message):
+    class Untrained(Reporter):
+        def step_finished(self, *args):
+            raise AssertionError("a step was trained")
+
+    sources, settings = inputs(data, frames=True, names=None, **options)
+    with pytest.raises(TrainSettingsError, match=message) as error:
+        train_run(sources, tmp_path / "run", settings, reporter=Untrained())
+    hop = re.search(r"--hop of (\d+)", str(error.value))
+    if hop:
+        sources, settings = inputs(data, frames=True, names=None, **(options | {"hop": int(hop[1]), "epochs": 1}))
+        train_run(sources, tmp_path / "mended", settings)
 
 
 @pytest.mark.parametrize("option", ["mixup", "frame_dropout"])
