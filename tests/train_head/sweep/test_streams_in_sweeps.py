@@ -1,0 +1,52 @@
+"""Sweeps on several streams: settings of each, and clips that lack one."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import emi
+from cache.format import Clip, Header
+from cache.writer import CacheWriter
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch, warm_children: None) -> None:
+    """Figures take longer than these runs."""
+    monkeypatch.setattr("train_head.reports.figures.draw_run", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two caches of which `face` lacks a training clip, and labels."""
+    folder, rng = tmp_path_factory.mktemp("sweep"), np.random.default_rng(0)
+    labels = {f"{i:05d}": rng.uniform(size=2) for i in range(16)}
+    for name, dim, clips in (("audio", 4, list(labels)), ("face", 5, [clip for clip in labels if clip != "00003"])):
+        header = Header(fingerprint={"backbone": name, "dtype": "float32"}, dim=dim, hop_seconds=0.1)
+        with CacheWriter(folder / f"{name}.zarr", header) as writer:
+            for clip in clips:
+                frames = rng.normal(size=(6, dim)).astype(np.float32)
+                frames[:, 0] += 3 * labels[clip][int(name == "face")]
+                writer.add(Clip(clip, frames, None, None, 0.6))
+    for split, part in (("train", list(labels)[:10]), ("valid", list(labels)[10:])):
+        lines = [f"{clip},{labels[clip][0]:.3f},{labels[clip][1]:.3f}" for clip in part]
+        (folder / f"{split}.csv").write_text("Filename,Joy,Calm\n" + "\n".join(lines) + "\n")
+    return folder
+
+
+def sweep(data, out, space: str, **settings):
+    (out.parent / "space.toml").write_text(f"epochs = 2\nbatch_size = 4\n{space}")
+    caches = {name: data / f"{name}.zarr" for name in ("audio", "face")}
+    files = (data / "train.csv", data / "valid.csv", out, out.parent / "space.toml")
+    return emi.sweep(
+        caches, *files, **({"trials": 8, "jobs": 1, "top": 0, "sampler": "random", "pruner": "none"} | settings)
+    )
+
+
+def test_no_trial_fails_for_an_option_that_its_streams_head_lacks(data, tmp_path):
+    result = sweep(data, tmp_path / "out", '[face]\nhead = ["mean", "mlp"]\nhidden = [4, 8]\n')
+    assert (result.status.complete, result.status.failed) == (8, 0)
+    with (tmp_path / "out" / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["face.head"] for row in rows} == {"mean", "mlp"}
+    assert all((row["face.hidden"] != "") == (row["face.head"] == "mlp") for row in rows)
