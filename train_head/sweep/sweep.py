@@ -23,7 +23,8 @@ from train_head.data.gather import resolve_splits
 from train_head.data.labels import Labels
 from train_head.data.names import UNNAMED, Caches, by_stream
 from train_head.data.splits import Split
-from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.errors import RunFolderError, TrainSettingsError, check_known
+from train_head.heads import HEADS
 from train_head.protocols.run import train_seeds
 from train_head.runs import run_folder
 from train_head.runs.changes import changed, differing, option
@@ -36,6 +37,7 @@ from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
 from train_head.sweep.trials import OnStatus, Status, Trials
 from train_head.sweep.worker import OpenSplits, leave_to_the_parent
 from train_head.training.loop import SILENT, Reporter
+from train_head.training.settings import TABLES, check_stream_name
 
 SWEEP, BEST_TOML, BEST = "sweep.json", "best.toml", "best"
 CHEAP, SHARED = "cheap.zarr", "shared"
@@ -75,6 +77,7 @@ def sweep(
     leave_to_the_parent()
     settings, folder = settings or SweepSettings(), Path(out)
     caches = _one_per_stream(cache)
+    _check_streams(space, caches)
     labels = label_files.read()
     check_disjoint_splits(labels)
     identity = _identity(caches, label_files, labels, space, settings)
@@ -121,6 +124,18 @@ def _one_per_stream(cache: Caches) -> dict[str, StrPath]:
                 f"{'one' if name == UNNAMED else name}; merge them with `emi cache merge`"
             )
     return {name: paths[0] for name, paths in found.items()}
+
+
+def _check_streams(space: Space, caches: Mapping[str, StrPath]) -> None:
+    """Refuse a name that cannot be that of a stream, and settings of a stream that has no cache.
+
+    Raises:
+        TrainSettingsError: names it.
+    """
+    named = [name for name in caches if name != UNNAMED]
+    for name in named:
+        check_stream_name(name)
+    check_known("stream or table in the space", sorted(space.streams), [*named, *HEADS, *TABLES])
 
 
 def _trial_cache(

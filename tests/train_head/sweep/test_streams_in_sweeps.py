@@ -8,6 +8,7 @@ import pytest
 import emi
 from cache.format import Clip, Header
 from cache.writer import CacheWriter
+from train_head.errors import TrainSettingsError
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +51,31 @@ def test_no_trial_fails_for_an_option_that_its_streams_head_lacks(data, tmp_path
         rows = list(csv.DictReader(file))
     assert {row["face.head"] for row in rows} == {"mean", "mlp"}
     assert all((row["face.hidden"] != "") == (row["face.head"] == "mlp") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("space", "settings", "message"),
+    [
+        (
+            "[fase]\nstandardise = [true, false]\n",
+            {},
+            "unknown stream or table in the space 'fase'; did you mean 'face'",
+        ),
+        ("[lstmm]\nhidden = [4, 8]\n", {}, "unknown stream or table in the space 'lstmm'; did you mean 'lstm'"),
+        ("lr = [1e-3, 1e-2]\n", {"streams": {"fase": {}}}, "'fase'; did you mean 'face'"),
+        ("lr = [1e-3, 1e-2]\n", {"fase.head": "mean"}, "'fase'; did you mean 'face'"),
+    ],
+)
+def test_a_misspelt_stream_is_found_before_the_first_trial(data, tmp_path, space, settings, message):
+    with pytest.raises(TrainSettingsError, match=message):
+        sweep(data, tmp_path / "out", space, **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stream_whose_name_torch_uses_is_found_before_the_first_trial(data, tmp_path):
+    (tmp_path / "space.toml").write_text("lr = [1e-3, 1e-2]\n")
+    caches = {"audio": data / "audio.zarr", "training": data / "face.zarr"}
+    files = (data / "train.csv", data / "valid.csv", tmp_path / "out", tmp_path / "space.toml")
+    with pytest.raises(TrainSettingsError, match="'training' cannot name a stream"):
+        emi.sweep(caches, *files)
+    assert not (tmp_path / "out").exists()
