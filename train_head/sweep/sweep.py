@@ -88,8 +88,9 @@ def sweep(
         SharedStudy(url, name, settings.heartbeat) if url is not None else JournalStudy(folder, name)
     ) as store:
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
+        lacking = label_files.skip_missing or len(caches) > 1
         cheap = {
-            name: _trial_cache(name, path, labels["train"], label_files, folder, settings, on_derive)
+            name: _trial_cache(name, path, labels["train"], lacking, folder, settings, on_derive)
             for name, path in caches.items()
         }
         open_data = partial(open_splits, cheap, label_files, folder / SHARED, settings.clips, settings.seed)
@@ -142,14 +143,23 @@ def _trial_cache(
     stream: str,
     cache: StrPath,
     train: Labels,
-    label_files: LabelFiles,
+    lacking: bool,
     folder: Path,
     settings: SweepSettings,
     on_progress: OnProgress | None,
 ) -> StrPath:
     """Return the cache of the trials: a derived one in the run folder where `pool` or `pca` ask for it, made once.
 
-    The principal components are fitted on the training clips.
+    The principal components are fitted on the training clips that the cache holds.
+
+    Args:
+        stream: name of the stream.
+        cache: of the stream.
+        train: the training clips.
+        lacking: whether the cache may lack some of them.
+        folder: of the sweep.
+        settings: with `pool` and `pca`.
+        on_progress: called after each clip.
 
     Raises:
         DeriveError: the recipe cannot be followed.
@@ -163,7 +173,7 @@ def _trial_cache(
         pool=settings.pool,
         pca=settings.pca,
         train_ids=None if settings.pca is None else train.filenames,
-        skip_missing=label_files.skip_missing,
+        skip_missing=lacking,
         on_progress=on_progress,
     )
     return place

@@ -79,3 +79,13 @@ def test_a_stream_whose_name_torch_uses_is_found_before_the_first_trial(data, tm
     with pytest.raises(TrainSettingsError, match="'training' cannot name a stream"):
         emi.sweep(caches, *files)
     assert not (tmp_path / "out").exists()
+
+
+def test_principal_components_are_fitted_on_the_clips_that_a_stream_has(data, tmp_path):
+    result = sweep(data, tmp_path / "out", "lr = [1e-3, 1e-2]\n", pca=3, trials=2)
+    assert result.status.complete == 2
+    fitted = {
+        name: emi.open_cache(tmp_path / "out" / f"cheap-{name}.zarr").fingerprint["derived"]["fitted_on"]["clips"]
+        for name in ("audio", "face")
+    }
+    assert fitted == {"audio": 10, "face": 9}
