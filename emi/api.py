@@ -66,6 +66,7 @@ def train_head(
     test: StrPath | None = None,
     config: StrPath | None = None,
     skip_missing: bool = False,
+    require: Sequence[str] = (),
     **settings: Any,
 ) -> TrainResult | ProtocolResult:
     """Train a head on cached features; the paper's settings are the defaults.
@@ -77,7 +78,8 @@ def train_head(
         out: run folder, needed; called again, an unfinished run resumes.
         test: CSV of a third split to predict.
         config: TOML file of settings.
-        skip_missing: leave out labelled clips that the cache does not hold.
+        skip_missing: leave out labelled clips that the cache does not hold, or that lack a required stream.
+        require: names of streams that every labelled clip must have.
         **settings: fields of `train_head.validation.Validation` (seeds, folds, only_fold, train_on_all, group_by), of
             `train_head.data.label_format.LabelColumns` (targets, rater), of
             `train_head.training.settings.TrainSettings` (lr, epochs, seed, label_range, …), or options of the head
@@ -96,7 +98,12 @@ def train_head(
     validation.check_split(valid)
     resolved = resolve_settings(config, **settings)
     label_files = LabelFiles.named(
-        train, valid, test, format=resolved.label_format(columns, validation), skip_missing=skip_missing
+        train,
+        valid,
+        test,
+        format=resolved.label_format(columns, validation),
+        skip_missing=skip_missing,
+        require=require,
     )
     return run_training(gather_inputs(cache, label_files), out, resolved, validation).result
 
@@ -112,6 +119,7 @@ def ablate(
     seeds: int = 3,
     config: StrPath | None = None,
     skip_missing: bool = False,
+    require: Sequence[str] = (),
     **settings: Any,
 ) -> Ablation:
     """Train rows of settings that differ in one thing each; by default those of the paper's Table 1.
@@ -124,7 +132,8 @@ def ablate(
         rows: other rows, or a TOML file of them.
         seeds: runs per row.
         config: TOML file of the settings that the rows have in common.
-        skip_missing: leave out labelled clips that the cache does not hold.
+        skip_missing: leave out labelled clips that the cache does not hold, or that lack a required stream.
+        require: names of streams that every labelled clip must have.
         **settings: targets, rater, group_by and settings as for `train_head`; an option of a head goes to the rows
             whose head has it.
 
@@ -136,7 +145,11 @@ def ablate(
     chosen = PAPER_ROWS if rows is None else read_rows(rows) if isinstance(rows, str | os.PathLike) else rows
     resolved = rows_settings(chosen, config, **settings)
     label_files = LabelFiles.named(
-        train, valid, format=resolved[0][1].label_format(columns, validation), skip_missing=skip_missing
+        train,
+        valid,
+        format=resolved[0][1].label_format(columns, validation),
+        skip_missing=skip_missing,
+        require=require,
     )
     return run_ablation(gather_inputs(cache, label_files), out, resolved, seeds)
 
@@ -173,6 +186,7 @@ def sweep(
     *,
     config: StrPath | None = None,
     skip_missing: bool = False,
+    require: Sequence[str] = (),
     **settings: Any,
 ) -> "SweepResult":
     """Try many heads and settings on cached features, and train the best few again.
@@ -186,7 +200,8 @@ def sweep(
         out: run folder; gets trials.csv, best.toml, report.html, and the best trials' runs. Called again it resumes.
         space: TOML file of what is tried; see `train_head.sweep.space`.
         config: TOML file of the settings that the space does not name.
-        skip_missing: leave out labelled clips that the cache does not hold.
+        skip_missing: leave out labelled clips that the cache does not hold, or that lack a required stream.
+        require: names of streams that every labelled clip must have.
         **settings: fields of `train_head.sweep.settings.SweepSettings` (trials, jobs, pool, top, seeds, …);
             targets, rater, group_by as for `train_head`; and settings of every trial that the space does not name.
 
@@ -200,7 +215,11 @@ def sweep(
     validation = Validation(group_by=settings.pop("group_by", None))
     found = space if isinstance(space, Space) else read_space(space, config, **settings)
     label_files = LabelFiles.named(
-        train, valid, format=found.settings({}).label_format(columns, validation), skip_missing=skip_missing
+        train,
+        valid,
+        format=found.settings({}).label_format(columns, validation),
+        skip_missing=skip_missing,
+        require=require,
     )
     return run_sweep(cache, label_files, out, found, how)
 

@@ -163,6 +163,8 @@ def ablate(
     check_names([name for name, _ in rows])
     refuse_frames(inputs, "emi ablate")
     _prepare(folder, rows)
+    for sentence in inputs.lacking:
+        reporter.note(sentence)
     places = {name: folder / Row(name).folder for name, _ in rows}
     results = [
         train_seeds(inputs, places[name], settings, seeds, reporter, reported_under=f"{places[name].name}/")

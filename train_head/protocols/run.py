@@ -102,6 +102,8 @@ def train(
         raise TrainSettingsError(
             f"the labels were read without the groups of {validation.group_by!r}; give it to `label_format` too"
         )
+    for sentence in inputs.lacking:
+        reporter.note(sentence)
     refuse_frames(inputs, "--folds", validation.folds is not None)
     refuse_frames(inputs, "--train-on-all", validation.on_all)
     if validation.folds is not None:
@@ -177,7 +179,7 @@ def train_seeds(
         valid=valid,
         labels=splits["valid"].labels,
         train=splits["train"].labels,
-        notes=(CHOSEN, *([f"{inputs.overlap}."] if inputs.overlap else [])),
+        notes=(CHOSEN, *(f"{sentence}." for sentence in [*inputs.lacking, inputs.overlap] if sentence)),
         before=before,
     )
 

@@ -185,7 +185,7 @@ def _labels(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
         if digests[0] != digests[1]:
             yield _file(f"--{name}", one.get(name), other.get(name)), ""
         elif one.get(f"{name}_clips_sha256") != other.get(f"{name}_clips_sha256"):
-            yield f"which clips of --{name} can be used (--skip-missing)", ""
+            yield f"which clips of --{name} can be used (--skip-missing, --require)", ""
     for key, typed in (("rater", "--rater"), ("group_by", "--group-by")):
         there, now = one.get(key), other.get(key)
         if there != now:

@@ -19,10 +19,10 @@ from cache.derive.derived import OnProgress, derive
 from cache.paths import StrPath
 from cache.reader import open_cache
 from cache.system.atomic_file import write_atomically
-from train_head.data.gather import resolve_splits
+from train_head.data.gather import missing_clips, resolve_splits
 from train_head.data.labels import Labels
 from train_head.data.names import UNNAMED, Caches, by_stream
-from train_head.data.splits import Split
+from train_head.data.splits import Split, lacking_streams
 from train_head.errors import RunFolderError, TrainSettingsError, check_known
 from train_head.heads import HEADS
 from train_head.protocols.run import train_seeds
@@ -94,7 +94,7 @@ def sweep(
             for name, path in caches.items()
         }
         open_data = partial(open_splits, cheap, label_files, folder / SHARED, settings.clips, settings.seed)
-        status = _run_trials(store, space, settings, open_data, folder, on_status)
+        status = _run_trials(store, space, settings, open_data, folder, on_status, reporter)
         best = _best_trials(store.study, space, settings.seed, folder)
         retrained = _retrain(best[: settings.top], caches, label_files, folder, space, settings, reporter)
         result = SweepResult(
@@ -209,12 +209,15 @@ def _run_trials(
     open_data: OpenSplits,
     folder: Path,
     on_status: OnStatus | None,
+    reporter: Reporter,
 ) -> Status:
     """Run the missing trials; trials.csv then lists all, also after an error."""
     trials = Trials(store, space, open_data, settings, on_status)
     if trials.status().finished < settings.trials:
         try:
-            open_data()  # fills the map that the workers share, and says here what is wrong with a file
+            splits = open_data()  # fills the map that the workers share, and says here what is wrong with a file
+            for sentence in lacking_streams(splits):
+                reporter.note(sentence)
             trials.run()
         finally:
             shutil.rmtree(folder / SHARED, ignore_errors=True)
@@ -281,11 +284,10 @@ def _identity(
         stores = {name: [opened.enter_context(open_cache(path))] for name, path in caches.items()}
         features = {name: fp.digest(store.fingerprint) for name, (store,) in stores.items()}
         found = resolve_splits(stores, labels)
-        every = [store for (store,) in stores.values()]
-        missing = {
-            name: [clip for clip in part.ids if not any(clip in store for store in every)]
-            for name, part in found.items()
-        }
+        missing = {}
+        for name, part in found.items():
+            lacking = missing_clips(stores, part.ids, label_files.require).values()
+            missing[name] = [part.ids[i] for i in set().union(*lacking)]
     return {
         "features": features.get(UNNAMED, features),
         **{f"{name}_sha256": run_folder.file_sha256(path) for name, path in label_files.files.items()},
@@ -322,7 +324,7 @@ def sweep_changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Itera
         if f"{name}_sha256" in found:
             yield f"--{name} (its contents are others)"
         elif f"{name}_missing" in found and "features" not in found:
-            yield f"which clips of --{name} the cache holds (--skip-missing)"
+            yield f"which clips of --{name} the cache holds (--skip-missing, --require)"
     for key, values in found.items():
         if key not in ("features", "space") and not key.endswith(("_sha256", "_missing")):
             yield changed(f"--{key.replace('_', '-')}", *values)
