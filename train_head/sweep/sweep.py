@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def sweep(
             nothing_to_do=finished_before >= settings.trials and all(one.result.nothing_to_do for one in retrained),
         )
         chosen = retrained[0].values if retrained else result.best
-        toml = tomli_w.dumps(space.settings(chosen, seed=settings.seed).to_toml())
+        toml = tomli_w.dumps(space.settings(chosen, seed=settings.seed).for_streams(caches).to_toml())
         write_atomically(folder / BEST_TOML, toml.encode())
         write_report(result, store.study, {name: identity[name] for name in SHARED_BY_TRIALS}, toml)
     return result
@@ -268,7 +269,7 @@ def _best_trials(study: Study, space: Space, seed: int, folder: Path) -> list[Fr
     ended.sort(key=lambda trial: -(trial.value or 0.0) if trial.state == TrialState.COMPLETE else 2.0)
     first: dict[str, FrozenTrial] = {}
     for trial in ended:
-        first.setdefault(json.dumps(space.settings(trial.params, seed=seed).to_toml(), sort_keys=True), trial)
+        first.setdefault(json.dumps(asdict(space.settings(trial.params, seed=seed)), sort_keys=True), trial)
     return list(first.values())
 
 

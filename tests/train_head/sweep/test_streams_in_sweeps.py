@@ -1,6 +1,7 @@
 """Sweeps on several streams: settings of each, and clips that lack one."""
 
 import csv
+import tomllib
 
 import numpy as np
 import pytest
@@ -89,3 +90,11 @@ def test_principal_components_are_fitted_on_the_clips_that_a_stream_has(data, tm
         for name in ("audio", "face")
     }
     assert fitted == {"audio": 10, "face": 9}
+
+
+def test_the_best_settings_of_the_fusion_are_told_apart_and_written(data, tmp_path):
+    result = sweep(data, tmp_path / "out", "[fusion]\nhidden = [5, 6]\n", top=2, seeds=1, trials=6)
+    assert sorted(one.values["fusion.hidden"] for one in result.retrained) == [5, 6]
+    best = tomllib.loads((tmp_path / "out" / "best.toml").read_text())
+    assert best["fusion"]["hidden"] == result.retrained[0].values["fusion.hidden"]
+    assert best["streams"] == {"audio": {}, "face": {}}
