@@ -13,6 +13,7 @@ from cache.fingerprint import differences, flattened
 from cache.settings import option_names
 from train_head.data.names import UNNAMED
 from train_head.heads import HEADS, head_options
+from train_head.heads.fusions import DEFAULT_FUSION, fusion_options
 from train_head.training.settings import TrainSettings
 from train_head.training.stream_settings import StreamSettings, own_settings
 
@@ -147,7 +148,10 @@ def _own_settings(config: Mapping[str, Any], *, tuned: bool) -> dict[str, Any]:
 
 def _of_streams(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the fusion, and those of streams that differ from all, as given: `face.hidden`."""
-    fusion = config.get("fusion", {})
+    given = {"name": DEFAULT_FUSION} | config.get("fusion", {})
+    fusion = given | asdict(
+        fusion_options(given["name"], {key: value for key, value in given.items() if key != "name"})
+    )
     found = {"fusion" if key == "name" else f"fusion.{key}": value for key, value in fusion.items()}
     for name, table in config.get("streams", {}).items():  # older runs recorded all settings of every stream
         own = own_settings(name, table, _shared(config))

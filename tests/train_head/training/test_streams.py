@@ -13,12 +13,15 @@ from cache.format import Clip, Header
 from cache.writer import CacheWriter
 from train_head.data.frame_labels import read_frame_labels
 from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.protocols import train
+from train_head.runs.changes import Changes
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.runs.load import load_head
 from train_head.runs.train import train_run
 from train_head.training.loop import Reporter
 from train_head.training.settings import resolve_settings
 from train_head.training.trainer import Trainer, predict
+from train_head.validation import Validation
 
 SMALL = {"epochs": 3, "batch_size": 4, "hidden": 8, "precision": "fp32", "device": "cpu"}
 NAMES = ("audio", "face")
@@ -216,6 +219,19 @@ def test_a_run_folder_says_of_which_streams_it_was_made(data, tmp_path):
     sources, settings = inputs(data, frames=False, names=("audio",))
     with pytest.raises(RunFolderError, match=r"--cache: streams \(there 'audio, face', now 'audio'\)"):
         train_run(sources, tmp_path / "run", settings)
+
+
+def test_runs_on_all_clips_record_their_streams_and_fusion(data, tmp_path):
+    sources, settings = inputs(data, frames=False, epochs=1, **{"fusion.hidden": 5})
+    outcome = train(sources, tmp_path / "out", settings, Validation(seeds=1, on_all=True))
+    assert load_head(outcome.on_all.folder / "../seed-0/all").streams.keys() == {"audio", "face"}
+    for config in ("config.toml", "seed-0/config.toml", "seed-0/all/config.toml"):
+        assert resolve_settings(tmp_path / "out" / config).fusion_options["hidden"] == 5
+    path = tmp_path / "out" / "config.toml"  # older ones recorded neither
+    stored = tomllib.loads(path.read_text())
+    usual = {key: value for key, value in stored.items() if key not in ("streams", "fusion")}
+    assert not Changes(usual, stored | {"fusion": {"name": "concat"}})
+    assert Changes(usual, stored).named == ["--set fusion.hidden (there 256, now 5)"]
 
 
 def test_streams_may_have_the_names_of_what_is_recorded_of_one(data, tmp_path):
