@@ -68,6 +68,7 @@ def train_head(
     test: StrPath | None = None,
     config: StrPath | None = None,
     skip_missing: bool = False,
+    require: Sequence[str] = (),
     **settings: Any,
 ) -> TrainResult | ProtocolResult:
     """Train a head on cached features; the paper's settings are the defaults.
@@ -79,7 +80,8 @@ def train_head(
         out: run folder, needed; called again, an unfinished run resumes.
         test: CSV of a third split to predict.
         config: TOML file of settings.
-        skip_missing: leave out labelled clips that the cache does not hold.
+        skip_missing: leave out labelled clips that the cache does not hold, or that lack a required stream.
+        require: names of streams that every labelled clip must have.
         **settings: fields of `train_head.validation.Validation` (seeds, folds, only_fold, train_on_all, group_by), of
             `train_head.data.label_format.LabelColumns` (targets, rater), of
             `train_head.training.settings.TrainSettings` (lr, epochs, seed, label_range, …), or options of the head
@@ -98,7 +100,12 @@ def train_head(
     validation.check_split(valid)
     resolved = resolve_settings(config, **settings)
     label_files = LabelFiles.named(
-        train, valid, test, format=resolved.label_format(columns, validation), skip_missing=skip_missing
+        train,
+        valid,
+        test,
+        format=resolved.label_format(columns, validation),
+        skip_missing=skip_missing,
+        require=require,
     )
     return run_training(gather_inputs(cache, label_files), out, resolved, validation).result
 
@@ -115,6 +122,7 @@ def ablate(
     seeds: int = 3,
     config: StrPath | None = None,
     skip_missing: bool = False,
+    require: Sequence[str] = (),
     **settings: Any,
 ) -> Ablation | StreamAblation:
     """Train rows of settings that differ in one thing each; by default those of the paper's Table 1.
@@ -128,7 +136,8 @@ def ablate(
         streams: train the head of `config` and `settings` on every subset of the streams instead.
         seeds: runs per row.
         config: TOML file of the settings that the rows have in common.
-        skip_missing: leave out labelled clips that the cache does not hold.
+        skip_missing: leave out labelled clips that the cache does not hold, or that lack a required stream.
+        require: names of streams that every labelled clip must have.
         **settings: targets, rater, group_by and settings as for `train_head`; an option of a head goes to the rows
             whose head has it.
 
@@ -142,7 +151,11 @@ def ablate(
     chosen = [Row("streams")] if streams else chosen
     resolved = rows_settings(chosen, config, **settings)
     label_files = LabelFiles.named(
-        train, valid, format=resolved[0][1].label_format(columns, validation), skip_missing=skip_missing
+        train,
+        valid,
+        format=resolved[0][1].label_format(columns, validation),
+        skip_missing=skip_missing,
+        require=require,
     )
     inputs = gather_inputs(cache, label_files)
     return ablate_streams(inputs, out, resolved[0][1], seeds) if streams else run_ablation(inputs, out, resolved, seeds)
@@ -180,6 +193,7 @@ def sweep(
     *,
     config: StrPath | None = None,
     skip_missing: bool = False,
+    require: Sequence[str] = (),
     **settings: Any,
 ) -> "SweepResult":
     """Try many heads and settings on cached features, and train the best few again.
@@ -193,7 +207,8 @@ def sweep(
         out: run folder; gets trials.csv, best.toml, report.html, and the best trials' runs. Called again it resumes.
         space: TOML file of what is tried; see `train_head.sweep.space`.
         config: TOML file of the settings that the space does not name.
-        skip_missing: leave out labelled clips that the cache does not hold.
+        skip_missing: leave out labelled clips that the cache does not hold, or that lack a required stream.
+        require: names of streams that every labelled clip must have.
         **settings: fields of `train_head.sweep.settings.SweepSettings` (trials, jobs, pool, top, seeds, …);
             targets, rater, group_by as for `train_head`; and settings of every trial that the space does not name.
 
@@ -207,7 +222,11 @@ def sweep(
     validation = Validation(group_by=settings.pop("group_by", None))
     found = space if isinstance(space, Space) else read_space(space, config, **settings)
     label_files = LabelFiles.named(
-        train, valid, format=found.settings({}).label_format(columns, validation), skip_missing=skip_missing
+        train,
+        valid,
+        format=found.settings({}).label_format(columns, validation),
+        skip_missing=skip_missing,
+        require=require,
     )
     return run_sweep(cache, label_files, out, found, how)
 

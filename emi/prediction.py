@@ -129,6 +129,7 @@ class Model:
     Attributes:
         notes: sentences that a user should read.
         media_notes: what the user should know about the files of the last `iterate` (`extract.failures`), so far.
+        stream_failures: the streams that could not be computed of clips which others predicted, with why; so far.
 
     Raises:
         StaleCacheError: a backbone's weights or configuration are not those the head was trained with.
@@ -156,9 +157,10 @@ class Model:
         }
         self.notes = list(dict.fromkeys(note for stream in self._streams.values() for note in stream.notes))
         self.media_notes: list[Note] = []
+        self.stream_failures: list[Failure] = []
 
     def predict(self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None) -> list[Record]:
-        """Intensities of every clip, in order of id.
+        """Intensities of every clip, in order of id, by the streams of it that can be computed.
 
         Args:
             media: a folder, a list file, a media file, or several of these.
@@ -176,7 +178,7 @@ class Model:
     def iterate(
         self, media: StrPath | Sequence[StrPath], media_root: StrPath | None = None
     ) -> Iterator[Record | Failure]:
-        """Yield a record or a failure per clip as they come."""
+        """Yield a record per clip as they come, or a failure where no stream of it can be computed."""
         return self.iterate_sources(list_sources(media, media_root))
 
     def iterate_sources(
@@ -189,13 +191,19 @@ class Model:
             on_progress: called after each clip with clips done, of how many, and seconds of audio of the one just done.
         """
         self.media_notes.clear()
+        self.stream_failures.clear()
         for done, clips in enumerate(self._joined(sources), 1):
-            failure = next((clip for clip in clips.values() if isinstance(clip, Failure)), None)
+            failures = {name: clip for name, clip in clips.items() if isinstance(clip, Failure)}
             extracted = {name: clip for name, clip in clips.items() if not isinstance(clip, Failure)}
             if on_progress:
                 used = (self._streams[name].used(clip.seconds) for name, clip in extracted.items())
                 on_progress(done, len(sources), max(used, default=0.0))
-            yield failure or self._record(extracted)
+            if not extracted:
+                yield next(iter(failures.values()))
+                continue
+            for name, failure in failures.items():
+                self.stream_failures.append(replace(failure, reason=f"stream {name!r}: {failure.reason}"))
+            yield self._record(extracted)
 
     def _joined(self, sources: Sequence[Source]) -> Iterator[dict[str, ExtractedClip | Failure]]:
         """Yield what every stream gives of each clip; what one is ahead of the others is kept until they have it."""
@@ -259,11 +267,13 @@ class Models(Model):
         self.notes = list(dict.fromkeys(note for member in members for note in member.notes))
         self.label_range = members[0].label_range
         self.media_notes = members[0].media_notes  # all members read the same media
+        self.stream_failures = []
 
     def iterate_sources(
         self, sources: Sequence[Source], on_progress: OnProgress | None = None
     ) -> Iterator[Record | Failure]:
         """As `Model.iterate_sources`; clips come once the last member has them, and fail if one cannot read them."""
+        self.stream_failures.clear()
         sums = {source.id: np.zeros(len(self.names)) for source in sources}
         failures: dict[str, Failure] = {}
         for number, (member, weight) in enumerate(zip(self._members, self._weights, strict=True)):
@@ -272,6 +282,7 @@ class Models(Model):
                     failures.setdefault(result.id, result)
                 else:
                     sums[result[FILENAME]] += weight * np.array([result[name] for name in self.names])
+            self.stream_failures += (one for one in member.stream_failures if one not in self.stream_failures)
         for clip, values in sums.items():
             yield failures.get(clip) or {FILENAME: clip, **dict(zip(self.names, values.tolist(), strict=True))}
 

@@ -26,6 +26,7 @@ def ablate(
     seeds: options.RowSeeds = 3,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table here too.")] = None,
     skip_missing: options.SkipUncached = False,
+    require: options.Require = None,
     given: options.Given,
 ) -> None:
     """Train the paper's Table 1 with a frozen backbone, or your rows, and compare each row with the one before.
@@ -37,7 +38,7 @@ def ablate(
     Example: emi ablate --cache features.zarr --train train_split.csv --valid valid_split.csv --out runs/table-1
     --seeds 3
     """
-    from emi.cli.training_output import TrainingOutput, label_files, print_table
+    from emi.cli.training_output import TrainingOutput, label_files, left_out, print_table
     from emi.console import check_writable
     from train_head import protocols
     from train_head.errors import refuse
@@ -50,13 +51,14 @@ def ablate(
     base = [protocols.Row("streams")] if streams else chosen
     resolved = protocols.rows_settings(base, config, **given)
     form = resolved[0][1].label_format(columns, validation)
-    inputs = gather_inputs(cache, label_files(train, valid, form=form, skip_missing=skip_missing))
+    files = label_files(train, valid, form=form, skip_missing=skip_missing, require=require)
+    inputs = gather_inputs(cache, files)
     found: protocols.Ablation | protocols.StreamAblation
     if streams:
         found = protocols.ablate_streams(inputs, out, resolved[0][1], seeds, TrainingOutput())
     else:
         found = protocols.ablate(inputs, out, resolved, seeds, TrainingOutput())
-    print_table(found, out, skipped=inputs.skipped)
+    print_table(found, out, skipped=inputs.skipped, missing=left_out(require))
     if csv_file is not None:
         csv_file.write_text(found.csv(), encoding="utf-8")
     kind = "streams" if streams else "ablation"

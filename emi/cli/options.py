@@ -44,6 +44,12 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in a TOML file: --set ema=0.99; repeat."),
 ]
 SkipUncached = Annotated[bool, typer.Option("--skip-missing", help="Leave out labelled clips that no cache holds.")]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Refuse labelled clips that lack this stream, or drop them with --skip-missing; repeat."
+    ),
+]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-missing", help="Leave out labelled clips whose media are missing or unreadable.")
 ]

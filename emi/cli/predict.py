@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emi.cli import options
-from emi.cli.messages import tell_left_out, tell_licence_of_run, tell_notes
+from emi.cli.messages import tell_left_out, tell_licence_of_run, tell_notes, tell_some
 from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
@@ -38,13 +38,14 @@ def predict(
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on.
 
-    With --template only its clips are predicted. A --submission is written whole or not at all.
+    With --template only its clips are predicted. A --submission is written whole or not at all. What could not be
+    computed is listed in failures.csv beside the --csv file.
 
     Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv
     """
     from emi.console import check_writable
     from emi.prediction import list_sources, load
-    from extract.failures import Failure
+    from extract.failures import Failure, write_failures
     from extract.settings import DecodeOptions
     from train_head.data.labels import FILENAME
     from train_head.errors import LabelError, refuse
@@ -68,6 +69,8 @@ def predict(
     records = sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
     for failure in failures:
         typer.echo(f"{failure.path}: {failure.reason}", err=True)
+    if csv_file is not None:
+        write_failures(str(csv_file), [*failures, *loaded.stream_failures], [source.id for source in sources])
     if csv_file or submission is None:
         _write_csv(csv_file, records, loaded.names)
     if submission is not None and not failures:
@@ -94,6 +97,8 @@ def _predict_all(model: "Model", media: "Sequence[str]", sources: "Sequence[Sour
     with Progress("predicting") as progress:
         results = list(model.iterate_sources(sources, progress))
     tell_notes(model.media_notes)
+    in_part = [f"{failure.path}: {failure.reason}" for failure in model.stream_failures]
+    tell_some("clips predicted without a stream that could not be computed", in_part)
     return results
 
 

@@ -34,6 +34,7 @@ def sweep(
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of every trial: --set epochs=15; repeat."),
     ] = None,
     skip_missing: options.SkipUncached = False,
+    require: options.Require = None,
     given: options.Given,
 ) -> None:
     """Try many heads, settings and losses, stop the poor ones early, and train the best few again with several seeds.
@@ -53,11 +54,14 @@ def sweep(
     settings = take(SweepSettings, given)
     columns, validation = options.label_settings(given)
     found = read_space(space, config, **(given | read_assignments(more or ())))
-    files = label_files(
-        train, valid, form=found.settings({}).label_format(columns, validation), skip_missing=skip_missing
-    )
+    form = found.settings({}).label_format(columns, validation)
+    files = label_files(train, valid, form=form, skip_missing=skip_missing, require=require)
 
     class Output(TrainingOutput):
+        def note(self, text: str) -> None:
+            deriving.close()
+            super().note(text)
+
         def run_started(self, name: str, folder: Path, settings: "TrainSettings") -> None:
             shown.close()
             super().run_started(name, folder, settings)

@@ -19,6 +19,7 @@ def train_head(
     config: options.Config = None,
     more: options.Settings = None,
     skip_missing: options.SkipUncached = False,
+    require: options.Require = None,
     tracker: options.TrackerOfHead = None,
     tensorboard: options.TensorBoard = False,
     given: options.Given,
@@ -27,7 +28,7 @@ def train_head(
 
     Example: emi train-head --cache features.zarr --train train_split.csv --valid valid_split.csv --out runs/paper
     """
-    from emi.cli.training_output import TrainingOutput, label_files, print_outcome
+    from emi.cli.training_output import TrainingOutput, label_files, left_out, print_outcome
     from train_head.protocols import train as run
     from train_head.reports.trackers import Trackers
     from train_head.runs.inputs import gather_inputs
@@ -36,7 +37,8 @@ def train_head(
     columns, validation = options.label_settings(given)
     settings = resolve_settings(config, **(given | read_assignments(more or ())))
     validation.check_split(valid)
-    files = label_files(train, valid, test, form=settings.label_format(columns, validation), skip_missing=skip_missing)
+    form = settings.label_format(columns, validation)
+    files = label_files(train, valid, test, form=form, skip_missing=skip_missing, require=require)
     with Trackers(out, [*(tracker or ()), *["tensorboard"] * tensorboard]) as trackers:
         outcome = run(gather_inputs(cache, files), out, settings, validation, TrainingOutput(trackers=trackers))
-    print_outcome(outcome, out, "no cache holds them")
+    print_outcome(outcome, out, left_out(require))

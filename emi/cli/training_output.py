@@ -28,6 +28,7 @@ def label_files(
     *,
     form: LabelFormat,
     skip_missing: bool,
+    require: Sequence[str] | None = None,
     quiet: bool = False,
 ) -> LabelFiles:
     """Name the label files of a training, and print what is trained on: the targets, and the ignored columns.
@@ -35,7 +36,7 @@ def label_files(
     Raises:
         LabelError: the file of the training split is wrong.
     """
-    files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
+    files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing, require=require or ())
     if quiet:
         return files
     labels = LabelFiles.named(train, format=form).read()["train"]
@@ -46,6 +47,11 @@ def label_files(
     if labels.unlabelled:
         typer.echo(f"{labels.unlabelled} clips of {train} were left out because they have no label", err=True)
     return files
+
+
+def left_out(require: Sequence[str] | None) -> str:
+    """Return why labelled clips were left out of a training on caches."""
+    return "no cache holds them" + (f", or they lack {' or '.join(require)}" if require else "")
 
 
 class TrainingOutput(Reporter):
@@ -105,6 +111,7 @@ def print_table(
     hint: str = "",
     *,
     skipped: int = 0,
+    missing: str = "",
 ) -> None:
     """Print the table of several runs, and before it that nothing was to do, or that clips were left out.
 
@@ -112,12 +119,13 @@ def print_table(
         result: what was made.
         out: its folder.
         hint: what to do where nothing was to do.
-        skipped: the number of labelled clips that no cache holds.
+        skipped: the number of labelled clips that were left out.
+        missing: why.
     """
     if result.nothing_to_do:
         typer.echo(f"nothing to do: {out} is finished{hint}")
     if skipped:
-        typer.echo(f"{skipped} labelled clips were left out because no cache holds them", err=True)
+        typer.echo(f"{skipped} labelled clips were left out because {missing}", err=True)
     typer.echo(result.table())
 
 

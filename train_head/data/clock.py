@@ -32,8 +32,7 @@ def rows_at_labels(labels: Labels, streams: Mapping[str, Stream], fps: float) ->
     native = next((stream for stream in streams.values() if stream.times is not None), None)
     if labels.clock != "time" and not fps and native is None:
         raise LabelError(
-            f"{labels.path} does not say when its rows are; give --label-fps (25 for a row every 40 ms), or extract a "
-            "stream with --fps native, whose rows are the frames of the video"
+            f"{labels.path} does not say when its rows are; give --label-fps, such as 25 for a row every 40 ms"
         )
     assert labels.offsets is not None
     found: dict[str, list[NDArray[np.int64]]] = {name: [] for name in streams}

@@ -21,7 +21,7 @@ from train_head.data.clock import rows_at_labels
 from train_head.data.labels import Labels
 from train_head.data.splits import Split, whole_clips
 from train_head.data.streams import Stream
-from train_head.errors import LabelError
+from train_head.errors import LabelError, check_known
 
 UNCOVERED = 0.1
 """Share of the labelled rows that may lack features of every stream: ends may differ by a few rows."""
@@ -60,25 +60,28 @@ def gather(
     labels: Mapping[str, Labels],
     *,
     skip_missing: bool = False,
+    require: Sequence[str] = (),
     shared: StrPath | None = None,
     fps: float = 0.0,
 ) -> dict[str, Split]:
     """Load the clips of label files into memory, each stream into one array.
 
-    A clip that lacks some of the streams is used.
+    A clip that lacks some of the streams is used, unless these are required.
 
     Args:
         stores: the caches of every stream; the first that holds a clip gives it.
         labels: by split, which clips in which order, by their ids (`resolve_splits`).
-        skip_missing: leave out clips of which no stream has anything instead of refusing.
+        skip_missing: leave out clips that no stream has, or that lack a required one, instead of refusing.
+        require: names of streams that every clip must have.
         shared: folder of memory maps that all processes which ask for the same clips have in common, one per stream;
             each stream of one cache. See `cache.shared.shared_load`.
         fps: label rows per second, for labels per frame; 0 where they are the rows of a stream with times.
 
     Raises:
         LabelError: clips are missing; says how many and names the first five.
+        TrainSettingsError: a stream is required that is not there.
     """
-    labels = {name: _held(stores, part, skip_missing) for name, part in labels.items()}
+    labels = {name: _held(stores, part, skip_missing, require) for name, part in labels.items()}
     for part in labels.values():
         _refuse_foreign(stores, part)
     clips = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
@@ -199,19 +202,36 @@ def resolve_splits(stores: Stores, labels: Mapping[str, Labels]) -> dict[str, La
     return {name: resolve(part, known) for name, part in labels.items()}
 
 
-def _held(stores: Stores, labels: Labels, skip_missing: bool) -> Labels:
-    """Return the labels of clips that some stream has; refuse missing ones unless they are skipped."""
-    every = list(itertools.chain(*stores.values()))
-    missing = {i for i, clip in enumerate(labels.ids) if not any(clip in store for store in every)}
-    if not missing:
+def missing_clips(stores: Stores, clips: Sequence[str], require: Sequence[str] = ()) -> dict[str, set[int]]:
+    """Return the numbers of the clips that no stream has, under "", and of those that lack each required stream.
+
+    Raises:
+        TrainSettingsError: a stream is required that is not there.
+    """
+    check_known("stream to require", require, stores)
+    groups = {"": list(itertools.chain(*stores.values())), **{name: stores[name] for name in require}}
+    return {
+        name: {i for i, clip in enumerate(clips) if not any(clip in store for store in group)}
+        for name, group in groups.items()
+    }
+
+
+def _held(stores: Stores, labels: Labels, skip_missing: bool, require: Sequence[str]) -> Labels:
+    """Return the labels of clips that some stream has, and all required ones; refuse others unless they are skipped."""
+    missing = missing_clips(stores, labels.ids, require)
+    left_out = set().union(*missing.values())
+    if not left_out:
         return labels
-    if skip_missing and len(missing) < len(labels):
-        return labels.take([i for i in range(len(labels)) if i not in missing])
-    first = ", ".join(labels.filenames[i] for i in sorted(missing)[:5])
+    if skip_missing and len(left_out) < len(labels):
+        return labels.take([i for i in range(len(labels)) if i not in left_out])
+    name, lacking = next((name, found) for name, found in missing.items() if found)
+    caches = stores[name] if name else list(itertools.chain(*stores.values()))
+    first = ", ".join(labels.filenames[i] for i in sorted(lacking)[:5])
     advice = "extract them (failures.csv beside the cache says why a clip failed), or give --skip-missing"
-    if len(missing) == len(labels) and len(every[0]):
-        advice = f"the cache's ids look like {every[0].ids[0]!r}, so the two do not belong together"
+    if len(lacking) == len(labels) and len(caches[0]):
+        advice = f"the cache's ids look like {caches[0].ids[0]!r}, so the two do not belong together"
     raise LabelError(
-        f"{len(missing)} of the {len(labels)} clips of {labels.path} are not in "
-        f"{' and '.join(store.path for store in every)} (first: {first}); {advice}"
+        f"{len(lacking)} of the {len(labels)} clips of {labels.path} are not in "
+        f"{' and '.join(store.path for store in caches)}{f', the required stream {name!r}' if name else ''} "
+        f"(first: {first}); {advice}"
     )

@@ -20,19 +20,23 @@ def by_stream(caches: Caches) -> dict[str, list[StrPath]]:
     A path may carry the name: `face=f.zarr`. A path that exists as it is written is a path.
 
     Raises:
-        TrainSettingsError: none, or caches with and without a name.
+        TrainSettingsError: none, or none for a stream, or caches with and without a name.
     """
-    if isinstance(caches, Mapping):
-        return {name: _listed(paths) for name, paths in caches.items()}
     found: dict[str, list[StrPath]] = {}
-    for path in _listed(caches):
-        named = _NAMED.fullmatch(os.fspath(path))
-        if named is not None and not os.path.exists(path):
-            found.setdefault(named[1], []).append(at_home(named[2]))
-        else:
-            found.setdefault(UNNAMED, []).append(path)
+    if isinstance(caches, Mapping):
+        found = {name: _listed(paths) for name, paths in caches.items()}
+    else:
+        for path in _listed(caches):
+            named = _NAMED.fullmatch(os.fspath(path))
+            if named is not None and not os.path.exists(path):
+                found.setdefault(named[1], []).append(at_home(named[2]))
+            else:
+                found.setdefault(UNNAMED, []).append(path)
     if not found:
         raise TrainSettingsError("no cache is given; name one with --cache PATH")
+    for name, paths in found.items():
+        if not paths:
+            raise TrainSettingsError(f"no cache is given for the stream {name!r}; give one, or leave the stream out")
     if UNNAMED in found and len(found) > 1:
         others = ", ".join(name for name in found if name != UNNAMED)
         raise TrainSettingsError(

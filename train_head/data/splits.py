@@ -183,6 +183,21 @@ class Split:
         return found.masked_fill(outside.view(*outside.shape, *[1] * (found.ndim - 2)), filler)
 
 
+def lacking_streams(splits: Mapping[str, Split]) -> list[str]:
+    """Return a sentence per stream that some clips lack, where there are several streams.
+
+    Args:
+        splits: by name, as `gather` gives them.
+    """
+    found, streams = [], next(iter(splits.values())).streams
+    for stream in streams if len(streams) > 1 else ():
+        lacking = {name: int((split.streams[stream].lengths == 0).sum()) for name, split in splits.items()}
+        if any(lacking.values()):
+            counts = ", ".join(f"{n} of {len(splits[name])} clips of {name}" for name, n in lacking.items())
+            found.append(f"{counts} lack the stream {stream!r}, for which a learned vector stands")
+    return found
+
+
 def joined(one: Split, other: Split, labels: Labels) -> Split:
     """Return the clips of two splits on the same rows as one, with the labels of both."""
     streams = {

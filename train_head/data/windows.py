@@ -82,6 +82,34 @@ def kept_rows(window: Window, reach: tuple[int, int] | None, overlap: str) -> sl
     return slice(start, max(start, window.rows - (0 if window.is_last else reach[1])))
 
 
+def check_windows(window: int, hop: int, reach: tuple[int, int] | None, overlap: str) -> None:
+    """Refuse windows that leave rows of a long clip without a prediction.
+
+    Args:
+        window: label rows of a window; 0 takes whole clips.
+        hop: label rows from one window to the next; 0 takes `window`.
+        reach: as for `kept_rows`.
+        overlap: as for `kept_rows`.
+
+    Raises:
+        TrainSettingsError: says which hop or window would do.
+    """
+    rows = kept_rows(Window(0, 1, window, window + 2), reach, overlap)  # of one that is neither first nor last
+    kept, step = rows.stop - rows.start, hop or window
+    if not window or kept >= step:
+        return
+    if overlap == MEAN:
+        raise TrainSettingsError(
+            f"a hop of {hop} label rows between windows of {window} leaves rows without a prediction; give a --hop of "
+            f"{window} or less"
+        )
+    advice = f"give a --hop of {kept} or less, or a longer --window" if kept else "give a longer --window"
+    raise TrainSettingsError(
+        f"--overlap valid keeps {kept} of the {window} rows of a window, those that saw all that they depend on, and "
+        f"windows begin every {step} rows: some rows would have no prediction; {advice}"
+    )
+
+
 def join_windows(
     windows: Sequence[Window], values: Iterator[NDArray[np.floating]], kept: Sequence[slice], lengths: Sequence[int]
 ) -> NDArray[np.float32]:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from train_head.data.streams import Rows
-from train_head.errors import TrainSettingsError
 from train_head.heads.encoder import Encoder
 
 
@@ -21,9 +20,6 @@ class FusedHead(nn.Module):
         encoders: by the stream's name.
         make_fusion: makes the layers that join the streams from the sizes of their vectors.
         rows: predict every reference row instead of the clip.
-
-    Raises:
-        TrainSettingsError: a name that torch keeps for itself.
     """
 
     def __init__(
@@ -31,11 +27,6 @@ class FusedHead(nn.Module):
     ) -> None:
         super().__init__()
         self.rows = rows
-        reserved = next((name for name in encoders if hasattr(nn.ModuleDict, name)), None)
-        if reserved is not None:
-            raise TrainSettingsError(
-                f"a stream cannot be called {reserved!r}, a name that torch uses itself; rename it"
-            )
         for encoder in encoders.values():
             encoder.wants_states = rows
         self.encoders = nn.ModuleDict(encoders)

@@ -169,6 +169,8 @@ def ablate(
     for _, settings in rows:
         check_targets(settings, labels.targets)
     prepare(folder, [(name, Row(name).folder) for name, _ in rows])
+    for sentence in inputs.lacking:
+        reporter.note(sentence)
     places = {name: folder / Row(name).folder for name, _ in rows}
     results = [
         train_seeds(inputs, places[name], settings, seeds, reporter, reported_under=f"{places[name].name}/")

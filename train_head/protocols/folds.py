@@ -186,4 +186,4 @@ def _notes(inputs: Inputs, settings: TrainSettings) -> tuple[str, ...]:
         else "The clips were shuffled without regard to who speaks: speakers may be on both sides, which flatters "
         "these figures; group_by keeps them apart."
     )
-    return epochs, groups
+    return epochs, groups, *(f"{sentence}." for sentence in inputs.lacking)

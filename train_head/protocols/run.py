@@ -102,6 +102,8 @@ def train(
         raise TrainSettingsError(
             f"the labels were read without the groups of {validation.group_by!r}; give it to `label_format` too"
         )
+    for sentence in inputs.lacking:
+        reporter.note(sentence)
     if validation.folds is not None:
         folds, missing = train_folds(inputs, out, settings, validation.folds, reporter, only=validation.only_fold)
         return Outcome(folds, missing_folds=missing)
@@ -175,7 +177,7 @@ def train_seeds(
         valid=valid,
         labels=splits["valid"].labels,
         train=splits["train"].labels,
-        notes=(CHOSEN, *([f"{inputs.overlap}."] if inputs.overlap else [])),
+        notes=(CHOSEN, *(f"{sentence}." for sentence in [*inputs.lacking, inputs.overlap] if sentence)),
         before=before,
     )
 

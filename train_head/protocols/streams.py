@@ -154,6 +154,8 @@ def ablate_streams(
     check_units(labels)
     subsets = [part for size in range(1, len(names) + 1) for part in itertools.combinations(names, size)]
     prepare(folder, [(" + ".join(part), _folder(part)) for part in subsets])
+    for sentence in inputs.lacking:
+        reporter.note(sentence)
     results = {
         part: train_seeds(
             inputs.of_streams(part),

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from cache.fingerprint import flattened
 from cache.licences import UNKNOWN, Licence, all_of
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import range_text
@@ -162,6 +163,8 @@ def departures(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
     ours: dict[str, tuple[Any, Any]] = {}
     for key, value in settings.to_toml().items():
         theirs: Any = paper.get(key, {} if isinstance(value, dict) else None)
-        inner = {f"{key}.{k}": (v, theirs.get(k)) for k, v in value.items()} if isinstance(value, dict) else {}
+        inner = (
+            {f"{key}.{k}": (v, theirs.get(k)) for k, v in flattened(value).items()} if isinstance(value, dict) else {}
+        )
         ours |= inner or {key: (value, theirs)}
-    return {key: pair for key, pair in ours.items() if pair[0] != pair[1] and key not in OF_THE_MACHINE}
+    return {key: pair for key, pair in ours.items() if pair[0] not in (pair[1], {}) and key not in OF_THE_MACHINE}

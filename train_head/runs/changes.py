@@ -13,7 +13,9 @@ from cache.fingerprint import differences, flattened
 from cache.settings import option_names
 from train_head.data.names import UNNAMED
 from train_head.heads import HEADS, head_options
+from train_head.heads.fusions import DEFAULT_FUSION, fusion_options
 from train_head.training.settings import TrainSettings
+from train_head.training.stream_settings import StreamSettings, own_settings
 
 SHOWN = 8
 ABSENT = "none"
@@ -145,14 +147,24 @@ def _own_settings(config: Mapping[str, Any], *, tuned: bool) -> dict[str, Any]:
 
 
 def _of_streams(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of streams and of their fusion, as they are given: `face.hidden`, `fusion`."""
-    fusion = config.get("fusion", {})
+    """Return the settings of the fusion, and those of streams that differ from all, as given: `face.hidden`."""
+    given = {"name": DEFAULT_FUSION} | config.get("fusion", {})
+    fusion = given | asdict(
+        fusion_options(given["name"], {key: value for key, value in given.items() if key != "name"})
+    )
     found = {"fusion" if key == "name" else f"fusion.{key}": value for key, value in fusion.items()}
-    for name, table in config.get("streams", {}).items():
-        own = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-        options = table.get(table.get("head"), {})
+    for name, table in config.get("streams", {}).items():  # older runs recorded all settings of every stream
+        own = own_settings(name, table, _shared(config))
+        options = own.pop(own.get("head", config["head"]), {})
         found |= {f"{name}.{key}": value for key, value in (own | options).items()}
     return found
+
+
+def _shared(config: Mapping[str, Any]) -> StreamSettings:
+    head, standardise = config["head"], config.get("standardise", False)
+    return StreamSettings(
+        head=head, head_options=asdict(head_options(head, config.get(head, {}))), standardise=standardise
+    )
 
 
 def _head_options(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
@@ -177,7 +189,7 @@ def _labels(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
         if digests[0] != digests[1]:
             yield _file(f"--{name}", one.get(name), other.get(name)), ""
         elif one.get(f"{name}_clips_sha256") != other.get(f"{name}_clips_sha256"):
-            yield f"which clips of --{name} can be used (--skip-missing)", ""
+            yield f"which clips of --{name} can be used (--skip-missing, --require)", ""
     for key, typed in (("rater", "--rater"), ("group_by", "--group-by")):
         there, now = one.get(key), other.get(key)
         if there != now:
@@ -210,7 +222,7 @@ def _features(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
         if (one is None) != (other is None):
             yield changed("what is trained", *("a head" if side else "a backbone too" for side in (one, other))), ""
         return
-    streams, others = _tables_by_stream(one), _tables_by_stream(other)
+    streams, others = features_by_stream(one), features_by_stream(other)
     if streams.keys() != others.keys():
         yield changed("--cache: streams", ", ".join(sorted(streams)), ", ".join(sorted(others))), ""
         return
@@ -219,8 +231,9 @@ def _features(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
         yield from _one_stream(streams[name], others[name], places)
 
 
-def _tables_by_stream(features: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {UNNAMED: features} if "dim" in features else features
+def features_by_stream(features: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the tables of a run's `features` by stream; a run of one unnamed stream has its values there."""
+    return features if all(isinstance(table, Mapping) for table in features.values()) else {UNNAMED: features}
 
 
 def _places(config: Mapping[str, Any], name: str) -> str:
@@ -291,10 +304,12 @@ def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _given(key: str, value: object) -> str:
     name = option(key)
+    if value is None:
+        return ""
     if not name.startswith("--set"):
         if isinstance(value, bool):
             return name if value else f"--no-{name[2:]}"
-        return f"{name} {_quoted(value)}" if value is not None else ""
+        return f"{name} {_quoted(value)}"
     return f"{name}={_quoted(value) if isinstance(value, str) else json.dumps(value)}"
 
 

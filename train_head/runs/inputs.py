@@ -25,7 +25,7 @@ from train_head.data.labels import Labels
 from train_head.data.names import UNNAMED, Caches, by_stream
 from train_head.data.raters import Agreement, agreement
 from train_head.data.reading import read_any_labels, read_beside
-from train_head.data.splits import Split
+from train_head.data.splits import Split, lacking_streams
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.reports.tables import licence_line
 from train_head.training.loop import TrainingLoop
@@ -48,12 +48,15 @@ class LabelFiles:
     Attributes:
         files: label CSVs by split: "train", perhaps "valid" and "test".
         format: their columns and scale.
-        skip_missing: leave out labelled clips of which there are no features (or media) instead of refusing.
+        skip_missing: leave out labelled clips of which there are no features (or media), or not those of a required
+            stream, instead of refusing.
+        require: names of streams that every labelled clip must have.
     """
 
     files: Mapping[str, StrPath]
     format: LabelFormat = field(default_factory=LabelFormat)
     skip_missing: bool = False
+    require: tuple[str, ...] = ()
 
     @classmethod
     def named(
@@ -64,10 +67,11 @@ class LabelFiles:
         *,
         format: LabelFormat | None = None,
         skip_missing: bool = False,
+        require: Sequence[str] = (),
     ) -> "LabelFiles":
         """Make them of the paths that are given."""
         files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
-        return cls(files=files, format=format or LabelFormat(), skip_missing=skip_missing)
+        return cls(files=files, format=format or LabelFormat(), skip_missing=skip_missing, require=tuple(require))
 
     def read(self) -> dict[str, Labels]:
         """Read them, all with the targets of "train".
@@ -244,8 +248,13 @@ class Inputs:
         )
 
     @property
+    def lacking(self) -> list[str]:
+        """A sentence per stream that clips lack; see `lacking_streams`."""
+        return lacking_streams(self.splits)
+
+    @property
     def skipped(self) -> int:
-        """Number of labelled clips that were left out because there is nothing of them."""
+        """Number of labelled clips that were left out because there is nothing of them, or not what is required."""
         return sum(len(self.labels[name]) - len(split) for name, split in self.splits.items())
 
 
@@ -285,7 +294,14 @@ def gather_inputs(caches: Caches, label_files: LabelFiles, *, shared: StrPath | 
     labels = label_files.read()
     stores = open_stores(named)
     labels = resolve_splits(stores, labels)
-    splits = gather(stores, labels, skip_missing=label_files.skip_missing, shared=shared, fps=label_files.format.fps)
+    splits = gather(
+        stores,
+        labels,
+        skip_missing=label_files.skip_missing,
+        require=label_files.require,
+        shared=shared,
+        fps=label_files.format.fps,
+    )
     return Inputs(source=CachedFeatures(named, stores), label_files=label_files, labels=labels, splits=splits)
 
 

@@ -42,7 +42,7 @@ from cache.system.locks import HeldError, Lock
 from cache.version import version
 from train_head.data.names import UNNAMED
 from train_head.errors import RunFolderError
-from train_head.runs.changes import Changes
+from train_head.runs.changes import Changes, features_by_stream
 
 CONFIG, METRICS, BEST, LAST, CARD = "config.toml", "metrics.jsonl", "best.safetensors", "last.pt", "README.md"
 FEATURES = "features.toml"
@@ -135,8 +135,7 @@ def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, dict[str
         RunFolderError: the run is not finished.
     """
     if "features" in config:
-        features = dict(config["features"])
-        return {UNNAMED: features} if "fingerprint" in features else features
+        return {name: dict(table) for name, table in features_by_stream(config["features"]).items()}
     path = folder / FEATURES
     if not path.is_file() or not (folder / BEST).is_file():
         raise RunFolderError(f"{folder} is not finished; run the same `emi finetune` command to the end")

@@ -158,7 +158,9 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
     if inputs.labels["train"].by_frame:
         data["resolution"] = FRAME
     protocol = {"protocol": dict(inputs.protocol)} if inputs.protocol else {}
-    return settings.to_toml() | tables | protocol | {"versions": run_folder.versions()}
+    return (
+        settings.for_streams(inputs.source.streams).to_toml() | tables | protocol | {"versions": run_folder.versions()}
+    )
 
 
 def _result(

@@ -15,6 +15,7 @@ mixup = [0.0, 0.2, 0.4]
 
 [face]                                        # of one of several streams
 head = ["mean", "mlp"]
+hidden = [32, 64]                             # drawn only where the head of the stream has it
 
 [fusion]
 hidden = [64, 256]
@@ -25,6 +26,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import islice, product
 from typing import Any
 
@@ -35,6 +37,7 @@ from cache.paths import StrPath
 from train_head.errors import TrainSettingsError, refuse, unknown
 from train_head.heads import HEADS
 from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, read_toml, resolve_settings
+from train_head.training.stream_settings import stream_tables
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 HEAD = "head"
@@ -51,7 +54,7 @@ class Space:
     """What is tried.
 
     Attributes:
-        drawn: distributions by name, the head's first; an option of one head is named `lstm.hidden`, one of
+        drawn: distributions by name, heads first; an option of one head is named `lstm.hidden`, one of
             augmentation `augment.mixup`, and a setting of one stream `face.head`.
         fixed: what every trial has, by the same names.
         base: settings that override the file of settings, and that the space overrides.
@@ -64,10 +67,10 @@ class Space:
     config: StrPath | None = None
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
-        """Draw all that applies to the head that was drawn; values by name."""
+        """Draw all that applies to the heads that were drawn; values by name."""
         values: dict[str, Any] = {}
         for name, distribution in self.drawn.items():
-            if _applies(name, self._head(values)):
+            if self.applies(name, values):
                 values[name] = _suggest(trial, name, distribution)
         return values
 
@@ -81,17 +84,16 @@ class Space:
         Raises:
             TrainSettingsError: the values do not go together.
         """
-        head = self._head(values)
         given: dict[str, Any] = {}
         augment: dict[str, Any] = {}
         for name, value in [*self.base.items(), *self.fixed.items(), *values.items()]:
             table, _, key = name.rpartition(".")
-            if _applies(name, head) and table == "augment":
+            if self.applies(name, values) and table == "augment":
                 augment[key] = value
-            elif _applies(name, head):
+            elif self.applies(name, values):
                 given[key if table in HEADS else name] = value
         tables = {"augment": augment} if augment else {}
-        return resolve_settings(self.config, **(given | {HEAD: head} | tables | others))
+        return resolve_settings(self.config, **(given | {HEAD: self.head(values)} | tables | others))
 
     def values(self, name: str) -> tuple[Any, ...]:
         """Return the values that can be drawn for a setting: all choices, or both bounds; empty if it is fixed."""
@@ -111,9 +113,33 @@ class Space:
             "config": read_config(self.config) if self.config is not None else {},
         }
 
-    def _head(self, values: Mapping[str, Any]) -> str:
+    def applies(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Return whether a trial has a setting, given the heads among its values."""
+        table, _, key = name.rpartition(".")
+        if table in HEADS:
+            return table == self.head(values)
+        owners = [] if table in TABLES else option_owners(key)
+        return not owners or self.head(values, table) in owners
+
+    def head(self, values: Mapping[str, Any], stream: str = "") -> str:
+        """Return the head of a trial with these values, or that of one of its streams."""
         known = {**self.base, **self.fixed, **values}
-        return str(known[HEAD]) if HEAD in known else resolve_settings(self.config).head
+        shared = known.get(HEAD, self._config.get(HEAD, TrainSettings.head))
+        own = self._config["streams"].get(stream, {}).get(HEAD, shared)
+        return str(known.get(f"{stream}.{HEAD}", own))
+
+    @property
+    def streams(self) -> set[str]:
+        """Names of tables, in the space and beside it, that can only be those of streams."""
+        tables = {_table(name) for name in [*self.base, *self.fixed, *self.drawn]}
+        return (tables - {"", *HEADS, *TABLES}) | set(self._config["streams"])
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """The file of settings, with the tables of streams that override it."""
+        config = read_config(self.config) if self.config is not None else {}
+        streams = stream_tables(config.get("streams", {})) | stream_tables(self.base.get("streams", {}))
+        return config | {"streams": streams}
 
 
 def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Space:
@@ -141,7 +167,9 @@ def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Spa
                 fixed[name] = value
         if not drawn:
             raise TrainSettingsError("nothing to try; write lr = { log = [1e-5, 1e-2] } or head = [...] in it")
-        drawn = {name: drawn[name] for name in sorted(drawn, key=lambda name: name != HEAD)}
+        drawn = {
+            name: drawn[name] for name in sorted(drawn, key=lambda name: (name != HEAD, not name.endswith(f".{HEAD}")))
+        }
         space = Space(drawn, fixed, {key: value for key, value in base.items() if value is not None}, config)
         _check(space)
     except TrainSettingsError as error:
@@ -198,50 +226,49 @@ def _suggest(trial: Trial, name: str, distribution: Distribution) -> Any:
     return trial.suggest_float(name, low, high, step=distribution.step, log=log)
 
 
-def _applies(name: str, head: str) -> bool:
-    """Return whether a trial with this head has a setting."""
-    table, dot, key = name.rpartition(".")
-    if dot:
-        return table == head or table not in HEADS
-    owners = option_owners(key)
-    return not owners or head in owners
-
-
-def _check_value(space: Space, head: str, name: str, value: Any) -> None:
-    """Set a value alone; if that is refused, together with other values, as one may need the other."""
+def _check_value(space: Space, heads: Mapping[str, Any], name: str, value: Any) -> None:
+    """Set a value beside some heads; if that is refused, beside other values too, as one may need the other."""
     try:
-        space.settings({HEAD: head, name: value})
+        space.settings({**heads, name: value})
     except TrainSettingsError:
-        others = [other for other in space.drawn if other not in (HEAD, name) and _applies(other, head)]
+        others = [
+            one for one in space.drawn if one not in (*heads, name) and space.applies(one, {**heads, name: value})
+        ]
         for values in islice(product(*map(space.values, others)), COMBINATIONS):
             with contextlib.suppress(TrainSettingsError):
-                space.settings({HEAD: head, **dict(zip(others, values, strict=True)), name: value})
+                space.settings({**dict(zip(others, values, strict=True)), **heads, name: value})
                 return
         raise
 
 
 def _check(space: Space) -> None:
     """Set each value, for each head, so that a mistake shows before the first trial."""
-    heads = space.values(HEAD) or (space._head({}),)
-    used: set[str] = set()
-    for head in heads:
+    for head in space.values(HEAD) or (space.head({}),):
         space.settings({HEAD: head})
-        for name in space.drawn:
-            if name != HEAD and _applies(name, str(head)):
-                for value in space.values(name):
-                    _check_value(space, str(head), name, value)
-        used |= {name for name in [*space.drawn, *space.fixed, *space.base] if _applies(name, str(head))}
-    given = [*space.drawn, *space.fixed]
-    for name in given:
+    given = {name: _drawn_heads(space, name) for name in [*space.drawn, *space.fixed, *space.base]}
+    used = {name: [heads for heads in choices if space.applies(name, heads)] for name, choices in given.items()}
+    for name in space.drawn:
+        for heads in used[name] if name != HEAD else ():
+            for value in space.values(name):
+                _check_value(space, heads, name, value)
+    for name in [*space.drawn, *space.fixed]:
         owners = [f"{head}.{name}" for head in option_owners(name) if f"{head}.{name}" in given]
         if owners:
             raise TrainSettingsError(
                 f"{name} stands there for all heads, and {owners[0]} for one; leave one of them out"
             )
-    tried = ", ".join(map(str, heads))
-    refuse(
-        *(
-            (name not in used, f"{name} is no option of {tried}, the only heads tried; leave it out")
-            for name in [*space.drawn, *space.fixed, *space.base]
-        )
-    )
+    for name in given:
+        tried = dict.fromkeys(space.head(heads, _table(name)) for heads in given[name])
+        problem = f"{name} is no option of {', '.join(tried)}, the only heads tried; leave it out"
+        refuse((not used[name], problem))
+
+
+def _drawn_heads(space: Space, name: str) -> list[dict[str, Any]]:
+    """Return every choice of the heads on which a setting depends: that of all streams, and that of its own."""
+    heads = [one for one in (HEAD, f"{_table(name)}.{HEAD}") if one in space.drawn and one != name]
+    return [dict(zip(heads, values, strict=True)) for values in product(*map(space.values, heads))]
+
+
+def _table(name: str) -> str:
+    """Return the table in which a setting stands: that of a head, `augment`, `fusion`, a stream, or "" for none."""
+    return name.rpartition(".")[0]

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from cache.derive.derived import OnProgress, derive
 from cache.paths import StrPath
 from cache.reader import open_cache
 from cache.system.atomic_file import write_atomically
-from train_head.data.gather import resolve_splits
+from train_head.data.gather import missing_clips, resolve_splits
 from train_head.data.labels import Labels
 from train_head.data.names import UNNAMED, Caches, by_stream
-from train_head.data.splits import Split
-from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.data.splits import Split, lacking_streams
+from train_head.errors import RunFolderError, TrainSettingsError, check_known
+from train_head.heads import HEADS
 from train_head.protocols.run import train_seeds
 from train_head.runs import run_folder
 from train_head.runs.changes import changed, differing, option
@@ -36,6 +38,7 @@ from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
 from train_head.sweep.trials import OnStatus, Status, Trials
 from train_head.sweep.worker import OpenSplits, leave_to_the_parent
 from train_head.training.loop import SILENT, Reporter
+from train_head.training.settings import TABLES, check_stream_name
 
 SWEEP, BEST_TOML, BEST = "sweep.json", "best.toml", "best"
 CHEAP, SHARED = "cheap.zarr", "shared"
@@ -75,6 +78,7 @@ def sweep(
     leave_to_the_parent()
     settings, folder = settings or SweepSettings(), Path(out)
     caches = _one_per_stream(cache)
+    _check_streams(space, caches)
     labels = label_files.read()
     check_disjoint_splits(labels)
     identity = _identity(caches, label_files, labels, space, settings)
@@ -85,12 +89,13 @@ def sweep(
         SharedStudy(url, name, settings.heartbeat) if url is not None else JournalStudy(folder, name)
     ) as store:
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
+        lacking = label_files.skip_missing or len(caches) > 1
         cheap = {
-            name: _trial_cache(name, path, labels["train"], label_files, folder, settings, on_derive)
+            name: _trial_cache(name, path, labels["train"], lacking, folder, settings, on_derive)
             for name, path in caches.items()
         }
         open_data = partial(open_splits, cheap, label_files, folder / SHARED, settings.clips, settings.seed)
-        status = _run_trials(store, space, settings, open_data, folder, on_status)
+        status = _run_trials(store, space, settings, open_data, folder, on_status, reporter)
         best = _best_trials(store.study, space, settings.seed, folder)
         retrained = _retrain(best[: settings.top], caches, label_files, folder, space, settings, reporter)
         result = SweepResult(
@@ -101,7 +106,7 @@ def sweep(
             nothing_to_do=finished_before >= settings.trials and all(one.result.nothing_to_do for one in retrained),
         )
         chosen = retrained[0].values if retrained else result.best
-        toml = tomli_w.dumps(space.settings(chosen, seed=settings.seed).to_toml())
+        toml = tomli_w.dumps(space.settings(chosen, seed=settings.seed).for_streams(caches).to_toml())
         write_atomically(folder / BEST_TOML, toml.encode())
         write_report(result, store.study, {name: identity[name] for name in SHARED_BY_TRIALS}, toml)
     return result
@@ -123,18 +128,39 @@ def _one_per_stream(cache: Caches) -> dict[str, StrPath]:
     return {name: paths[0] for name, paths in found.items()}
 
 
+def _check_streams(space: Space, caches: Mapping[str, StrPath]) -> None:
+    """Refuse a name that cannot be that of a stream, and settings of a stream that has no cache.
+
+    Raises:
+        TrainSettingsError: names it.
+    """
+    named = [name for name in caches if name != UNNAMED]
+    for name in named:
+        check_stream_name(name)
+    check_known("stream or table in the space", sorted(space.streams), [*named, *HEADS, *TABLES])
+
+
 def _trial_cache(
     stream: str,
     cache: StrPath,
     train: Labels,
-    label_files: LabelFiles,
+    lacking: bool,
     folder: Path,
     settings: SweepSettings,
     on_progress: OnProgress | None,
 ) -> StrPath:
     """Return the cache of the trials: a derived one in the run folder where `pool` or `pca` ask for it, made once.
 
-    The principal components are fitted on the training clips.
+    The principal components are fitted on the training clips that the cache holds.
+
+    Args:
+        stream: name of the stream.
+        cache: of the stream.
+        train: the training clips.
+        lacking: whether the cache may lack some of them.
+        folder: of the sweep.
+        settings: with `pool` and `pca`.
+        on_progress: called after each clip.
 
     Raises:
         DeriveError: the recipe cannot be followed.
@@ -148,7 +174,7 @@ def _trial_cache(
         pool=settings.pool,
         pca=settings.pca,
         train_ids=None if settings.pca is None else train.filenames,
-        skip_missing=label_files.skip_missing,
+        skip_missing=lacking,
         on_progress=on_progress,
     )
     return place
@@ -184,12 +210,15 @@ def _run_trials(
     open_data: OpenSplits,
     folder: Path,
     on_status: OnStatus | None,
+    reporter: Reporter,
 ) -> Status:
     """Run the missing trials; trials.csv then lists all, also after an error."""
     trials = Trials(store, space, open_data, settings, on_status)
     if trials.status().finished < settings.trials:
         try:
-            open_data()  # fills the map that the workers share, and says here what is wrong with a file
+            splits = open_data()  # fills the map that the workers share, and says here what is wrong with a file
+            for sentence in lacking_streams(splits):
+                reporter.note(sentence)
             trials.run()
         finally:
             shutil.rmtree(folder / SHARED, ignore_errors=True)
@@ -240,7 +269,7 @@ def _best_trials(study: Study, space: Space, seed: int, folder: Path) -> list[Fr
     ended.sort(key=lambda trial: -(trial.value or 0.0) if trial.state == TrialState.COMPLETE else 2.0)
     first: dict[str, FrozenTrial] = {}
     for trial in ended:
-        first.setdefault(json.dumps(space.settings(trial.params, seed=seed).to_toml(), sort_keys=True), trial)
+        first.setdefault(json.dumps(asdict(space.settings(trial.params, seed=seed)), sort_keys=True), trial)
     return list(first.values())
 
 
@@ -256,11 +285,10 @@ def _identity(
         stores = {name: [opened.enter_context(open_cache(path))] for name, path in caches.items()}
         features = {name: fp.digest(store.fingerprint) for name, (store,) in stores.items()}
         found = resolve_splits(stores, labels)
-        every = [store for (store,) in stores.values()]
-        missing = {
-            name: [clip for clip in part.ids if not any(clip in store for store in every)]
-            for name, part in found.items()
-        }
+        missing = {}
+        for name, part in found.items():
+            lacking = missing_clips(stores, part.ids, label_files.require).values()
+            missing[name] = [part.ids[i] for i in set().union(*lacking)]
     return {
         "features": features.get(UNNAMED, features),
         **{f"{name}_sha256": run_folder.file_sha256(path) for name, path in label_files.files.items()},
@@ -297,7 +325,7 @@ def sweep_changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Itera
         if f"{name}_sha256" in found:
             yield f"--{name} (its contents are others)"
         elif f"{name}_missing" in found and "features" not in found:
-            yield f"which clips of --{name} the cache holds (--skip-missing)"
+            yield f"which clips of --{name} the cache holds (--skip-missing, --require)"
     for key, values in found.items():
         if key not in ("features", "space") and not key.endswith(("_sha256", "_missing")):
             yield changed(f"--{key.replace('_', '-')}", *values)

@@ -14,8 +14,9 @@ from cache.settings import setting
 from cache.system.machine import bfloat16_unit
 from train_head.data.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
 from train_head.data.names import UNNAMED
-from train_head.errors import LabelError, TrainSettingsError, check_known
+from train_head.errors import LabelError, TrainSettingsError, check_known, refuse
 from train_head.training.augment_settings import AugmentSettings
+from train_head.training.stream_settings import StreamSettings, assign, option_table, own_settings, stream_tables
 from train_head.validation import Validation
 
 RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versions", "licence")
@@ -37,21 +38,6 @@ _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("ema", lambda value: 0 <= value < 1, "lie in [0, 1)"),
 )
 """Names of settings, what their values must satisfy, and the same in words."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamSettings:
-    """How one stream is read.
-
-    Attributes:
-        head: whose encoder reads it; with one stream and targets per clip, the head.
-        head_options: of that head.
-        standardise: scale every feature to mean 0 and standard deviation 1 over the training rows.
-    """
-
-    head: str
-    head_options: Mapping[str, Any]
-    standardise: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,17 +125,21 @@ class TrainSettings:
             check_known(name, [getattr(self, name)], known)
         object.__setattr__(self, "head_options", asdict(head_options(self.head, dict(self.head_options))))
         object.__setattr__(self, "fusion_options", asdict(fusion_options(self.fusion, dict(self.fusion_options))))
-        object.__setattr__(self, "streams", {name: self._stream_table(name, t) for name, t in self.streams.items()})
+        streams = {name: own_settings(name, table, self._shared) for name, table in self.streams.items()}
+        object.__setattr__(self, "streams", streams)
+
+    @property
+    def _shared(self) -> StreamSettings:
+        return StreamSettings(head=self.head, head_options=self.head_options, standardise=self.standardise)
 
     def stream(self, name: str) -> StreamSettings:
         """Return how a stream is read: its own settings, else those of all."""
-        table = self.streams.get(name)
-        if table is None:
-            return StreamSettings(head=self.head, head_options=self.head_options, standardise=self.standardise)
-        return StreamSettings(head=table["head"], head_options=table[table["head"]], standardise=table["standardise"])
+        return self._shared.changed_by(self.streams.get(name, {}))
 
     def for_streams(self, names: Collection[str]) -> "TrainSettings":
-        """Return the settings with those of every stream spelled out, as a run of named streams records them.
+        """Return the settings with a table for every stream, as a run of named streams records them.
+
+        A table has what differs from the settings of all, so that these, given anew, hold for the other streams.
 
         Raises:
             TrainSettingsError: settings of a stream that is not there, or a name that stands for something else.
@@ -160,20 +150,6 @@ class TrainSettings:
         for name in names:
             check_stream_name(name)
         return replace(self, streams={name: self.streams.get(name, {}) for name in names})
-
-    def _stream_table(self, name: str, table: object) -> dict[str, Any]:
-        """The settings of one stream with all options; of the head that all have, these are the defaults."""
-        from train_head.heads import HEADS, head_options
-
-        given = _table(f"streams.{name}", table)
-        check_known(f"setting of stream {name!r}", given, {"head", "standardise", *HEADS})
-        head = given.get("head", self.head)
-        inherited = self.head_options if head == self.head else {}
-        options = dict(inherited) | dict(_table(f"streams.{name}.{head}", given.get(head, {})))
-        standardise = given.get("standardise", self.standardise)
-        if not isinstance(standardise, bool):
-            raise TrainSettingsError(f"streams.{name}.standardise must be true or false, got {standardise!r}")
-        return {"head": head, "standardise": standardise, head: asdict(head_options(head, options))}
 
     def on_this_machine(self) -> "TrainSettings":
         """Return the settings with device and precision resolved, as a run records them.
@@ -226,18 +202,25 @@ _AUGMENT = frozenset(f.name for f in fields(AugmentSettings))
 
 
 def check_stream_name(name: str) -> None:
-    """Refuse a name that is no word of small letters, or that settings use for something else.
+    """Refuse a name that is no word of small letters, or that settings or torch's modules use for something else.
 
     Raises:
         TrainSettingsError: says what a name may be.
     """
+    from torch import nn
+
     from train_head.heads import HEADS
     from train_head.heads.fusions import FUSIONS
 
     taken = {*HEADS, *FUSIONS, *RECORD_TABLES, *_SETTINGS, *_AUGMENT}
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in taken:
-        why = "names a head, a fusion or a setting" if name in taken else "is not made of a-z, 0-9 and _"
-        raise TrainSettingsError(f"{name!r} cannot name a stream: it {why}; take a word such as audio, face or text")
+    of_torch = hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name)  # which hold streams by name
+    problems = (
+        (name in taken, "names a head, a fusion or a setting"),
+        (not re.fullmatch(r"[a-z][a-z0-9_]*", name), "is not made of a-z, 0-9 and _"),
+        (of_torch, "is a name that torch uses itself"),
+    )
+    advice = "take a word such as audio, face or text"
+    refuse(*((there, f"{name!r} cannot name a stream: it {why}; {advice}") for there, why in problems))
 
 
 def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSettings:
@@ -258,16 +241,16 @@ def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSe
     head = given.get("head", values.get("head", TrainSettings.head))
     _check_type("head", head)
     options = dict(values.get(head, {})) if head in HEADS else {}
-    augment = dict(_table("augment", values.get("augment", {})))
-    streams = {name: dict(_table(f"streams.{name}", t)) for name, t in values.get("streams", {}).items()}
+    augment = dict(option_table("augment", values.get("augment", {})))
+    streams = stream_tables(values.get("streams", {}))
     fusion = dict(_fusion_table(values.get("fusion", {})))
     names = _SETTINGS - {"head_options", "fusion_options", *TABLES}
     for key, value in given.items():
         table, dot, option = key.partition(".")
         if key == "augment":
-            augment |= _table(key, value)
+            augment |= option_table(key, value)
         elif key == "streams":
-            streams |= {name: dict(_table(f"streams.{name}", t)) for name, t in _table(key, value).items()}
+            streams |= stream_tables(value)
         elif key == "fusion":
             fusion = _chosen(fusion, "name", _fusion_table(value))
         elif dot and table == "fusion":
@@ -277,7 +260,7 @@ def resolve_settings(config: StrPath | None = None, **overrides: Any) -> TrainSe
         else:
             (values if key in names else augment if key in _AUGMENT else options)[key] = value
     for name, part in streams.items():
-        _assign_stream(part, {key.partition(".")[2]: v for key, v in given.items() if key.startswith(f"{name}.")}, head)
+        assign(part, {key.partition(".")[2]: v for key, v in given.items() if key.startswith(f"{name}.")}, head)
     settings = {key: value for key, value in values.items() if key not in HEADS and key not in TABLES}
     for key, value in settings.items():
         _check_type(key, value)
@@ -299,16 +282,7 @@ def _chosen(table: dict[str, Any], key: str, given: Mapping[str, Any]) -> dict[s
 
 def _fusion_table(value: object) -> Mapping[str, Any]:
     """Return the table of a fusion that is given by its name, or as a table."""
-    return {"name": value} if isinstance(value, str) else _table("fusion", value)
-
-
-def _assign_stream(part: dict[str, Any], given: Mapping[str, Any], head: str) -> None:
-    """Put settings of one stream, such as `head` and `hidden`, where they stand in its table."""
-    part |= {key: given[key] for key in ("head", "standardise") if key in given}
-    options = {key: value for key, value in given.items() if key not in ("head", "standardise")}
-    if options:
-        own = part.get("head", head)
-        part[own] = dict(part.get(own, {})) | options
+    return {"name": value} if isinstance(value, str) else option_table("fusion", value)
 
 
 def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -369,19 +343,13 @@ def read_config(path: StrPath) -> dict[str, Any]:
     known = _SETTINGS - {"head_options", "fusion_options"} | HEADS.keys()
     check_known("setting", [key for key in values if key not in RECORD_TABLES], known, f"{path}: ")
     for name in HEADS.keys() & values.keys():
-        head_options(name, dict(_table(name, values[name])))
+        head_options(name, dict(option_table(name, values[name])))
     _augment_settings(values.get("augment", {}))
     return {key: value for key, value in values.items() if key not in RECORD_TABLES}
 
 
-def _table(key: str, value: object) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise TrainSettingsError(f"{key} must be a table of options, got {value!r}")
-    return value
-
-
 def _augment_settings(options: Mapping[str, Any]) -> AugmentSettings:
-    check_known("option of augment", _table("augment", options), _AUGMENT)
+    check_known("option of augment", option_table("augment", options), _AUGMENT)
     return AugmentSettings(**options)
 
 

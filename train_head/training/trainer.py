@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cache.system.atomic_file import replace_durably
 from cache.system.memory import keep_freed_memory
 from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
-from train_head.data.windows import MEAN, join_windows, kept_rows
+from train_head.data.windows import MEAN, check_windows, join_windows, kept_rows
 from train_head.errors import DivergedError
 from train_head.evaluation.labelled import report_of
 from train_head.evaluation.metrics import Report
@@ -42,7 +42,8 @@ class Trainer(TrainingLoop):
         folder: prepared run folder; None keeps nothing on disk.
 
     Raises:
-        TrainSettingsError: see `check_targets`; or the head does not go with labels per frame.
+        TrainSettingsError: see `check_targets`; the head does not go with labels per frame, or windows leave label rows
+            without a prediction.
     """
 
     def __init__(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path | None) -> None:
@@ -58,6 +59,8 @@ class Trainer(TrainingLoop):
         torch.manual_seed(settings.seed)
         dims = {name: stream.dim for name, stream in train.streams.items()}
         predictor = Predictor(settings, dims, train.targets.shape[1], by_frame=train.labels.by_frame)
+        if train.labels.by_frame:
+            check_windows(settings.window, settings.hop, train.label_reach(predictor.reach), settings.overlap)
         predictor.fit_inputs({name: stream.chunks() for name, stream in train.streams.items()})
         self.predictor = predictor.to(self.device)
         self.averaged: AveragedModel | None = None

@@ -9,6 +9,7 @@ from train_head.data.frame_labels import read_frame_labels
 from train_head.data.gather import gather, open_stores, resolve_splits
 from train_head.data.labels import read_labels
 from train_head.data.names import UNNAMED, by_stream
+from train_head.data.splits import lacking_streams
 from train_head.errors import LabelError, TrainSettingsError
 
 
@@ -58,6 +59,33 @@ def test_a_clip_that_every_stream_lacks_is_refused_or_left_out(caches, tmp_path)
     assert load(caches, labels, skip_missing=True).labels.ids == ("00001", "00002")
 
 
+def test_a_clip_that_lacks_a_required_stream_is_refused_or_left_out(caches, tmp_path):
+    labels = clip_labels(tmp_path, [1, 2, 3])
+    with pytest.raises(
+        LabelError,
+        match=r"1 of the 3 clips .* are not in .*face\.zarr, the required stream 'face' \(first: 1\); .*--skip-missing",
+    ):
+        load(caches, labels, require=("face",))
+    assert load(caches, labels, require=("face",), skip_missing=True).labels.ids == ("00002", "00003")
+    assert load(caches, labels, require=("face", "audio"), skip_missing=True).labels.ids == ("00002",)
+    with pytest.raises(TrainSettingsError, match="unknown stream to require 'fase'; did you mean 'face'"):
+        load(caches, labels, require=("fase",))
+
+
+def test_the_clips_that_lack_a_stream_are_counted(caches, tmp_path):
+    splits = {
+        "train": load(caches, clip_labels(tmp_path, [1, 2, 3])),
+        "valid": load(caches, clip_labels(tmp_path, [2, 3])),
+    }
+    assert lacking_streams(splits) == [
+        "1 of 3 clips of train, 1 of 2 clips of valid lack the stream 'audio', for which a learned vector stands",
+        "1 of 3 clips of train, 0 of 2 clips of valid lack the stream 'face', for which a learned vector stands",
+    ]
+    assert lacking_streams({"train": load(caches, clip_labels(tmp_path, [2]))}) == []
+    audio = {UNNAMED: caches["audio"]}
+    assert lacking_streams({"train": load(audio, clip_labels(tmp_path, [1]))}) == []
+
+
 def test_a_stream_that_has_none_of_the_clips_is_refused(caches, tmp_path):
     with pytest.raises(LabelError, match=r"the stream 'face' .*look like '00002'.* has none of the 1 clips"):
         load(caches, clip_labels(tmp_path, [1]))
@@ -89,8 +117,9 @@ def test_times_and_frame_numbers_of_a_table_are_used(caches, tmp_path):
 
 
 def test_without_times_and_a_rate_the_label_rows_have_no_place(caches, frames):
-    with pytest.raises(LabelError, match=r"does not say when its rows are; give --label-fps"):
+    with pytest.raises(LabelError, match=r"does not say when its rows are; give --label-fps") as error:
         load(caches, read_frame_labels(frames))
+    assert "native" not in str(error.value), "extract has no such option"
 
 
 def test_caches_are_named_all_or_none(tmp_path):
@@ -102,6 +131,10 @@ def test_caches_are_named_all_or_none(tmp_path):
         by_stream(["a.zarr", "face=b.zarr"])
     with pytest.raises(TrainSettingsError, match="no cache is given"):
         by_stream([])
+    with pytest.raises(TrainSettingsError, match="no cache is given; name one"):
+        by_stream({})
+    with pytest.raises(TrainSettingsError, match="no cache is given for the stream 'audio'"):
+        by_stream({"audio": [], "face": "a.zarr"})
 
 
 def test_a_path_with_an_equals_sign_that_exists_is_a_path(tmp_path, monkeypatch):

@@ -111,9 +111,3 @@ def test_an_unknown_option_is_refused_and_the_nearest_named(fusion):
 def test_an_unknown_fusion_is_refused_and_the_nearest_named():
     with pytest.raises(TrainSettingsError, match=r"unknown fusion 'concatt'; did you mean 'concat'"):
         fusion_options("concatt", {})
-
-
-def test_a_stream_with_a_name_of_torchs_is_refused():
-    encoder = ENCODERS["mean"](3, head_options("mean", {}))
-    with pytest.raises(TrainSettingsError, match="a stream cannot be called 'float'"):
-        FusedHead({"float": encoder}, lambda widths: build_fusion("concat", {}, widths, 2), rows=False)

@@ -62,6 +62,56 @@ def test_a_trial_draws_what_its_head_has_and_nothing_else(tmp_path):
     assert seen == {"mean", "lstm", "attention"}
 
 
+STREAMS = """
+head = ["lstm", "mean"]
+
+[face]
+head = ["mean", "mlp", "gru"]
+hidden = [4, 8]
+layers = 1
+
+[audio]
+hidden = [16, 32]
+standardise = [true, false]
+
+[fusion]
+hidden = [5, 6]
+"""
+
+
+@pytest.mark.parametrize("text", ["", 'head = "mlp"\n[streams.face]\nhead = "lstm"\n'])
+def test_a_trial_draws_of_a_stream_what_the_head_of_the_stream_has(tmp_path, text):
+    (tmp_path / "base.toml").write_text(text)
+    found = space(tmp_path, STREAMS, tmp_path / "base.toml")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(60):
+        values = found.suggest(study.ask())
+        settings = found.settings(values)
+        audio, face = settings.stream("audio"), settings.stream("face")
+        seen.add((audio.head, face.head))
+        common = {"head", "face.head", "audio.standardise", "fusion.hidden"}
+        own = ({"audio.hidden"} if audio.head == "lstm" else set()) | (
+            {"face.hidden"} if face.head != "mean" else set()
+        )
+        assert values.keys() == common | own
+        assert (audio.head, face.head) == (values["head"], values["face.head"])
+        if face.head != "mean":
+            assert face.head_options["hidden"] == values["face.hidden"]
+        if face.head == "gru":
+            assert face.head_options["layers"] == 1
+    assert len(seen) == 6
+
+
+def test_a_stream_has_the_head_that_the_file_gives_it(tmp_path):
+    (tmp_path / "base.toml").write_text('head = "mean"\n[streams.face]\nhead = "mlp"\n')
+    found = space(tmp_path, "[face]\nhidden = [4, 8]\n", tmp_path / "base.toml")
+    assert found.settings({"face.hidden": 8}).stream("face").head_options["hidden"] == 8
+    with pytest.raises(TrainSettingsError, match=r"audio\.hidden is no option of mean, the only heads tried"):
+        space(tmp_path, "[audio]\nhidden = [4, 8]\n", tmp_path / "base.toml")
+
+
 def test_the_space_stands_over_the_options_and_these_over_the_file(tmp_path):
     (tmp_path / "base.toml").write_text('head = "mlp"\nepochs = 9\nlr = 0.5\npatience = 4\n[mlp]\nhidden = 6\n')
     found = space(tmp_path, "lr = [0.1, 0.2]\nepochs = 2\n", tmp_path / "base.toml", epochs=5, batch_size=7, ema=None)
@@ -106,6 +156,10 @@ def test_equal_spaces_are_equal_whatever_their_files_are_called(tmp_path):
         ("[augment]\nmixxup = [0.1]\n", "mixxup"),
         ("clip_value = { uniform = [1.0, inf] }\n", "both finite numbers"),
         ("dropout = { uniform = [0.0, 0.5], step = 0.2 }\n", "a step of 0.2 from 0.0 does not come to 0.5"),
+        ('[face]\nhead = ["mean", "men"]\n', "unknown head 'men'; did you mean 'mean'"),
+        ('[face]\nhead = ["mean"]\nhidden = [3, 4]\n', "face.hidden is no option of mean"),
+        ('[face]\nhead = ["mean", "mlp"]\nhidden = [3, -4]\n', "hidden"),
+        ('[face]\nhead = ["mean", "mlp"]\nhiden = [3, 4]\n', "hiden"),
         (
             'head = ["mlp"]\nhidden = [4, 8]\n[mlp]\nhidden = [16]\n',
             "hidden stands there for all heads, and mlp.hidden",

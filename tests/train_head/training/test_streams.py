@@ -1,6 +1,8 @@
 """Settings of streams, and training on several of them and on labels per frame."""
 
+import re
 import shutil
+import tomllib
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ from cache.format import Clip, Header
 from cache.writer import CacheWriter
 from train_head.data.frame_labels import read_frame_labels
 from train_head.errors import RunFolderError, TrainSettingsError
+from train_head.protocols import train
+from train_head.runs.changes import Changes
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.runs.load import load_head
 from train_head.runs.train import train_run
 from train_head.training.loop import Reporter
 from train_head.training.settings import resolve_settings
 from train_head.training.trainer import Trainer, predict
+from train_head.validation import Validation
 
 SMALL = {"epochs": 3, "batch_size": 4, "hidden": 8, "precision": "fp32", "device": "cpu"}
 NAMES = ("audio", "face")
@@ -92,6 +97,42 @@ def test_what_a_run_records_gives_the_same_settings(tmp_path):
     assert "window" not in resolve_settings().to_toml()
 
 
+def test_what_is_given_for_all_beside_the_settings_of_a_run_holds_for_the_streams_that_had_none(tmp_path):
+    import tomli_w
+
+    given = {"face.head": "mean", "face.dropout": 0.3, "slow.layers": 3, "text.standardise": True}
+    ran = resolve_settings(hidden=8, **given).for_streams(["audio", "face", "slow", "text"])
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(ran.to_toml()))
+    again = resolve_settings(tmp_path / "config.toml", hidden=16, standardise=True)
+    assert [again.stream(name).head_options.get("hidden") for name in ran.streams] == [16, None, 16, 16]
+    assert [again.stream(name).standardise for name in ran.streams] == [True] * 4
+    assert again.stream("face").head_options["dropout"] == 0.3
+    assert again.stream("slow").head_options["layers"] == 3
+    other = resolve_settings(tmp_path / "config.toml", head="gru", hidden=16)
+    assert [other.stream(name).head for name in ran.streams] == ["gru", "mean", "gru", "gru"]
+    assert other.stream("audio").head_options["hidden"] == 16
+    assert [other.stream(name).standardise for name in ran.streams] == [False, False, False, True]
+
+
+def test_a_run_that_recorded_all_settings_of_every_stream_opens_and_resumes(data, tmp_path):
+    import tomli_w
+
+    sources, settings = inputs(data, frames=False, **{"face.head": "mean"})
+    train_run(sources, tmp_path / "run", settings)
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert config["streams"] == {"audio": {}, "face": {"head": "mean", "mean": {"dropout": 0.0, "output": "linear"}}}
+    config["streams"]["audio"] = {"head": "lstm", "standardise": False, "lstm": config["lstm"]}
+    config["streams"]["face"]["standardise"] = False
+    (tmp_path / "run" / "config.toml").write_text(tomli_w.dumps(config))
+    assert load_head(tmp_path / "run").names == ("Joy", "Calm")
+    assert train_run(sources, tmp_path / "run", settings).resumed_at == 3
+    with pytest.raises(RunFolderError, match=r"another run: --hidden \(there 8, now 9\). To resume") as error:
+        train_run(sources, tmp_path / "run", resolve_settings(**(SMALL | {"face.head": "mean", "hidden": 9})))
+    assert "audio" not in str(error.value)
+    with pytest.raises(RunFolderError, match=r"another run: --set audio\.hidden \(there none, now 9\)\. Choose a new"):
+        train_run(sources, tmp_path / "run", resolve_settings(**(SMALL | {"face.head": "mean", "audio.hidden": 9})))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -107,6 +148,23 @@ def test_what_a_run_records_gives_the_same_settings(tmp_path):
 def test_wrong_settings_of_streams_are_named(given, message):
     with pytest.raises(TrainSettingsError, match=message):
         resolve_settings(**given)
+
+
+@pytest.mark.parametrize("text", ["streams = 3", "streams = [1]", "[streams]\nface = 3"])
+def test_what_is_no_table_of_streams_is_named(tmp_path, text):
+    (tmp_path / "c.toml").write_text(text + "\n")
+    with pytest.raises(TrainSettingsError, match=r"streams(\.face)? must be a table of options, got (3|\[1\])"):
+        resolve_settings(tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize("name", ["training", "get", "copy", "keys", "items", "forward", "float", "setdefault"])
+def test_a_stream_cannot_have_the_name_of_an_attribute_of_torchs_modules(data, tmp_path, name):
+    settings = resolve_settings(**SMALL)
+    files = LabelFiles.named(data / "train.csv", data / "valid.csv")
+    sources = gather_inputs({"audio": data / "audio.zarr", name: data / "face.zarr"}, files)
+    with pytest.raises(TrainSettingsError, match=f"'{name}' cannot name a stream: it is a name that torch uses"):
+        train_run(sources, tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["lstm", "concat", "lr", "augment", "features", "Face", "a b", "1a"])
@@ -160,6 +218,33 @@ def test_a_run_folder_says_of_which_streams_it_was_made(data, tmp_path):
     assert "`face`" in card
     sources, settings = inputs(data, frames=False, names=("audio",))
     with pytest.raises(RunFolderError, match=r"--cache: streams \(there 'audio, face', now 'audio'\)"):
+        train_run(sources, tmp_path / "run", settings)
+
+
+def test_runs_on_all_clips_record_their_streams_and_fusion(data, tmp_path):
+    sources, settings = inputs(data, frames=False, epochs=1, **{"fusion.hidden": 5})
+    outcome = train(sources, tmp_path / "out", settings, Validation(seeds=1, on_all=True))
+    assert load_head(outcome.on_all.folder / "../seed-0/all").streams.keys() == {"audio", "face"}
+    for config in ("config.toml", "seed-0/config.toml", "seed-0/all/config.toml"):
+        assert resolve_settings(tmp_path / "out" / config).fusion_options["hidden"] == 5
+    path = tmp_path / "out" / "config.toml"  # older ones recorded neither
+    stored = tomllib.loads(path.read_text())
+    usual = {key: value for key, value in stored.items() if key not in ("streams", "fusion")}
+    assert not Changes(usual, stored | {"fusion": {"name": "concat"}})
+    assert Changes(usual, stored).named == ["--set fusion.hidden (there 256, now 5)"]
+
+
+def test_streams_may_have_the_names_of_what_is_recorded_of_one(data, tmp_path):
+    caches = {"fingerprint": data / "audio.zarr", "dim": data / "face.zarr"}
+    sources = gather_inputs(caches, LabelFiles.named(data / "train.csv", data / "valid.csv"))
+    settings = resolve_settings(**SMALL)
+    train_run(sources, tmp_path / "run", settings)
+    trained = load_head(tmp_path / "run")
+    assert {name: stream.header.dim for name, stream in trained.streams.items()} == {"fingerprint": 3, "dim": 4}
+    assert train_run(sources, tmp_path / "run", settings).resumed_at == 3
+    changed = dict(caches, dim=data / "audio.zarr")
+    sources = gather_inputs(changed, LabelFiles.named(data / "train.csv", data / "valid.csv"))
+    with pytest.raises(RunFolderError, match=r"--cache \(dim=.*its features are others, backbone"):
         train_run(sources, tmp_path / "run", settings)
 
 
@@ -217,13 +302,12 @@ def test_what_rows_hold_that_no_label_needs_changes_no_step(data, tmp_path, head
 @pytest.mark.parametrize("names", [None, NAMES])
 @pytest.mark.parametrize("causal", [True, False])
 def test_windows_that_saw_all_they_depend_on_equal_the_whole_clip(data, names, causal):
-    options = {"head": "tcn", "layers": 2, "causal": causal, "window": 16, "hop": 2, "overlap": "valid"}
+    window = 30 if names else 16  # a row of the face is three label rows: its reach is three times as many
+    options = {"head": "tcn", "layers": 2, "causal": causal, "window": window, "hop": 2, "overlap": "valid"}
     sources, settings = inputs(data, frames=True, names=names, **options)
     trainer = Trainer(settings, sources.splits["train"], None, None)
     trainer.run_epoch(1)
     valid = sources.splits["valid"]
-    if names:  # a row of the face is three label rows: its reach is three times as many
-        settings = resolve_settings(**(SMALL | options | {"window": 30, "label_range": (-1, 1)}))
     windowed = valid.windowed(settings.window, settings.hop)
     whole = predict(trainer.predictor, valid)
     found = predict(trainer.predictor, windowed, overlap="valid")
@@ -236,9 +320,36 @@ def test_windows_that_saw_all_they_depend_on_equal_the_whole_clip(data, names, c
 
 def test_a_head_that_sees_the_whole_clip_has_no_valid_overlap(data):
     sources, settings = inputs(data, frames=True, names=None, head="gru", window=8, hop=4, overlap="valid")
-    trainer = Trainer(settings, sources.splits["train"], None, None)
     with pytest.raises(TrainSettingsError, match="depends on the whole clip; take a tcn"):
-        trainer.predict(sources.splits["valid"])
+        Trainer(settings, sources.splits["train"], None, None)
+
+
+TCN = {"head": "tcn", "layers": 1, "kernel": 3, "window": 12}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"head": "gru", "window": 8, "hop": 9},
+            "a hop of 9 label rows between windows of 8 .* give a --hop of 8 or less",
+        ),
+        (TCN | {"overlap": "valid"}, r"keeps (\d+) of the 12 rows .* every 12 rows: .* a --hop of \1 or less"),
+        (TCN | {"overlap": "valid", "window": 2, "hop": 1}, "keeps 0 of the 2 rows .*; give a longer --window"),
+    ],
+)
+def test_windows_that_leave_rows_without_a_prediction_are_refused_before_training(data, tmp_path, options, message):
+    class Untrained(Reporter):
+        def step_finished(self, *args):
+            raise AssertionError("a step was trained")
+
+    sources, settings = inputs(data, frames=True, names=None, **options)
+    with pytest.raises(TrainSettingsError, match=message) as error:
+        train_run(sources, tmp_path / "run", settings, reporter=Untrained())
+    hop = re.search(r"--hop of (\d+)", str(error.value))
+    if hop:
+        sources, settings = inputs(data, frames=True, names=None, **(options | {"hop": int(hop[1]), "epochs": 1}))
+        train_run(sources, tmp_path / "mended", settings)
 
 
 @pytest.mark.parametrize("option", ["mixup", "frame_dropout"])
