@@ -15,28 +15,23 @@ What a clip is, how it is decoded and what it costs is up to the backbone's moda
 
 import contextlib
 import itertools
-import threading
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from cache.errors import CacheFormatError
-from cache.format import Array, Clip
-from cache.paths import readable
-from cache.sources import Medium
 from cache.system.machine import available_cores
-from cache.system.memory import is_out_of_memory
 from cache.writer import CacheWriter
 from extract.backbones import Backbone, Identity, family_of
-from extract.errors import MediaError
+from extract.batch_computer import Batch, BatchComputer, ExtractedClip, Results
 from extract.failures import ClipResult, Failure, Note, OnResult
-from extract.long_clips import compute_long, stored
 from extract.modality import MODALITIES, Item, Modality
-from extract.modality.decoding import Decoders
+from extract.modality.decoding import Decoders, SharedDecoders
 from extract.plan import ExtractPlan, plan_batches
 from extract.settings import DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source
@@ -44,18 +39,6 @@ from extract.stats import PipelineStats
 
 PROCESSES_FROM = 200
 """Number of clips from which decoding processes are worth their start."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExtractedClip(Clip):
-    """The features of a clip, its file, and what the user should know about that."""
-
-    note: Note = field(kw_only=True)
-    medium: Medium | None = field(kw_only=True)
-
-
-Batch = Sequence[tuple[Source, Item]]
-Results = list[ExtractedClip | Failure]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +149,7 @@ def extract_clips(
     workers: int = 0,
     options: DecodeOptions = DEFAULT,
     stats: PipelineStats | None = None,
+    decoders: SharedDecoders | None = None,
 ) -> Generator[ExtractedClip | Failure, None, None]:
     """Yield the features of each clip that is not in `done`, or a `Failure` for a clip that cannot be extracted.
 
@@ -182,19 +166,18 @@ def extract_clips(
         workers: decoding threads or processes; 0 starts one per core.
         options: which part of each file is decoded.
         stats: filled during the iteration.
+        decoders: used in place of own ones; with the same cut and options.
     """
     stats = stats or PipelineStats()
     todo = [window for window in planned if any(source.id not in done for source in window)]
-    in_processes = sum(map(len, todo)) >= PROCESSES_FROM
+    own = partial(make_decoders, modality, sum(map(len, todo)), workers, max_seconds, options, describe=True)
     with (
         one_thread_per_operation(device),
-        Decoders(
-            modality, workers or available_cores(), max_seconds, options, in_processes=in_processes, describe=True
-        ) as decoders,
+        contextlib.nullcontext(decoders) if decoders is not None else own() as decoding,
         ThreadPoolExecutor(parallel_batches, thread_name_prefix="backbone") as computers,
     ):
         computer = BatchComputer(backbone, modality, device, dtype, stats, parallel_batches, options)
-        batches = _batches(_decode_ahead(todo, done, decoders), done, modality, batch_seconds)
+        batches = _batches(_decode_ahead(todo, done, decoding), done, modality, batch_seconds)
         computing: deque[Future[Results]] = deque()
         try:
             while True:
@@ -211,6 +194,26 @@ def extract_clips(
                     yield from (result for result in results if result.id not in done)
         finally:
             computers.shutdown(cancel_futures=True)
+
+
+def make_decoders(
+    modality: Modality,
+    clips: int,
+    workers: int,
+    max_seconds: float | None,
+    options: DecodeOptions,
+    *,
+    describe: bool = False,
+) -> Decoders:
+    """Return the decoders for so many clips; see `Decoders`. Processes start in less time than many clips take."""
+    return Decoders(
+        modality,
+        workers or available_cores(),
+        max_seconds,
+        options,
+        in_processes=clips >= PROCESSES_FROM,
+        describe=describe,
+    )
 
 
 def _batches(
@@ -232,7 +235,7 @@ def _batches(
 
 
 def _decode_ahead(
-    todo: Sequence[Sequence[Source]], done: Collection[str], decoders: Decoders
+    todo: Sequence[Sequence[Source]], done: Collection[str], decoders: Decoders | SharedDecoders
 ) -> Iterator[tuple[Sequence[Source], dict[str, Item | Failure]]]:
     """Yield windows in order with their decoded clips, while the next window is being decoded."""
 
@@ -252,129 +255,6 @@ def _decode_ahead(
         yield window, decoded
 
 
-class BatchComputer:
-    """Computes batches. One that does not fit into memory is halved, and so are all later ones of its size.
-
-    Args:
-        backbone: on `device`.
-        modality: of the clips.
-        device: where the clips are sent.
-        dtype: of the frames when they leave the device.
-        stats: counts cost, padding and halving.
-        parallel: maximum number of batches computed at once.
-        options: which part of a long clip is decoded.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        modality: Modality,
-        device: torch.device,
-        dtype: torch.dtype,
-        stats: PipelineStats,
-        parallel: int,
-        options: DecodeOptions = DEFAULT,
-    ) -> None:
-        self._backbone, self._modality, self._device, self._dtype = backbone, modality, device, dtype
-        self._stats, self._options = stats, options
-        self._streams = threading.local()
-        self._parallel, self._running = parallel, threading.Semaphore(parallel)
-        self._reserving, self._counting = threading.Lock(), threading.Lock()
-
-    def __call__(self, clips: Batch) -> Results:
-        """Return the features of each clip in order, or a `Failure` for a clip that does not fit even alone."""
-        halves = clips[: len(clips) // 2], clips[len(clips) // 2 :]
-        limit = self._stats.halved_to
-        if len(clips) == 1 or limit is None or self._seconds(clips) <= limit:
-            with self._running:
-                results = self._run_if_it_fits(clips)
-            if results is None and len(clips) == 1:
-                with self._alone():
-                    results = self._run_if_it_fits(clips)
-                source, item = clips[0]
-                length = "length" if item.long else f"{self._seconds(clips):.1f} s"
-                reason = (
-                    f"needs more memory for its {length} than {self._device} has; end other programs that use the "
-                    "memory, or make another cache with a lower --max-seconds"
-                )
-                return results or [Failure(source.id, str(source.path), reason)]
-            if results is not None:
-                return results
-            self._stats.halved_to = min(max(map(self._seconds, halves)), limit or float("inf"))
-        return self(halves[0]) + self(halves[1])
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Wait until no other batch is on the device, and keep others off it."""
-        with self._reserving:
-            for _ in range(self._parallel):
-                self._running.acquire()
-        try:
-            yield
-        finally:
-            self._running.release(self._parallel)
-
-    def _run_if_it_fits(self, clips: Batch) -> Results | None:
-        try:
-            return self._run(clips)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
-
-    def _run(self, clips: Batch) -> Results:
-        if clips[0][1].long:
-            return [self._run_long(*clips[0])]
-        items = [item for _, item in clips]
-        costs = [self._modality.cost(item) for item in items]
-        with torch.inference_mode(), self._stream():
-            features = self._backbone(self._modality.inputs(items, self._device))
-            lengths = list(features.lengths)
-            frames = stored(features.frames, self._dtype).cpu().split(lengths)
-            vad = None if features.vad is None else features.vad.cpu().split(lengths)
-            pooled = None if features.vad_pooled is None else features.vad_pooled.cpu()
-        with self._counting:
-            self._stats.computed += sum(costs)
-            if self._backbone.pads:
-                self._stats.padding += max(costs) * len(costs) - sum(costs)
-        return [
-            _extracted(
-                source,
-                item,
-                frames[i].numpy(),
-                None if vad is None else vad[i].numpy(),
-                None if pooled is None else pooled[i].numpy(),
-            )
-            for i, (source, item) in enumerate(clips)
-        ]
-
-    def _run_long(self, source: Source, item: Item) -> ExtractedClip | Failure:
-        recording = self._modality.record(source, self._options)
-        try:
-            with torch.inference_mode(), self._stream():
-                found = compute_long(self._backbone, self._modality, recording, self._device, self._dtype)
-        except MediaError as error:
-            return Failure(source.id, readable(str(source.path)), readable(str(error)))
-        with self._counting:
-            self._stats.computed += found.cost
-        item = replace(item, seconds=recording.seconds, cut_off=recording.cut_off)
-        return _extracted(source, item, found.frames, found.vad, found.vad_pooled)
-
-    def _seconds(self, clips: Batch) -> float:
-        return sum(self._modality.cost(item) for _, item in clips) / self._modality.cost_per_second
-
-    def _stream(self) -> contextlib.AbstractContextManager[object]:
-        """Return this thread's CUDA stream as a context."""
-        if self._device.type != "cuda":
-            return contextlib.nullcontext()
-        if not hasattr(self._streams, "stream"):
-            self._streams.stream = torch.cuda.Stream(self._device)
-            self._streams.stream.wait_stream(torch.cuda.default_stream(self._device))  # which laid out the weights
-        return torch.cuda.stream(self._streams.stream)
-
-
 @contextlib.contextmanager
 def one_thread_per_operation(device: torch.device) -> Iterator[None]:
     """Compute each operation on a CPU in one thread, for a while.
@@ -390,8 +270,3 @@ def one_thread_per_operation(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _extracted(source: Source, item: Item, frames: Array, vad: Array | None, vad_pooled: Array | None) -> ExtractedClip:
-    note = Note(source.id, readable(str(source.path)), item.track, item.cut_off)
-    return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, note=note, medium=item.medium)

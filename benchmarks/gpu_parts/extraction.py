@@ -20,7 +20,8 @@ from cache.system.machine import available_cores
 from extract.audio.media import Waveform, decode
 from extract.audio.modality import AUDIO
 from extract.backbones import identify
-from extract.clips import BatchComputer, load_extractor
+from extract.batch_computer import BatchComputer
+from extract.clips import load_extractor
 from extract.modality.decoding import Decoders
 from extract.plan import plan_batches
 from extract.settings import SAMPLE_RATE, ExtractSettings

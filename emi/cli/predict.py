@@ -10,16 +10,16 @@ from emi.cli.messages import tell_left_out, tell_licence_of_run, tell_notes, tel
 from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from emi.prediction import Model, Record
+    from emi.prediction_log import PredictionLog
     from extract.failures import Failure
     from extract.sources import Source
 
 
 @options.takes(
-    (ExtractSettings, "backbone device media_root track allow_truncated"),
-    backbone="Where the backbone is now, if it was moved [default: as the run says].",
+    (ExtractSettings, "device media_root track allow_truncated"),
     allow_truncated="Use files that are cut off or damaged as far as they decode [default: off].",
 )
 def predict(
@@ -34,20 +34,29 @@ def predict(
     template: Annotated[
         Path | None, typer.Option(help="CSV whose clips are predicted, and whose row order the --submission takes.")
     ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]PLACE",
+            help="Where the backbone is now, if it was moved; repeat it with the name of each stream where there are "
+            "several [default: as the run says].",
+        ),
+    ] = None,
     given: options.Given,
 ) -> None:
     """Predict intensities; the columns are the targets the run was trained on.
 
-    With --template only its clips are predicted. A --submission is written whole or not at all. What could not be
-    computed is listed in failures.csv beside the --csv file.
+    With --template only its clips are predicted. A --submission is written whole or not at all. Clips that could not be
+    predicted have empty cells in the --csv file, and are listed in failures.csv beside it. Run it again to resume where
+    it stopped; after failures, only those are predicted again.
 
     Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv
     """
     from emi.console import check_writable
     from emi.prediction import list_sources, load
-    from extract.failures import Failure, write_failures
+    from emi.prediction_log import PredictionLog, model_digest
+    from extract.failures import write_failures
     from extract.settings import DecodeOptions
-    from train_head.data.labels import FILENAME
     from train_head.errors import LabelError, refuse
     from train_head.evaluation.submission import template_clips
 
@@ -59,55 +68,90 @@ def predict(
     check_writable(csv_file, submission)
     tell_licence_of_run(model)
     media_root = given.pop("media_root", None)
-    decoding = {name: given.pop(name) for name in ("track", "allow_truncated") if name in given}
-    loaded = load(model, **given, options=DecodeOptions(**decoding))
+    options = DecodeOptions(**{name: given.pop(name) for name in ("track", "allow_truncated") if name in given})
+    loaded = load(model, backbone=_places(backbone), options=options, **given)
     sources = list_sources(media, media_root)
     if template is not None:
         sources = [sources[i] for i in template_clips(template, loaded.names, [source.id for source in sources])]
-    results = _predict_all(loaded, media, sources)
-    failures = [result for result in results if isinstance(result, Failure)]
-    records = sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
+    log = PredictionLog(csv_file or submission, f"{model_digest(model)} {options}", sources)
+    before = frozenset(log.records)
+    with log:
+        failures = _predict_all(loaded, media, sources, log)
     for failure in failures:
         typer.echo(f"{failure.path}: {failure.reason}", err=True)
     if csv_file is not None:
-        write_failures(str(csv_file), [*failures, *loaded.stream_failures], [source.id for source in sources])
+        write_failures(str(csv_file), [*failures, *loaded.stream_failures], {s.id for s in sources} - before)
     if csv_file or submission is None:
-        _write_csv(csv_file, records, loaded.names)
-    if submission is not None and not failures:
-        _write_submission(submission, records, loaded, template)
-    if submission is not None and failures:
-        typer.echo(
-            f"{submission} was not written: {len(failures)} of its {len(results)} clips cannot be read; mend them, or "
-            "name the clips that count with --template CSV",
-            err=True,
-        )
+        _write_csv(csv_file, sources, log.records, loaded.names)
     if failures:
+        if submission is not None:
+            typer.echo(
+                f"{submission} was not written: {len(failures)} of its {len(sources)} clips cannot be read; mend them, "
+                "or name the clips that count with --template CSV",
+                err=True,
+            )
         raise typer.Exit(1)
+    if submission is not None:
+        _write_submission(submission, [log.records[source.id] for source in sources], loaded, template)
+    log.remove()
 
 
-def _predict_all(model: "Model", media: "Sequence[str]", sources: "Sequence[Source]") -> "list[Record | Failure]":
-    """Predict, and print what should be known of the run and the media."""
+def _places(given: list[str] | None) -> str | dict[str, str] | None:
+    """Return where backbones are: by stream, or the only one.
+
+    Raises:
+        TrainSettingsError: several, of which one has no name.
+    """
+    from train_head.data.names import UNNAMED, by_stream
+    from train_head.errors import refuse
+
+    if not given:
+        return None
+    found = {name: str(places[-1]) for name, places in by_stream(given).items()}
+    refuse((UNNAMED in found and len(given) > 1, "with several streams, each --backbone is NAME=PLACE"))
+    return found.get(UNNAMED, found)
+
+
+def _predict_all(
+    model: "Model", media: "Sequence[str]", sources: "Sequence[Source]", log: "PredictionLog"
+) -> "list[Failure]":
+    """Predict what the log lacks, and print what should be known of the run and the media."""
     from emi.console import Progress
+    from extract.failures import Failure
     from extract.sources import left_out
 
     for note in model.notes:
         typer.echo(note, err=True)
     for place in media:
         tell_left_out(left_out(place))
+    done = frozenset(log.records)
+    if done:
+        typer.echo(f"{len(done)} of {len(sources)} clips were predicted before", err=True)
+    failures = []
     with Progress("predicting") as progress:
-        results = list(model.iterate_sources(sources, progress))
+        for result in model.iterate_sources(sources, progress, done):
+            if isinstance(result, Failure):
+                failures.append(result)
+            else:
+                log.add(result)
     tell_notes(model.media_notes)
     in_part = [f"{failure.path}: {failure.reason}" for failure in model.stream_failures]
     tell_some("clips predicted without a stream that could not be computed", in_part)
-    return results
+    return failures
 
 
-def _write_csv(path: Path | None, records: "Sequence[Record]", names: "Sequence[str]") -> None:
+def _write_csv(
+    path: Path | None, sources: "Sequence[Source]", records: "Mapping[str, Record]", names: "Sequence[str]"
+) -> None:
+    """Write a row per clip, with empty cells where it could not be predicted."""
     from train_head.data.labels import FILENAME
     from train_head.evaluation.submission import put
     from train_head.reports.tables import csv_text
 
-    rows = ([record[FILENAME], *(f"{record[name]:.9g}" for name in names)] for record in records)
+    rows = [
+        [source.id, *(f"{record[name]:.9g}" if (record := records.get(source.id)) else None for name in names)]
+        for source in sources
+    ]
     text = csv_text([[FILENAME, *names], *rows])
     if path is None:
         typer.echo(text, nl=False)

@@ -102,6 +102,28 @@ class Decoders:
             process.close()
 
 
+class SharedDecoders:
+    """Decoders for several pipelines over the same clips: each clip is decoded once, and kept until all have it.
+
+    Args:
+        decoders: that decode.
+        uses: number of pipelines.
+    """
+
+    def __init__(self, decoders: Decoders, uses: int) -> None:
+        self._decoders, self._uses = decoders, uses
+        self._kept: dict[str, tuple[Future[Any], int]] = {}
+
+    def submit(self, source: Source) -> "Future[Any]":
+        """See `Decoders.submit`. All pipelines are run by one thread."""
+        if source.id not in self._kept:
+            self._kept[source.id] = self._decoders.submit(source), self._uses
+        future, left = self._kept.pop(source.id)
+        if left > 1:
+            self._kept[source.id] = future, left - 1
+        return future
+
+
 class DecoderUnavailableError(Exception):
     """No process can be started here."""
 

@@ -75,7 +75,9 @@ def test_the_command_lists_the_streams_that_failed(trained, tmp_path):
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 1, done.output
     assert "clips predicted without a stream that could not be computed:\n" in done.output
-    assert [line.split(",")[0] for line in (tmp_path / "p.csv").read_text().splitlines()] == ["Filename", "both", "one"]
+    lines = [line.split(",", 1) for line in (tmp_path / "p.csv").read_text().splitlines()]
+    assert [name for name, _ in lines] == ["Filename", "both", "none", "one"]
+    assert [values == "," for _, values in lines] == [False, False, True, False]
     with (tmp_path / "failures.csv").open(newline="") as file:
         rows = {row["id"]: row["reason"] for row in csv.DictReader(file)}
     assert rows.keys() == {"none", "one"}

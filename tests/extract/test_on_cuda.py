@@ -10,7 +10,7 @@ import extract.settings
 from extract.audio.modality import AUDIO
 from extract.backbones import family_of, identify
 from extract.backbones.speech.encoder import settle_kernels
-from extract.clips import BatchComputer
+from extract.batch_computer import BatchComputer
 from extract.settings import ExtractSettings
 from extract.stats import PipelineStats
 
