@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train_head.errors import TrainSettingsError
 from train_head.heads.encoder import Encoded, Encoder, with_mean
 from train_head.heads.head import Head
-from train_head.heads.options import HeadOptions
+from train_head.heads.options import HeadOptions, check_multiple
 from train_head.heads.pooling import row_mask, segment_means, time_mean
 
 
@@ -39,11 +38,7 @@ class TransformerOptions(HeadOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden % self.heads:
-            near = math.ceil(self.hidden / self.heads) * self.heads
-            raise TrainSettingsError(
-                f"hidden must be a multiple of heads ({self.heads}), such as {near}, got {self.hidden}"
-            )
+        check_multiple("hidden", self.hidden, self.heads)
 
 
 class TransformerEncoder(Encoder):
