@@ -16,7 +16,7 @@ from cache.system.atomic_file import replace_durably
 from cache.system.memory import keep_freed_memory
 from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
 from train_head.data.windows import MEAN, check_windows, join_windows, kept_rows
-from train_head.errors import DivergedError
+from train_head.errors import DivergedError, TrainSettingsError
 from train_head.evaluation.labelled import report_of
 from train_head.evaluation.metrics import Report
 from train_head.losses import build_objective
