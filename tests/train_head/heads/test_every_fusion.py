@@ -128,6 +128,17 @@ def test_every_stream_and_every_learned_vector_learns(fusion, rows):
     assert_gradients(head)
 
 
+@pytest.mark.parametrize("encoder", HEADS)
+def test_a_stream_without_a_valid_row_is_missing_and_every_gradient_finite(encoder):
+    head, streams = make_head("concat", encoder).eval(), make_streams({"audio": [9, 20], "face": [4, 1]})
+    valid = torch.ones(streams["face"].frames.shape[:2], dtype=torch.bool)
+    valid[1] = False
+    found = head(streams | {"face": replace(streams["face"], valid=valid)})
+    torch.testing.assert_close(found, head(make_streams({"audio": [9, 20], "face": [4, 0]})), atol=1e-5, rtol=1e-5)
+    found.square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+
+
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_what_a_missing_stream_holds_reaches_nothing(fusion, rows):
