@@ -233,7 +233,7 @@ def _load_run(place: Path) -> TrainedHead:
 
 def _rows(clip: Clip | None, header: Header) -> Rows:
     """Return the valid rows of one clip; one of zeros that counts for nothing where there are none."""
-    if clip is None or not len(clip.frames) or (clip.valid is not None and not clip.valid.any()):
+    if clip is None or (clip.valid is not None and not clip.valid.any()):
         return Rows(torch.zeros(1, 1, header.width), torch.zeros(1, dtype=torch.int64), times=torch.zeros(1, 1, 2))
     rows = torch.from_numpy(clip.joined())
     times, valid = (None if part is None else torch.from_numpy(part) for part in (clip.times, clip.valid))

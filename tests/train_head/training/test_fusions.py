@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 import emi
+from cache.format import Clip, Header
 from cache.writer import CacheWriter
 from tests.train_head.training.test_streams import NAMES, SMALL, Killed, inputs
 from tests.train_head.training.test_streams import data as data  # a fixture
@@ -62,6 +63,36 @@ def test_a_run_of_two_caches_predicts_from_them_again_and_resumes_to_the_same_we
     one, other = (load_file(tmp_path / run / "best.safetensors") for run in ("whole", "killed"))
     assert all(torch.equal(one[key], other[key]) for key in one.keys() | other.keys())
     np.testing.assert_array_equal(again.predictions["valid"], result.predictions["valid"])
+
+
+def with_gaps(data, folder):
+    """Caches of which `face` has times instead of a hop, and frames in which nothing was found."""
+    rng = np.random.default_rng(1)
+    header = Header(
+        fingerprint={"backbone": "video", "dtype": "float32"}, dim=2, hop_seconds=None, optional=("times", "valid")
+    )
+    with CacheWriter(folder / "face.zarr", header) as writer:
+        for number in range(12):
+            starts = np.sort(rng.uniform(0, 2.4, 9)).astype(np.float32)
+            times = np.stack([starts, np.append(starts[1:], 2.5)], axis=1).astype(np.float32)
+            valid = rng.uniform(size=9) > (1.1 if number in (2, 10) else 0.3)
+            frames = np.where(valid[:, None], rng.normal(size=(9, 2)), 0).astype(np.float32)
+            writer.add(Clip(f"{number:05d}", frames, None, None, 2.5, times=times, valid=valid))
+    return {"audio": data / "audio.zarr", "face": folder / "face.zarr"}
+
+
+@pytest.mark.parametrize("clock", NAMES)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_frames_with_times_of_their_own_are_joined_in_a_batch_as_in_a_clip_alone(data, tmp_path, fusion, clock):
+    caches = with_gaps(data, tmp_path)
+    sources = gather_inputs(caches, LabelFiles.named(data / "train.csv", data / "valid.csv"))
+    settings = resolve_settings(**(SMALL | {"head": "gru", "fusion": fusion, "clock": clock, "epochs": 1}))
+    result = train_run(sources, tmp_path / "run", settings)
+    trained = load_head(tmp_path / "run")
+    stores = {name: emi.open_cache(path) for name, path in caches.items()}
+    for row, clip in enumerate(sources.splits["valid"].labels.ids):
+        found = trained.predict({name: store[clip] for name, store in stores.items()})
+        np.testing.assert_allclose(found, result.predictions["valid"][row], atol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -144,6 +175,19 @@ def test_the_generator_alone_decides_which_streams_go_and_nothing_is_drawn_witho
     augment_batch(batch, AugmentSettings(), generator, 0.0)
     assert torch.equal(generator.get_state(), state)
     assert (batch.streams["a"].lengths == 3).all()
+
+
+def test_training_leaves_streams_out_and_prediction_does_not(data):
+    weights, predicted = [], []
+    for chance in (0.0, 0.5):
+        sources, settings = inputs(data, frames=False, head="gru", modality_dropout=chance)
+        trainer = Trainer(settings, sources.splits["train"], None, None)
+        predicted.append(trainer.predict(sources.splits["valid"]))
+        trainer.run_epoch(1)
+        weights.append(trainer.predictor.state_dict())
+    np.testing.assert_array_equal(*predicted)
+    assert not weights[0]["head.missing.face"].any()
+    assert weights[1]["head.missing.face"].any(), "a learned vector stood in for a stream that each clip has"
 
 
 @pytest.mark.parametrize("value", [1.0, -0.1])
