@@ -141,6 +141,13 @@ class TrainSettings:
         """Return how a stream is read: its own settings, else those of all."""
         return self._shared.changed_by(self.streams.get(name, {}))
 
+    def of_streams(self, names: Collection[str]) -> "TrainSettings":
+        """Return the settings for some of the streams: what names another is the default."""
+        clock, query = self.clock, self.fusion_options.get("query", "")
+        options = dict(self.fusion_options) | ({"query": ""} if query and query not in names else {})
+        streams = {name: table for name, table in self.streams.items() if name in names}
+        return replace(self, streams=streams, clock=clock if clock in names else "", fusion_options=options)
+
     def for_streams(self, names: Collection[str]) -> "TrainSettings":
         """Return the settings with a table for every stream, as a run of named streams records them.
 

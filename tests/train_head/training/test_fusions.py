@@ -128,6 +128,14 @@ def test_a_clock_that_is_no_stream_is_refused_and_the_nearest_named():
         resolve_settings(clock="fase").for_streams(NAMES)
 
 
+@pytest.mark.parametrize("options", [{"fusion": "transformer", "clock": "face"}, OPTIONS["crossattention"]])
+def test_what_each_stream_is_worth_is_measured_with_a_fusion_that_names_one(data, tmp_path, options):
+    caches, labels = {name: data / f"{name}.zarr" for name in NAMES}, (data / "train.csv", data / "valid.csv")
+    given = SMALL | {"fusion": "crossattention", "head": "gru", "epochs": 1} | options
+    emi.ablate(caches, *labels, tmp_path / "out", streams=True, seeds=1, **given)
+    assert (tmp_path / "out" / "streams.csv").is_file()
+
+
 def test_frames_cannot_be_dropped_where_streams_are_joined_by_their_times(data):
     sources, settings = inputs(data, frames=False, head="gru", fusion="transformer", frame_dropout=0.2)
     with pytest.raises(TrainSettingsError, match="frame_dropout moves rows away from their times"):
