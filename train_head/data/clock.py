@@ -1,14 +1,16 @@
-"""The reference clock of labels per frame: when a label row is, and which row of each stream holds then."""
+"""The reference clock: when a label row is, or a row of one stream, and which row of each stream holds then."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from train_head.data.labels import Labels
-from train_head.data.streams import Stream
+from train_head.data.streams import Rows, Stream, refuse_timeless, rows_at
 from train_head.errors import LabelError
 
 
@@ -43,6 +45,34 @@ def rows_at_labels(labels: Labels, streams: Mapping[str, Stream], fps: float) ->
             found[name].append(stream.rows_at(clip, seconds))
     empty = np.empty(0, np.int64)
     return {name: torch.from_numpy(np.concatenate([empty, *parts])) for name, parts in found.items()}
+
+
+def rows_at_clock(streams: Mapping[str, Rows], clock: str) -> dict[str, Rows]:
+    """Take the rows of one stream as reference rows of a batch; of a clip that lacks it, those of the first it has.
+
+    Args:
+        streams: of the same clips.
+        clock: the stream whose rows are the reference rows.
+
+    Returns:
+        The streams with `at`; -1 where no row holds, and behind a clip's last reference row.
+
+    Raises:
+        TrainSettingsError: nothing says when the rows of a stream are.
+    """
+    for name, rows in streams.items():
+        refuse_timeless(name, rows.hop, rows.times)
+    seconds = streams[clock].seconds
+    for rows in streams.values():
+        lacking = seconds.isnan().all(dim=1)
+        if lacking.any():
+            own = rows.seconds
+            count = max(own.shape[1], seconds.shape[1])
+            own, seconds = (functional.pad(x, (0, count - x.shape[1]), value=torch.nan) for x in (own, seconds))
+            seconds = torch.where(lacking[:, None], own, seconds)
+    return {
+        name: replace(rows, at=rows_at(seconds, rows.lengths, rows.hop, rows.times)) for name, rows in streams.items()
+    }
 
 
 def _seconds(labels: Labels, rows: slice, clip: int, fps: float, native: Stream | None) -> NDArray[np.float64]:

@@ -151,6 +151,7 @@ class Split:
         step = torch.arange(max(1, int(lengths.max())), device=at.device)[:, None]
         outside = step >= lengths  # (rows, batch)
         source = (stream.starts[at] + step).masked_fill_(outside, 0)
+        times = None if stream.times is None else stream.times[source.T]
         if stream.index is not None:
             source = stream.index[source]
         stored = workspace.tensor(f"stored {name}", (source.numel(), stream.dim), stream.rows)
@@ -158,7 +159,7 @@ class Split:
         frames = workspace.tensor(f"frames {name}", (*source.shape, stream.dim), self.targets)
         frames.copy_(stored.view(frames.shape)).masked_fill_(outside.unsqueeze(-1), 0.0)
         valid = None if stream.valid is None else (stream.valid[source] & ~outside).T
-        return Rows(frames.transpose(0, 1), lengths, valid, self._held(name, samples))
+        return Rows(frames.transpose(0, 1), lengths, valid, self._held(name, samples), stream.hop, times)
 
     def _held(self, name: str, samples: Sequence[int]) -> Tensor | None:
         """(batch, label rows) row of each sample that holds, from its first; -1 where none does or behind its end."""

@@ -51,9 +51,10 @@ class Stream:
 
     def to(self, device: torch.device, rows: Tensor) -> "Stream":
         """Return the stream on a device, with rows that lie there already."""
-        valid, index = (None if a is None else a.to(device) for a in (self.valid, self.index))
-        starts, lengths = self.starts.to(device), self.lengths.to(device)
-        return replace(self, rows=rows, starts=starts, lengths=lengths, valid=valid, index=index)
+        optional = {
+            name: part.to(device) for name in ("times", "valid", "index") if (part := getattr(self, name)) is not None
+        }
+        return replace(self, rows=rows, starts=self.starts.to(device), lengths=self.lengths.to(device), **optional)
 
     def only_valid(self) -> "Stream":
         """Return the stream without the rows that are not valid."""
@@ -103,21 +104,14 @@ class Stream:
         Returns:
             (times,) row numbers from the sample's first; -1 where no row holds.
         """
+        refuse_timeless(self.name, self.hop, self.times)
         length, start = int(self.lengths[sample]), int(self.starts[sample])
-        if self.times is None:
-            if self.hop is None:
-                raise TrainSettingsError(
-                    f"the rows of the stream {self.name!r} have neither a hop nor times, so nothing says which row "
-                    "belongs to which label; import them with --hop"
-                )
-            found = np.floor(np.nan_to_num(seconds, nan=-1.0) / self.hop + ROUNDING).astype(np.int64)
-            return np.where((found >= 0) & (found < length), found, -1)
         if not length:
             return np.full(len(seconds), -1)
-        times = self.times[start : start + length].numpy()
-        found = np.searchsorted(times[:, 0], seconds + CLOSE, side="right") - 1
-        holds = (found >= 0) & (seconds < times[np.maximum(found, 0), 1])
-        return np.where(holds, found, -1)
+        times = None if self.times is None else self.times[None, start : start + length]
+        found = rows_at(torch.from_numpy(seconds)[None], self.lengths[sample : sample + 1], self.hop, times)
+        held: NDArray[np.int64] = found[0].numpy()
+        return held
 
 
 @dataclass(frozen=True)
@@ -130,9 +124,75 @@ class Rows:
         valid: (batch, rows) bool, where there was something; None where every row within its clip is valid.
         at: (batch, reference rows) int64, the row that holds at each reference row, −1 where none does; None where
             clips are predicted.
+        hop: seconds from one row to the next; None where rows have `times`, or nothing says when they are.
+        times: (batch, rows, 2) float32, start and end of each row in seconds; None where there are none.
     """
 
     frames: Tensor
     lengths: Tensor
     valid: Tensor | None = None
     at: Tensor | None = None
+    hop: float | None = None
+    times: Tensor | None = None
+
+    @property
+    def inside(self) -> Tensor:
+        """(batch, rows) bool, where there is a valid row of the clip."""
+        inside = self._step < self.lengths[:, None]
+        return inside if self.valid is None else inside & self.valid
+
+    @property
+    def present(self) -> Tensor:
+        """(batch,) bool, whether there is a valid row of the clip."""
+        return self.inside.any(dim=1)
+
+    @property
+    def seconds(self) -> Tensor:
+        """(batch, rows) float64, when each row begins; NaN behind a clip's end, and of a clip without valid rows."""
+        there = (self._step < self.lengths[:, None]) & self.present[:, None]
+        if self.times is not None:
+            return torch.where(there, self.times[..., 0].double(), torch.nan)
+        assert self.hop is not None
+        return torch.where(there, self._step.double() * self.hop, torch.nan)
+
+    @property
+    def _step(self) -> Tensor:
+        return torch.arange(self.frames.shape[1], device=self.lengths.device)
+
+
+def refuse_timeless(name: str, hop: float | None, times: Tensor | None) -> None:
+    """Refuse a stream of which nothing says when its rows are.
+
+    Raises:
+        TrainSettingsError: names the stream.
+    """
+    if hop is None and times is None:
+        raise TrainSettingsError(
+            f"the rows of the stream {name!r} have neither a hop nor times, so nothing says when they are; import them "
+            "with --hop"
+        )
+
+
+def rows_at(seconds: Tensor, lengths: Tensor, hop: float | None, times: Tensor | None) -> Tensor:
+    """Find the row that holds at each time.
+
+    A row holds from its start to the start of the next; one with `times` from its start to its end.
+
+    Args:
+        seconds: (batch, moments) float64, from the beginning of each clip; NaN where no row is wanted.
+        lengths: (batch,) int64, rows of each clip.
+        hop: seconds from one row to the next, where there are no times.
+        times: (batch, rows, 2) float32, start and end of each row.
+
+    Returns:
+        (batch, moments) int64 row numbers; -1 where no row holds.
+    """
+    if times is None:
+        assert hop is not None
+        found = (seconds.nan_to_num(nan=-1.0) / hop + ROUNDING).floor().long()
+        return torch.where((found >= 0) & (found < lengths[:, None]), found, -1)
+    behind = torch.arange(times.shape[1], device=times.device) >= lengths[:, None]
+    starts, ends = times.double().masked_fill(behind.unsqueeze(-1), torch.inf).unbind(dim=2)
+    found = torch.searchsorted(starts.contiguous(), seconds + CLOSE, right=True) - 1
+    holds = (found >= 0) & (seconds < ends.gather(1, found.clamp(min=0)))
+    return torch.where(holds, found, -1)

@@ -76,7 +76,8 @@ def kept_rows(window: Window, reach: tuple[int, int] | None, overlap: str) -> sl
     if reach is None:
         raise TrainSettingsError(
             "--overlap valid drops the rows at a window's ends that did not see all that they depend on, and with this "
-            "head a row depends on the whole clip; take a tcn, or --overlap mean"
+            "head or fusion a row depends on the whole clip; take a tcn, alone or with the fusion concat or late, or "
+            "--overlap mean"
         )
     start = 0 if window.is_first else min(reach[0], window.rows)
     return slice(start, max(start, window.rows - (0 if window.is_last else reach[1])))

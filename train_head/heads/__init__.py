@@ -6,21 +6,23 @@ its import, its line in `HEADS` and its name in `__all__` here, and name it in t
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Any
 
-from train_head.errors import TrainSettingsError, refuse, unknown
+from torch import nn
+
+from train_head.errors import TrainSettingsError, refuse
 from train_head.heads.attention import AttentionHead
 from train_head.heads.bilstm import BilstmHead
 from train_head.heads.encoder import Encoder
-from train_head.heads.fused import Alone, FusedHead
-from train_head.heads.fusions import FUSIONS, build_fusion
+from train_head.heads.fused import FusedHead
+from train_head.heads.fusions import DEFAULT_FUSION, FUSIONS, Alone, Fusion, Reading, fusion_options
 from train_head.heads.gru import GruHead
 from train_head.heads.head import Head
 from train_head.heads.hierarchical import HierarchicalHead
 from train_head.heads.lstm import LstmHead
 from train_head.heads.mean import MeanHead
 from train_head.heads.mlp import MlpHead
+from train_head.heads.options import resolve_options
 from train_head.heads.sequence import SequenceHead
 from train_head.heads.tcn import TcnHead
 from train_head.heads.transformer import TransformerHead
@@ -72,14 +74,7 @@ def head_options(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         TrainSettingsError: unknown head or option, or a value out of range.
     """
-    if name not in HEADS:
-        raise TrainSettingsError(unknown("head", name, HEADS))
-    kind = HEADS[name].Options
-    known = [field.name for field in fields(kind)]
-    for key in options:
-        if key not in known:
-            raise TrainSettingsError(unknown(f"option of head {name!r}", key, known))
-    return kind(**options)
+    return resolve_options("head", name, options, HEADS)
 
 
 def check_states(names: Iterable[str]) -> None:
@@ -91,10 +86,9 @@ def check_states(names: Iterable[str]) -> None:
     refuse(*((name in SUMMARY_ONLY, _no_states(name)) for name in names))
 
 
-def _no_states(name: str) -> str:
+def _no_states(name: str, needed_by: str = "targets per frame need") -> str:
     able = ", ".join(known for known in HEADS if known not in SUMMARY_ONLY)
-    what = f"the head {name!r} summarises a clip and has no state per row"
-    return f"{what}, which targets per frame need; take one of {able}"
+    return f"the head {name!r} summarises a clip and has no state per row, which {needed_by}; take one of {able}"
 
 
 def build_head(name: str, options: Mapping[str, Any], dim: int, targets: int) -> Head:
@@ -117,10 +111,11 @@ def build_fused(
     targets: int,
     *,
     rows: bool,
+    clock: str = "",
 ) -> FusedHead:
     """Make what predicts from several streams, or every row of one, with fresh weights.
 
-    Of one stream, the regressor is that of its head; of several, the fusion has one.
+    One stream with the default fusion keeps the regressor of its head.
 
     Args:
         heads: by stream, a key of `HEADS` and its options.
@@ -128,20 +123,26 @@ def build_fused(
         dims: by stream, size of a row.
         targets: values that are predicted.
         rows: predict every row of the reference clock instead of the clip.
+        clock: stream whose rows are the reference clock, where clips are predicted and the fusion reads states at one;
+            the first where it is empty.
 
     Raises:
-        TrainSettingsError: an unknown name or option, or a head that has no state per row where these are predicted.
+        TrainSettingsError: an unknown name or option, or a head that has no state per row where these are read.
     """
     options = {stream: head_options(name, given) for stream, (name, given) in heads.items()}
+    kind = Alone if len(heads) == 1 and fusion[0] == DEFAULT_FUSION else FUSIONS[fusion[0]]
+    joining, streams = fusion_options(*fusion), list(heads)
+    reads = kind.reads(streams, joining, rows=rows)
     encoders = {stream: ENCODERS[name](dims[stream], options[stream]) for stream, (name, _) in heads.items()}
     for stream, (name, _) in heads.items():
-        if rows and not encoders[stream].state_width:
-            raise TrainSettingsError(_no_states(name))
-    if len(heads) > 1:
-        return FusedHead(encoders, lambda widths: build_fusion(*fusion, widths, targets), rows=rows)
-    ((stream, (name, _)),) = heads.items()
-    return FusedHead(
-        encoders,
-        lambda widths: Alone(HEADS[name].make_regressor(widths[stream], targets, options[stream])),
-        rows=rows,
-    )
+        if reads[stream] != Reading.SUMMARY and not encoders[stream].state_width:
+            reader = "targets per frame need" if rows else f"the fusion {fusion[0]!r} reads of the stream {stream!r}"
+            raise TrainSettingsError(_no_states(name, reader))
+
+    def make_fusion(widths: Mapping[str, int]) -> Fusion:
+        def regressor(stream: str) -> nn.Module:
+            return HEADS[heads[stream][0]].make_regressor(widths[stream], targets, options[stream])
+
+        return kind(widths, targets, joining, regressor)
+
+    return FusedHead(encoders, reads, make_fusion, rows=rows, clock=clock or streams[0])

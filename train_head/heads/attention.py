@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train_head.heads.encoder import Encoded, Encoder
+from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
 from train_head.heads.options import HeadOptions
-from train_head.heads.pooling import masked, row_mask, time_mean
+from train_head.heads.pooling import masked
 from train_head.heads.regressor import two_layers
 
 
@@ -39,24 +39,18 @@ class AttentionEncoder(Encoder):
     """
 
     def __init__(self, dim: int, options: AttentionOptions) -> None:
-        super().__init__()
+        super().__init__(dim, options.heads * dim, states=False, global_vector=options.global_vector)
         self.queries = nn.Linear(dim, options.heads, bias=False)
-        self.global_vector = options.global_vector
-        self.summary_width = (options.heads + options.global_vector) * dim
 
     def weights(self, rows: Tensor, inside: Tensor) -> Tensor:
         """(batch, rows, heads) float32: how much each row counts; sums to 1 over a clip, 0 outside the mask."""
         scores = self.queries(rows).float() * rows.shape[2] ** -0.5
         return scores.masked_fill(~inside.unsqueeze(-1), -torch.inf).softmax(dim=1)
 
-    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+    def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, None]:  # noqa: ARG002
         """See `Encoder`."""
-        inside = row_mask(rows, lengths, valid)
         rows = masked(rows, inside)
-        summary = (self.weights(rows, inside).transpose(1, 2) @ rows).flatten(1)  # (batch, heads * dim)
-        if self.global_vector:
-            summary = torch.cat([time_mean(rows, inside).to(summary.dtype), summary], dim=1)
-        return Encoded(summary)
+        return (self.weights(rows, inside).transpose(1, 2) @ rows).flatten(1), None  # (batch, heads * dim)
 
 
 class AttentionHead(Head):

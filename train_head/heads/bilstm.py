@@ -6,10 +6,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from train_head.heads.encoder import Encoded, Encoder, with_mean
+from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
 from train_head.heads.options import HeadOptions
-from train_head.heads.pooling import last_valid, masked, reverse, row_mask
+from train_head.heads.pooling import last_valid, masked, reverse
 from train_head.heads.recurrent import lstm_states
 
 
@@ -40,19 +40,15 @@ class BilstmEncoder(Encoder):
     """
 
     def __init__(self, dim: int, options: BilstmOptions) -> None:
-        super().__init__()
         hidden = options.hidden or dim
+        super().__init__(dim, 2 * hidden, global_vector=options.global_vector)
         sizes = [dim] + [2 * hidden] * (options.layers - 1)
         self.forwards = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in sizes)
         self.backwards = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in sizes)
         self.dropout = nn.Dropout(options.dropout)
-        self.global_vector = options.global_vector
-        self.state_width = 2 * hidden
-        self.summary_width = 2 * hidden + dim * options.global_vector
 
-    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+    def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Encoder`."""
-        inside = row_mask(rows, lengths, valid)
         rows = masked(rows, inside)
         ahead, turned = self._read(0, rows, lengths)
         for layer in range(1, len(self.forwards)):
@@ -60,7 +56,7 @@ class BilstmEncoder(Encoder):
             ahead, turned = self._read(layer, self.dropout(states), lengths)
         summary = torch.cat([last_valid(ahead, lengths), last_valid(turned, lengths)], dim=1)
         both = torch.cat([ahead, reverse(turned, lengths)], dim=2) if self.wants_states else None
-        return Encoded(with_mean(rows, inside, summary) if self.global_vector else summary, both)
+        return summary, both
 
     def _read(self, layer: int, rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """States of both directions, (batch, rows, hidden) each in the order in which it reads."""

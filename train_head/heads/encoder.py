@@ -27,6 +27,13 @@ class Encoder(nn.Module):
 
     Rows behind a clip's end, rows that are not valid and neighbours in a batch never change a clip's result.
 
+    Args:
+        dim: size of a row.
+        width: size of what `encode` gives.
+        states: whether it gives states.
+        global_vector: whether the time mean of the input stands in the summary, before the rest (the paper's global
+            vector).
+
     Attributes:
         summary_width: size of a clip's summary.
         state_width: size of a state; 0 where there are none.
@@ -35,11 +42,14 @@ class Encoder(nn.Module):
         wants_states: whether somebody reads the states; an encoder to which they are extra work may leave them out.
     """
 
-    summary_width: int
-    state_width: int = 0
     stride: int = 1
     reach: tuple[int, int] | None = None
     wants_states: bool = True
+
+    def __init__(self, dim: int, width: int, *, states: bool = True, global_vector: bool = False) -> None:
+        super().__init__()
+        self.global_vector = global_vector
+        self.state_width, self.summary_width = width * states, width + dim * global_vector
 
     def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
         """Encode a batch.
@@ -49,36 +59,34 @@ class Encoder(nn.Module):
             lengths: (batch,) int64, at least 1.
             valid: (batch, rows) bool; None where every row within its clip is.
         """
+        inside = row_mask(rows, lengths, valid)
+        summary, states = self.encode(rows, inside, lengths)
+        if self.global_vector:
+            summary = torch.cat([time_mean(rows, inside), summary], dim=1)
+        return Encoded(summary, states)
+
+    def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give the summary of each clip, without the global vector, and its states.
+
+        Args:
+            rows: as `forward` gets them.
+            inside: (batch, rows) bool, the valid rows of each clip.
+            lengths: (batch,) int64, at least 1.
+
+        Returns:
+            (batch, width), and (batch, steps, width) or None.
+        """
         raise NotImplementedError
 
 
 class RecurrentEncoder(Encoder):
-    """States of a recurrent network; the summary is the last one, beside the time mean of the input.
+    """States of a recurrent network, of which the last one is the summary."""
 
-    Args:
-        dim: size of a row.
-        hidden: size of a state.
-        global_vector: whether the time mean of the input stands in the summary, before the last state.
-    """
-
-    def __init__(self, dim: int, hidden: int, *, global_vector: bool) -> None:
-        super().__init__()
-        self.global_vector = global_vector
-        self.state_width, self.summary_width = hidden, hidden + dim * global_vector
-
-    def read(self, rows: Tensor, lengths: Tensor) -> Tensor:
+    def read(self, rows: Tensor) -> Tensor:
         """(batch, rows, dim), zero outside, → (batch, rows, hidden) states."""
         raise NotImplementedError
 
-    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+    def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See `Encoder`: padding behind a clip is never seen before the clip's last state."""
-        inside = row_mask(rows, lengths, valid)
-        rows = masked(rows, inside)
-        states = self.read(rows, lengths)
-        last = last_valid(states, lengths)
-        return Encoded(with_mean(rows, inside, last) if self.global_vector else last, states)
-
-
-def with_mean(rows: Tensor, inside: Tensor, summary: Tensor) -> Tensor:
-    """Put the time mean of the rows inside their clips before a summary: the paper's global vector."""
-    return torch.cat([time_mean(rows, inside), summary], dim=1)
+        states = self.read(masked(rows, inside))
+        return last_valid(states, lengths), states

@@ -37,7 +37,7 @@ class GruEncoder(RecurrentEncoder):
         super().__init__(dim, hidden, global_vector=options.global_vector)
         self.gru = nn.GRU(dim, hidden, options.layers, batch_first=True, dropout=between_layers(options))
 
-    def read(self, rows: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002
+    def read(self, rows: Tensor) -> Tensor:
         """See `RecurrentEncoder`."""
         return cudnn_states(self.gru, rows)
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from train_head.heads.encoder import Encoded, Encoder, with_mean
+from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
 from train_head.heads.options import HeadOptions, between_layers
-from train_head.heads.pooling import last_valid, row_mask, segment_means
+from train_head.heads.pooling import last_valid, segment_means
 from train_head.heads.recurrent import lstm_states
 
 
@@ -39,18 +39,15 @@ class HierarchicalEncoder(Encoder):
     """
 
     def __init__(self, dim: int, options: HierarchicalOptions) -> None:
-        super().__init__()
         hidden = options.hidden or dim
+        super().__init__(dim, hidden, global_vector=options.global_vector)
         self.lstm = nn.LSTM(dim, hidden, options.layers, batch_first=True, dropout=between_layers(options))
-        self.stride, self.global_vector = options.pool_frames, options.global_vector
-        self.state_width, self.summary_width = hidden, hidden + dim * options.global_vector
+        self.stride = options.pool_frames
 
-    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+    def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See `Encoder`."""
-        inside = row_mask(rows, lengths, valid)
         states = lstm_states(self.lstm, segment_means(rows, inside, self.stride)[0])  # (batch, segments, hidden)
-        summary = last_valid(states, (lengths + self.stride - 1).div(self.stride, rounding_mode="floor"))
-        return Encoded(with_mean(rows, inside, summary) if self.global_vector else summary, states)
+        return last_valid(states, (lengths + self.stride - 1).div(self.stride, rounding_mode="floor")), states
 
 
 class HierarchicalHead(Head):

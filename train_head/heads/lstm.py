@@ -1,6 +1,7 @@
 """The paper's head: an LSTM's last state beside the time mean of its input."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -37,12 +38,12 @@ class LstmEncoder(RecurrentEncoder):
     speed on CPU: an LSTM in one direction never sees the padding behind a clip before the clip's last state.
     """
 
-    def __init__(self, dim: int, options: LstmOptions) -> None:
+    def __init__(self, dim: int, options: Any) -> None:
         hidden = options.hidden or dim
-        super().__init__(dim, hidden, global_vector=options.global_vector)
+        super().__init__(dim, hidden, global_vector=getattr(options, "global_vector", False))
         self.lstm = nn.LSTM(dim, hidden, options.layers, batch_first=True, dropout=between_layers(options))
 
-    def read(self, rows: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002
+    def read(self, rows: Tensor) -> Tensor:
         """See `RecurrentEncoder`."""
         return lstm_states(self.lstm, rows)
 

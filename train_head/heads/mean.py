@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from train_head.heads.encoder import Encoded, Encoder
+from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
 from train_head.heads.options import HeadOptions
-from train_head.heads.pooling import row_mask, time_mean
+from train_head.heads.pooling import time_mean
 from train_head.heads.regressor import one_layer
 
 
@@ -28,12 +28,11 @@ class MeanEncoder(Encoder):
     """The time mean."""
 
     def __init__(self, dim: int, options: MeanOptions) -> None:  # noqa: ARG002
-        super().__init__()
-        self.summary_width = dim
+        super().__init__(dim, dim, states=False)
 
-    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+    def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, None]:  # noqa: ARG002
         """See `Encoder`."""
-        return Encoded(time_mean(rows, row_mask(rows, lengths, valid)))
+        return time_mean(rows, inside), None
 
 
 class MeanHead(Head):

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from train_head.heads.encoder import Encoded, Encoder
+from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
 from train_head.heads.options import HeadOptions
-from train_head.heads.pooling import mean_spread_max, row_mask
+from train_head.heads.pooling import mean_spread_max
 from train_head.heads.regressor import OUTPUTS
 
 
@@ -33,15 +33,15 @@ class MlpEncoder(Encoder):
     """[mean, standard deviation, maximum] over time → (Linear → ReLU → Dropout) per layer."""
 
     def __init__(self, dim: int, options: MlpOptions) -> None:
-        super().__init__()
-        self.summary_width = options.hidden or dim
+        hidden = options.hidden or dim
+        super().__init__(dim, hidden, states=False)
         self.layers = nn.Sequential()
-        for before, after in pairwise([3 * dim] + [self.summary_width] * options.layers):
+        for before, after in pairwise([3 * dim] + [hidden] * options.layers):
             self.layers.extend([nn.Linear(before, after), nn.ReLU(), nn.Dropout(options.dropout)])
 
-    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+    def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, None]:  # noqa: ARG002
         """See `Encoder`."""
-        return Encoded(self.layers(mean_spread_max(rows, row_mask(rows, lengths, valid))))
+        return self.layers(mean_spread_max(rows, inside)), None
 
 
 class MlpHead(Head):

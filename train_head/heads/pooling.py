@@ -23,6 +23,12 @@ def masked(frames: Tensor, mask: Tensor, filler: float = 0.0) -> Tensor:
     return torch.where(mask.unsqueeze(-1), frames, filler)
 
 
+def never_empty(mask: Tensor) -> Tensor:
+    """(batch, frames) mask, with the first frame of clips in which none counts: attention over nothing is NaN."""
+    first = torch.arange(mask.shape[1], device=mask.device) == 0
+    return mask | (first & ~mask.any(dim=1, keepdim=True))
+
+
 def counts(mask: Tensor) -> Tensor:
     """(batch, 1) int64, how many frames of each clip count; 1 where none does."""
     return mask.sum(dim=1, keepdim=True).clamp(min=1)
@@ -71,6 +77,13 @@ def segment_means(frames: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tens
         count = torch.nn.functional.pad(mask, (0, missing))
     number = count.unflatten(1, (-1, size)).sum(dim=2)  # (batch, segments)
     return sums / number.clamp(min=1).unsqueeze(-1), number > 0
+
+
+def segment_mask(mask: Tensor, size: int) -> Tensor:
+    """(batch, frames) → (batch, ceil(frames / size)), True where some frame of a segment counts."""
+    if size == 1:
+        return mask
+    return torch.nn.functional.pad(mask, (0, -mask.shape[1] % size)).unflatten(1, (-1, size)).any(dim=2)
 
 
 def reverse(frames: Tensor, lengths: Tensor) -> Tensor:

@@ -20,12 +20,14 @@ def paper_regressor(width: int, targets: int, output: str) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, targets), OUTPUTS[output]())
 
 
-def two_layers(width: int, hidden: int, targets: int, dropout: float, output: str) -> nn.Sequential:
-    """Dropout → Linear → Tanh → Dropout → Linear → output: the paper's with dropout before its layers."""
+def two_layers(
+    width: int, hidden: int, targets: int, dropout: float, output: str, activation: str = "tanh"
+) -> nn.Sequential:
+    """Dropout → Linear → activation → Dropout → Linear → output; with tanh, the paper's and dropout."""
     return nn.Sequential(
         nn.Dropout(dropout),
         nn.Linear(width, hidden),
-        nn.Tanh(),
+        ACTIVATIONS[activation](),
         nn.Dropout(dropout),
         nn.Linear(hidden, targets),
         OUTPUTS[output](),

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from train_head.heads.encoder import RecurrentEncoder
 from train_head.heads.head import Head
-from train_head.heads.options import HeadOptions, between_layers
-from train_head.heads.recurrent import lstm_states
+from train_head.heads.lstm import LstmEncoder
+from train_head.heads.options import HeadOptions
 from train_head.heads.regressor import one_layer
 
 
@@ -28,24 +27,11 @@ class SequenceOptions(HeadOptions):
     output: str = "linear"
 
 
-class SequenceEncoder(RecurrentEncoder):
-    """LSTM; a state depends on the rows up to its own, never on later ones."""
-
-    def __init__(self, dim: int, options: SequenceOptions) -> None:
-        hidden = options.hidden or dim
-        super().__init__(dim, hidden, global_vector=False)
-        self.lstm = nn.LSTM(dim, hidden, options.layers, batch_first=True, dropout=between_layers(options))
-
-    def read(self, rows: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002
-        """See `RecurrentEncoder`."""
-        return lstm_states(self.lstm, rows)
-
-
 class SequenceHead(Head):
-    """LSTM → Linear per row; a clip's prediction is the mean over its rows."""
+    """LSTM → Linear per row; a clip's prediction is the mean over its rows, which depend on none behind them."""
 
     Options = SequenceOptions
-    Encoder = SequenceEncoder
+    Encoder = LstmEncoder
     readout = "mean-of-rows"
 
     @staticmethod

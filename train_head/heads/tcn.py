@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train_head.errors import TrainSettingsError
-from train_head.heads.encoder import Encoded, Encoder, with_mean
+from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
 from train_head.heads.options import HeadOptions
-from train_head.heads.pooling import masked, row_mask, time_mean
+from train_head.heads.pooling import masked, time_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,29 +65,24 @@ class TcnEncoder(Encoder):
     """Linear → residual blocks; the summary is the time means of the input and of the last block."""
 
     def __init__(self, dim: int, options: TcnOptions) -> None:
-        super().__init__()
         hidden = options.hidden or dim
+        super().__init__(dim, hidden, global_vector=options.global_vector)
         self.project = nn.Linear(dim, hidden)
         self.blocks = nn.ModuleList(
             TcnBlock(hidden, options.kernel, 2**i, options.dropout, causal=options.causal)
             for i in range(options.layers)
         )
         self.norm = nn.LayerNorm(hidden)
-        self.global_vector = options.global_vector
-        self.state_width, self.summary_width = hidden, hidden + dim * options.global_vector
         before, after = (sum(sides) for sides in zip(*(block.padding for block in self.blocks), strict=True))
         self.reach = (int(before), int(after))
 
-    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+    def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See `Encoder`."""
-        inside = row_mask(rows, lengths, valid)
-        rows = masked(rows, inside)
-        states = self.project(rows)  # (batch, rows, hidden)
+        states = self.project(masked(rows, inside))  # (batch, rows, hidden)
         for block in self.blocks:
             states = block(states, inside)
         states = self.norm(states)
-        summary = time_mean(states, inside)
-        return Encoded(with_mean(rows, inside, summary) if self.global_vector else summary, states)
+        return time_mean(states, inside), states
 
 
 class TcnHead(Head):

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train_head.errors import TrainSettingsError
-from train_head.heads.encoder import Encoded, Encoder, with_mean
+from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
-from train_head.heads.options import HeadOptions
-from train_head.heads.pooling import row_mask, segment_means, time_mean
+from train_head.heads.options import HeadOptions, check_multiple
+from train_head.heads.pooling import segment_means, time_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +38,7 @@ class TransformerOptions(HeadOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden % self.heads:
-            near = math.ceil(self.hidden / self.heads) * self.heads
-            raise TrainSettingsError(
-                f"hidden must be a multiple of heads ({self.heads}), such as {near}, got {self.hidden}"
-            )
+        check_multiple("hidden", self.hidden, self.heads)
 
 
 class TransformerEncoder(Encoder):
@@ -53,9 +48,9 @@ class TransformerEncoder(Encoder):
     """
 
     def __init__(self, dim: int, options: TransformerOptions) -> None:
-        super().__init__()
         hidden = options.hidden or math.ceil(dim / options.heads) * options.heads
-        self.stride, self.global_vector = options.pool_frames, options.global_vector
+        super().__init__(dim, hidden, global_vector=options.global_vector)
+        self.stride = options.pool_frames
         self.project = nn.Linear(dim, hidden)
         layer = nn.TransformerEncoderLayer(
             hidden,
@@ -68,19 +63,16 @@ class TransformerEncoder(Encoder):
         )
         norm = nn.LayerNorm(hidden)
         self.encoder = nn.TransformerEncoder(layer, options.layers, norm, enable_nested_tensor=False)
-        self.state_width, self.summary_width = hidden, hidden + dim * options.global_vector
 
-    def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
+    def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See `Encoder`."""
-        inside = row_mask(rows, lengths, valid)
         pooled, present = segment_means(rows, inside, self.stride)  # (batch, positions, dim)
         projected = self.project(pooled)
         projected = projected + sinusoids(pooled.shape[1], projected.shape[2], projected)
         ignored = ~present
         ignored[:, 0] = False  # of a clip without a valid row, which attention cannot be taken over
         states = self.encoder(projected, src_key_padding_mask=ignored)
-        summary = time_mean(states, present)
-        return Encoded(with_mean(rows, inside, summary) if self.global_vector else summary, states)
+        return time_mean(states, present), states
 
 
 class TransformerHead(Head):

@@ -20,9 +20,10 @@ from train_head.protocols.result import ProtocolResult
 from train_head.protocols.run import train_seeds
 from train_head.reports.tables import OVER_TARGETS, cell, csv_text, markdown_table, text_table
 from train_head.runs.inputs import Inputs
+from train_head.toml_file import read_toml
 from train_head.training.compatibility import check_targets
 from train_head.training.loop import SILENT, Reporter
-from train_head.training.settings import TrainSettings, option_owners, read_toml, resolve_settings
+from train_head.training.settings import TrainSettings, option_owners, resolve_settings
 
 SHARED = ("seed", "label_scale", "label_range", "label_fps")
 """Settings that all rows have in common: the labels are read once, and every row takes the same seeds."""

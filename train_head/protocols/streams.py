@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def ablate_streams(
         part: train_seeds(
             inputs.of_streams(part),
             folder / _folder(part),
-            replace(settings, streams={name: s for name, s in settings.streams.items() if name in part}),
+            settings.of_streams(part),
             seeds,
             reporter,
             reported_under=f"{_folder(part)}/",

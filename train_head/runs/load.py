@@ -17,13 +17,14 @@ from cache.derive.transform import Transform
 from cache.format import AUDIO, Clip, Header
 from cache.paths import StrPath
 from train_head.data.label_format import UNIT, Range
-from train_head.data.streams import Rows
+from train_head.data.streams import Rows, Stream
 from train_head.errors import RunFolderError
 from train_head.runs import run_folder
 from train_head.runs.inputs import load_transform
 from train_head.targets import FRAME
+from train_head.toml_file import read_toml
 from train_head.training.predictor import Predictor
-from train_head.training.settings import read_toml, resolve_settings
+from train_head.training.settings import resolve_settings
 
 
 class Ensemble(nn.Module):
@@ -233,10 +234,18 @@ def _load_run(place: Path) -> TrainedHead:
 def _rows(clip: Clip | None, header: Header) -> Rows:
     """Return the valid rows of one clip; one of zeros that counts for nothing where there are none."""
     if clip is None or (clip.valid is not None and not clip.valid.any()):
-        return Rows(torch.zeros(1, 1, header.width), torch.zeros(1, dtype=torch.int64))
-    rows = clip.joined() if clip.valid is None else clip.joined()[clip.valid]
-    frames = torch.from_numpy(rows).float().unsqueeze(0)
-    return Rows(frames, torch.tensor([frames.shape[1]]))
+        return Rows(torch.zeros(1, 1, header.width), torch.zeros(1, dtype=torch.int64), times=torch.zeros(1, 1, 2))
+    rows = torch.from_numpy(clip.joined())
+    times, valid = (None if part is None else torch.from_numpy(part) for part in (clip.times, clip.valid))
+    one = torch.tensor([0]), torch.tensor([len(rows)])
+    stream = Stream("", rows, *one, header.hop_seconds, times, valid).only_valid()
+    (frames,) = stream.chunks()
+    return Rows(
+        frames.float().unsqueeze(0),
+        stream.lengths,
+        hop=stream.hop,
+        times=None if stream.times is None else stream.times.unsqueeze(0),
+    )
 
 
 def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> tuple[TrainedHead, float]:

@@ -36,7 +36,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from cache.paths import StrPath
 from train_head.errors import TrainSettingsError, refuse, unknown
 from train_head.heads import HEADS
-from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, read_toml, resolve_settings
+from train_head.toml_file import read_toml
+from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, resolve_settings
 from train_head.training.stream_settings import stream_tables
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from train_head.data.splits import Batch
+from train_head.data.streams import Rows
 from train_head.training.augment_settings import AugmentSettings
 
 
@@ -31,13 +32,24 @@ def augment(
     return frames, lengths, targets if mixing is None else mixing.of_targets(targets)
 
 
-def augment_batch(batch: Batch, settings: AugmentSettings, generator: torch.Generator) -> Batch:
-    """Change a batch of any streams, as `augment` does one; all streams of a clip are mixed with those of one other."""
+def augment_batch(
+    batch: Batch, settings: AugmentSettings, generator: torch.Generator, modality_dropout: float = 0.0
+) -> Batch:
+    """Change a batch of any streams, as `augment` does one; all streams of a clip are mixed with those of one other.
+
+    Args:
+        batch: left as it is.
+        settings: what is done.
+        generator: where all chance comes from, on the device of the batch.
+        modality_dropout: chance of each stream of a sample to be left out.
+    """
     mixing = _draw_mixing(batch.targets, settings.mixup, generator)
     streams = {}
     for name, rows in batch.streams.items():
         frames, lengths = _change(rows.frames, rows.lengths, rows.valid, mixing, settings, generator)
         streams[name] = replace(rows, frames=frames, lengths=lengths)
+    if modality_dropout:
+        streams = _drop_streams(streams, modality_dropout, generator)
     return Batch(streams, batch.targets if mixing is None else mixing.of_targets(batch.targets))
 
 
@@ -116,6 +128,17 @@ def _drop_frames(steps: Tensor, lengths: Tensor, chance: float, generator: torch
     source = keep.byte().argsort(dim=0, descending=True, stable=True)[: max(1, int(lengths.max()))]
     kept = steps[source, torch.arange(len(lengths), device=lengths.device)]
     return kept.masked_fill_(~_inside(kept, lengths).unsqueeze(-1), 0.0), lengths
+
+
+def _drop_streams(streams: dict[str, Rows], chance: float, generator: torch.Generator) -> dict[str, Rows]:
+    """Leave streams of samples out; of each sample, one that is there stays."""
+    present = torch.stack([rows.present for rows in streams.values()])  # (streams, batch)
+    drawn = torch.rand(present.shape, generator=generator, device=present.device).masked_fill_(~present, -1.0)
+    keep = (drawn >= chance).scatter_(0, drawn.argmax(0, keepdim=True), True)
+    return {
+        name: replace(rows, lengths=rows.lengths * kept)
+        for (name, rows), kept in zip(streams.items(), keep, strict=True)
+    }
 
 
 def _add_noise(steps: Tensor, inside: Tensor, scale: float, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from train_head.data.label_format import UNIT
 from train_head.data.streams import Rows
 from train_head.errors import TrainSettingsError
 from train_head.heads import Encoder, FusedHead, Head, build_fused, build_head
+from train_head.heads.fusions import DEFAULT_FUSION
 from train_head.heads.head import SUMMARY
 from train_head.heads.pooling import masked, row_mask
 from train_head.losses import decode, outputs_per_target
@@ -25,8 +26,8 @@ class Predictor(nn.Module):
 
     What the loss sees lies on the scale of 0 to 1; what is predicted lies on that of the labels (`label_range`).
 
-    The cached and the end-to-end mode train this one module; its state dict is `best.safetensors`. Of one stream and
-    targets per clip, the head is one of `HEADS`; else it is a `FusedHead`.
+    The cached and the end-to-end mode train this one module; its state dict is `best.safetensors`. Of one stream,
+    targets per clip and the default fusion, the head is one of `HEADS`; else it is a `FusedHead`.
 
     Args:
         settings: which heads and fusion, with which options, for which loss.
@@ -47,12 +48,13 @@ class Predictor(nn.Module):
         outputs = targets * outputs_per_target(settings.loss)
         self.head: Head | FusedHead
         self.standardise: nn.Module
-        if len(dims) == 1 and not by_frame:
+        if len(dims) == 1 and not by_frame and settings.fusion == DEFAULT_FUSION:
             ((name, dim),) = dims.items()
             self.standardise = scaled[name]
             self.head = build_head(*heads[name], dim, outputs)
         else:
-            self.head = build_fused(heads, (settings.fusion, settings.fusion_options), dims, outputs, rows=by_frame)
+            fusion = settings.fusion, settings.fusion_options
+            self.head = build_fused(heads, fusion, dims, outputs, rows=by_frame, clock=settings.clock)
             self.standardise = nn.ModuleDict(scaled)
 
     def outputs(self, streams: Mapping[str, Rows]) -> Tensor:
@@ -73,13 +75,18 @@ class Predictor(nn.Module):
     @property
     def reach(self) -> tuple[int, int] | None:
         """Rows before and after its own on which a value per row depends; None for the whole clip."""
-        if not isinstance(self.head, FusedHead):
+        if not isinstance(self.head, FusedHead) or not self.head.fusion.row_by_row:
             return None
         reaches = [cast(Encoder, encoder).reach for encoder in self.head.encoders.values()]
         known = [reach for reach in reaches if reach is not None]
         if len(known) < len(reaches):
             return None
         return max(reach[0] for reach in known), max(reach[1] for reach in known)
+
+    @property
+    def needs_clock(self) -> bool:
+        """Whether rows of streams are joined by their times, for targets per clip."""
+        return isinstance(self.head, FusedHead) and self.head.needs_clock
 
     @property
     def has_timeline(self) -> bool:

@@ -5,16 +5,15 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
-from cache.errors import EmiError
 from cache.paths import StrPath
 from cache.settings import setting
 from cache.system.machine import bfloat16_unit
 from train_head.data.label_format import BOTH, UNIT, LabelColumns, LabelFormat, Range, parse_range
 from train_head.data.names import UNNAMED
 from train_head.errors import LabelError, TrainSettingsError, check_known, refuse
+from train_head.toml_file import read_toml
 from train_head.training.augment_settings import AugmentSettings
 from train_head.training.stream_settings import StreamSettings, assign, option_table, own_settings, stream_tables
 from train_head.validation import Validation
@@ -23,7 +22,7 @@ RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versio
 """Tables of a run's config.toml that record what it was made from, or are read elsewhere (`emi.finetuning`)."""
 TABLES = ("augment", "streams", "fusion")
 """Tables of settings, beside those that hold a head's options."""
-SELDOM = ("label_range", "window", "hop", "overlap", "label_fps")
+SELDOM = ("label_range", "window", "hop", "overlap", "label_fps", "clock", "modality_dropout")
 """Settings that a run records only where they are not the defaults."""
 PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda")
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -35,7 +34,7 @@ _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "not be negative",
     ),
     ("seed", lambda value: value < 2**32, "be below 2^32"),
-    ("ema", lambda value: 0 <= value < 1, "lie in [0, 1)"),
+    ("ema modality_dropout", lambda value: 0 <= value < 1, "lie in [0, 1)"),
 )
 """Names of settings, what their values must satisfy, and the same in words."""
 
@@ -56,8 +55,14 @@ class TrainSettings:
     streams: Mapping[str, Any] = setting(
         dict, "Settings of single streams, which beat the others; in TOML the tables [streams.NAME].", option=None
     )
-    fusion: str = setting("concat", "How several streams are joined: concat.")
+    fusion: str = setting("concat", "How several streams are joined: concat, late, crossattention or transformer.")
     fusion_options: Mapping[str, Any] = setting(dict, "Options of the fusion; in TOML the table [fusion].", option=None)
+    clock: str = setting(
+        "", "Stream at whose rows the fusion transformer joins the streams, for labels per clip; else the first."
+    )
+    modality_dropout: float = setting(
+        0.0, "Chance of each stream of a training sample to be left out, never all of them."
+    )
     loss: str = setting(
         "mse", 'mse, mae, huber, pearson, ccc, balanced_mse, focal_r or zero_inflated, or a sum: "0.7*ccc + 0.3*mse".'
     )
@@ -136,16 +141,29 @@ class TrainSettings:
         """Return how a stream is read: its own settings, else those of all."""
         return self._shared.changed_by(self.streams.get(name, {}))
 
+    def of_streams(self, names: Collection[str]) -> "TrainSettings":
+        """Return the settings for some of the streams: what names another is the default."""
+        clock, query = self.clock, self.fusion_options.get("query", "")
+        options = dict(self.fusion_options) | ({"query": ""} if query and query not in names else {})
+        streams = {name: table for name, table in self.streams.items() if name in names}
+        return replace(self, streams=streams, clock=clock if clock in names else "", fusion_options=options)
+
     def for_streams(self, names: Collection[str]) -> "TrainSettings":
         """Return the settings with a table for every stream, as a run of named streams records them.
 
         A table has what differs from the settings of all, so that these, given anew, hold for the other streams.
 
         Raises:
-            TrainSettingsError: settings of a stream that is not there, or a name that stands for something else.
+            TrainSettingsError: settings of a stream that is not there, a name that stands for something else, or a
+                fusion of a stream without a name.
         """
         check_known("stream in the settings", self.streams, names)
+        check_known("stream in clock", [self.clock] if self.clock else [], names)
         if tuple(names) == (UNNAMED,):
+            if self.fusion != TrainSettings.fusion:
+                raise TrainSettingsError(
+                    f"fusion {self.fusion!r} joins named streams; name the cache: --cache NAME=PATH"
+                )
             return self
         for name in names:
             check_stream_name(name)
@@ -309,26 +327,6 @@ def option_owners(key: str) -> list[str]:
 
     kinds: dict[str, Any] = {name: head.Options for name, head in HEADS.items()}
     return [name for name, kind in kinds.items() if key not in _SETTINGS and key in {f.name for f in fields(kind)}]
-
-
-def read_toml(path: StrPath, what: str, error: type[EmiError] = TrainSettingsError) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Args:
-        path: of the file.
-        what: kind of file, as errors call it.
-        error: is raised.
-
-    Raises:
-        EmiError: no such file, or not TOML.
-    """
-    place = Path(path)
-    if not place.is_file():
-        raise error(f"there is no {what} at {place}")
-    try:
-        return tomllib.loads(place.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
-        raise error(f"{place} is not valid TOML: {wrong}") from wrong
 
 
 def read_config(path: StrPath) -> dict[str, Any]:

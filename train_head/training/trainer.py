@@ -16,7 +16,7 @@ from cache.system.atomic_file import replace_durably
 from cache.system.memory import keep_freed_memory
 from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
 from train_head.data.windows import MEAN, check_windows, join_windows, kept_rows
-from train_head.errors import DivergedError
+from train_head.errors import DivergedError, TrainSettingsError
 from train_head.evaluation.labelled import report_of
 from train_head.evaluation.metrics import Report
 from train_head.losses import build_objective
@@ -61,6 +61,11 @@ class Trainer(TrainingLoop):
         predictor = Predictor(settings, dims, train.targets.shape[1], by_frame=train.labels.by_frame)
         if train.labels.by_frame:
             check_windows(settings.window, settings.hop, train.label_reach(predictor.reach), settings.overlap)
+        if predictor.needs_clock and self.augment.frame_dropout:
+            raise TrainSettingsError(
+                f"frame_dropout moves rows away from their times, at which the fusion {settings.fusion!r} joins the "
+                "streams; set it to 0, or take the fusion concat, late or crossattention"
+            )
         predictor.fit_inputs({name: stream.chunks() for name, stream in train.streams.items()})
         self.predictor = predictor.to(self.device)
         self.averaged: AveragedModel | None = None
@@ -132,7 +137,8 @@ class Trainer(TrainingLoop):
         }
 
     def _step(self, rows: list[int], lr: float, epoch: int) -> float:
-        batch = augment_batch(self.train.batch(rows, self._workspace), self.augment, self._noise)
+        batch = self.train.batch(rows, self._workspace)
+        batch = augment_batch(batch, self.augment, self._noise, self.settings.modality_dropout)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,5 +1,7 @@
 """Splits of several streams, and of labels per frame in windows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,17 @@ def test_a_stream_that_no_clip_of_the_batch_has_is_a_row_of_zeros():
     assert rows.frames.shape == (1, 1, 2)
     assert (rows.frames == 0).all()
     assert rows.lengths.tolist() == [0]
+
+
+def test_a_batch_says_when_the_rows_of_every_stream_are():
+    split = clip_split()
+    starts = 0.5 * torch.arange(6.0)
+    face = replace(split.streams["face"], hop=None, times=torch.stack([starts, starts + 0.5], dim=1))
+    streams = replace(split, streams=split.streams | {"face": face}).batch([2, 0]).streams
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    assert streams["audio"].seconds[1].tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert streams["face"].seconds.tolist() == [[1.0, 1.5, 2.0, 2.5], [0.0, 0.5, nan, nan]]
+    assert streams["face"].times[0, 3].tolist() == [2.5, 3.0]
 
 
 def test_the_cost_of_a_sample_is_the_rows_of_all_its_streams():

@@ -1,21 +1,29 @@
-"""Fusions by name: modules that map a vector per stream, of a clip or of each of its rows, to one value per target.
+"""Fusions by name: modules that map what they read of every stream to one value per target, of a clip or of its rows.
 
 To add a fusion, write a file like `concat.py` and add its line here; `tests/train_head/heads/test_every_fusion.py` then
 holds it to what every fusion promises.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
-from train_head.errors import TrainSettingsError, unknown
+from train_head.heads.fusions.alone import Alone
 from train_head.heads.fusions.concat import ConcatFusion
-from train_head.heads.fusions.fusion import Fusion
+from train_head.heads.fusions.crossattention import CrossAttentionFusion
+from train_head.heads.fusions.fusion import Fusion, Part, Reading
+from train_head.heads.fusions.late import LateFusion
+from train_head.heads.fusions.transformer import TransformerFusion
+from train_head.heads.options import resolve_options
 
-FUSIONS: dict[str, type[Fusion]] = {"concat": ConcatFusion}
+FUSIONS: dict[str, type[Fusion]] = {
+    "concat": ConcatFusion,
+    "late": LateFusion,
+    "crossattention": CrossAttentionFusion,
+    "transformer": TransformerFusion,
+}
 DEFAULT_FUSION = "concat"
 
-__all__ = ["DEFAULT_FUSION", "FUSIONS", "ConcatFusion", "Fusion", "build_fusion", "fusion_options"]
+__all__ = ["DEFAULT_FUSION", "FUSIONS", "Alone", "Fusion", "Part", "Reading", "fusion_options"]
 
 
 def fusion_options(name: str, options: Mapping[str, Any]) -> Any:
@@ -24,24 +32,4 @@ def fusion_options(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         TrainSettingsError: unknown fusion or option, or a value out of range.
     """
-    if name not in FUSIONS:
-        raise TrainSettingsError(unknown("fusion", name, FUSIONS))
-    kind = FUSIONS[name].Options
-    known = [field.name for field in fields(kind)]
-    for key in options:
-        if key not in known:
-            raise TrainSettingsError(unknown(f"option of fusion {name!r}", key, known))
-    return kind(**options)
-
-
-def build_fusion(name: str, options: Mapping[str, Any], widths: Mapping[str, int], targets: int) -> Fusion:
-    """Make a fusion with fresh weights.
-
-    Args:
-        name: a key of `FUSIONS`.
-        options: those that are given; the others take their defaults.
-        widths: size of each stream's vector.
-        targets: values that are predicted.
-    """
-    resolved = fusion_options(name, options)
-    return FUSIONS[name](widths, targets, resolved)
+    return resolve_options("fusion", name, options, FUSIONS)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from train_head.heads.fusions.fusion import Fusion
+from train_head.heads.fusions.fusion import Fusion, Part, Regressor, Widths
 from train_head.heads.options import HeadOptions
-from train_head.heads.regressor import ACTIVATIONS, OUTPUTS
+from train_head.heads.regressor import two_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +33,14 @@ class ConcatFusion(Fusion):
 
     Options = ConcatOptions
 
-    def __init__(self, widths: Mapping[str, int], targets: int, options: ConcatOptions) -> None:
-        super().__init__(widths, targets, options)
-        self.names, width = tuple(widths), sum(widths.values())
-        self.regressor = nn.Sequential(
-            nn.Dropout(options.dropout),
-            nn.Linear(width, options.hidden or width),
-            ACTIVATIONS[options.activation](),
-            nn.Dropout(options.dropout),
-            nn.Linear(options.hidden or width, targets),
-            OUTPUTS[options.output](),
+    def __init__(self, widths: Widths, targets: int, options: ConcatOptions, regressor: Regressor) -> None:
+        super().__init__(widths, targets, options, regressor)
+        width = sum(widths.values())
+        self.regressor = two_layers(
+            width, options.hidden or width, targets, options.dropout, options.output, options.activation
         )
 
-    def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, parts: Mapping[str, Part]) -> Tensor:
         """See `Fusion`."""
-        out: Tensor = self.regressor(torch.cat([vectors[name] for name in self.names], dim=-1))
+        out: Tensor = self.regressor(torch.cat([part.vectors for part in parts.values()], dim=-1))
         return out
