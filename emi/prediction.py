@@ -83,7 +83,7 @@ class Model:
 
         Args:
             media: a folder, a list file, a media file, the bytes of one, or sound as (array, Hz), the array (samples,)
-                or (channels, samples) of floats in -1 to 1, int16 or int32; or several of these. What is no path has its
+                or (channels, samples) of floats in -1 to 1, int16 or int32; or several. What is no path has its
                 place among them as its id, from 00000.
             media_root: where the paths of list files start; each one's own folder by default.
 
