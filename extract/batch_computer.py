@@ -114,8 +114,9 @@ class BatchComputer:
             features = self._backbone(self._modality.inputs(items, self._device))
             lengths = list(features.lengths)
             frames = stored(features.frames, self._dtype).cpu().split(lengths)
-            vad = None if features.vad is None else features.vad.cpu().split(lengths)
-            pooled = None if features.vad_pooled is None else features.vad_pooled.cpu()
+            pooled = None if features.vad_pooled is None else features.vad_pooled.cpu().numpy()
+            by_frame = {name: getattr(features, name) for name in ("vad", "times", "valid")}
+            parts = {name: rows.cpu().split(lengths) for name, rows in by_frame.items() if rows is not None}
         with self._counting:
             self._stats.computed += sum(costs)
             if self._backbone.pads:
@@ -125,8 +126,8 @@ class BatchComputer:
                 source,
                 item,
                 frames[i].numpy(),
-                None if vad is None else vad[i].numpy(),
-                None if pooled is None else pooled[i].numpy(),
+                None if pooled is None else pooled[i],
+                **{name: part[i].numpy() for name, part in parts.items()},
             )
             for i, (source, item) in enumerate(clips)
         ]
@@ -141,7 +142,7 @@ class BatchComputer:
         with self._counting:
             self._stats.computed += found.cost
         item = replace(item, seconds=recording.seconds, cut_off=recording.cut_off)
-        return _extracted(source, item, found.frames, found.vad, found.vad_pooled)
+        return _extracted(source, item, found.frames, found.vad_pooled, vad=found.vad)
 
     def _seconds(self, clips: Batch) -> float:
         return sum(self._modality.cost(item) for _, item in clips) / self._modality.cost_per_second
@@ -156,6 +157,15 @@ class BatchComputer:
         return torch.cuda.stream(self._streams.stream)
 
 
-def _extracted(source: Source, item: Item, frames: Array, vad: Array | None, vad_pooled: Array | None) -> ExtractedClip:
+def _extracted(
+    source: Source,
+    item: Item,
+    frames: Array,
+    vad_pooled: Array | None,
+    *,
+    vad: Array | None = None,
+    times: Array | None = None,
+    valid: Array | None = None,
+) -> ExtractedClip:
     note = Note(source.id, readable(str(source.path)), item.track, item.cut_off)
-    return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, note=note, medium=item.medium)
+    return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, times, valid, note=note, medium=item.medium)

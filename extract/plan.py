@@ -118,6 +118,7 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
 def make_header(identity: Identity, settings: ExtractSettings, precision: str) -> Header:
     """Return the header of a cache. Its fingerprint names everything that changes a stored number."""
     modality = MODALITIES[identity.modality]
+    hop = modality.hop_seconds(identity, settings)
     return Header(
         fingerprint={
             **identity.fingerprint,
@@ -127,8 +128,9 @@ def make_header(identity: Identity, settings: ExtractSettings, precision: str) -
         },
         dim=identity.dim,
         vad_names=identity.vad_names,
-        hop_seconds=identity.hop_seconds,
+        hop_seconds=hop,
         modality=identity.modality,
+        optional=(*(("times",) if hop is None else ()), *(("valid",) if modality.marks else ())),
         provenance={
             "source": identity.source,
             LICENCE: identity.licence.to_dict(),

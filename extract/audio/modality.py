@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from extract.audio.media import Waveform
     from extract.audio.recording import SoundRecording
+    from extract.backbones.protocol import Identity
 
 
 class Audio:
@@ -23,7 +24,12 @@ class Audio:
     """Three windows are in memory at a time (at most 3 x 98 MB of float32)."""
     longest_held = 60.0
     bytes_per_second = CUDA_BYTES_PER_SECOND
+    marks = False
     packages: tuple[str, ...] = ("torch", "torchaudio", "transformers", "av", "silero-vad")
+
+    def hop_seconds(self, identity: "Identity", settings: ExtractSettings) -> float | None:  # noqa: ARG002
+        """See `Modality`."""
+        return identity.hop_seconds
 
     def fingerprint(self, settings: ExtractSettings) -> Mapping[str, Any]:
         """See `Modality`. A fingerprint without `max_seconds` is that of whole clips."""

@@ -21,7 +21,7 @@ class Identity:
         modality: what it takes: a key of `extract.modality.MODALITIES`.
         fingerprint: its part of a cache's fingerprint: backbone, weights_sha256, config_sha256, layer, normalisation.
         dim: features per frame.
-        hop_seconds: time from one frame to the next.
+        hop_seconds: time from one frame to the next; None where frames have times, or where the settings decide.
         vad_names: names of the regression head's outputs in their order, or empty.
         precisions: in which it can compute, of "fp32", "bf16" and "fp16".
         revision: commit of the repository that `source` names on the hub, or None for other sources.
@@ -33,7 +33,7 @@ class Identity:
     source: str
     fingerprint: Mapping[str, Any]
     dim: int
-    hop_seconds: float
+    hop_seconds: float | None
     vad_names: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     revision: str | None = None
@@ -52,12 +52,16 @@ class Features:
         lengths: frames of each clip.
         vad: (total frames, 3) float32, or None.
         vad_pooled: (clips, 3) float32, or None.
+        times: (total frames, 2) float32, start and end of each frame in seconds, where the cache has times.
+        valid: (total frames,) bool, where there was something, where the cache marks it.
     """
 
     frames: "Tensor"
     lengths: Sequence[int]
     vad: "Tensor | None" = None
     vad_pooled: "Tensor | None" = None
+    times: "Tensor | None" = None
+    valid: "Tensor | None" = None
 
 
 class Backbone(Protocol):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from extract.backbones.protocol import Identity
     from extract.settings import DecodeOptions, ExtractSettings
     from extract.sources import Source
 
@@ -61,6 +62,7 @@ class Modality(Protocol):
         longest_held: seconds of the longest clip that is held whole where clips are not cut.
         bytes_per_second: memory of a backbone that computes a second of a long clip whole, on the safe side.
         packages: whose versions are recorded in a cache.
+        marks: whether a frame may be one in which nothing was found, as without a face; a clip has one frame at least.
     """
 
     name: str
@@ -69,6 +71,10 @@ class Modality(Protocol):
     longest_held: float
     bytes_per_second: int
     packages: tuple[str, ...]
+    marks: bool
+
+    def hop_seconds(self, identity: "Identity", settings: "ExtractSettings") -> float | None:
+        """Return the time from one frame of a backbone to the next; None where frames have times of their own."""
 
     def fingerprint(self, settings: "ExtractSettings") -> Mapping[str, Any]:
         """Return everything that changes a decoded number."""
