@@ -1,7 +1,7 @@
 """Export to plain NumPy: a folder of `.npz` files, or arrays that are mapped into memory.
 
-`npz`: `<id>.npz` for each clip with `frames` (T, dim), `seconds` (), and `vad` (T, 3), `vad_pooled` (3,), `times` (T, 2)
-and `valid` (T,) where the cache has them; `export.json`.
+`npz`: `<id>.npz` for each clip with `frames` (T, dim), `seconds` (), and `vad` (T, 3), `vad_pooled` (3,), `times`
+(T, 2) and `valid` (T,) where the cache has them; `export.json`.
 
 `npy`: `frames.npy` (total frames, dim [+ 3]) in the storage dtype, each frame followed by its VAD; `offsets.npy`
 (clips + 1,) int64, clip i is rows offsets[i]:offsets[i + 1]; `times.npy` (total frames, 2) float32 and `valid.npy`
@@ -92,8 +92,10 @@ def write_npy(selection: Selection, folder: Path) -> None:
             file.write(loaded.rows.data)
             for name, parts in optional.items():
                 parts.append(getattr(loaded, name))
-            hop = store.hop_seconds
-            covered = loaded.times[loaded.offsets[1:] - 1, 1] if hop is None else np.diff(loaded.offsets) * hop
+            if loaded.times is not None:
+                covered = loaded.times[loaded.offsets[1:] - 1, 1]
+            else:
+                covered = np.diff(loaded.offsets) * (store.hop_seconds or 0.0)
             for seconds in covered.tolist():
                 selection.count(seconds)
     np.save(folder / "offsets.npy", offsets)
@@ -132,7 +134,7 @@ def _write(clip: Clip, target: Path) -> None:
     temporary = target.with_name(f".{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, frames=clip.frames, seconds=np.array(clip.seconds, np.float64), **more)  # type: ignore[arg-type]  # allow_pickle, which NumPy 2.0 lacks
+            np.savez(file, frames=clip.frames, seconds=np.array(clip.seconds, np.float64), **more)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

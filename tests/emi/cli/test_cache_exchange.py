@@ -52,7 +52,7 @@ def test_the_help_has_an_example(command):
 def test_features_go_in_and_come_out(folder, tmp_path, suffix):
     cache, out = tmp_path / f"f{suffix}", tmp_path / "f.parquet"
     importing = ("import", folder, cache, "--hop-seconds", 0.02)
-    assert f"wrote 4 clips (0.2 min at 0.02 s a frame) to {cache}" in run(*importing)
+    assert f"wrote 4 clips (0.2 min, frames every 20 ms) to {cache}" in run(*importing)
     assert f"nothing to do: all 4 clips are in {cache}, and unchanged" in run(*importing)
     with open_cache(cache) as store:
         assert store.fingerprint["backbone"] == "import:wav2vec2"
@@ -116,7 +116,7 @@ def test_many_failures_are_counted(tmp_path):
 
 def test_wrong_options_are_told_in_one_sentence(folder, tmp_path):
     cache = tmp_path / "f.zarr"
-    with pytest.raises(EmiError, match="--hop-seconds must be above zero"):
+    with pytest.raises(EmiError, match="--hop must be above zero"):
         run("import", folder, cache, "--hop-seconds", 0)
     with pytest.raises(EmiError, match="--dtype must be one of"):
         run("import", folder, cache, "--hop-seconds", 1, "--dtype", "int8")
