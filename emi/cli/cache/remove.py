@@ -1,5 +1,6 @@
 """`emi cache remove`: clips of people who withdraw their consent."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ def remove(
             metavar="FILE|ID", help="Id of a clip, or a text file with one a line; more may follow, or repeat --ids."
         ),
     ],
-    more: Annotated[list[str] | None, typer.Argument(metavar="[FILE|ID]...", help="More clips.")] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="FILE|ID", help="More clips.")] = None,
 ) -> None:
     """Remove clips from a cache, so that their bytes are gone from the disk. The cache is verified first.
 
@@ -37,7 +38,7 @@ def remove(
     with open_cache(path) as store:
         names: list[str] = []
         for text in [*ids, *(more or [])]:
-            names += [text] if text in store or not Path(text).is_file() else id_lines(Path(text), store)
+            names += id_lines(Path(text), store) if text not in store and os.path.isfile(text) else [text]
         wanted = [found or name for name, found in zip(names, find_ids(names, store), strict=True)]
     with Progress(after=MOMENT) as progress:
         done = run(path, wanted, partial(progress.stage, "verifying"), partial(progress.stage, "rewriting"))
