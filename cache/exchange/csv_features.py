@@ -167,11 +167,11 @@ def _parse(
             values = np.array([float(row[name]) for name in names])
         except ValueError:
             values = np.array([_number(row, name, line) for name in names])
-        start, end, frame, found = (
-            _number(row, name, line) if name else 1 for name in (tool.start, tool.end, tool.frame, tool.found)
+        start, end, frame, score = (
+            _number(row, name, line) if name else 0.0 for name in (tool.start, tool.end, tool.frame, tool.found)
         )
-        face = row.get(tool.face or "", "")
-        rows.append(_Row(line, start, end, frame, face, found > 0 and not np.isnan(values).all(), values))
+        found = tool.found is None or (score > 0 and not np.isnan(values).all())
+        rows.append(_Row(line, start, end, frame, row.get(tool.face or "", ""), found, values))
     return rows
 
 

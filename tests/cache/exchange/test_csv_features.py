@@ -130,6 +130,7 @@ def test_no_number_where_something_was_found_is_an_error_with_its_place(read, te
         ("frameTime;a\n0;1,5\n", "line 2, column 'a': '1,5' is no number; select the features with --columns"),
         ("frameTime;a\n0;'\x1b[31m'\n", r"\\x1b\[31m'\" is no number"),
         ("frameTime;a\n?;1\n", "line 2, column 'frameTime'"),
+        ("frameTime;a\n0;1\n1;nan\n", "line 3, column 'a' holds nan"),
         ("name;frameTime;a\nx;0;1\ny;0;1\n", "line 3 is about another clip"),
         ("frameTime;a\n0;1\n0;2\n", "has 2 rows, and all are at 0 s"),
     ],
