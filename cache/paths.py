@@ -16,7 +16,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 _HOME = re.compile(r"(?P<name>[A-Za-z_][\w.]*=)?~(?P<rest>/.*)?", re.DOTALL)
 """`~`, `~/…` and `NAME=~/…`; `~name` is a file of that name, which the shell has had its turn at."""
-NOT_PATHS = frozenset({"group_by", "targets", "rater"})
+NOT_PATHS = frozenset({"columns", "group_by", "targets", "rater"})
 """Arguments in which `~` is a character: regular expressions and names of columns."""
 
 

@@ -1,8 +1,9 @@
 """Export to Arrow: a Parquet file, or a folder that `datasets.load_from_disk` opens.
 
-Both have a row per clip: `id`, `seconds`, `frames` (T, dim), and `vad` (T, 3) and `vad_pooled` (3,) where the cache has
-them; Parquet also `num_frames`. In Parquet, `frames` are list<fixed_size_list<halffloat or float>[dim]>, and the file's
-metadata hold `fingerprint` and `emi_export` as JSON. pyarrow and datasets are imported when they are needed.
+Both have a row per clip: `id`, `seconds`, `frames` (T, dim), and `vad` (T, 3), `vad_pooled` (3,), `times` (T, 2) and
+`valid` (T,) where the cache has them; Parquet also `num_frames`. In Parquet, `frames` are
+list<fixed_size_list<halffloat or float>[dim]>, and the file's metadata hold `fingerprint` and `emi_export` as JSON.
+pyarrow and datasets are imported when they are needed.
 """
 
 import json
@@ -25,11 +26,11 @@ def write_parquet(selection: Selection, file: Path) -> None:
     import pyarrow.parquet as pq
 
     header = selection.store.header
-    vectors = pa.list_(pa.from_numpy_dtype(header.dtype), header.dim)
-    fields = [("id", pa.string()), ("seconds", pa.float64()), ("num_frames", pa.int64()), ("frames", pa.list_(vectors))]
-    if header.vad_names:
-        triples = pa.list_(pa.float32(), 3)
-        fields += [("vad", pa.list_(triples)), ("vad_pooled", triples)]
+    fields = [("id", pa.string()), ("seconds", pa.float64()), ("num_frames", pa.int64())]
+    for name, layout in header.layout.items():
+        number = pa.from_numpy_dtype(layout.dtype)
+        row = pa.list_(number, *layout.shape) if layout.shape else number
+        fields.append((name, pa.list_(row) if layout.by_frame else row))
     metadata = {
         b"fingerprint": json.dumps(selection.manifest["fingerprint"]).encode(),
         KEY: json.dumps(selection.manifest).encode(),
@@ -55,7 +56,8 @@ def _column(clips: Sequence[Clip], field: Any) -> Any:
     numbers = pa.array(np.concatenate(values).reshape(-1))
     if field.name == "vad_pooled":
         return pa.FixedSizeListArray.from_arrays(numbers, type=field.type)
-    rows = pa.FixedSizeListArray.from_arrays(numbers, type=field.type.value_type)
+    row = field.type.value_type
+    rows = pa.FixedSizeListArray.from_arrays(numbers, type=row) if pa.types.is_fixed_size_list(row) else numbers
     offsets = pa.array(np.cumsum([0, *map(len, values)]), pa.int32())
     return pa.ListArray.from_arrays(offsets, rows, type=field.type)
 
@@ -77,6 +79,10 @@ def write_datasets(selection: Selection, folder: Path) -> None:
     if header.vad_names:
         types["vad"] = datasets.Array2D((None, 3), "float32")
         types["vad_pooled"] = datasets.Sequence(datasets.Value("float32"), length=3)
+    if "times" in header.optional:
+        types["times"] = datasets.Array2D((None, 2), "float32")
+    if "valid" in header.optional:
+        types["valid"] = datasets.Sequence(datasets.Value("bool"))
     features = datasets.Features(types)
     longest = int(np.diff(selection.store.offsets(selection.ids)).max()) * selection.frame_bytes
     batch = max(1, min(1000, CHUNK_BYTES // longest))

@@ -1,10 +1,11 @@
 """Export to plain NumPy: a folder of `.npz` files, or arrays that are mapped into memory.
 
-`npz`: `<id>.npz` for each clip with `frames` (T, dim), `seconds` (), and `vad` (T, 3) and `vad_pooled` (3,) where the
-cache has them; `export.json`.
+`npz`: `<id>.npz` for each clip with `frames` (T, dim), `seconds` (), and `vad` (T, 3), `vad_pooled` (3,), `times`
+(T, 2) and `valid` (T,) where the cache has them; `export.json`.
 
 `npy`: `frames.npy` (total frames, dim [+ 3]) in the storage dtype, each frame followed by its VAD; `offsets.npy`
-(clips + 1,) int64, clip i is rows offsets[i]:offsets[i + 1]; `ids.txt`, one id a line in UTF-8; `export.json`.
+(clips + 1,) int64, clip i is rows offsets[i]:offsets[i + 1]; `times.npy` (total frames, 2) float32 and `valid.npy`
+(total frames,) bool where the cache has them; `ids.txt`, one id a line in UTF-8; `export.json`.
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cache.exchange.selection import MANIFEST, UNNAMEABLE, ExportError, ExportExistsError, Selection
-from cache.format import Clip
+from cache.format import NUMBERS, Array, Clip
 from cache.system.atomic_file import write_atomically
 
 NAME_BYTES = 255
@@ -52,7 +53,7 @@ def write_npz(selection: Selection, folder: Path) -> int:
             elif present.checksum() == store.checksum(clip_id) and np.array_equal(
                 present.seconds, seconds[clip_id], equal_nan=True
             ):
-                selection.count(len(present.frames))
+                selection.count(store.header.duration(present))
             else:
                 raise ExportExistsError(
                     f"{folder / name} holds other features than clip {clip_id!r} of {store.path}; export into an "
@@ -69,7 +70,7 @@ def write_npz(selection: Selection, folder: Path) -> int:
 
 
 def write_npy(selection: Selection, folder: Path) -> None:
-    """Write all frames as one array, part by part, so that memory stays flat.
+    """Write all frames as one array, part by part, so that memory grows with their times and marks only.
 
     Raises:
         ExportError: an id has a line break, and would be two lines of `ids.txt`.
@@ -82,15 +83,24 @@ def write_npy(selection: Selection, folder: Path) -> None:
     offsets = store.offsets(ids)
     shape = (int(offsets[-1]), store.header.width)
     header = {"descr": np.lib.format.dtype_to_descr(store.header.dtype), "fortran_order": False, "shape": shape}
+    optional: dict[str, list[Array]] = {name: [] for name in store.header.optional}
     with (folder / "frames.npy").open("wb") as file:
         # Not through a memory map, whose written pages would count as memory of this process.
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in selection.chunks():
-            frames, within = store.load(chunk)
-            file.write(frames.data)
-            for length in np.diff(within).tolist():
-                selection.count(length)
+            loaded = store.load_all(chunk)
+            file.write(loaded.rows.data)
+            for name, parts in optional.items():
+                parts.append(getattr(loaded, name))
+            if loaded.times is not None:
+                covered = loaded.times[loaded.offsets[1:] - 1, 1]
+            else:
+                covered = np.diff(loaded.offsets) * (store.hop_seconds or 0.0)
+            for seconds in covered.tolist():
+                selection.count(seconds)
     np.save(folder / "offsets.npy", offsets)
+    for name, parts in optional.items():
+        np.save(folder / f"{name}.npy", np.concatenate(parts))
     (folder / "ids.txt").write_text("".join(f"{clip_id}\n" for clip_id in ids), encoding="utf-8", newline="\n")
 
 
@@ -119,12 +129,12 @@ def _file_names(ids: Sequence[str]) -> dict[str, str]:
 
 
 def _write(clip: Clip, target: Path) -> None:
-    vads = {} if clip.vad is None else {"vad": clip.vad, "vad_pooled": clip.vad_pooled}
+    more = {name: array for name in NUMBERS[1:] if (array := getattr(clip, name)) is not None}
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, frames=clip.frames, seconds=np.array(clip.seconds, np.float64), **vads)  # type: ignore[arg-type]  # allow_pickle, which NumPy 2.0 lacks
+            np.savez(file, frames=clip.frames, seconds=np.array(clip.seconds, np.float64), **more)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -134,7 +144,7 @@ def _read(clip_id: str, target: Path) -> Clip | None:
     """The clip that an earlier run exported; None where there is none, or where a crash left half of it."""
     try:
         with target.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            vad, pooled = (arrays.get(name) for name in ("vad", "vad_pooled"))
-            return Clip(clip_id, arrays["frames"], vad, pooled, float(arrays["seconds"]))
+            numbers = {name: arrays.get(name) for name in NUMBERS[1:]}
+            return Clip(clip_id, arrays["frames"], seconds=float(arrays["seconds"]), **numbers)
     except (FileNotFoundError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile):
         return None

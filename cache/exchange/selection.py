@@ -5,6 +5,7 @@ The manifest is written into an export, so that it is never taken for that of an
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import google_crc32c
 
 from cache import fingerprint as fp
 from cache.errors import CacheError
-from cache.format import Clip
+from cache.format import AUDIO, Clip
 from cache.maintenance.verify import Progress
 from cache.reader import FeatureCache
 
@@ -55,8 +56,9 @@ class Selection:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one frame with its VAD."""
-        return self.store.dim * self.store.header.dtype.itemsize + 4 * len(self.store.vad_names)
+        """Bytes of one frame with its VAD, times and mark."""
+        layouts = self.store.header.layout.values()
+        return sum(layout.dtype.itemsize * math.prod(layout.shape) for layout in layouts if layout.by_frame)
 
     def chunks(self) -> Iterator[list[str]]:
         """Cut the ids so that the frames of each part take `CHUNK_BYTES` at most, or are one clip."""
@@ -97,6 +99,10 @@ def manifest_of(store: FeatureCache, kind: str, ids: Sequence[str]) -> dict[str,
         "vad_names": list(store.vad_names),
         "hop_seconds": store.hop_seconds,
     }
+    if store.header.modality != AUDIO:
+        manifest["modality"] = store.header.modality
+    if store.header.optional:
+        manifest["optional"] = list(store.header.optional)
     offsets = store.offsets(ids)  # raises where an id is unknown
     if kind != "npz":  # which may gain clips, and checks each by itself
         seconds = dict(zip(store.ids, store.seconds.tolist(), strict=True))
@@ -121,9 +127,9 @@ def must_fit(place: Path, manifest: dict[str, Any]) -> bool:
     if found is None:
         raise ExportExistsError(f"{place} is there, and no export of a cache; choose another OUT, or remove it")
     differing = fp.differences(found["fingerprint"], manifest["fingerprint"]) + [
-        f"{key} (there {found.get(key)}, wanted {value})"
-        for key, value in manifest.items()
-        if key != "fingerprint" and found.get(key) != value
+        f"{key} (there {found.get(key)}, wanted {manifest.get(key)})"
+        for key in dict.fromkeys([*manifest, *found])
+        if key != "fingerprint" and found.get(key) != manifest.get(key)
     ]
     if differing:
         raise ExportExistsError(

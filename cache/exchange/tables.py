@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import csv
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -82,6 +83,23 @@ def read_table(path: str | os.PathLike[str]) -> Table:
         lines=[line for line, _ in rows[1:]],
         delimiter=delimiter,
     )
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
+    """Read a table of any columns row by row; the delimiter is the one that the first line has most of.
+
+    Yields:
+        The line in which a row ends, from 1, and its cells, stripped; empty rows are left out, the header is not.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TableError: another encoding, or no CSV; says where.
+    """
+    place = Path(path)
+    text = _decode(place)
+    said = _EXCELS_FIRST_LINE.match(text)
+    delimiter = said[1] if said else max(DELIMITERS, key=text.lstrip().partition("\n")[0].count)
+    yield from itertools.islice(_parse(place, text, delimiter), 1 if said else 0, None)
 
 
 def _decode(place: Path) -> str:

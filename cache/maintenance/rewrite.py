@@ -1,5 +1,7 @@
 """Put new segments in the place of old ones: `repair` without the damaged clips, `compact` as one of many.
 
+`cache.maintenance.remove` does so without the clips that it is given.
+
 A new segment is copied row by row from the old ones, so that memory stays flat, and keeps the checksums that its clips
 were written with: what a copy spoils, the checksums find. The container commits it before the old ones go.
 """
@@ -72,7 +74,7 @@ def repair(path: StrPath, on_progress: Progress | None = None, on_rewrite: Progr
         CacheWriteError: no room or no right; no sound clip is lost.
         DamagedCacheError: the extra arrays are damaged; nothing was changed.
     """
-    with _alone(path) as container:
+    with alone(path) as container:
         found = verify(path, on_progress)
         before = found.segments + len(found.unreadable)
         header, index = open_damaged(container)
@@ -85,9 +87,9 @@ def repair(path: StrPath, on_progress: Progress | None = None, on_rewrite: Progr
             )
         lost = {(clip.segment, clip.id) for clip in found.damaged if clip.lost}
         touched = {clip.segment for clip in found.damaged}
-        holders = _first_holders(index.segments, lost)
+        holders = first_holders(index.segments, lost)
         groups = [[segment] for segment in index.segments if segment.name in touched]
-        after = _rewrite(container, header, [*index.replaced, *found.unreadable], groups, holders, on_rewrite)
+        after = rewrite(container, header, [*index.replaced, *found.unreadable], groups, holders, on_rewrite)
         return RewriteSummary(
             segments=(before, after),
             clips=len(holders),
@@ -119,14 +121,14 @@ def compact(
         CacheWriteError: no room or no right; the clips are as they were.
         DamagedCacheError: something is damaged; nothing was changed.
     """
-    with _alone(path) as container:
+    with alone(path) as container:
         if not verify(path, on_progress).sound:
             raise DamagedCacheError(
                 f"{container.path} is damaged, and was left as it is; `emi cache verify {container.path}` says where, "
                 f"and `emi cache repair {container.path}` mends it"
             )
         header, index = open_damaged(container)
-        holders = _first_holders(index.segments)
+        holders = first_holders(index.segments)
         groups = [
             group
             for group in _groups(index.segments, header, segment_bytes)
@@ -135,7 +137,7 @@ def compact(
         before = after = len(index.segments)
         changed = bool(groups or index.replaced or index.uncovered or container.leftovers()[0])
         if changed:
-            after = _rewrite(container, header, index.replaced, groups, holders, on_rewrite)
+            after = rewrite(container, header, index.replaced, groups, holders, on_rewrite)
         else:
             with write_errors(container.path):
                 changed = container.seal()
@@ -144,7 +146,7 @@ def compact(
 
 
 @contextlib.contextmanager
-def _alone(path: StrPath) -> Iterator[Container]:
+def alone(path: StrPath) -> Iterator[Container]:
     """Open a cache that nobody else may write meanwhile."""
     with contextlib.closing(open_container(path)) as container:
         if container.read_attributes() is not None:
@@ -153,7 +155,7 @@ def _alone(path: StrPath) -> Iterator[Container]:
         yield container
 
 
-def _first_holders(segments: Sequence[SegmentIndex], lost: Collection[tuple[str, str]] = ()) -> dict[str, str]:
+def first_holders(segments: Sequence[SegmentIndex], lost: Collection[tuple[str, str]] = ()) -> dict[str, str]:
     """The segment of each clip that counts: the first of those that hold it, and did not lose it (segment, clip)."""
     return {
         clip_id: segment.name
@@ -163,7 +165,7 @@ def _first_holders(segments: Sequence[SegmentIndex], lost: Collection[tuple[str,
     }
 
 
-def _rewrite(
+def rewrite(
     container: Container,
     header: Header,
     removed: Collection[str],
@@ -299,7 +301,7 @@ def _counter(parts: Sequence[Part], on_rewrite: Progress | None) -> Callable[[in
     """What counts rows of frames that are written, and tells them as clips."""
     clips = sum(len(clips) for _, clips in parts)
     rows = sum(int(np.diff(segment.offsets)[list(clips)].sum()) for segment, clips in parts)
-    seconds = sum(float(segment.seconds[list(clips)].sum()) for segment, clips in parts)
+    seconds = sum(float(np.nansum(segment.seconds[list(clips)])) for segment, clips in parts)
     done = 0
 
     def add(more: int) -> None:

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from cache import fingerprint as fp
 from cache.containers.by_suffix import open_container
 from cache.containers.container import Container, SegmentIndex
@@ -96,7 +98,7 @@ def verify(path: StrPath, on_progress: Progress | None = None) -> Verification:
                 lost |= wrong
                 report.clips += len(run.clips)
                 if on_progress:
-                    on_progress(report.clips, total, float(segment.seconds[list(run.clips)].sum()))
+                    on_progress(report.clips, total, float(np.nansum(segment.seconds[list(run.clips)])))
             report.damaged += [
                 DamagedClip(id=segment.ids[number], segment=segment.name, reason=why) for number, why in lost.items()
             ]

@@ -27,7 +27,7 @@ from emi.cli import (
     table1,
     train_head,
 )
-from emi.cli.cache import compact, derive, export, import_, info, transfer, verify
+from emi.cli.cache import compact, derive, export, import_, info, remove, transfer, verify
 
 INTERRUPTED = 130
 
@@ -40,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 cache_app = typer.Typer(
-    help="Inspect, check, repair, convert, derive, import and export feature caches.",
+    help="Inspect, check, repair, convert, derive, import and export feature caches; remove clips.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -69,6 +69,7 @@ COMMANDS = {
         import_.import_,
         export.export,
         transfer.merge,
+        remove.remove,
     ),
 }
 """Commands in the order of `--help`; a docstring is the help text, and ends with an example."""

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from cache.maintenance.rewrite import repair
 
 PAGE = Path(__file__).parents[2] / "docs" / "read-without-emi.md"
 VAD = ("arousal", "dominance", "valence")
+PLAIN = Header(fingerprint={"dtype": "float16"}, dim=8, vad_names=VAD)
+TIMED = replace(PLAIN, hop_seconds=None, modality="face", optional=("times", "valid"))
 BLOCKED = """
 import sys
 
@@ -62,8 +65,9 @@ def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def listed(path: Path) -> list[str]:
     """What the snippets print of a cache."""
     with open_cache(path) as store:
+        version = 2 if store.header.optional else 1
         clips = [f"{i} {store[i].frames.shape} {store[i].frames.sum(dtype='float64')}" for i in store]
-        return [f"emi-features 1 {' '.join(store.vad_names)}", *clips]
+        return [f"emi-features {version} {' '.join(store.vad_names)}", *clips]
 
 
 def reader(path: Path) -> str:
@@ -96,15 +100,34 @@ def test_the_snippets_pass_over_a_segment_that_was_replaced_and_is_still_there(c
     assert printed(reader(cache), cache.parent) == listed(cache)
 
 
-def test_the_checksum_snippet_finds_the_damaged_clip(tmp_path):
-    path = tmp_path / "features.h5"
-    with CacheWriter(path, Header(fingerprint={"dtype": "float16"}, dim=8, vad_names=VAD)) as writer:
-        for clip_id in "abc":
-            writer.add(make_clip(clip_id, ord(clip_id)))
+@pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+def test_the_snippets_list_the_clips_of_a_cache_of_version_2(tmp_path, suffix):
+    path = tmp_path / f"features{suffix}"
+    with CacheWriter(path, TIMED) as writer:
+        for number, clip_id in enumerate("abc", 1):
+            writer.add(timed(make_clip(clip_id, number)))
+    assert printed(reader(path), tmp_path) == listed(path)
+    assert listed(path)[0].startswith("emi-features 2 ")
+
+
+def timed(clip: Clip) -> Clip:
+    """Return the clip with a time and a mark for each of its frames."""
+    starts = np.arange(len(clip.frames), dtype=np.float32) * 0.04
+    return replace(clip, times=np.stack([starts, starts + 0.03], 1), valid=np.arange(len(starts)) != 1)
+
+
+@pytest.mark.parametrize("part", ["vad", "times"])
+def test_the_checksum_snippet_finds_the_damaged_clip(tmp_path, part):
+    path, optional = tmp_path / "features.h5", part == "times"
+    clips = [timed(clip) if optional else clip for clip in (make_clip(clip_id, ord(clip_id)) for clip_id in "abc")]
+    with CacheWriter(path, TIMED if optional else PLAIN) as writer:
+        for clip in clips:
+            writer.add(clip)
     (code,) = [code for code in snippets("python") if "google_crc32c" in code]
     assert printed(code, tmp_path) == ["a intact", "b intact", "c intact"]
     content = path.read_bytes()
-    at = content.index(make_clip("b", ord("b")).vad.tobytes())
+    needle = getattr(clips[1], part).tobytes()
+    at = content.index(needle, content.index(getattr(clips[0], part).tobytes()) + 1) + len(needle) - 1
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     assert printed(code, tmp_path) == ["a intact", "b damaged", "c intact"]
 

@@ -46,12 +46,22 @@ def read_ids(file: Path, store: "FeatureCache") -> list[str]:
         ExportError: no such file, or it is not UTF-8 text.
         ClipNameError: a line may be several clips, or two lines are one.
     """
-    from cache.exchange.selection import ExportError
     from cache.ids import match_ids
+
+    lines = id_lines(file, store)
+    return [found or line for line, found in zip(lines, match_ids(lines, store), strict=True)]
+
+
+def id_lines(file: Path, store: "FeatureCache") -> list[str]:
+    """Read the lines of a file with a clip id each, stripped unless the cache has an id with spaces around it.
+
+    Raises:
+        ExportError: no such file, or it is not UTF-8 text.
+    """
+    from cache.exchange.selection import ExportError
 
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"--ids {file} cannot be read as UTF-8 text ({error}); write one clip id a line") from error
-    lines = [line if line in store else line.strip() for line in text.split("\n") if line.strip()]
-    return [found or line for line, found in zip(lines, match_ids(lines, store), strict=True)]
+    return [line if line in store else line.strip() for line in text.split("\n") if line.strip()]

@@ -1,6 +1,7 @@
 """Exports hold what the cache holds, bit for bit, as the tools that they are for read them."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -12,7 +13,7 @@ from cache import CacheWriter, Clip, Header, open_cache
 from cache.exchange.exporting import KINDS, export
 from cache.exchange.feature_files import FeatureFileError
 from cache.exchange.importing import import_features
-from cache.exchange.selection import ExportError, Selection, read_manifest
+from cache.exchange.selection import ExportError, ExportExistsError, Selection, read_manifest
 
 IDS = ["train/клип/один", "train/00001", "日本語", "z", "train/a b.c", "Ünï/ço∂é/🎭"]
 SOME = ["z", "train/00001"]
@@ -243,3 +244,78 @@ def test_the_arrays_of_an_npy_export_are_not_taken_for_clips(tmp_path, path, cli
     with pytest.raises(FeatureFileError, match="export of the kind 'npy', without a file for each clip"):
         import_features(tmp_path / "out", path, hop_seconds=0.02)
     assert not path.exists()
+
+
+@pytest.fixture(params=[".zarr", ".h5"])
+def timed(request, tmp_path, make_cache, make_header):
+    """Clips with times and marks, of faces."""
+    with open_cache(make_cache(tmp_path / f"timed{request.param}", IDS, header=make_header(timed=True))) as opened:
+        yield opened
+
+
+def bits(array):
+    return str(array.dtype), array.shape, array.tobytes()
+
+
+def test_times_and_marks_come_out_of_every_kind_bit_for_bit(timed, tmp_path):
+    for kind in KINDS:
+        assert export(timed, tmp_path / kind, kind).written == len(IDS)
+        manifest = manifest_in(tmp_path / kind, kind)
+        assert (manifest["modality"], manifest["optional"]) == ("face", ["times", "valid"])
+        assert manifest["hop_seconds"] is None
+    table = pq.read_table(tmp_path / "parquet")
+    assert table.schema.field("times").type == pa.list_(pa.list_(pa.float32(), 2))
+    assert table.schema.field("valid").type == pa.list_(pa.bool_())
+    parquet = {row["id"]: row for row in table.to_pylist()}
+    rows = datasets.load_from_disk(tmp_path / "datasets")
+    assert rows.features["times"] == datasets.Array2D((None, 2), "float32")
+    assert rows.features["valid"] == datasets.Sequence(datasets.Value("bool"))
+    rows = {row["id"]: row for row in rows.with_format("numpy")}
+    offsets = dict(zip(timed.ids, np.load(tmp_path / "npy" / "offsets.npy"), strict=False))
+    mapped = {name: np.load(tmp_path / "npy" / f"{name}.npy", mmap_mode="r") for name in ("times", "valid")}
+    for clip_id in timed:
+        clip = timed[clip_id]
+        with np.load(tmp_path / "npz" / f"{clip_id}.npz") as arrays:
+            assert arrays.files == ["frames", "seconds", "vad", "vad_pooled", "times", "valid"]
+            found = [arrays]
+            found += [{k: np.array(parquet[clip_id][k], getattr(clip, k).dtype) for k in mapped}]
+            found += [rows[clip_id]]
+            found += [{k: a[offsets[clip_id] :][: len(clip.frames)] for k, a in mapped.items()}]
+            for arrays_of_kind in found:
+                for name in mapped:
+                    assert bits(arrays_of_kind[name]) == bits(getattr(clip, name))
+
+
+def test_an_export_with_times_resumes_and_finds_another_mark(timed, tmp_path):
+    export(timed, tmp_path / "out", "npz", IDS[:2])
+    seen = []
+    summary = export(timed, tmp_path / "out", "npz", on_progress=lambda *numbers: seen.append(numbers[2]))
+    assert (summary.written, summary.present) == (len(IDS) - 2, 2)
+    assert seen == [float(timed[clip_id].times[-1, 1]) for clip_id in timed]
+    with np.load(tmp_path / "out" / "z.npz") as arrays:
+        changed = {**arrays, "valid": ~arrays["valid"]}
+    np.savez(tmp_path / "out" / "z.npz", **changed)
+    with pytest.raises(ExportExistsError, match="holds other features than clip 'z'"):
+        export(timed, tmp_path / "out", "npz")
+
+
+def test_an_export_of_another_modality_is_another_one(tmp_path, make_cache, make_header, kind):
+    plain = make_cache(tmp_path / "a.zarr", "ab")
+    faces = make_cache(tmp_path / "b.zarr", "ab", header=replace(make_header(), modality="face"))
+    with open_cache(plain) as one, open_cache(faces) as other:
+        export(one, tmp_path / "one", kind)
+        assert not {"modality", "optional"} & manifest_in(tmp_path / "one", kind).keys()
+        export(other, tmp_path / "other", kind)
+        with pytest.raises(ExportExistsError, match=r"modality \(there None, wanted face\)"):
+            export(other, tmp_path / "one", kind)
+        with pytest.raises(ExportExistsError, match=r"modality \(there face, wanted None\)"):
+            export(one, tmp_path / "other", kind)
+
+
+def test_what_is_exported_with_times_is_imported_with_them(timed, tmp_path, path):
+    export(timed, tmp_path / "out", "npz")
+    assert import_features(tmp_path / "out", path, modality="face").failures == []
+    with open_cache(path) as copy:
+        for clip_id in timed:
+            for name in ("frames", "times", "valid"):
+                assert bits(getattr(copy[clip_id], name)) == bits(getattr(timed[clip_id], name))

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache import CacheFormatError, CacheWriter, StaleCacheError, open_cache
-from cache.exchange.feature_files import MAX_BYTES, FeatureFileError, find_features, read_frames
+from cache.exchange.feature_files import MAX_BYTES, FeatureFileError, Reading, find_features, read_features
 from cache.exchange.importing import import_features
 
 DIM = 4
@@ -268,7 +268,7 @@ def test_two_files_of_one_clip_are_named(folder, path):
 
 @pytest.mark.parametrize("hop", [0, -1, float("nan"), float("inf")])
 def test_a_hop_that_is_none_is_refused(folder, path, hop):
-    with pytest.raises(FeatureFileError, match="--hop-seconds must be above zero"):
+    with pytest.raises(FeatureFileError, match="--hop must be above zero"):
         import_features(folder, path, hop_seconds=hop)
 
 
@@ -278,7 +278,7 @@ def test_wrong_settings_and_places_are_refused_before_any_work(folder, path, tmp
     with pytest.raises(FeatureFileError, match="there is no folder"):
         import_features(tmp_path / "none", path, hop_seconds=0.02)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FeatureFileError, match=r"holds no features \(looked for \.npy \.npz \.pkl\)"):
+    with pytest.raises(FeatureFileError, match=r"holds no features \(looked for \.csv \.npy \.npz \.pkl\)"):
         import_features(tmp_path / "empty", path, hop_seconds=0.02)
     with pytest.raises(CacheFormatError, match="NAME"):
         import_features(folder, tmp_path / "features.txt", hop_seconds=0.02)
@@ -318,7 +318,7 @@ def test_a_zip_bomb_is_refused_unopened(tmp_path):
         archive.infolist()[0].file_size = 1 << 40
         archive.writestr("x", b"")  # has the directory written again
     with pytest.raises(FeatureFileError, match="unpacks to 1099511627776 bytes"):
-        read_frames(file)
+        read_features(file, Reading(root=file.parent))
 
 
 @pytest.mark.parametrize("shape", ["(1099511627776, 1024)", "(4611686018427387904, 4)", "(True, 4)", "('a',)"])
@@ -333,7 +333,7 @@ def test_a_shape_that_is_only_claimed_is_refused(tmp_path, shape, suffix):
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("frames.npy", content)
     with pytest.raises(FeatureFileError):
-        read_frames(file)
+        read_features(file, Reading(root=file.parent))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -350,7 +350,7 @@ def test_a_damaged_file_gives_frames_or_a_clean_error(tmp_path, kind, changes, c
         content[at % len(content)] = value
     file.write_bytes(content[: len(content) - cut % len(content)] if cut % 2 else content)
     try:
-        frames = read_frames(file)
+        frames = read_features(file, Reading(root=file.parent)).frames
     except (ValueError, OSError):
         return
     assert frames.ndim == 2
@@ -370,6 +370,6 @@ def test_a_sparse_file_of_many_gigabytes_is_not_read(tmp_path, suffix, monkeypat
         header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 20, 1 << 10)}
         np.lib.format.write_array_header_1_0(opened, header)
         opened.truncate(opened.tell() + (4 << 30))
-    monkeypatch.setattr("cache.exchange.feature_files.READERS", {suffix: lambda _: pytest.fail("was read")})
+    monkeypatch.setattr("cache.exchange.feature_files.READERS", {suffix: lambda *_: pytest.fail("was read")})
     with pytest.raises(FeatureFileError, match=f"one clip takes at most {MAX_BYTES}"):
-        read_frames(file)
+        read_features(file, Reading(root=file.parent))

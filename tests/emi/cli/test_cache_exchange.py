@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 from cache import EmiError, open_cache
 from emi.cli.cache import export as cache_export
 from emi.cli.cache import import_ as cache_import
+from emi.cli.cache import remove as cache_remove
 
 APP = typer.Typer(rich_markup_mode=None)
 APP.command("import")(cache_import.import_)
 APP.command("export")(cache_export.export)
+APP.command("remove")(cache_remove.remove)
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -42,7 +44,7 @@ def folder(tmp_path):
     return root
 
 
-@pytest.mark.parametrize("command", ["import", "export"])
+@pytest.mark.parametrize("command", ["import", "export", "remove"])
 def test_the_help_has_an_example(command):
     text = " ".join(run(command, "--help").split())
     assert f"Example: emi cache {command} " in text
@@ -52,7 +54,7 @@ def test_the_help_has_an_example(command):
 def test_features_go_in_and_come_out(folder, tmp_path, suffix):
     cache, out = tmp_path / f"f{suffix}", tmp_path / "f.parquet"
     importing = ("import", folder, cache, "--hop-seconds", 0.02)
-    assert f"wrote 4 clips (0.2 min at 0.02 s a frame) to {cache}" in run(*importing)
+    assert f"wrote 4 clips (0.2 min, frames every 20 ms) to {cache}" in run(*importing)
     assert f"nothing to do: all 4 clips are in {cache}, and unchanged" in run(*importing)
     with open_cache(cache) as store:
         assert store.fingerprint["backbone"] == "import:wav2vec2"
@@ -116,7 +118,7 @@ def test_many_failures_are_counted(tmp_path):
 
 def test_wrong_options_are_told_in_one_sentence(folder, tmp_path):
     cache = tmp_path / "f.zarr"
-    with pytest.raises(EmiError, match="--hop-seconds must be above zero"):
+    with pytest.raises(EmiError, match="--hop must be above zero"):
         run("import", folder, cache, "--hop-seconds", 0)
     with pytest.raises(EmiError, match="--dtype must be one of"):
         run("import", folder, cache, "--hop-seconds", 1, "--dtype", "int8")
@@ -146,3 +148,51 @@ print(sorted({{"torch", "pyarrow", "datasets", "pandas"}} & set(sys.modules)))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_the_hop_has_two_names_and_the_modality_is_kept(folder, tmp_path):
+    cache = tmp_path / "f.zarr"
+    run("import", folder, cache, "--hop", 0.1, "--modality", "face", "--valid", "nonzero")
+    assert "nothing to do" in run(
+        "import", folder, cache, "--hop-seconds", 0.1, "--modality", "face", "--valid", "nonzero"
+    )
+    with open_cache(cache) as store:
+        assert (store.hop_seconds, store.header.modality, store.header.optional) == (0.1, "face", ("valid",))
+
+
+def test_csvs_are_imported_and_it_is_told_what_was_chosen(tmp_path):
+    folder, cache = tmp_path / "openface", tmp_path / "faces.zarr"
+    folder.mkdir()
+    header = "frame, face_id, timestamp, confidence, success, pose_Tx, AU01_r\n"
+    (folder / "1.csv").write_text(
+        header + "1, 0, 0.0, 0.9, 1, 2, 3\n1, 1, 0.0, 0.9, 1, 4, 5\n2, 1, 30.0, 0.9, 1, 6, 7\n"
+    )
+    (folder / "2.csv").write_text(header)
+    output = run("import", folder, cache, "--modality", "face", "--columns", "^AU")
+    assert "wrote 2 clips (1.0 min, frames with times of their own)" in output
+    assert "1 clips have no frames: nothing was found in them" in output
+    assert "1 clips show several people; the one who is found in most frames was taken:\n  00001: 2 people" in output
+    with open_cache(cache) as store:
+        assert store["00001"].frames.tolist() == [[5], [7]]
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+def test_clips_are_removed_by_id_and_by_list(folder, tmp_path, suffix):
+    cache, ids = tmp_path / f"f{suffix}", tmp_path / "withdrawn.txt"
+    run("import", folder, cache)
+    ids.write_text("0.mp3\n\n2\n2\n")
+    output = run("remove", cache, "--ids", ids, "3")
+    assert f"removed 3 clips from {cache}, which holds 1 now:\n  00000\n  00002\n  00003\n" in output
+    assert "not touched: the media" in output
+    with open_cache(cache) as store:
+        assert list(store) == ["00001"]
+    files = [cache] if cache.is_file() else [file for file in cache.rglob("*") if file.is_file()]
+    content = b"".join(file.read_bytes() for file in files)
+    assert b"00001" in content
+    assert not [name for name in (b"00000\0", b"00002", b"00003") if name in content]
+    output = run("remove", cache, "--ids", "x", "--ids", "1", code=1)
+    assert "removed 1 clips" in output
+    assert f"1 ids are not in {cache} (removed before, or misspelt):\n  x" in output
+    assert f"nothing to do: {cache} holds none of these clips" in run("remove", cache, "--ids", "1", code=1)
+    with pytest.raises(EmiError, match="there is no feature cache"):
+        run("remove", tmp_path / f"none{suffix}", "--ids", "1")

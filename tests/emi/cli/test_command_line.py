@@ -15,7 +15,7 @@ from warm_python import python
 from cache import open_cache
 from emi.cli import app
 
-CACHE_COMMANDS = "info verify repair compact convert merge derive import export"
+CACHE_COMMANDS = "info verify repair compact convert merge derive import export remove"
 COMMANDS = [
     *("extract", "train-head", "ablate", "sweep", "finetune", "table1", "predict", "evaluate", "compare", "ensemble"),
     "demo-data",
