@@ -8,7 +8,7 @@ class MediaListError(EmiError, ValueError):
 
 
 class MediaError(EmiError, ValueError):
-    """One file cannot be turned into a waveform; the message is its reason in `failures.csv`."""
+    """One file cannot be turned into a waveform, or into pictures; the message is its reason in `failures.csv`."""
 
 
 class BackboneError(EmiError, ValueError):

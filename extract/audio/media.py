@@ -121,9 +121,9 @@ class OpenFile:
     @contextlib.contextmanager
     def open(cls, path: Path, options: DecodeOptions) -> "Iterator[OpenFile]":
         """Open a file; errors of FFmpeg and of the system in this context become a `MediaError`."""
-        _check_file(path)
+        check_file(path)
         with contextlib.ExitStack() as opened:
-            container = _open(path, opened)
+            container = open_container(path, opened)
             try:
                 yield cls(container, path, options)
             except MediaError:
@@ -158,7 +158,7 @@ def header_seconds(path: Path, track: int | None = None) -> float | None:
         return None
 
 
-def _open(path: Path, opened: contextlib.ExitStack) -> av.container.InputContainer:
+def open_container(path: Path, opened: contextlib.ExitStack) -> av.container.InputContainer:
     """Open a file for reading, until `opened` is closed.
 
     Raises:
@@ -180,7 +180,8 @@ def _open(path: Path, opened: contextlib.ExitStack) -> av.container.InputContain
     return container
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise `MediaError` for what is no file with content: a folder, nothing, an empty file, an unreadable one."""
     try:
         if path.is_dir():
             raise MediaError("is a folder, not a media file")

@@ -24,7 +24,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import av.container
+import av
 
 TOLERANCE_SECONDS = 0.25
 """Encoder delay and padding make decoded and stated lengths differ by a few frames (AAC, MP3: 0.1 s)."""
@@ -67,9 +67,9 @@ _LAYOUTS = {
 
 
 def stated_seconds(
-    container: av.container.InputContainer, stream: av.AudioStream, path: Path, zero: float
+    container: av.container.InputContainer, stream: av.AudioStream | av.VideoStream, path: Path, zero: float
 ) -> float | None:
-    """Return the time at which the audio track ends as the file's headers state it, or None.
+    """Return the time at which a track ends as the file's headers state it, or None.
 
     Args:
         container: opened for reading.
@@ -81,7 +81,7 @@ def stated_seconds(
         Seconds from time 0; None where the headers only allow an estimate, or hold a placeholder.
     """
     kind = container.format.name
-    if kind == "mp3":
+    if kind == "mp3" and isinstance(stream, av.AudioStream):
         return _mp3_seconds(path, stream.rate)
     if "matroska" in kind:
         written = re.fullmatch(r"(\d+):(\d+):([\d.]+)\0*", stream.metadata.get("DURATION", ""))
