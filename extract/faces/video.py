@@ -150,7 +150,8 @@ class Video:
     ) -> None:
         """Set what is known after the last block, and refuse a file that is incomplete."""
         if not track.count:
-            raise MediaError("has a video track without a single picture" + (f" ({track.damage})" * bool(track.damage)))
+            reason = track.damage or track.skipped
+            raise MediaError("has a video track without a picture that can be decoded" + f" ({reason})" * bool(reason))
         stated = None if track.clock.broken else stated_seconds(container, stream, self._path, zero)
         self.note = track.note
         if track.stopped:
@@ -209,6 +210,7 @@ class FrameTrack:
         last_step: seconds for which it is shown.
         reached: time at which the last of the packets read so far ends.
         damage: why decoding stopped early, or "".
+        skipped: why a packet before the first picture could not be decoded, or "".
         stopped: whether the reader stopped before the end.
         note: how times were found where the file does not state them, else "".
     """
@@ -221,7 +223,7 @@ class FrameTrack:
         self.clock, self.tick = Clock(zero), float(stream.time_base or 0)
         self.count = 0
         self.end, self.last_step, self.reached = 0.0, 0.0, 0.0
-        self.damage, self.stopped, self.note = "", False, ""
+        self.damage, self.skipped, self.stopped, self.note = "", "", False, ""
 
     def shown(self) -> Iterator[_Row]:
         """Yield each frame with the times from and until which it is shown."""
@@ -262,6 +264,7 @@ class FrameTrack:
                     frames = packet.decode()
                 except av.error.FFmpegError as error:
                     if not self.count:  # a recording that starts between two key frames
+                        self.skipped = why(error)
                         continue
                     self.damage = why(error)
                     return

@@ -1,6 +1,7 @@
 """Each row is the picture that was due, on the clock of the sound, whatever the container states."""
 
 import math
+import re
 from fractions import Fraction
 
 import av
@@ -219,14 +220,13 @@ def test_an_animated_picture_is_a_video(tmp_path):
     assert [row[2] for row in rows_of(path, 2.0)[0]][:3] == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp"])
-def test_an_animation_of_pillow_is_a_video_or_is_refused(tmp_path, suffix):
+def test_animations_are_videos_or_are_refused(tmp_path):
     frames = [Image.fromarray(clock_picture(t)) for t in (0, 500, 1000)]
-    frames[0].save(tmp_path / f"x{suffix}", save_all=True, append_images=frames[1:], duration=500)
-    try:
-        assert [row[2] for row in rows_of(tmp_path / f"x{suffix}", 2.0)[0]] == [0.0, 0.5, 1.0]
-    except MediaError as error:
-        assert str(error).startswith(("cannot be decoded", "has a video track without", "is not a media file"))
+    for suffix in (".png", ".webp"):
+        frames[0].save(tmp_path / f"x{suffix}", save_all=True, append_images=frames[1:], duration=500)
+    assert [row[2] for row in rows_of(tmp_path / "x.png", 2.0)[0]] == [0.0, 0.5, 1.0]
+    with pytest.raises(MediaError, match="without a picture that can be decoded"):  # FFmpeg reads no animated WebP
+        rows_of(tmp_path / "x.webp")
 
 
 def test_files_without_a_video_are_refused_in_a_sentence(tmp_path, media):
@@ -239,9 +239,8 @@ def test_files_without_a_video_are_refused_in_a_sentence(tmp_path, media):
         ("broken.mp4", "is not a media file that FFmpeg can read"),
         ("missing.mp4", "does not exist"),
     ]:
-        with pytest.raises(MediaError, match="^") as caught:
+        with pytest.raises(MediaError, match="^" + re.escape(reason)):
             rows_of(tmp_path / name)
-        assert str(caught.value).startswith(reason)
 
 
 def test_cover_art_is_no_video(tmp_path, media):

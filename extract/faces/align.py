@@ -1,0 +1,87 @@
+"""Cut faces out of pictures: turned and scaled onto the landmarks of ArcFace, or as upright squares with a margin."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+CROP_SIDE = 112
+ARCFACE = np.array(
+    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)], np.float32
+)
+"""(5, 2) landmarks in a crop of 112 pixels, in the order of `Faces.landmarks` (InsightFace's alignment)."""
+
+
+def onto_template(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the similarity that brings landmarks closest to those of ArcFace, in the mean of squares.
+
+    This is Umeyama's transform (1991) without reflection. In the plane it has a closed form: with points as complex
+    numbers about their means, the turn and scale is the sum of conj(from) x to over the sum of |from|².
+
+    Args:
+        landmarks: (faces, 5, 2) in pixels of the picture.
+
+    Returns:
+        (faces, 2, 3), mapping (x, y, 1) of the picture to the crop.
+    """
+    points, template = (np.asarray(p, np.float64) @ [1, 1j] for p in (landmarks, ARCFACE))
+    centre = points.mean(axis=1, keepdims=True)
+    spread = (np.abs(points - centre) ** 2).sum(axis=1)
+    turn = (np.conj(points - centre) @ (template - template.mean())) / np.maximum(spread, 1e-12)
+    return _matrices(turn, template.mean() - turn * centre[:, 0])
+
+
+def onto_square(boxes: NDArray[np.float32], side: int, margin: float = 0.0) -> NDArray[np.float32]:
+    """Return the transform that brings the square around each box onto a crop.
+
+    Args:
+        boxes: (faces, 4) left, top, right, bottom in pixels of the picture.
+        side: of the crop in pixels.
+        margin: by which fraction of the longer side of the box the square is larger.
+
+    Returns:
+        (faces, 2, 3), mapping (x, y, 1) of the picture to the crop.
+    """
+    corners = np.asarray(boxes, np.float64).reshape(-1, 2, 2)
+    scale = side / ((corners[:, 1] - corners[:, 0]).max(axis=1).clip(1e-6) * (1 + margin))
+    centre = corners.mean(axis=1) @ [1, 1j]
+    return _matrices(scale.astype(complex), (side - 1) / 2 * (1 + 1j) - scale * (centre - 0.5 - 0.5j))
+
+
+def crops(images: NDArray[np.uint8], matrices: NDArray[np.float32], side: int = CROP_SIDE) -> NDArray[np.uint8]:
+    """Cut one crop out of each picture, with bilinear interpolation; what lies outside of the picture is black.
+
+    A row counts for itself, so crops do not depend on the others of a batch.
+
+    Args:
+        images: (rows, height, width, 3) uint8.
+        matrices: (rows, 2, 3), see above.
+        side: of the crops in pixels.
+
+    Returns:
+        (rows, side, side, 3) uint8.
+    """
+    rows, height, width, _ = images.shape
+    flat = torch.from_numpy(images).reshape(-1, 3)
+    grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
+    turns = np.asarray(matrices, np.float64)
+    back = np.linalg.inv(turns[:, :, :2]).swapaxes(1, 2)
+    points = torch.from_numpy((grid - turns[:, None, :, 2]) @ back)  # (rows, side², 2), in the picture
+    corner = points.floor()
+    right, below = (points - corner).to(torch.float32).unbind(-1)  # (rows, side²), fractions of a pixel
+    x, y = corner.clamp(-2, max(height, width) + 1).to(torch.int64).unbind(-1)
+    first = torch.arange(rows)[:, None] * height
+    mixed = torch.zeros(rows, side * side, 3)
+    for dx, across in ((0, 1 - right), (1, right)):
+        for dy, down in ((0, 1 - below), (1, below)):
+            column, line = x + dx, y + dy
+            inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
+            at = ((first + line.clamp(0, height - 1)) * width + column.clamp(0, width - 1)).flatten()
+            weight = (across * down * inside)[..., None]
+            mixed += weight * flat.index_select(0, at).reshape(rows, side * side, 3)
+    return mixed.round().to(torch.uint8).reshape(rows, side, side, 3).numpy()
+
+
+def _matrices(turn: NDArray[np.complex128], shift: NDArray[np.complex128]) -> NDArray[np.float32]:
+    """Return z -> turn z + shift as (faces, 2, 3)."""
+    rows = [[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]]
+    return np.moveaxis(np.array(rows), 2, 0).astype(np.float32)
