@@ -34,7 +34,7 @@ SWEEP_OPTIONS ?=
 FINETUNE_RUN ?= $(if $(filter file,$(origin RUN)),artifacts/finetune,$(RUN))
 FINETUNE_OPTIONS ?=
 BENCH ?=
-# Which script of benchmarks/: extract, cache, scale, train_head, sweep, finetune, unfrozen or precision.
+# Which script of benchmarks/: extract, cache, scale, train_head, sweep, finetune, unfrozen, precision or faces.
 BENCH_SCRIPT ?= extract
 
 .PHONY: help setup demo features train-head sweep finetune test test-slow test-kernels test-gpu lint bench bench-gpu
@@ -112,7 +112,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale, train_head, sweep, finetune, unfrozen or precision; BENCH="--quick", "--json FILE", …
+bench: $(READY) ## measure beside peers; BENCH_SCRIPT=extract, cache, scale, train_head, sweep, finetune, unfrozen, precision or faces; BENCH="--quick", "--json FILE", …
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/$(BENCH_SCRIPT).py $(BENCH)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("onnx", "lhotse", "datasets", "pyarrow")
-"""Packages of `emi-mimicry[bench]` that a row may lack."""
+EXTRAS = ("onnx", "lhotse", "datasets", "pyarrow", "facenet_pytorch")
+"""Packages of `emi-mimicry[bench]` that a row may lack, and one whose pins exclude this torch."""
 
 
 @pytest.mark.slow

@@ -22,20 +22,21 @@ class AreaTable:
     def __init__(self, images: Tensor) -> None:
         _, self.height, self.width, _ = images.shape
         # 255 for each pixel of a picture overflows int32 above 8.4 megapixels; differences of sums wrap back
-        self._sums = pad(images, (0, 0, 1, 0, 1, 0)).cumsum(2, dtype=torch.int32)  # (batch, height + 1, width + 1, 3)
+        self._sums = pad(images, (0, 0, 1, 0, 1, 0)).int()  # (batch, height + 1, width + 1, 3)
+        self._sums.cumsum_(2, dtype=torch.int32)  # of int32, and in place: a third of the time of uint8
         if images.device.type == "cpu":  # torch's cumsum over an outer axis takes four times as long
             for above, row in pairwise(self._sums.unbind(1)):
                 row += above
         else:
-            self._sums = self._sums.cumsum(1, dtype=torch.int32)
+            self._sums.cumsum_(1, dtype=torch.int32)
 
     def resized(self, height: int, width: int) -> Tensor:
         """Return the pictures at another size: (batch, 3, height, width) float32 in [-1, 1]."""
         device = self._sums.device
         top, bottom = _bins(torch.tensor(self.height, device=device), height)
         left, right = _bins(torch.tensor(self.width, device=device), width)
-        rows = self._sums.index_select(1, bottom) - self._sums.index_select(1, top)
-        sums = rows.index_select(2, right) - rows.index_select(2, left)
+        rows = self._sums.index_select(1, bottom).sub_(self._sums.index_select(1, top))
+        sums = rows.index_select(2, right).sub_(rows.index_select(2, left))
         return _scaled(sums, (bottom - top)[:, None] * (right - left)).permute(0, 3, 1, 2)
 
     def crops(self, pictures: Tensor, boxes: Tensor, side: int) -> Tensor:
@@ -56,7 +57,7 @@ class AreaTable:
             at = ((first + y) * (self.width + 1))[:, :, None] + x[:, None]
             return flat.index_select(0, at.flatten()).reshape(-1, side, side, 3)
 
-        sums = corner(y1, x1) - corner(y0, x1) - corner(y1, x0) + corner(y0, x0)
+        sums = corner(y1, x1).sub_(corner(y0, x1)).sub_(corner(y1, x0)).add_(corner(y0, x0))
         return _scaled(sums, (y1 - y0)[:, :, None] * (x1 - x0)[:, None]).permute(0, 3, 1, 2)
 
 
@@ -67,4 +68,4 @@ def _bins(size: Tensor, out: int) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(sums: Tensor, counts: Tensor) -> Tensor:
-    return (sums / counts[..., None] - 127.5) / 128
+    return (sums * (1 / (128 * counts[..., None]))).sub_(127.5 / 128)

@@ -22,7 +22,7 @@ EMBEDDED = ACTIVATIONS + 10
 """Numbers per face: O-Net's activations and its five landmarks."""
 CROPS = 512
 """Crops that go through a network at a time."""
-TABLE_BYTES = 16 << 20
+TABLE_BYTES = 24 << 20
 """Summed-area tables at a time (12 bytes per pixel): more pictures at a time leave the processor's cache."""
 
 
