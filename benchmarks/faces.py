@@ -18,10 +18,14 @@ from typing import Any
 
 import matplotlib.cbook
 import numpy as np
-import torch
-from PIL import Image
 
 sys.path[0] = str(Path(__file__).parents[1])  # this file is named like a package it measures
+
+import emi  # noqa: F401 - before torch: it sets how OpenMP's threads wait
+
+# isort: split
+import torch
+from PIL import Image
 
 from benchmarks._machine import header_line
 from benchmarks._timing import figure, in_pairs, seconds_of

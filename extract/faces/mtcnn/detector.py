@@ -140,7 +140,7 @@ class Detector:
         levels, corrections = [_Candidates.none()], [np.zeros((0, 4), np.float32)]
         for scale in self._scales(table.height, table.width):
             size = int(table.height * scale + 1), int(table.width * scale + 1)
-            moves, scores = self._proposals(table.resized(*size))
+            states, scores = self._proposals(table.resized(*size))
             where = (scores >= self.settings.thresholds[0]).nonzero()
             picture, row, column = where.unbind(1)
             corner = where[:, 1:].flip(1).cpu().numpy().astype(np.float32) * STRIDE
@@ -150,7 +150,8 @@ class Detector:
             )
             kept = level.without_doubles(0.5)
             levels.append(level[kept])
-            corrections.append(moves[picture, row, column].float().cpu().numpy()[kept])
+            passed = self._proposals.corrections(states[picture, row, column])
+            corrections.append(passed.float().cpu().numpy()[kept])
         found, moved = _Candidates.joined(levels), np.concatenate(corrections)
         kept = found.without_doubles(0.7)
         return found[kept].moved_to(squares(corrected(found.boxes[kept], moved[kept], pixel=0)))
