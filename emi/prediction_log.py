@@ -32,23 +32,24 @@ class PredictionLog(AbstractContextManager["PredictionLog"]):
 
     Attributes:
         records: of the clips that are done, by id.
+        place: the file; None where nothing is written.
     """
 
     def __init__(self, table: Path | None, model: str, sources: Sequence[Source]) -> None:
         self.records: dict[str, Record] = {}
-        self._place: Path | None = None
+        self.place: Path | None = None
         self._file: TextIO | None = None
         if table is None or (table.exists() and not table.is_file()):
             return
-        self._place = table.with_name(f"{table.name}.partial")
+        self.place = table.with_name(f"{table.name}.partial")
         self._states = {source.id: _state(source) for source in sources}
         head = json.dumps({"model": model})
-        lines = self._place.read_text(errors="replace").splitlines() if self._place.is_file() else []
+        lines = self.place.read_text(errors="replace").splitlines() if self.place.is_file() else []
         if lines[:1] == [head]:
             self._read(lines[1:])
-        self._place.parent.mkdir(parents=True, exist_ok=True)
+        self.place.parent.mkdir(parents=True, exist_ok=True)
         known = [json.dumps([self._states[clip], record]) for clip, record in self.records.items()]
-        write_atomically(self._place, "".join(f"{line}\n" for line in (head, *known)).encode())
+        write_atomically(self.place, "".join(f"{line}\n" for line in (head, *known)).encode())
 
     def add(self, record: Record) -> None:
         """Write a prediction down."""
@@ -59,12 +60,12 @@ class PredictionLog(AbstractContextManager["PredictionLog"]):
 
     def remove(self) -> None:
         """Remove the file, once the table is written."""
-        if self._place is not None:
-            self._place.unlink(missing_ok=True)
+        if self.place is not None:
+            self.place.unlink(missing_ok=True)
 
     def __enter__(self) -> "PredictionLog":
-        if self._place is not None:
-            self._file = self._place.open("a", encoding="utf-8")
+        if self.place is not None:
+            self._file = self.place.open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -90,6 +90,8 @@ def predict(
                 "or name the clips that count with --template CSV",
                 err=True,
             )
+        if log.place is not None and log.records:
+            typer.echo(f"what was predicted is kept for the next run in {log.place}", err=True)
         raise typer.Exit(1)
     if submission is not None:
         _write_submission(submission, [log.records[source.id] for source in sources], loaded, template)

@@ -80,15 +80,14 @@ def test_media_are_predicted_as_the_clips_of_the_cache_were(runs, labelled, tmp_
     from emi.prediction import list_sources
 
     list(model.iterate_sources(list_sources(media), lambda done, total, _: calls.append((done, total))))
-    features = len({name == "mean" for name in members})
-    assert calls == [(done // features, 2) for done in range(1, 2 * features + 1)]
+    assert calls == [(1, 2), (2, 2)]
 
 
 def test_a_clip_that_one_member_cannot_read_is_a_failure_and_no_mean_of_the_others(runs, labelled, tmp_path):
     emi.ensemble([runs / "lstm", runs / "mean"], tmp_path / "e")
     (tmp_path / "bad.wav").write_bytes(b"")
     results = list(emi.load(tmp_path / "e").iterate([labelled / "audio" / "00030.wav", tmp_path / "bad.wav"]))
-    assert [getattr(result, "reason", "read") for result in results] == ["read", "is empty (0 bytes)"]
+    assert sorted(getattr(result, "reason", "read") for result in results) == ["is empty (0 bytes)", "read"]
 
 
 def test_compare_and_a_further_ensemble_take_the_folder(runs, tmp_path):
