@@ -79,7 +79,7 @@ class Gradients:
         self, settings: TrainSettings, objective: Objective, scaler: torch.GradScaler, processes: Processes
     ) -> None:
         self._is_mean_over_clips = is_mean_over_clips(settings.loss, settings.weighting)
-        self._objective, self._scaler, self._processes = objective, scaler, processes
+        self.objective, self._scaler, self._processes = objective, scaler, processes
 
     def __call__(
         self, shared: nn.Module, mine: Sequence[Piece], outputs: Callable[[Piece], Tensor], targets: Tensor
@@ -99,7 +99,7 @@ class Gradients:
         for i, piece in enumerate(mine):
             with _exchange(shared, last=i == len(mine) - 1):
                 share = sum(labels[place] for place in piece.places) / max(1, sum(labels)) if piece.counts else 0.0
-                loss = share * self._objective(outputs(piece), targets[list(piece.places)])
+                loss = share * self.objective(outputs(piece), targets[list(piece.places)])
                 self._scaler.scale(loss * self._processes.count).backward()
             total += loss.detach()
         return float(self._processes.sum(total))
@@ -115,7 +115,7 @@ class Gradients:
         for places, out in self._processes.gather(parts):
             everything[list(places)] = out.to(everything.device)
         everything.requires_grad_(True)
-        loss = self._objective(everything, targets)
+        loss = self.objective(everything, targets)
         (slope,) = torch.autograd.grad(loss, everything)
         for i, piece in enumerate(mine):
             with _exchange(shared, last=i == len(mine) - 1):

@@ -182,6 +182,7 @@ class FinetuneTrainer(TrainingLoop):
         new = {"epoch": number, "step": 0, "total": 0.0, "seconds": 0.0}
         done: dict[str, Any] = self._progress if self._progress["epoch"] == number else new
         self.depth.arrange(number)
+        self._gradients.objective.epoch = number
         self.model.predictor.train()
         if not self._sharded:
             self._shared = self.processes.share(self.model, unused=self.tuning.layerdrop > 0)

@@ -23,14 +23,17 @@ class Term:
         name: what is meant, a key of the table it was read against.
         coefficient: above 0.
         options: every option of `name`, the given ones and the defaults of the others.
+        ramp: epochs over which the coefficient grows in equal steps to its value; 0 where it has it from the start.
     """
 
     name: str
     coefficient: float = 1.0
     options: Options = field(default_factory=dict)
+    ramp: int = 0
 
     def __str__(self) -> str:
-        options = ", ".join(f"{key}={_plain(value)}" for key, value in self.options.items())
+        shown = {**self.options, **({"ramp": self.ramp} if self.ramp else {})}
+        options = ", ".join(f"{key}={_plain(value)}" for key, value in shown.items())
         call = f"{self.name}({options})" if options else self.name
         return call if self.coefficient == 1 else f"{_plain(self.coefficient)}*{call}"
 

@@ -4,7 +4,7 @@ A weight follows from how often each intensity of a target occurs among the trai
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from train_head.errors import TrainSettingsError
 from train_head.losses.expression import Term, keyword_options, parse_sum
 from train_head.losses.registry import LOSSES
 
+RAMP = "ramp"
+"""Option of every loss: over how many epochs its coefficient grows."""
 Cells = NDArray[np.float64]
 
 
@@ -85,12 +87,14 @@ class Objective(nn.Module):
 
     Attributes:
         outputs: columns that a head must give per target: the most that any term asks for.
+        epoch: counted from 1, for terms with a ramp; set it before each epoch.
     """
 
     def __init__(self, terms: Sequence[Term], weights: Weights | None = None) -> None:
         super().__init__()
         self.terms = tuple(terms)
         self.weights = weights
+        self.epoch = 1
         self.outputs = max(LOSSES[term.name].outputs for term in self.terms)
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -115,7 +119,8 @@ class Objective(nn.Module):
         for term in self.terms:
             loss = LOSSES[term.name]
             seen = outputs if loss.outputs == self.outputs else predicted
-            total = total + term.coefficient * loss(seen, targets, weight, **term.options)
+            share = min(1.0, self.epoch / term.ramp) if term.ramp else 1.0
+            total = total + share * term.coefficient * loss(seen, targets, weight, **term.options)
         return total
 
     def __str__(self) -> str:
@@ -123,13 +128,17 @@ class Objective(nn.Module):
 
 
 def parse(expression: str) -> list[Term]:
-    """Read a loss expression such as "0.7*ccc + 0.3*mse" or "huber(delta=0.2)".
+    """Read a loss expression such as "0.7*ccc + 0.3*mse", "huber(delta=0.2)" or "mse + 0.1*pearson(ramp=8)".
 
     Raises:
         TrainSettingsError: an unknown loss or option (with the nearest known one), a coefficient or an option that is
             not above 0, or anything that is no such sum.
     """
-    return parse_sum(expression, "loss", {name: loss.options for name, loss in LOSSES.items()})
+    terms = parse_sum(expression, "loss", {name: {**loss.options, RAMP: 0} for name, loss in LOSSES.items()})
+    return [
+        replace(term, options={k: v for k, v in term.options.items() if k != RAMP}, ramp=int(term.options[RAMP]))
+        for term in terms
+    ]
 
 
 def canonical(expression: str) -> str:

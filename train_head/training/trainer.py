@@ -120,6 +120,7 @@ class Trainer(TrainingLoop):
         self._noise = torch.Generator(self.device).manual_seed(seed)
         order = shuffled_batches(self.train.costs, self.settings.batch_size, torch.Generator().manual_seed(seed))
         self.predictor.train()
+        self.objective.epoch = number
         total = 0.0
         for step, rows in enumerate(order[:batches]):
             lr = learning_rate(self.settings, (number - 1) * len(order) + step, len(order))

@@ -69,7 +69,7 @@ def test_an_expression_has_one_spelling(expression, expected):
     [
         ("mes", "unknown loss 'mes'; did you mean 'mse'"),
         ("huber(dleta=1)", "unknown option of loss huber 'dleta'; did you mean 'delta'"),
-        ("mse(delta=1)", "'mse' has no options, got 'delta'"),
+        ("mse(delta=1)", "unknown option of loss mse 'delta'"),
         ("-0.5*mse", "coefficient of mse must be above 0, got -0.5"),
         ("0*mse", "coefficient of mse must be above 0, got 0"),
         ("1e999*mse", "must be above 0, got inf"),
@@ -220,3 +220,27 @@ def test_a_weighting_has_one_spelling(text, expected):
 def test_what_is_no_weighting_is_refused_by_name(text, message):
     with pytest.raises(TrainSettingsError, match=message):
         canonical_weighting(text)
+
+
+def test_a_ramp_grows_a_coefficient_over_the_first_epochs():
+    torch.manual_seed(0)
+    outputs, targets = torch.rand(8, 2), torch.rand(8, 2)
+    objective = build_objective("mse + 0.4*pearson(ramp=4)", "none", targets)
+    mse, pearson = (build_objective(name, "none", targets)(outputs, targets) for name in ("mse", "pearson"))
+    for epoch, share in ((1, 0.25), (2, 0.5), (4, 1.0), (9, 1.0)):
+        objective.epoch = epoch
+        torch.testing.assert_close(objective(outputs, targets), mse + share * 0.4 * pearson)
+    assert canonical("mse + 0.4*pearson(ramp=4)") == "mse + 0.4*pearson(ramp=4)"
+    assert canonical("huber(ramp=2)") == "huber(delta=1, ramp=2)"
+    assert "ramp" not in canonical("mse + huber")
+
+
+@pytest.mark.parametrize("text", ["mse(ramp=0)", "mse(ramp=1.5)", "mse(ramp=-1)"])
+def test_a_ramp_is_a_whole_number_of_epochs(text):
+    with pytest.raises(TrainSettingsError, match="ramp"):
+        canonical(text)
+
+
+def test_a_weighting_has_no_ramp():
+    with pytest.raises(TrainSettingsError, match="ramp"):
+        canonical_weighting("lds(ramp=3)")
