@@ -69,6 +69,7 @@ def train_head(
     config: StrPath | None = None,
     skip_missing: bool = False,
     require: Sequence[str] = (),
+    ids: Sequence[str] = (),
     **settings: Any,
 ) -> TrainResult | ProtocolResult:
     """Train a head on cached features; the paper's settings are the defaults.
@@ -82,6 +83,7 @@ def train_head(
         config: TOML file of settings.
         skip_missing: leave out labelled clips that the cache does not hold, or that lack a required stream.
         require: names of streams that every labelled clip must have.
+        ids: `NAME=REGEX` for each stream whose ids differ from those of the labels, or "aff-wild2".
         **settings: fields of `train_head.validation.Validation` (seeds, folds, only_fold, train_on_all, group_by), of
             `train_head.data.label_format.LabelColumns` (targets, rater), of
             `train_head.training.settings.TrainSettings` (lr, epochs, seed, label_range, …), or options of the head
@@ -106,6 +108,7 @@ def train_head(
         format=resolved.label_format(columns, validation),
         skip_missing=skip_missing,
         require=require,
+        ids=ids,
     )
     return run_training(gather_inputs(cache, label_files), out, resolved, validation).result
 
@@ -123,6 +126,7 @@ def ablate(
     config: StrPath | None = None,
     skip_missing: bool = False,
     require: Sequence[str] = (),
+    ids: Sequence[str] = (),
     **settings: Any,
 ) -> Ablation | StreamAblation:
     """Train rows of settings that differ in one thing each; by default those of the paper's Table 1.
@@ -138,6 +142,7 @@ def ablate(
         config: TOML file of the settings that the rows have in common.
         skip_missing: leave out labelled clips that the cache does not hold, or that lack a required stream.
         require: names of streams that every labelled clip must have.
+        ids: `NAME=REGEX` for each stream whose ids differ from those of the labels, or "aff-wild2".
         **settings: targets, rater, group_by and settings as for `train_head`; an option of a head goes to the rows
             whose head has it.
 
@@ -156,6 +161,7 @@ def ablate(
         format=resolved[0][1].label_format(columns, validation),
         skip_missing=skip_missing,
         require=require,
+        ids=ids,
     )
     inputs = gather_inputs(cache, label_files)
     return ablate_streams(inputs, out, resolved[0][1], seeds) if streams else run_ablation(inputs, out, resolved, seeds)

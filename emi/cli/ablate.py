@@ -27,6 +27,7 @@ def ablate(
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table here too.")] = None,
     skip_missing: options.SkipUncached = False,
     require: options.Require = None,
+    ids: options.Ids = None,
     given: options.Given,
 ) -> None:
     """Train the paper's Table 1 with a frozen backbone, or your rows, and compare each row with the one before.
@@ -51,7 +52,7 @@ def ablate(
     base = [protocols.Row("streams")] if streams else chosen
     resolved = protocols.rows_settings(base, config, **given)
     form = resolved[0][1].label_format(columns, validation)
-    files = label_files(train, valid, form=form, skip_missing=skip_missing, require=require)
+    files = label_files(train, valid, form=form, skip_missing=skip_missing, require=require, ids=ids)
     inputs = gather_inputs(cache, files)
     found: protocols.Ablation | protocols.StreamAblation
     if streams:

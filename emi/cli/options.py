@@ -50,6 +50,14 @@ Require = Annotated[
         metavar="NAME", help="Refuse labelled clips that lack this stream, or drop them with --skip-missing; repeat."
     ),
 ]
+Ids = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=REGEX",
+        help="Where ids of labels differ from those of the stream NAME: the first group of the pattern is the stream's "
+        "id. aff-wild2 alone lets ID_left and ID_right share the sound of ID; repeat.",
+    ),
+]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-missing", help="Leave out labelled clips whose media are missing or unreadable.")
 ]

@@ -20,6 +20,7 @@ def train_head(
     more: options.Settings = None,
     skip_missing: options.SkipUncached = False,
     require: options.Require = None,
+    ids: options.Ids = None,
     tracker: options.TrackerOfHead = None,
     tensorboard: options.TensorBoard = False,
     given: options.Given,
@@ -38,7 +39,7 @@ def train_head(
     settings = resolve_settings(config, **(given | read_assignments(more or ())))
     validation.check_split(valid)
     form = settings.label_format(columns, validation)
-    files = label_files(train, valid, test, form=form, skip_missing=skip_missing, require=require)
+    files = label_files(train, valid, test, form=form, skip_missing=skip_missing, require=require, ids=ids)
     with Trackers(out, [*(tracker or ()), *["tensorboard"] * tensorboard]) as trackers:
         outcome = run(gather_inputs(cache, files), out, settings, validation, TrainingOutput(trackers=trackers))
     print_outcome(outcome, out, left_out(require))

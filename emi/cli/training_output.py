@@ -29,6 +29,7 @@ def label_files(
     form: LabelFormat,
     skip_missing: bool,
     require: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
     quiet: bool = False,
 ) -> LabelFiles:
     """Name the label files of a training, and print what is trained on: the targets, and the ignored columns.
@@ -36,7 +37,9 @@ def label_files(
     Raises:
         LabelError: the file of the training split is wrong.
     """
-    files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing, require=require or ())
+    files = LabelFiles.named(
+        train, valid, test, format=form, skip_missing=skip_missing, require=require or (), ids=ids or ()
+    )
     if quiet:
         return files
     labels = LabelFiles.named(train, format=form).read()["train"]

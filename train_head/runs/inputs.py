@@ -22,6 +22,7 @@ from train_head.data.gather import Stores, gather, open_stores, resolve_splits
 from train_head.data.groups import check_disjoint
 from train_head.data.label_format import LabelFormat
 from train_head.data.labels import Labels
+from train_head.data.links import linked, read_links
 from train_head.data.names import UNNAMED, Caches, by_stream
 from train_head.data.raters import Agreement, agreement
 from train_head.data.reading import read_any_labels, read_beside
@@ -51,12 +52,14 @@ class LabelFiles:
         skip_missing: leave out labelled clips of which there are no features (or media), or not those of a required
             stream, instead of refusing.
         require: names of streams that every labelled clip must have.
+        ids: how ids of labels become those of a stream: `NAME=REGEX`, or a preset; see `train_head.data.links`.
     """
 
     files: Mapping[str, StrPath]
     format: LabelFormat = field(default_factory=LabelFormat)
     skip_missing: bool = False
     require: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
     @classmethod
     def named(
@@ -68,10 +71,12 @@ class LabelFiles:
         format: LabelFormat | None = None,
         skip_missing: bool = False,
         require: Sequence[str] = (),
+        ids: Sequence[str] = (),
     ) -> "LabelFiles":
         """Make them of the paths that are given."""
         files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
-        return cls(files=files, format=format or LabelFormat(), skip_missing=skip_missing, require=tuple(require))
+        form = format or LabelFormat()
+        return cls(files=files, format=form, skip_missing=skip_missing, require=tuple(require), ids=tuple(ids))
 
     def read(self) -> dict[str, Labels]:
         """Read them, all with the targets of "train".
@@ -292,7 +297,7 @@ def gather_inputs(caches: Caches, label_files: LabelFiles, *, shared: StrPath | 
     """
     named = by_stream(caches)
     labels = label_files.read()
-    stores = open_stores(named)
+    stores = linked(open_stores(named), read_links(label_files.ids))
     labels = resolve_splits(stores, labels)
     splits = gather(
         stores,

@@ -154,6 +154,8 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
     for name, split in inputs.splits.items():
         if len(split) < len(inputs.labels[name]):  # with skip_missing: the cache may have more of them the next time
             data[f"{name}_clips_sha256"] = hashlib.sha256("\n".join(split.labels.ids).encode()).hexdigest()
+    if inputs.label_files.ids:
+        data["ids"] = list(inputs.label_files.ids)
     data |= inputs.label_files.format.to_dict() | {"targets": list(inputs.labels["train"].names)}
     if inputs.labels["train"].by_frame:
         data["resolution"] = FRAME

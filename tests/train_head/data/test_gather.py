@@ -1,5 +1,7 @@
 """From caches and label files to splits of several streams, and of labels per frame."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from train_head.data.labels import read_labels
 from train_head.data.names import UNNAMED, by_stream
 from train_head.data.splits import lacking_streams
 from train_head.errors import LabelError, TrainSettingsError
+from train_head.runs.inputs import LabelFiles, gather_inputs
 
 
 def write_cache(path, clips: dict[str, int], dim: int = 2, hop: float = 0.5):
@@ -141,3 +144,34 @@ def test_a_path_with_an_equals_sign_that_exists_is_a_path(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     write_cache(tmp_path / "seed=1.zarr", {"a": 1})
     assert by_stream("seed=1.zarr") == {UNNAMED: ["seed=1.zarr"]}
+
+
+def test_clips_that_share_a_source_are_linked_to_it(tmp_path):
+    audio = write_cache(tmp_path / "audio.zarr", {"talk": 4, "walk": 6})
+    face = write_cache(tmp_path / "face.zarr", {"talk_left": 2, "talk_right": 3, "walk": 1}, dim=3)
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.csv").write_text("Filename,Joy\ntalk_left,0.1\ntalk_right,0.5\nwalk,0.9\n")
+    files = LabelFiles.named(tmp_path / "train.csv", tmp_path / "valid.csv", ids=["aff-wild2"])
+    split = gather_inputs({"audio": audio}, files).splits["train"]
+    assert split.only.lengths.tolist() == [4, 4, 6]
+    assert split.batch([0, 1, 2]).streams["audio"].frames[:, 0, 0].tolist() == [1, 1, 2]
+    files = replace(files, ids=("audio=(.+?)(?:_left|_right)?",))
+    split = gather_inputs({"audio": audio, "face": face}, files, shared=tmp_path / "map").splits["train"]
+    assert split.streams["audio"].lengths.tolist() == [4, 4, 6]
+    assert split.streams["face"].lengths.tolist() == [2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ("affwild", "takes NAME=REGEX or one of aff-wild2"),
+        ("audio=(", "is no regular expression"),
+        ("audio=.*", "one group in parentheses"),
+        ("sound=(.*)", "the streams are audio"),
+    ],
+)
+def test_wrong_links_are_refused(tmp_path, ids, message):
+    audio = write_cache(tmp_path / "audio.zarr", {"1": 4})
+    (tmp_path / "train.csv").write_text("Filename,Joy\n1,0.1\n")
+    with pytest.raises(TrainSettingsError, match=message):
+        gather_inputs({"audio": audio}, LabelFiles.named(tmp_path / "train.csv", ids=[ids]))
