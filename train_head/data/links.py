@@ -22,7 +22,7 @@ class LinkedCache(FeatureCache):
     """
 
     def __init__(self, store: FeatureCache, pattern: re.Pattern[str]) -> None:
-        self.__dict__ = store.__dict__
+        self.__dict__.update(store.__getstate__())  # its index, and file handles of its own
         self._pattern = pattern
 
     def _own(self, clip_id: object) -> str:
