@@ -84,18 +84,23 @@ def predict(
     if csv_file or submission is None:
         _write_csv(csv_file, sources, log.records, loaded.names)
     if failures:
-        if submission is not None:
-            typer.echo(
-                f"{submission} was not written: {len(failures)} of its {len(sources)} clips cannot be read; mend them, "
-                "or name the clips that count with --template CSV",
-                err=True,
-            )
-        if log.place is not None and log.records:
-            typer.echo(f"what was predicted is kept for the next run in {log.place}", err=True)
+        _tell_kept(submission, len(failures), len(sources), log)
         raise typer.Exit(1)
     if submission is not None:
         _write_submission(submission, [log.records[source.id] for source in sources], loaded, template)
     log.remove()
+
+
+def _tell_kept(submission: Path | None, failures: int, clips: int, log: "PredictionLog") -> None:
+    """Say what was not written because of failures, and what is kept for the next run."""
+    if submission is not None:
+        typer.echo(
+            f"{submission} was not written: {failures} of its {clips} clips cannot be read; mend them, or name the clips "
+            "that count with --template CSV",
+            err=True,
+        )
+    if log.place is not None and log.records:
+        typer.echo(f"what was predicted is kept for the next run in {log.place}", err=True)
 
 
 def _places(given: list[str] | None) -> str | dict[str, str] | None:
