@@ -95,8 +95,8 @@ def _tell_kept(submission: Path | None, failures: int, clips: int, log: "Predict
     """Say what was not written because of failures, and what is kept for the next run."""
     if submission is not None:
         typer.echo(
-            f"{submission} was not written: {failures} of its {clips} clips cannot be read; mend them, or name the clips "
-            "that count with --template CSV",
+            f"{submission} was not written: {failures} of its {clips} clips cannot be read; mend them, or name the "
+            "clips that count with --template CSV",
             err=True,
         )
     if log.place is not None and log.records:
