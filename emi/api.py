@@ -251,6 +251,7 @@ def finetune(
     init_head: StrPath | None = None,
     audio: StrPath | None = None,
     media_root: StrPath | None = None,
+    cache: Caches | None = None,
     skip_missing: bool = False,
     **settings: Any,
 ) -> "TrainResult | ProtocolResult":
@@ -268,6 +269,8 @@ def finetune(
         init_head: run folder of a head that was trained on this backbone's cached features, to start from.
         audio: folder of the decoded audio, which runs may share.
         media_root: where the paths of a CSV or list start.
+        cache: features of other streams, which stay as they are, by name: `{"text": "t.zarr"}`; the head reads them
+            beside those of the backbone, whose stream is named by its modality (`audio`).
         skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
         **settings: fields of `emi.finetuning.settings.FinetuneSettings` (freeze, backbone_lr, lora, …), and
             everything that `train_head` takes.
@@ -288,6 +291,7 @@ def finetune(
         init_head=init_head,
         audio=audio,
         media_root=media_root,
+        cache=cache,
     )
     return start.finetune(data, out, resolved, tuning, validation).result
 

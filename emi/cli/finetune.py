@@ -20,6 +20,10 @@ def finetune(
     *,
     valid: options.BestEpochValid = None,
     test: options.Test = None,
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="Feature cache of another stream, which the head reads too; repeat."),
+    ] = None,
     init_head: Annotated[
         Path | None, typer.Option(help="Run folder of a head trained on this backbone's cache, to start from.")
     ] = None,
@@ -58,7 +62,7 @@ def finetune(
         tell_licence(backbone)
     files = label_files(train, valid, test, form=form, skip_missing=skip_missing, quiet=not speaks)
     data = start.FinetuneData(
-        media=media, label_files=files, backbone=backbone, init_head=init_head, audio=audio, **places
+        media=media, label_files=files, backbone=backbone, init_head=init_head, audio=audio, cache=cache, **places
     )
     with (
         Trackers(out, [*(tracker or ()), *["tensorboard"] * tensorboard]) as trackers,

@@ -1,6 +1,7 @@
-"""Model inputs for a batch of clips: their waveforms, augmented, or the outputs of the frozen stages."""
+"""Model inputs for a batch of clips: waveforms, augmented, or outputs of the frozen stages; rows of cached streams."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,7 @@ from emi.finetuning.settings import FinetuneSettings
 from extract.backbones import Divisible, Trainable
 from extract.settings import SAMPLE_RATE
 from train_head.data.splits import Split
+from train_head.data.streams import Rows
 
 WIDEST = 1024
 """Numbers per frame for which the disk must have room."""
@@ -21,18 +23,21 @@ SNR_SPREAD_DB = 20.0
 
 
 class ClipInputs:
-    """Makes model inputs from decoded audio.
+    """Makes model inputs from decoded audio and cached rows.
 
     Args:
         backbone: its frozen stages are computed here, the others by the model; a `Divisible` where any are.
         below: number of stages, from the bottom, that never learn and can be computed apart; 0 gives waveforms.
         settings: how waveforms are augmented, and whether outputs are kept.
         device: of the inputs.
+        stream: name of the stream that holds the audio; the others are cached.
     """
 
-    def __init__(self, backbone: Trainable, below: int, settings: FinetuneSettings, device: torch.device) -> None:
+    def __init__(
+        self, backbone: Trainable, below: int, settings: FinetuneSettings, device: torch.device, stream: str
+    ) -> None:
         self._backbone, self._below = cast(Divisible, backbone), below
-        self._device = device
+        self._device, self._stream = device, stream
         self._augment = WaveformAugment(settings) if settings.augments else None
         self._keeps = below > 0 and settings.remember and not settings.augments
         self._frozen: FrozenOutputs | None = None
@@ -45,7 +50,8 @@ class ClipInputs:
             splits: whose clips will come.
         """
         if self._keeps:
-            frames = sum(self._backbone.num_frames(n) for split in splits for n in split.only.lengths.tolist())
+            lengths = [n for split in splits for n in split.streams[self._stream].lengths.tolist()]
+            frames = sum(map(self._backbone.num_frames, lengths))
             frozen = FrozenOutputs(folder)
             self._frozen = frozen if frozen.has_room(frames, WIDEST) else None
 
@@ -57,17 +63,29 @@ class ClipInputs:
 
     def __call__(
         self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None
-    ) -> tuple[list[Tensor], list[int], int]:
-        """Return the arguments of `BackboneWithHead.frames` for some clips of a split; augmented if noise is given."""
+    ) -> tuple[list[Tensor], list[int], int, dict[str, Rows]]:
+        """Return the arguments of `BackboneWithHead.predict` for some clips; the audio is augmented if noise is given.
+
+        Args:
+            split: with the decoded audio and the cached streams.
+            rows: numbers of the clips.
+            noise: where the chance of augmentation comes from.
+        """
         at = torch.as_tensor(rows)
-        samples = split.only
+        samples = split.streams[self._stream]
         places = zip(samples.starts[at].tolist(), samples.lengths[at].tolist(), strict=True)
         clips = [waveform(samples.rows, start, length) for start, length in places]
         if self._augment is not None and noise is not None:
             clips = [self._augment(clip, noise) for clip in clips]
         inputs = self._below_outputs(clips) if self._below else clips
         lengths = [len(clip) for clip in clips] if self._below else []
-        return [each.to(self._device, non_blocking=True) for each in inputs], lengths, self._below
+        moved = [each.to(self._device, non_blocking=True) for each in inputs]
+        return moved, lengths, self._below, self._cached(split, rows)
+
+    def _cached(self, split: Split, rows: Sequence[int]) -> dict[str, Rows]:
+        others = replace(split, streams={name: s for name, s in split.streams.items() if name != self._stream})
+        batch = others.batch(rows).streams
+        return {name: Rows(r.frames.to(self._device), r.lengths.to(self._device)) for name, r in batch.items()}
 
     def _below_outputs(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs of the frozen stages: kept ones, or all computed now and kept."""

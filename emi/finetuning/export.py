@@ -1,7 +1,7 @@
 """A fine-tuned run as a backbone and a head, which extraction, prediction and the transformers library open.
 
 model.safetensors, config.json   the backbone, in the transformers layout
-features.toml                    its features: size, hop, fingerprint
+features.toml                    its features: size, hop, fingerprint; beside cached streams, in the table of its stream
 best.safetensors                 the head, written last: once it exists, the others belong to it
 """
 
@@ -19,6 +19,7 @@ from extract.backbones import identify
 from extract.errors import BackboneError
 from extract.plan import make_header
 from extract.settings import ExtractSettings
+from train_head.data.names import UNNAMED
 from train_head.errors import RunFolderError
 from train_head.runs import run_folder
 
@@ -49,7 +50,8 @@ def write_export(folder: Path, model: BackboneWithHead, tuning: FinetuneSettings
         "source": run_folder.HERE,
         "fingerprint": dict(header.fingerprint),
     }
-    write_atomically(folder / run_folder.FEATURES, tomli_w.dumps(features).encode())
+    tables = features if model.stream == UNNAMED else {model.stream: features}
+    write_atomically(folder / run_folder.FEATURES, tomli_w.dumps(tables).encode())
     with replacing(folder / run_folder.BEST) as temporary:
         save_file({n: t.contiguous().cpu() for n, t in model.predictor.state_dict().items()}, temporary)
 

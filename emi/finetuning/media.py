@@ -1,15 +1,16 @@
 """Labelled media as a data source: decoded once, with the backbone loaded anew for every run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cache.licences import LICENCE
+from cache.licences import LICENCE, all_of
 from cache.paths import StrPath
 from emi.finetuning.audio import Audio, decode_audio, mended, open_audio
+from emi.finetuning.cached import with_cached
 from emi.finetuning.model import BackboneWithHead
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import TABLE, FinetuneSettings
@@ -19,13 +20,13 @@ from extract.backbones.precision import DTYPES
 from extract.plan import make_header
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
-from train_head.data.gather import resolve
+from train_head.data.gather import refuse_foreign, resolve
 from train_head.data.labels import Labels
 from train_head.data.names import UNNAMED
 from train_head.data.splits import Split
 from train_head.data.streams import Stream
 from train_head.errors import LabelError
-from train_head.runs.inputs import Inputs, LabelFiles, StreamInfo
+from train_head.runs.inputs import CachedFeatures, Inputs, LabelFiles, StreamInfo
 from train_head.runs.load import TrainedHead
 from train_head.runs.run_folder import BEST, file_sha256
 from train_head.training.augment_settings import AugmentSettings
@@ -36,7 +37,9 @@ from train_head.training.settings import TrainSettings
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedMedia:
-    """Decoded audio and a backbone; see `train_head.runs.inputs.DataSource`. The rows of its splits are samples.
+    """Decoded audio and a backbone, perhaps beside cached streams; see `train_head.runs.inputs.DataSource`.
+
+    The rows of the stream whose backbone learns are samples.
 
     Attributes:
         root: where the media are.
@@ -46,6 +49,7 @@ class DecodedMedia:
         processes: that share the work.
         init_head: a trained head to start from.
         audio_sha256: of the decoded clips, once they are decoded.
+        cached: the other streams.
     """
 
     root: StrPath
@@ -55,6 +59,12 @@ class DecodedMedia:
     processes: Processes
     init_head: TrainedHead | None = None
     audio_sha256: str = ""
+    cached: CachedFeatures = field(default_factory=lambda: CachedFeatures({}, {}))
+
+    @property
+    def stream(self) -> str:
+        """Name of the stream whose backbone learns: its modality where there are others."""
+        return self.identity.modality if self.cached.streams else UNNAMED
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -82,16 +92,15 @@ class DecodedMedia:
 
     @property
     def streams(self) -> Mapping[str, StreamInfo]:
-        """See `DataSource`: one, whose features the backbone gives; a row of its splits is a sample."""
-        return {
-            UNNAMED: StreamInfo(
-                fingerprint=self.fingerprint,
-                row_seconds=1 / SAMPLE_RATE,
-                dim=self.identity.dim + len(self.identity.vad_names),
-                note=self.note,
-                licence=self.identity.licence,
-            )
-        }
+        """See `DataSource`; sorted, as caches are in the cached mode."""
+        learning = StreamInfo(
+            fingerprint=self.fingerprint,
+            row_seconds=1 / SAMPLE_RATE,
+            dim=self.identity.dim + len(self.identity.vad_names),
+            note=self.note,
+            licence=self.identity.licence,
+        )
+        return dict(sorted({**self.cached.streams, self.stream: learning}.items()))
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """See `DataSource`."""
@@ -102,15 +111,18 @@ class DecodedMedia:
         if self.init_head is not None:
             backbone["head_sha256"] = file_sha256(self.init_head.folder / BEST)
         data = {"media": str(Path(self.root).absolute()), "audio_sha256": self.audio_sha256}
+        cached = self.cached.tables() if self.cached.streams else {"data": {}}
         return {
-            "data": data,
+            **cached,
+            "data": data | cached["data"],
             TABLE: self.tuning.to_toml(),
             "backbone": backbone,
-            LICENCE: self.identity.licence.to_dict(),
+            LICENCE: all_of([info.licence for info in self.streams.values()]).to_dict(),
         }
 
     def prepare(self, folder: Path) -> None:
-        """See `DataSource`: nothing."""
+        """See `DataSource`: what the cached features were derived with, where they are derived."""
+        self.cached.prepare(folder)
 
     def make_loop(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> FinetuneTrainer:
         """See `DataSource`.
@@ -119,15 +131,16 @@ class DecodedMedia:
             TrainSettingsError: the backbone has no such layers.
             BackboneError: it cannot be trained, or its files do not fit.
         """
-        tuning = self.tuning
+        tuning, dims = self.tuning, {name: info.dim for name, info in self.streams.items()}
 
         def build() -> BackboneWithHead:
             torch.manual_seed(settings.seed)  # the first draws are the head's, as in the cached mode
-            predictor = Predictor(settings, {UNNAMED: self.streams[UNNAMED].dim}, len(train.labels.names))
+            predictor = Predictor(settings, dims, len(train.labels.names))
             if self.init_head is not None:
                 predictor.load_state_dict(self.init_head.head.state_dict())
             backbone = load_trainable(self.identity, self.processes.device, self.precision, regularisation(tuning))
-            return BackboneWithHead(backbone, predictor, DTYPES[self.precision], AugmentSettings(**settings.augment))
+            changes = AugmentSettings(**settings.augment)
+            return BackboneWithHead(backbone, predictor, DTYPES[self.precision], changes, self.stream)
 
         return FinetuneTrainer(
             settings,
@@ -137,7 +150,7 @@ class DecodedMedia:
             valid,
             self.processes,
             folder,
-            standardise=settings.standardise and self.init_head is None,
+            standardise=self.init_head is None and any(settings.stream(name).standardise for name in dims),
         )
 
 
@@ -159,7 +172,7 @@ def gather_media(
     media_root: StrPath | None = None,
     reporter: Reporter = SILENT,
 ) -> Inputs:
-    """Read the labels, find the media, decode what is not decoded yet.
+    """Read the labels, find the media, decode what is not decoded yet, load the cached streams.
 
     Args:
         source: the backbone and the place of the media.
@@ -178,6 +191,8 @@ def gather_media(
     labels = {name: resolve(part, places) for name, part in label_files.read().items()}
     wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
     _refuse_missing(labels, places, source.root, skip_missing)
+    for part in labels.values():
+        refuse_foreign(source.cached.stores, part)
     found = _decoded(source, [places[clip] for clip in wanted if clip in places], audio, reporter)
     if found.failures and (not skip_missing or not found.starts):
         first = found.failures[0]
@@ -188,7 +203,8 @@ def gather_media(
         )
     if found.notes:
         reporter.media_notes(found.notes)
-    splits = {name: _split(part, found, skip_missing) for name, part in labels.items()}
+    splits = {name: _split(part, found, source.stream, skip_missing) for name, part in labels.items()}
+    splits = with_cached(splits, source.cached, source.processes, Path(audio))
     used = {clip for split in splits.values() for clip in split.labels.ids}
     source = replace(source, audio_sha256=found.sha256(sorted(used)))
     return Inputs(source=source, label_files=label_files, labels=labels, splits=splits)
@@ -213,15 +229,15 @@ def _decoded(source: DecodedMedia, sources: Sequence[Source], audio: StrPath, re
     return found
 
 
-def _split(labels: Labels, audio: Audio, skip_missing: bool) -> Split:
+def _split(labels: Labels, audio: Audio, stream: str, skip_missing: bool) -> Split:
     if skip_missing:
         labels = labels.take([i for i, clip in enumerate(labels.ids) if clip in audio.starts])
         if not len(labels):
             raise LabelError(f"none of the clips of {labels.path} can be read")
     starts = torch.tensor([audio.starts[clip] for clip in labels.ids])
     lengths = torch.tensor([audio.lengths[clip] for clip in labels.ids])
-    samples = Stream(UNNAMED, audio.samples, starts, lengths, 1 / SAMPLE_RATE)
-    return Split(labels, {UNNAMED: samples}, torch.from_numpy(labels.unit_values))
+    samples = Stream(stream, audio.samples, starts, lengths, 1 / SAMPLE_RATE)
+    return Split(labels, {stream: samples}, torch.from_numpy(labels.unit_values))
 
 
 def _refuse_missing(

@@ -1,6 +1,6 @@
 """Backbone and head as one module: waveforms in, what the loss sees out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -8,32 +8,40 @@ from torch import Tensor, nn
 
 from extract.backbones import Trainable
 from train_head.data.names import UNNAMED
+from train_head.data.splits import Batch
 from train_head.data.streams import Rows
-from train_head.training.augment import augment
+from train_head.training.augment import augment_batch
 from train_head.training.augment_settings import AugmentSettings
 from train_head.training.predictor import Predictor
 
 
 class BackboneWithHead(nn.Module):
-    """Waveforms → frames ⊕ frame-wise VAD → the head of the cached mode.
+    """Waveforms → frames ⊕ frame-wise VAD → the head of the cached mode, which may read cached streams too.
 
     Args:
         backbone: a torch module that gives `Features`.
         predictor: standardisation and head, the same module that `train_head` trains.
         dtype: of the head's matrix products; the backbone knows its own.
-        changes: how the frames are changed in training.
+        changes: how the frames of all streams are changed in training.
+        stream: name of the stream that the backbone gives.
     """
 
     def __init__(
-        self, backbone: Trainable, predictor: Predictor, dtype: torch.dtype, changes: AugmentSettings | None = None
+        self,
+        backbone: Trainable,
+        predictor: Predictor,
+        dtype: torch.dtype,
+        changes: AugmentSettings | None = None,
+        stream: str = UNNAMED,
     ) -> None:
         super().__init__()
         self.backbone = cast(Any, backbone)
         self.predictor = predictor
+        self.stream = stream
         self._dtype, self._changes = dtype, changes or AugmentSettings()
 
     def frames(self, clips: Sequence[Tensor], samples: Sequence[int] = (), below: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the input of the head.
+        """Return what the head reads of the backbone.
 
         Args:
             clips: (samples,) float32 each, 16 kHz, not normalised; or outputs of the backbone's lowest stages.
@@ -54,18 +62,33 @@ class BackboneWithHead(nn.Module):
         clips: Sequence[Tensor],
         samples: Sequence[int] = (),
         below: int = 0,
+        cached: Mapping[str, Rows] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """(batch, targets * columns per target) float32; in training with a generator the frames are augmented."""
-        frames, lengths = self.frames(clips, samples, below)
-        if generator is not None:
-            nothing = frames.new_zeros(len(lengths), 0)
-            frames, lengths, _ = augment(frames, lengths, nothing, self._changes, generator)
-        with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self.predictor.outputs({UNNAMED: Rows(frames, lengths)})
+        """(batch, targets * columns per target) float32; in training with a generator the frames are augmented.
 
-    def predict(self, clips: Sequence[Tensor], samples: Sequence[int] = (), below: int = 0) -> Tensor:
+        Args:
+            clips: see `frames`.
+            samples: see `frames`.
+            below: see `frames`.
+            cached: rows of the other streams.
+            generator: where the chance of augmentation comes from.
+        """
+        frames, lengths = self.frames(clips, samples, below)
+        batch = Batch({self.stream: Rows(frames, lengths), **(cached or {})}, frames.new_zeros(len(lengths), 0))
+        if generator is not None:
+            batch = augment_batch(batch, self._changes, generator)
+        with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return self.predictor.outputs(batch.streams)
+
+    def predict(
+        self,
+        clips: Sequence[Tensor],
+        samples: Sequence[int] = (),
+        below: int = 0,
+        cached: Mapping[str, Rows] | None = None,
+    ) -> Tensor:
         """(batch, targets) float32 intensities, not clipped to [0, 1]."""
         frames, lengths = self.frames(clips, samples, below)
         with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self.predictor({UNNAMED: Rows(frames, lengths)})
+            return self.predictor({self.stream: Rows(frames, lengths), **(cached or {})})

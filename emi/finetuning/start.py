@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from cache.fingerprint import differences
 from cache.paths import StrPath
 from cache.system.memory import give_freed_memory_back, keep_freed_memory
+from emi.finetuning.cached import open_cached
 from emi.finetuning.depth import Depth
 from emi.finetuning.local_processes import local_processes
 from emi.finetuning.media import DecodedMedia, gather_media, regularisation
@@ -19,11 +21,11 @@ from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.sharding import check_sharding
 from extract.backbones import Identity, identify, load_trainable
 from train_head.data.labels import read_labels
-from train_head.data.names import UNNAMED
+from train_head.data.names import Caches
 from train_head.errors import RunFolderError, TrainSettingsError, refuse
 from train_head.protocols import Outcome, train
 from train_head.runs.inputs import LabelFiles
-from train_head.runs.load import TrainedHead, load_head
+from train_head.runs.load import TrainedHead, TrainedStream, load_head
 from train_head.runs.run_folder import CONFIG
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.predictor import Predictor
@@ -43,6 +45,7 @@ class FinetuneData:
         init_head: run folder of a head that was trained on this backbone's cached features, to start from.
         audio: folder of the decoded audio, which runs may share; OUT-audio beside the run folder by default.
         media_root: where the paths of a CSV or list start.
+        cache: features of other streams, by name, which the head reads beside those of the backbone.
     """
 
     media: StrPath
@@ -52,6 +55,7 @@ class FinetuneData:
     init_head: StrPath | None = None
     audio: StrPath | None = None
     media_root: StrPath | None = None
+    cache: Caches | None = None
 
 
 def finetune(
@@ -76,7 +80,8 @@ def finetune(
         reporter: hears of media, runs, epochs and steps.
 
     Raises:
-        TrainSettingsError, LabelError, BackboneError, RunFolderError, MediaListError: before the first step.
+        TrainSettingsError, LabelError, BackboneError, CacheError, RunFolderError, MediaListError: before the first
+            step.
         DivergedError: the loss is not finite.
         FinetuneMemoryError: the memory does not suffice; says what to change.
         LocalProcessError: one of `tuning.processes` ended early.
@@ -106,24 +111,22 @@ def _share_training(
         spare_time_or_memory(tuning)
     processes = Processes(settings.device)
     check_sharding(tuning, processes.count)
-    if not (out / CONFIG).is_file():
-        check_backbone(identity, settings, tuning)
-    reporter = reporter if processes.first else SILENT
     source = DecodedMedia(
         root=data.media,
         identity=identity,
         tuning=tuning,
         precision=settings.precision,
         processes=processes,
-        init_head=load_init_head(data.init_head, data.label_files, identity, settings) if data.init_head else None,
+        cached=open_cached(data.cache, identity.modality),
     )
-    inputs = gather_media(
-        source,
-        data.label_files,
-        data.audio or out.with_name(f"{out.name}-audio"),  # not within, for a run begins in an empty folder
-        media_root=data.media_root,
-        reporter=reporter,
-    )
+    settings.for_streams(source.streams)  # refuses names and settings of streams before anything is decoded
+    if not (out / CONFIG).is_file():
+        check_backbone(identity, settings, tuning)
+    reporter = reporter if processes.first else SILENT
+    if data.init_head:
+        source = replace(source, init_head=load_init_head(data.init_head, data.label_files, source, settings))
+    audio = data.audio or out.with_name(f"{out.name}-audio")  # not within, for a run begins in an empty folder
+    inputs = gather_media(source, data.label_files, audio, media_root=data.media_root, reporter=reporter)
     # only the first process writes into the run folder; nobody reads what the others write
     own = contextlib.nullcontext(out.parent) if processes.first else tempfile.TemporaryDirectory(prefix="emi-finetune-")
     with own as parent:
@@ -184,11 +187,18 @@ def resolve_with_head(
     if init_head is not None and (Path(init_head) / CONFIG).is_file():
         known = resolve_settings(Path(init_head) / CONFIG)
         given = {key: value for key, value in overrides.items() if value is not None}
-        overrides = {"head": known.head, "standardise": known.standardise, **known.head_options, **given}
+        several = {"streams": known.streams, "fusion": {"name": known.fusion, **known.fusion_options}}
+        overrides = {
+            "head": known.head,
+            "standardise": known.standardise,
+            **known.head_options,
+            **(several if len(known.streams) > 1 else {}),
+            **given,
+        }
     return resolve(config, **overrides)
 
 
-def load_init_head(run: StrPath, label_files: LabelFiles, identity: Identity, settings: TrainSettings) -> TrainedHead:
+def load_init_head(run: StrPath, label_files: LabelFiles, source: DecodedMedia, settings: TrainSettings) -> TrainedHead:
     """Load the trained head to start from.
 
     Raises:
@@ -199,20 +209,17 @@ def load_init_head(run: StrPath, label_files: LabelFiles, identity: Identity, se
     trained = load_head(run)
     if not isinstance(trained.head, Predictor):
         raise RunFolderError(f"{run} holds several runs; name one of them, such as {Path(run) / 'seed-0'}")
-    if len(trained.streams) > 1 or trained.by_frame:
-        raise TrainSettingsError(
-            f"{run} reads {', '.join(trained.streams)} or predicts frames; start from a head on one stream and clips"
-        )
-    features = trained.only.features
+    learned = _learned_stream(trained, source)
+    identity, features = source.identity, learned.features
     dim, vad_names = features["dim"], tuple(features["vad_names"])
     theirs, ours = (f.get("weights_sha256") for f in (features["fingerprint"], identity.fingerprint))
-    wanted = Predictor(settings, {UNNAMED: identity.dim + len(identity.vad_names)}, len(trained.names))
+    wanted = Predictor(settings, {name: info.dim for name, info in source.streams.items()}, len(trained.names))
     shapes, wanted_shapes = ({n: t.shape for n, t in m.state_dict().items()} for m in (trained.head, wanted))
     targets = read_labels(label_files.files["train"], label_files.format).names
     low, high = trained.label_range
     refuse(
         (
-            trained.only.transform is not None,
+            learned.transform is not None,
             f"{run} was trained on derived features, which a backbone does not give; train a head on the extracted "
             "ones",
         ),
@@ -244,3 +251,27 @@ def load_init_head(run: StrPath, label_files: LabelFiles, identity: Identity, se
         ),
     )
     return trained
+
+
+def _learned_stream(trained: TrainedHead, source: DecodedMedia) -> TrainedStream:
+    """Return what a head read of the stream whose backbone learns.
+
+    Raises:
+        TrainSettingsError: it reads other streams than the run will, or other features of them, or predicts frames.
+    """
+    streams, cached = trained.streams, source.cached.streams
+    if not cached and len(streams) == 1 and not trained.by_frame:
+        return trained.only
+    if list(streams) != list(source.streams) or trained.by_frame:
+        wanted = ", ".join(source.streams) if cached else "one stream"
+        raise TrainSettingsError(
+            f"{trained.folder} reads {', '.join(streams)} or predicts frames; start from a head on {wanted} and clips, "
+            "or give the caches of its other streams with --cache NAME=PATH"
+        )
+    for name, info in cached.items():
+        if differing := differences(streams[name].features["fingerprint"], info.fingerprint):
+            raise TrainSettingsError(
+                f"{trained.folder} was trained on other features of the stream {name!r} than --cache {name}=… holds: "
+                f"{'; '.join(differing)}; give the cache that it was trained on"
+            )
+    return streams[source.stream]

@@ -34,8 +34,8 @@ from emi.finetuning.settings import FinetuneSettings
 from emi.finetuning.sharding import gathered, local, moving_average, outline, part_of, shard, state_of
 from extract.settings import SAMPLE_RATE
 from train_head.data.labels import read_labels
-from train_head.data.names import UNNAMED
 from train_head.data.splits import Split, shuffled_batches
+from train_head.data.streams import Stream
 from train_head.errors import RunFolderError
 from train_head.evaluation.metrics import evaluate
 from train_head.losses import build_objective
@@ -53,7 +53,7 @@ class FinetuneTrainer(TrainingLoop):
         settings: of the head and the optimizer; precision and device resolved.
         tuning: of the backbone.
         build: makes backbone and head as they are before the first step.
-        train: training split; its rows are samples.
+        train: training split; the rows of the stream whose backbone learns are samples.
         valid: split by which the best epoch is chosen; None keeps the last epoch.
         processes: that share the work.
         folder: prepared run folder, which the first process writes; the others have temporary ones.
@@ -89,7 +89,9 @@ class FinetuneTrainer(TrainingLoop):
         objective = build_objective(settings.loss, settings.weighting, train.targets).to(processes.device)
         self.scaler = torch.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
         self._gradients = Gradients(settings, objective, self.scaler, processes)
-        self._frames = torch.tensor([model.backbone.num_frames(n) for n in train.only.lengths.tolist()])
+        frames = torch.tensor([model.backbone.num_frames(n) for n in self._samples(train).lengths.tolist()])
+        cached = [stream.lengths for name, stream in train.streams.items() if name != model.stream]
+        self._costs = torch.stack([frames, *cached]).sum(dim=0)  # as `Split.costs` in the cached mode
         self._progress: dict[str, Any] = {"epoch": 0}
 
     @property
@@ -97,9 +99,13 @@ class FinetuneTrainer(TrainingLoop):
         """The module that is evaluated and saved: the trained one, or its moving average."""
         return self.model if self.averaged is None else cast(BackboneWithHead, self.averaged.module)
 
+    def _samples(self, split: Split) -> Stream:
+        """Return the stream of a split whose rows are samples."""
+        return split.streams[self.model.stream]
+
     def _advised(self) -> contextlib.AbstractContextManager[None]:
         """Say what helps where memory runs out."""
-        longest = min(self.tuning.max_seconds, float(self.train.only.lengths.max()) / SAMPLE_RATE)
+        longest = min(self.tuning.max_seconds, float(self._samples(self.train).lengths.max()) / SAMPLE_RATE)
         return advise(self.tuning, self.depth, self.processes, self.piece_seconds, longest)
 
     def restore(self) -> None:
@@ -176,9 +182,9 @@ class FinetuneTrainer(TrainingLoop):
 
     def run_epoch(self, number: int) -> Record:
         """Train one epoch, counted from 1, and validate."""
-        # the same batches as in the cached mode, which draws them by the number of frames
+        # the same batches as in the cached mode
         drawn = torch.Generator().manual_seed(epoch_seed(self.settings.seed, number))
-        order = shuffled_batches(self._frames, self.settings.batch_size, drawn)
+        order = shuffled_batches(self._costs, self.settings.batch_size, drawn)
         new = {"epoch": number, "step": 0, "total": 0.0, "seconds": 0.0}
         done: dict[str, Any] = self._progress if self._progress["epoch"] == number else new
         self.depth.arrange(number)
@@ -212,7 +218,7 @@ class FinetuneTrainer(TrainingLoop):
             | self.validation_record(report)
             | {
                 "seconds": round(before + time.perf_counter() - started, 3),
-                "frames_per_second": round(int(self._frames.sum()) / done["seconds"]),
+                "frames_per_second": round(int(self._costs.sum()) / done["seconds"]),
                 "clips_per_second": round(clips / done["seconds"], 3),
             }
         )
@@ -236,7 +242,7 @@ class FinetuneTrainer(TrainingLoop):
         """
         model = self.evaluated
         model.eval()
-        samples = split.only.lengths.tolist()
+        samples = self._samples(split).lengths.tolist()
         pieces = cut(range(len(split)), samples, self.piece_seconds, self.processes.count)[self.processes.rank]
         found: list[tuple[tuple[int, ...], NDArray[np.float32]]] = []
         merged = adapters_merged(model.backbone) if self.tuning.lora and not self._sharded else contextlib.nullcontext()
@@ -261,7 +267,8 @@ class FinetuneTrainer(TrainingLoop):
         self.optimizer = self._new_optimizer()
         frozen = min(self.depth.never, 2) if self.tuning.lora else self.depth.never  # adapters stand in the layers
         self._below = self.model.backbone.remembers(frozen) if hasattr(self.model.backbone, "remembers") else 0
-        self._inputs = ClipInputs(self.model.backbone, self._below, self.tuning, self.processes.device)
+        device, stream = self.processes.device, self.model.stream
+        self._inputs = ClipInputs(self.model.backbone, self._below, self.tuning, device, stream)
         self._shared, self._sharded = self.model, False
 
     def _shard(self) -> None:
@@ -284,7 +291,7 @@ class FinetuneTrainer(TrainingLoop):
         for group in self.optimizer.param_groups:
             group["lr"] = share * group["peak"]
         self.optimizer.zero_grad(set_to_none=True)
-        samples = self.train.only.lengths[rows].tolist()
+        samples = self._samples(self.train).lengths[rows].tolist()
         mine = cut(rows, samples, self.piece_seconds, self.processes.count)[self.processes.rank]
         targets = self.train.targets[rows].to(self.processes.device)
         with self._advised():
@@ -323,17 +330,19 @@ class FinetuneTrainer(TrainingLoop):
         """Measure mean and spread of the training frames of the backbone as it is at the start."""
         if self.processes.first:
             self.model.eval()
-            self.model.predictor.fit_inputs({UNNAMED: self._training_frames()})
+            cached = {name: stream.chunks() for name, stream in self.train.streams.items()}
+            self.model.predictor.fit_inputs(cached | {self.model.stream: self._training_frames()})
         self.processes.copy_first(self.model.predictor)
         if self.averaged is not None:
             self.evaluated.load_state_dict(self.model.state_dict())
 
     def _training_frames(self) -> Iterator[Tensor]:
-        (pieces,) = cut(range(len(self.train)), self.train.only.lengths.tolist(), self.piece_seconds)
+        (pieces,) = cut(range(len(self.train)), self._samples(self.train).lengths.tolist(), self.piece_seconds)
         with torch.no_grad():
             for piece in pieces:
                 with self._advised():
-                    frames, lengths = self.model.frames(*self._inputs(self.train, piece.rows))
+                    clips, samples, below, _ = self._inputs(self.train, piece.rows)
+                    frames, lengths = self.model.frames(clips, samples, below)
                 yield from (clip[:n].cpu() for clip, n in zip(frames, lengths.tolist(), strict=True))
 
     def _kept_of(self, model: nn.Module) -> dict[str, Tensor]:

@@ -83,13 +83,11 @@ def gather(
     """
     labels = {name: _held(stores, part, skip_missing, require) for name, part in labels.items()}
     for part in labels.values():
-        _refuse_foreign(stores, part)
-    clips = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
-    loaded = {name: _load(caches, clips, shared) for name, caches in stores.items()}
+        refuse_foreign(stores, part)
+    found = gather_streams(stores, {name: part.ids for name, part in labels.items()}, shared)
     splits = {}
     for name, part in labels.items():
-        streams = {stream: rows.stream(stream, stores[stream][0], part.ids) for stream, rows in loaded.items()}
-        streams = {s: rows.without_empty() if part.by_frame else rows.only_valid() for s, rows in streams.items()}
+        streams = {s: rows.without_empty() if part.by_frame else rows.only_valid() for s, rows in found[name].items()}
         at = rows_at_labels(part, streams, fps) if part.by_frame else None
         if at is not None:
             _refuse_uncovered(part, at)
@@ -97,7 +95,28 @@ def gather(
     return splits
 
 
-def _refuse_foreign(stores: Stores, labels: Labels) -> None:
+def gather_streams(
+    stores: Stores, splits: Mapping[str, Sequence[str]], shared: StrPath | None = None
+) -> dict[str, dict[str, Stream]]:
+    """Load the clips of splits into memory, each stream into one array that the splits share.
+
+    Args:
+        stores: the caches of every stream; the first that holds a clip gives it.
+        splits: by name, ids of clips; one that a stream lacks has no rows there.
+        shared: see `gather`.
+
+    Returns:
+        By split, its streams.
+    """
+    clips = list(dict.fromkeys(itertools.chain(*splits.values())))
+    loaded = {name: _load(caches, clips, shared) for name, caches in stores.items()}
+    return {
+        split: {name: rows.stream(name, stores[name][0], ids) for name, rows in loaded.items()}
+        for split, ids in splits.items()
+    }
+
+
+def refuse_foreign(stores: Stores, labels: Labels) -> None:
     """Refuse a stream that has none of the clips, where another has some: its ids are others.
 
     Raises:

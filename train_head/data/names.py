@@ -15,7 +15,7 @@ _NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)", re.DOTALL)
 
 
 def by_stream(caches: Caches) -> dict[str, list[StrPath]]:
-    """Return caches by the name of their stream.
+    """Return caches by the name of their stream, sorted, so that nothing depends on the order in which they are given.
 
     A path may carry the name: `face=f.zarr`. A path that exists as it is written is a path.
 
@@ -43,7 +43,7 @@ def by_stream(caches: Caches) -> dict[str, list[StrPath]]:
             f"{os.fspath(found[UNNAMED][0])} has no name, and others are called {others}; with several streams each "
             "cache is given as --cache NAME=PATH"
         )
-    return found
+    return dict(sorted(found.items()))
 
 
 def _listed(paths: StrPath | Sequence[StrPath]) -> list[StrPath]:

@@ -217,14 +217,13 @@ def _files_changed(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool
 
 
 def _features(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
-    one, other = stored.get("features"), wanted.get("features")
-    if one is None or other is None:
-        if (one is None) != (other is None):
-            yield changed("what is trained", *("a head" if side else "a backbone too" for side in (one, other))), ""
+    tuned = ["backbone" in side for side in (stored, wanted)]
+    if tuned[0] != tuned[1]:
+        yield changed("what is trained", *("a backbone too" if one else "a head" for one in tuned)), ""
         return
-    streams, others = features_by_stream(one), features_by_stream(other)
+    streams, others = (features_by_stream(side.get("features", {})) for side in (stored, wanted))
     if streams.keys() != others.keys():
-        yield changed("--cache: streams", ", ".join(sorted(streams)), ", ".join(sorted(others))), ""
+        yield changed("--cache: streams", *(", ".join(sorted(side)) or None for side in (streams, others))), ""
         return
     for name in streams:
         places = [_places(config, name) for config in (stored, wanted)]

@@ -149,12 +149,12 @@ class CachedFeatures:
     """
 
     def __init__(self, caches: Mapping[str, Sequence[StrPath]], stores: Stores) -> None:
-        self._caches, self._stores = caches, stores
+        self._caches, self.stores = caches, stores
         self.streams = {name: _stream_info(opened[0]) for name, opened in stores.items()}
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """See `DataSource`; a stream without a name has no tables of its own."""
-        features = {name: self._features(name) for name in self._stores}
+        features = {name: self._features(name) for name in self.stores}
         places = {name: [_place(path) for path in paths] for name, paths in self._caches.items()}
         licence = {LICENCE: all_of([info.licence for info in self.streams.values()]).to_dict()}
         if UNNAMED in features:
@@ -162,7 +162,7 @@ class CachedFeatures:
         return {"data": {"caches": places}, "features": features, **licence}
 
     def _features(self, name: str) -> dict[str, Any]:
-        header = self._stores[name][0].header
+        header = self.stores[name][0].header
         features: dict[str, Any] = {
             "dim": header.dim,
             "vad_names": list(header.vad_names),
@@ -173,21 +173,21 @@ class CachedFeatures:
             **({"revision": header.provenance["revision"]} if "revision" in header.provenance else {}),
             "fingerprint": dict(header.fingerprint),
         }
-        transform = stored_transform(self._stores[name])
+        transform = stored_transform(self.stores[name])
         if transform is not None:
             features["transform_sha256"] = hashlib.sha256(transform).hexdigest()
         return features
 
     def prepare(self, folder: Path) -> None:
         """See `DataSource`: what the features were derived with, where they are derived."""
-        for name, stores in self._stores.items():
+        for name, stores in self.stores.items():
             transform, place = stored_transform(stores), folder / transform_file(name)
             if transform is not None and not place.is_file():
                 write_atomically(place, transform)
 
     def of_streams(self, names: Sequence[str]) -> "CachedFeatures":
         """Return some of the streams."""
-        return CachedFeatures({n: self._caches[n] for n in names}, {n: self._stores[n] for n in names})
+        return CachedFeatures({n: self._caches[n] for n in names}, {n: self.stores[n] for n in names})
 
     def make_loop(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path) -> Trainer:
         """See `DataSource`.

@@ -40,7 +40,6 @@ from safetensors.torch import load_file
 from cache.system.atomic_file import replacing, write_atomically
 from cache.system.locks import HeldError, Lock
 from cache.version import version
-from train_head.data.names import UNNAMED
 from train_head.errors import RunFolderError
 from train_head.runs.changes import Changes, features_by_stream
 
@@ -129,19 +128,21 @@ def other_versions(folder: Path) -> str:
 
 
 def read_features(folder: Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a run's head was trained on, by stream: the tables [features], or features.toml of a fine-tuned run.
+    """What a run's head was trained on, by stream: the tables [features], and features.toml of a fine-tuned run.
 
     Raises:
         RunFolderError: the run is not finished.
     """
-    if "features" in config:
-        return {name: dict(table) for name, table in features_by_stream(config["features"]).items()}
+    cached = {name: dict(table) for name, table in features_by_stream(config.get("features", {})).items()}
+    if cached and "backbone" not in config:
+        return cached
     path = folder / FEATURES
     if not path.is_file() or not (folder / BEST).is_file():
         raise RunFolderError(f"{folder} is not finished; run the same `emi finetune` command to the end")
-    features = tomllib.loads(path.read_text(encoding="utf-8"))
-    features["fingerprint"]["backbone"] = folder.resolve().name  # as the folder is called now
-    return {UNNAMED: features}
+    learned = dict(features_by_stream(tomllib.loads(path.read_text(encoding="utf-8"))))
+    for features in learned.values():
+        features["fingerprint"]["backbone"] = folder.resolve().name  # as the folder is called now
+    return dict(sorted((cached | learned).items()))
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
