@@ -119,12 +119,12 @@ def _share_training(
         processes=processes,
         cached=open_cached(data.cache, identity.modality),
     )
+    if data.init_head:
+        source = replace(source, init_head=load_init_head(data.init_head, data.label_files, source, settings))
     settings.for_streams(source.streams)  # refuses names and settings of streams before anything is decoded
     if not (out / CONFIG).is_file():
         check_backbone(identity, settings, tuning)
     reporter = reporter if processes.first else SILENT
-    if data.init_head:
-        source = replace(source, init_head=load_init_head(data.init_head, data.label_files, source, settings))
     audio = data.audio or out.with_name(f"{out.name}-audio")  # not within, for a run begins in an empty folder
     inputs = gather_media(source, data.label_files, audio, media_root=data.media_root, reporter=reporter)
     # only the first process writes into the run folder; nobody reads what the others write

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import emi
+from cache.derive.derived import derive
 
 EXACT = {"hidden": 8, "epochs": 2, "lr": 3e-3, "dropout": 0.0, "batch_size": 8, "precision": "fp32", "device": "cpu"}
 
@@ -15,6 +16,22 @@ def checkpoint(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "small"
     tiny.save_audeering(folder)
     return folder
+
+
+LACKING = {"00003", "00017", "00030", "00036"}
+"""Clips that the cached stream lacks, of both splits."""
+
+
+@pytest.fixture(scope="session")
+def slow(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache for a second stream: derived features of silero, with a fitted transform; some clips have none."""
+    folder = tmp_path_factory.mktemp("slow")
+    clips = [path.absolute() for path in sorted((labelled / "audio").iterdir()) if path.stem not in LACKING]
+    (folder / "clips.txt").write_text("".join(f"{path}\n" for path in clips))
+    emi.extract(folder / "clips.txt", folder / "silero.zarr", media_root=labelled / "audio")
+    ids = [f"{i:05d}" for i in range(28)]  # of the training clips
+    derive(folder / "silero.zarr", folder / "slow.zarr", pool=3, pca=8, train_ids=ids, skip_missing=True)
+    return folder / "slow.zarr"
 
 
 @pytest.fixture(scope="session")
