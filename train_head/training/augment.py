@@ -11,37 +11,22 @@ from train_head.data.streams import Rows
 from train_head.training.augment_settings import AugmentSettings
 
 
-def augment(
-    frames: Tensor, lengths: Tensor, targets: Tensor, settings: AugmentSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Change a batch at random: mixup, then dropped frames, noise, and masked spans, which thus stay masked.
-
-    Args:
-        frames: (batch, frames, dim) float32, zero behind each clip's end, time-major in memory or not; left as it is.
-        lengths: (batch,) int64, at least 1; left as it is.
-        targets: (batch, targets) float32, NaN where a label is missing; left as it is.
-        settings: what is done.
-        generator: where all chance comes from, on the device of `frames`.
-
-    Returns:
-        The same three, zero behind each clip's end as well; frames may be fewer, and lie time-major in memory where
-        the given ones do. What no setting changes is the object that was given.
-    """
-    mixing = _draw_mixing(targets, settings.mixup, generator)
-    frames, lengths = _change(frames, lengths, None, mixing, settings, generator)
-    return frames, lengths, targets if mixing is None else mixing.of_targets(targets)
-
-
 def augment_batch(
     batch: Batch, settings: AugmentSettings, generator: torch.Generator, modality_dropout: float = 0.0
 ) -> Batch:
-    """Change a batch of any streams, as `augment` does one; all streams of a clip are mixed with those of one other.
+    """Change a batch of any streams at random: mixup, then dropped frames, noise, and masked spans, which stay masked.
+
+    All streams of a clip are mixed with those of one other clip.
 
     Args:
-        batch: left as it is.
+        batch: frames zero behind each clip's end, time-major in memory or not; left as it is.
         settings: what is done.
-        generator: where all chance comes from, on the device of the batch.
+        generator: where all chance comes from, on the device of the frames.
         modality_dropout: chance of each stream of a sample to be left out.
+
+    Returns:
+        The changed batch, zero behind each clip's end as well; frames may be fewer, and lie time-major in memory where
+        the given ones do. What no setting changes is the object that was given.
     """
     mixing = _draw_mixing(batch.targets, settings.mixup, generator)
     streams = {}

@@ -31,14 +31,18 @@ emi.finetune(f"{folder}/audio", f"{folder}/train.csv", f"{folder}/valid.csv", ou
              backbone_lr=1e-3, backbone_dropout=0.1, layerdrop=0.2, unfreeze_every=1, ema=0.9,
              loss="0.5*ccc + 0.5*mse", standardise=True, save_minutes=0.0, **eval(os.environ["MORE"]))
 """
-MORE = {"augmented": "dict(spec_augment=True, noise_snr=10.0, speed=0.1)", "remembered": "dict(freeze='layers:10')"}
+MORE = {
+    "augmented": "dict(spec_augment=True, noise_snr=10.0, speed=0.1)",
+    "remembered": "dict(freeze='layers:10')",
+    "beside a cache": "dict(cache={'slow': os.environ['SLOW']}, noise=0.1, **{'slow.head': 'mean'})",
+}
 FILES = ("model.safetensors", "best.safetensors", "features.toml", "predictions_valid.csv")
 
 
 @pytest.fixture(scope="module", params=MORE)
-def go(request, labelled, checkpoint, audio):
+def go(request, labelled, checkpoint, audio, slow):
     program = python()  # which adds to the environment
-    environment = os.environ | {"MORE": MORE[request.param]}
+    environment = os.environ | {"MORE": MORE[request.param], "SLOW": str(slow)}
 
     def go(out, where="step", number=-1):
         command = [program, "-c", RUN, labelled, out, checkpoint, audio, where, number]

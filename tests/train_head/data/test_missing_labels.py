@@ -8,11 +8,14 @@ import torch
 
 import emi
 from train_head.data.labels import read_labels
+from train_head.data.names import UNNAMED
+from train_head.data.splits import Batch
+from train_head.data.streams import Rows
 from train_head.losses import LOSSES, build_objective
 from train_head.losses.objective import build_weights
 from train_head.protocols.pool import pool, trainable
 from train_head.runs.inputs import LabelFiles, gather_inputs
-from train_head.training.augment import augment
+from train_head.training.augment import augment_batch
 from train_head.training.augment_settings import AugmentSettings
 
 CLIPS, TARGETS = 14, 3
@@ -145,7 +148,7 @@ def test_a_mixed_label_is_missing_where_either_is():
     t = torch.tensor([[0.1, torch.nan], [0.3, 0.2], [torch.nan, 0.5], [0.6, 0.8]])
     frames, lengths = torch.rand(4, 6, 2), torch.full((4,), 6)
     generator = torch.Generator().manual_seed(0)
-    _, _, mixed = augment(frames, lengths, t, AugmentSettings(mixup=0.4), generator)
+    mixed = augment_batch(Batch({UNNAMED: Rows(frames, lengths)}, t), AugmentSettings(mixup=0.4), generator).targets
     around = torch.randperm(4, generator=torch.Generator().manual_seed(0))
     partner = torch.empty_like(around).scatter_(0, around, around.roll(1))
     assert torch.equal(mixed.isnan(), t.isnan() | t[partner].isnan())

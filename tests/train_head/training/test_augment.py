@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from train_head.errors import TrainSettingsError
-from train_head.training.augment import augment
+from train_head.data.names import UNNAMED
+from train_head.data.splits import Batch
+from train_head.data.streams import Rows
+from train_head.training.augment import augment_batch
 from train_head.training.augment_settings import AugmentSettings
 
 LENGTHS = [1, 40, 7, 33, 2, 18]
@@ -28,7 +31,11 @@ def make_batch(lengths: list[int] = LENGTHS, dim: int = 4) -> tuple[torch.Tensor
 
 
 def augmented(settings: AugmentSettings, seed: int = 0, batch=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return augment(*(batch or make_batch()), settings, torch.Generator().manual_seed(seed))
+    frames, lengths, targets = batch or make_batch()
+    given = Batch({UNNAMED: Rows(frames, lengths)}, targets)
+    changed = augment_batch(given, settings, torch.Generator().manual_seed(seed))
+    rows = changed.streams[UNNAMED]
+    return rows.frames, rows.lengths, changed.targets
 
 
 def test_without_any_augmentation_the_same_objects_come_back():
