@@ -55,7 +55,7 @@ class StreamFeatures:
         if "weights_sha256" not in made_with:
             raise ForeignFeaturesError(
                 f"{trained.folder} was trained on {made_with['backbone']}, features that emi did not extract and "
-                "cannot make from media; predict clips of a cache with `emi train-head … --test CSV`"
+                "cannot make from media; predict clips of a cache with --test CSV in the command that trained it"
             )
         source = stream.features["source"]
         self._settings = ExtractSettings(

@@ -1,7 +1,6 @@
 """Model inputs for a batch of clips: waveforms, augmented, or outputs of the frozen stages; rows of cached streams."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -83,9 +82,8 @@ class ClipInputs:
         return moved, lengths, self._below, self._cached(split, rows)
 
     def _cached(self, split: Split, rows: Sequence[int]) -> dict[str, Rows]:
-        others = replace(split, streams={name: s for name, s in split.streams.items() if name != self._stream})
-        batch = others.batch(rows).streams
-        return {name: Rows(r.frames.to(self._device), r.lengths.to(self._device)) for name, r in batch.items()}
+        others = split.of_streams([name for name in split.streams if name != self._stream])
+        return {name: found.to(self._device) for name, found in others.batch(rows).streams.items()}
 
     def _below_outputs(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs of the frozen stages: kept ones, or all computed now and kept."""

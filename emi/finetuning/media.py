@@ -29,7 +29,6 @@ from train_head.errors import LabelError
 from train_head.runs.inputs import CachedFeatures, Inputs, LabelFiles, StreamInfo
 from train_head.runs.load import TrainedHead
 from train_head.runs.run_folder import BEST, file_sha256
-from train_head.training.augment_settings import AugmentSettings
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings
@@ -139,8 +138,8 @@ class DecodedMedia:
             if self.init_head is not None:
                 predictor.load_state_dict(self.init_head.head.state_dict())
             backbone = load_trainable(self.identity, self.processes.device, self.precision, regularisation(tuning))
-            changes = AugmentSettings(**settings.augment)
-            return BackboneWithHead(backbone, predictor, DTYPES[self.precision], changes, self.stream)
+            dtype, hop = DTYPES[self.precision], self.identity.hop_seconds
+            return BackboneWithHead(backbone, predictor, settings, dtype, self.stream, hop)
 
         return FinetuneTrainer(
             settings,

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from extract.backbones import Trainable
-from train_head.data.names import UNNAMED
 from train_head.data.splits import Batch
 from train_head.data.streams import Rows
 from train_head.training.augment import augment_batch
 from train_head.training.augment_settings import AugmentSettings
 from train_head.training.predictor import Predictor
+from train_head.training.settings import TrainSettings
 
 
 class BackboneWithHead(nn.Module):
@@ -21,24 +21,26 @@ class BackboneWithHead(nn.Module):
     Args:
         backbone: a torch module that gives `Features`.
         predictor: standardisation and head, the same module that `train_head` trains.
+        settings: how the frames are changed, and streams left out, in training.
         dtype: of the head's matrix products; the backbone knows its own.
-        changes: how the frames of all streams are changed in training.
         stream: name of the stream that the backbone gives.
+        hop: seconds from one frame of it to the next.
     """
 
     def __init__(
         self,
         backbone: Trainable,
         predictor: Predictor,
+        settings: TrainSettings,
         dtype: torch.dtype,
-        changes: AugmentSettings | None = None,
-        stream: str = UNNAMED,
+        stream: str,
+        hop: float,
     ) -> None:
         super().__init__()
         self.backbone = cast(Any, backbone)
         self.predictor = predictor
-        self.stream = stream
-        self._dtype, self._changes = dtype, changes or AugmentSettings()
+        self.stream, self._hop, self._dtype = stream, hop, dtype
+        self._changes, self._modality_dropout = AugmentSettings(**settings.augment), settings.modality_dropout
 
     def frames(self, clips: Sequence[Tensor], samples: Sequence[int] = (), below: int = 0) -> tuple[Tensor, Tensor]:
         """Return what the head reads of the backbone.
@@ -74,12 +76,13 @@ class BackboneWithHead(nn.Module):
             cached: rows of the other streams.
             generator: where the chance of augmentation comes from.
         """
-        frames, lengths = self.frames(clips, samples, below)
-        batch = Batch({self.stream: Rows(frames, lengths), **(cached or {})}, frames.new_zeros(len(lengths), 0))
+        streams = self._streams(clips, samples, below, cached)
         if generator is not None:
-            batch = augment_batch(batch, self._changes, generator)
-        with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self.predictor.outputs(batch.streams)
+            frames = streams[self.stream].frames
+            batch = Batch(streams, frames.new_zeros(len(frames), 0))
+            streams = augment_batch(batch, self._changes, generator, self._modality_dropout).streams
+        with self._autocast(streams):
+            return self.predictor.outputs(streams)
 
     def predict(
         self,
@@ -89,6 +92,16 @@ class BackboneWithHead(nn.Module):
         cached: Mapping[str, Rows] | None = None,
     ) -> Tensor:
         """(batch, targets) float32 intensities, not clipped to [0, 1]."""
+        streams = self._streams(clips, samples, below, cached)
+        with self._autocast(streams):
+            return self.predictor(streams)
+
+    def _streams(
+        self, clips: Sequence[Tensor], samples: Sequence[int], below: int, cached: Mapping[str, Rows] | None
+    ) -> Mapping[str, Rows]:
         frames, lengths = self.frames(clips, samples, below)
-        with torch.autocast(frames.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self.predictor({self.stream: Rows(frames, lengths), **(cached or {})})
+        return dict(sorted({**(cached or {}), self.stream: Rows(frames, lengths, hop=self._hop)}.items()))
+
+    def _autocast(self, streams: Mapping[str, Rows]) -> torch.autocast:
+        device = streams[self.stream].frames.device.type
+        return torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32)

@@ -40,6 +40,7 @@ from train_head.errors import RunFolderError
 from train_head.evaluation.metrics import evaluate
 from train_head.losses import build_objective
 from train_head.runs import run_folder
+from train_head.training.compatibility import check_clock
 from train_head.training.loop import SILENT, Record, Reporter, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.settings import TrainSettings
 
@@ -58,6 +59,9 @@ class FinetuneTrainer(TrainingLoop):
         processes: that share the work.
         folder: prepared run folder, which the first process writes; the others have temporary ones.
         standardise: measure mean and spread of the features before the first step.
+
+    Raises:
+        TrainSettingsError: see `check_clock`.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class FinetuneTrainer(TrainingLoop):
         self._shared: nn.Module
         self._begin()
         model = self.model
+        check_clock(settings, model.predictor)
         learned = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         names = {name for name, p in model.named_parameters() if id(p) in learned}
         self._kept = [name for name in model.state_dict() if name in names or name.startswith("predictor.")]

@@ -135,6 +135,11 @@ class Rows:
     hop: float | None = None
     times: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Rows":
+        """Return the rows on a device."""
+        names = ("frames", "lengths", "valid", "at", "times")
+        return replace(self, **{name: part.to(device) for name in names if (part := getattr(self, name)) is not None})
+
     @property
     def inside(self) -> Tensor:
         """(batch, rows) bool, where there is a valid row of the clip."""

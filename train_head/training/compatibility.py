@@ -5,7 +5,23 @@ from train_head.heads import check_states
 from train_head.losses import compares_clips
 from train_head.targets import Targets
 from train_head.training.augment_settings import AugmentSettings
+from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings
+
+
+def check_clock(settings: TrainSettings, predictor: Predictor) -> None:
+    """Refuse augmentation that moves rows where a fusion joins streams by the times of their rows.
+
+    Raises:
+        TrainSettingsError: says which, and what to take instead.
+    """
+    refuse(
+        (
+            predictor.needs_clock and AugmentSettings(**settings.augment).frame_dropout > 0,
+            f"frame_dropout moves rows away from their times, at which the fusion {settings.fusion!r} joins the "
+            "streams; set it to 0, or take the fusion concat, late or crossattention",
+        )
+    )
 
 
 def check_targets(settings: TrainSettings, targets: Targets) -> None:

@@ -16,14 +16,14 @@ from cache.system.atomic_file import replace_durably
 from cache.system.memory import keep_freed_memory
 from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
 from train_head.data.windows import MEAN, check_windows, join_windows, kept_rows
-from train_head.errors import DivergedError, TrainSettingsError
+from train_head.errors import DivergedError
 from train_head.evaluation.labelled import report_of
 from train_head.evaluation.metrics import Report
 from train_head.losses import build_objective
 from train_head.runs import run_folder
 from train_head.training.augment import augment_batch
 from train_head.training.augment_settings import AugmentSettings
-from train_head.training.compatibility import check_targets
+from train_head.training.compatibility import check_clock, check_targets
 from train_head.training.loop import Record, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings
@@ -61,11 +61,7 @@ class Trainer(TrainingLoop):
         predictor = Predictor(settings, dims, train.targets.shape[1], by_frame=train.labels.by_frame)
         if train.labels.by_frame:
             check_windows(settings.window, settings.hop, train.label_reach(predictor.reach), settings.overlap)
-        if predictor.needs_clock and self.augment.frame_dropout:
-            raise TrainSettingsError(
-                f"frame_dropout moves rows away from their times, at which the fusion {settings.fusion!r} joins the "
-                "streams; set it to 0, or take the fusion concat, late or crossattention"
-            )
+        check_clock(settings, predictor)
         predictor.fit_inputs({name: stream.chunks() for name, stream in train.streams.items()})
         self.predictor = predictor.to(self.device)
         self.averaged: AveragedModel | None = None

@@ -13,12 +13,14 @@ from cache.errors import EmiError
 from cache.exchange.importing import import_features
 from emi.cli import app
 from emi.finetuning import cached
-from emi.prediction import ForeignFeaturesError
+from emi.media_features import ForeignFeaturesError
 from train_head.data.labels import read_labels
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
+from train_head.heads import FUSIONS
 
 BESIDE = {"fusion.hidden": 8, "fusion.dropout": 0.0, "slow.head": "mean", "backbone_lr": 1e-3}
 SILERO = {"freeze": "none", **BESIDE}
+EXACT = {"hidden": 8, "dropout": 0.0, "batch_size": 8, "precision": "fp32", "device": "cpu"}
 LACKING = {"00003", "00017", "00030", "00036"}
 """Clips that the cache `slow` lacks."""
 
@@ -45,6 +47,40 @@ def write_features(folder, clips, dim=3):
     for clip in clips:
         np.save(folder / f"{clip}.npy", rng.normal(size=(4, dim)).astype(np.float32))
     return folder
+
+
+@pytest.fixture(scope="module")
+def features(labelled, tmp_path_factory):
+    """A cache of silero in float32, as the end-to-end mode computes."""
+    path = tmp_path_factory.mktemp("cached") / "features.zarr"
+    emi.extract(labelled / "audio", path, dtype="float32", precision="fp32")
+    return path
+
+
+STILL = {"head": "gru", "epochs": 1, "lr": 1e-12, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize("fusion", sorted(FUSIONS))
+def test_every_fusion_gives_what_it_gives_in_the_cached_mode(tune, features, slow, labelled, tmp_path, fusion):
+    """Before the first step, in training too: fusions may join rows by the times that these have."""
+    fused = {"name": fusion} | ({} if fusion == "late" else {"dropout": 0.0})
+    ours = tune(tmp_path / "ft", "silero", cache={"slow": slow}, freeze="backbone", fusion=fused, **STILL)
+    files = (labelled / "train.csv", labelled / "valid.csv", tmp_path / "head")
+    theirs = emi.train_head({"audio": features, "slow": slow}, *files, fusion=fused, **EXACT | STILL)
+    np.testing.assert_allclose(values(tmp_path / "ft").values, values(tmp_path / "head").values, rtol=0, atol=1e-5)
+    assert ours.history[0]["train_loss"] == pytest.approx(theirs.history[0]["train_loss"], abs=1e-5)
+
+
+def test_streams_are_left_out_at_random_in_training_only(tune, slow, tmp_path):
+    how = {"cache": {"slow": slow}, "freeze": "backbone", **STILL}
+    all_of_them, some = (tune(tmp_path / str(p), "silero", modality_dropout=p, **how) for p in (0.0, 0.5))
+    assert abs(all_of_them.history[0]["train_loss"] - some.history[0]["train_loss"]) > 1e-4
+    np.testing.assert_array_equal(values(tmp_path / "0.0").values, values(tmp_path / "0.5").values)
+
+
+def test_frames_are_not_dropped_where_streams_meet_at_times(tune, slow, tmp_path):
+    with pytest.raises(TrainSettingsError, match="frame_dropout moves rows away from their times"):
+        tune(tmp_path / "ft", "silero", cache={"slow": slow}, head="gru", fusion="transformer", frame_dropout=0.1)
 
 
 def test_the_run_records_every_stream(run, slow):

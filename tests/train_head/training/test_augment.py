@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from train_head.errors import TrainSettingsError
 from train_head.data.names import UNNAMED
 from train_head.data.splits import Batch
 from train_head.data.streams import Rows
+from train_head.errors import TrainSettingsError
 from train_head.training.augment import augment_batch
 from train_head.training.augment_settings import AugmentSettings
 
