@@ -1,5 +1,6 @@
 """Which settings go with which targets."""
 
+from train_head.data.names import UNNAMED
 from train_head.errors import refuse
 from train_head.heads import check_states
 from train_head.losses import compares_clips
@@ -32,7 +33,7 @@ def check_targets(settings: TrainSettings, targets: Targets) -> None:
             moves rows, or a head has no state per row.
     """
     if targets.by_frame:
-        check_states(table["head"] for table in settings.streams.values() or [{"head": settings.head}])
+        check_states(settings.stream(name).head for name in settings.streams or [UNNAMED])
     compared, augment = compares_clips(settings.loss), AugmentSettings(**settings.augment)
     refuse(
         (
