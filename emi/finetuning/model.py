@@ -24,7 +24,7 @@ class BackboneWithHead(nn.Module):
         settings: how the frames are changed, and streams left out, in training.
         dtype: of the head's matrix products; the backbone knows its own.
         stream: name of the stream that the backbone gives.
-        hop: seconds from one frame of it to the next.
+        hop: seconds from one frame of it to the next; None where nothing says so.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class BackboneWithHead(nn.Module):
         settings: TrainSettings,
         dtype: torch.dtype,
         stream: str,
-        hop: float,
+        hop: float | None,
     ) -> None:
         super().__init__()
         self.backbone = cast(Any, backbone)
