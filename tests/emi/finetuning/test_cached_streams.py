@@ -126,10 +126,11 @@ def test_pieces_and_processes_change_nothing(tune, slow, audio, tmp_path, monkey
     """Several processes map one copy of the cached rows, of which nothing is left."""
     folders = []
     monkeypatch.setattr(cached, "gather_streams", lambda *args: folders.append(args[2]) or GATHER(*args))
-    for name, settings in (("whole", {}), ("pieces", {"batch_seconds": 2.0}), ("two", {"processes": 2})):
+    ways = {"whole": {}, "pieces": {"batch_seconds": 2.0}, "two": {"processes": 2}}
+    for name, settings in (ways | {"sharded": {"processes": 2, "fsdp": True}}).items():
         how = {"loss": "0.5*ccc + 0.5*mse", "slow.standardise": True, "backbone_dropout": 0.0}
         tune(tmp_path / name, cache={"slow": slow}, **BESIDE | how | settings)
-    for name in ("pieces", "two"):
+    for name in ("pieces", "two", "sharded"):
         np.testing.assert_allclose(values(tmp_path / name).values, values(tmp_path / "whole").values, rtol=0, atol=1e-4)
     assert folders[:2] == [None, None]
     assert os.path.dirname(folders[2]) == str(audio)

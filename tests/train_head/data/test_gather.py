@@ -130,6 +130,8 @@ def test_caches_are_named_all_or_none(tmp_path):
     assert by_stream(["a.zarr", "b.zarr"]) == {UNNAMED: ["a.zarr", "b.zarr"]}
     assert by_stream(["face=a.zarr", "face=b.zarr", "audio=c.h5"]) == {"face": ["a.zarr", "b.zarr"], "audio": ["c.h5"]}
     assert by_stream({"face": "a.zarr"}) == {"face": ["a.zarr"]}
+    for caches in (["face=a.zarr", "audio=c.h5"], {"face": "a.zarr", "audio": "c.h5"}):
+        assert list(by_stream(caches)) == ["audio", "face"], "in another order a head would read others' vectors"
     with pytest.raises(TrainSettingsError, match=r"a\.zarr has no name, and others are called face"):
         by_stream(["a.zarr", "face=b.zarr"])
     with pytest.raises(TrainSettingsError, match="no cache is given"):
