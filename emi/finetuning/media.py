@@ -189,6 +189,11 @@ def gather_media(
     places = {one.id: one for one in find_media(source.root, media_root)}
     labels = {name: resolve(part, places) for name, part in label_files.read().items()}
     wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
+    if labels["train"].by_frame:
+        raise LabelError(
+            f"{labels['train'].path} has labels per frame, and fine-tuning takes one value per clip; extract features "
+            "and train a head on them with `emi train-head`"
+        )
     _refuse_missing(labels, places, source.root, skip_missing)
     for part in labels.values():
         refuse_foreign(source.cached.stores, part)

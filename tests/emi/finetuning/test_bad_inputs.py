@@ -132,6 +132,15 @@ def test_labelled_clips_without_media_are_counted(broken, labelled, tmp_path):
         emi.finetune(elsewhere, *files, tmp_path / "ft", backbone="silero")
 
 
+def test_labels_per_frame(labelled, tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "00000.txt").write_text("valence\n0.1\n0.3\n")
+    files = (labelled / "audio", tmp_path / "frames", tmp_path / "frames", tmp_path / "ft")
+    with pytest.raises(EmiError, match="has labels per frame, and fine-tuning takes one value per clip"):
+        emi.finetune(*files, backbone="silero", label_fps=10)
+    assert not (tmp_path / "ft").exists()
+
+
 def test_another_run_in_the_folder_is_refused_by_name(tune, tmp_path):
     tune(tmp_path / "ft", epochs=1)
     with pytest.raises(EmiError, match=r"holds another run: --freeze \(there 'cnn', now 'none'\)"):
