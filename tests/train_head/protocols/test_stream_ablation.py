@@ -19,12 +19,12 @@ SMALL = {"head": "mean", "epochs": 12, "lr": 0.05, "precision": "fp32", "device"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """`voice` knows both targets with noise, `face` the second, `hiss` nothing; a clip lacks the face."""
+    """`audio` knows both targets with noise, `face` the second, `hiss` nothing; a clip lacks the face."""
     folder = tmp_path_factory.mktemp("worth")
     rng = np.random.default_rng(5)
     truth = rng.random((60, 2)).astype(np.float32)
     for name, columns in (
-        ("voice", truth + 0.3 * rng.normal(size=truth.shape)),
+        ("audio", truth + 0.3 * rng.normal(size=truth.shape)),
         ("face", truth[:, 1:]),
         ("hiss", None),
     ):
@@ -44,19 +44,19 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(data):
-    caches = {name: data / f"{name}.zarr" for name in ("voice", "face", "hiss")}
+    caches = {name: data / f"{name}.zarr" for name in ("audio", "face", "hiss")}
     return emi.ablate(caches, data / "train.csv", data / "valid.csv", data / "out", streams=True, **SMALL)
 
 
 def test_every_subset_is_trained_and_a_useful_stream_is_told_from_noise(data, done):
     assert ["+".join(part) for part in done.results] == [
-        "voice", "face", "hiss", "voice+face", "voice+hiss", "face+hiss", "voice+face+hiss",
+        "audio", "face", "hiss", "audio+face", "audio+hiss", "face+hiss", "audio+face+hiss",
     ]  # fmt: skip
-    assert done.worth["voice"].mean["low"] > 0
+    assert done.worth["audio"].mean["low"] > 0
     assert done.worth["hiss"].mean["low"] < 0 < done.worth["hiss"].mean["high"]
     files = {place.name for place in (data / "out").iterdir() if place.is_file()}
     assert files >= {"streams.csv", "streams.md", "streams.svg", "streams.png"}
-    assert "voice + face + hiss" in done.table()
+    assert "audio + face + hiss" in done.table()
     assert "![](streams.svg)" in (data / "out" / "streams.md").read_text()
 
 
@@ -64,22 +64,22 @@ def test_the_figures_are_those_of_the_written_predictions(data, done):
     labels = read_labels(data / "valid.csv")
     every, without = (
         read_labels(data / "out" / part / "predictions_valid.csv", check_range=False)
-        for part in ("voice+face+hiss", "voice+hiss")
+        for part in ("audio+face+hiss", "audio+hiss")
     )
     assert every.ids == labels.ids
     found = paired_bootstrap(every.values, without.values, labels.values, labels.names, metric="pearson")
     assert found.mean == done.worth["face"].mean
     with (data / "out" / "streams.csv").open() as file:
         rows = {row["streams"]: row for row in csv.DictReader(file)}
-    assert rows["voice+hiss"]["without"] == "face"
-    assert float(rows["voice+hiss"]["gain"]) == found.mean["difference"]
-    assert rows["voice"]["without"] == rows["voice"]["gain"] == ""
+    assert rows["audio+hiss"]["without"] == "face"
+    assert float(rows["audio+hiss"]["gain"]) == found.mean["difference"]
+    assert rows["audio"]["without"] == rows["audio"]["gain"] == ""
     scores = [np.corrcoef(every.values[:, k], labels.values[:, k])[0, 1] for k in range(2)]
-    assert float(rows["voice+face+hiss"]["ensemble"]) == pytest.approx(np.mean(scores), abs=1e-6)
+    assert float(rows["audio+face+hiss"]["ensemble"]) == pytest.approx(np.mean(scores), abs=1e-6)
 
 
 def test_again_there_is_nothing_to_do(data, done):
-    caches = {name: data / f"{name}.zarr" for name in ("voice", "face", "hiss")}
+    caches = {name: data / f"{name}.zarr" for name in ("audio", "face", "hiss")}
     again = emi.ablate(caches, data / "train.csv", data / "valid.csv", data / "out", streams=True, **SMALL)
     assert again.nothing_to_do
     assert again.csv() == done.csv()
@@ -92,19 +92,19 @@ def test_on_the_command_line_with_settings_of_streams(data, tmp_path):
     command = ["ablate", "--streams", "--valid", str(data / "valid.csv")]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    for name in ("voice", "face"):
+    for name in ("audio", "face"):
         command += ["--cache", f"{name}={data / f'{name}.zarr'}"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert "voice + face" in result.output
+    assert "audio + face" in result.output
     assert "all streams against all but this one" in result.output
 
 
 def test_one_stream_is_refused_and_so_is_a_setting_of_an_unknown_one(data, tmp_path):
     files = data / "train.csv", data / "valid.csv"
     with pytest.raises(TrainSettingsError, match="subsets of 2 to 5 named streams, and there are 1"):
-        emi.ablate(data / "voice.zarr", *files, tmp_path / "a", streams=True, **SMALL)
-    caches = {name: data / f"{name}.zarr" for name in ("voice", "face")}
+        emi.ablate(data / "audio.zarr", *files, tmp_path / "a", streams=True, **SMALL)
+    caches = {name: data / f"{name}.zarr" for name in ("audio", "face")}
     with pytest.raises(TrainSettingsError, match="faces"):
         emi.ablate(caches, *files, tmp_path / "b", streams=True, **SMALL, **{"faces.head": "mean"})
     assert not (tmp_path / "a").exists()
