@@ -167,5 +167,6 @@ def _extracted(
     times: Array | None = None,
     valid: Array | None = None,
 ) -> ExtractedClip:
-    note = Note(source.id, readable(str(source.path)), item.track, item.cut_off)
+    missing = 0.0 if valid is None else 1 - float(valid.mean())
+    note = Note(source.id, readable(str(source.path)), item.track, item.cut_off, missing)
     return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, times, valid, note=note, medium=item.medium)

@@ -80,8 +80,9 @@ class Modality(Protocol):
         """Return everything that changes a decoded number."""
 
     def reader(self) -> Read:
-        """Import what decoding needs, but no torch, and return the function that reads a source.
+        """Import what decoding needs, and return the function that reads a source.
 
+        A process is ready when this returns; what takes long to import, as torch, is imported by the first clip.
         What it returns is sent between processes, and becomes an `Item` in `finish`. It raises `MediaError` for a
         source that cannot be read.
         """

@@ -1,0 +1,132 @@
+"""Read a clip as aligned crops of one face: of a video, in two passes, so that no more than a block is in memory."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extract.audio.media import open_container
+from extract.audio.structure import stated_seconds
+from extract.audio.track import clock_zero
+from extract.errors import MediaError
+from extract.faces.align import CROP_SIDE, crops, onto_template
+from extract.faces.mtcnn import Detector, DetectorSettings
+from extract.faces.tracking import ChosenFace, track_faces
+from extract.faces.video import Video, choose_video
+from extract.modality.protocol import Item
+from extract.settings import DecodeOptions
+
+if TYPE_CHECKING:
+    from extract.faces.options import FaceOptions
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class FaceCrops(Item):
+    """The face of a clip, row by row; at least one row.
+
+    Attributes:
+        images: (rows, 112, 112, 3) uint8 RGB, aligned; zeros where not valid.
+        valid: (rows,) bool, whether the face was found.
+        times: (rows, 2) float64, start and end in seconds; None where rows have a fixed hop.
+        boxes: (rows, 4) float32 in pixels of the upright picture; NaN where not valid, and of crops that were given.
+        landmarks: (rows, 5, 2) float32, likewise.
+        scores: (rows,) float32, the detector's probabilities; 0 where there is none.
+        others: number of other faces in the clip.
+    """
+
+    images: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+    times: NDArray[np.float64] | None
+    boxes: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    others: int = 0
+
+
+class FaceReader:
+    """Reads the crops of videos; the detector is loaded once per setting.
+
+    Each clip is searched with one torch thread, as bytes must not depend on the number of cores.
+    """
+
+    def __init__(self) -> None:
+        self._detectors: dict[int, Detector] = {}
+
+    def __call__(self, path: Path, max_seconds: float | None, options: DecodeOptions) -> FaceCrops:
+        """Find the face of a video, then read the video again to cut it out.
+
+        A clip in which no face is found is one row that is not valid.
+
+        Raises:
+            MediaError: the video cannot be read, with the reason.
+            BackboneError: the detector's weights are not installed.
+        """
+        torch.set_num_threads(1)
+        faces = options.faces
+        if faces.min_face not in self._detectors:
+            self._detectors[faces.min_face] = Detector(DetectorSettings(min_face=faces.min_face))
+        video = Video(path, fps=faces.fps, max_seconds=max_seconds, options=options)
+        found = track_faces(video, self._detectors[faces.min_face], faces)
+        if not len(found.valid):
+            raise MediaError("has no picture before the cut")
+        if not found.valid.any():
+            return nothing_found(video.seconds, video.cut_off, faces, float(found.times[-1, 1]))
+        return FaceCrops(
+            seconds=video.seconds,
+            cut_off=video.cut_off,
+            images=_cut_out(Video(path, fps=faces.fps, max_seconds=max_seconds, options=options), found),
+            valid=found.valid,
+            times=found.times if faces.fps is None else None,
+            boxes=found.boxes,
+            landmarks=found.landmarks,
+            scores=found.scores,
+            others=found.others,
+        )
+
+
+def nothing_found(seconds: float, cut_off: str, options: "FaceOptions", end: float) -> FaceCrops:
+    """Return a clip of one row that is not valid, which lasts to `end` where rows have times."""
+    return FaceCrops(
+        seconds=seconds,
+        cut_off=cut_off,
+        images=np.zeros((1, CROP_SIDE, CROP_SIDE, 3), np.uint8),
+        valid=np.zeros(1, np.bool_),
+        times=np.array([[0.0, end]]) if options.fps is None else None,
+        boxes=np.full((1, 4), np.nan, np.float32),
+        landmarks=np.full((1, 5, 2), np.nan, np.float32),
+        scores=np.zeros(1, np.float32),
+    )
+
+
+def _cut_out(video: Video, found: ChosenFace) -> NDArray[np.uint8]:
+    """Return (rows, 112, 112, 3) crops.
+
+    Raises:
+        MediaError: the file changed after the face was found.
+    """
+    images = np.zeros((len(found.valid), CROP_SIDE, CROP_SIDE, 3), np.uint8)
+    start = 0
+    for block in video:
+        rows = slice(start, start + len(block.images))
+        if not np.array_equal(block.times, found.times[rows]):
+            raise MediaError("changed while it was being read")
+        here = found.valid[rows]
+        images[rows][here] = crops(block.images[here], onto_template(found.landmarks[rows][here]))
+        start = rows.stop
+    return images
+
+
+def header_seconds(path: Path) -> float | None:
+    """Return the length of a video that its header states, or None. Nothing is decoded."""
+    try:
+        with ExitStack() as opened:
+            container = open_container(path, opened)
+            stated = stated_seconds(container, choose_video(container), path, clock_zero(container))
+            return stated or (container.duration / 1e6 if container.duration else None)
+    except (av.error.FFmpegError, OSError, ValueError, MediaError):
+        return None
