@@ -15,6 +15,7 @@ from extract.audio.structure import stated_seconds
 from extract.audio.track import clock_zero
 from extract.errors import MediaError
 from extract.faces.align import CROP_SIDE, crops, onto_template
+from extract.faces.images import read_images
 from extract.faces.mtcnn import Detector, DetectorSettings
 from extract.faces.tracking import ChosenFace, track_faces
 from extract.faces.video import Video, choose_video
@@ -49,7 +50,7 @@ class FaceCrops(Item):
 
 
 class FaceReader:
-    """Reads the crops of videos; the detector is loaded once per setting.
+    """Reads the crops of clips; the detector is loaded once per setting.
 
     Each clip is searched with one torch thread, as bytes must not depend on the number of cores.
     """
@@ -58,16 +59,18 @@ class FaceReader:
         self._detectors: dict[int, Detector] = {}
 
     def __call__(self, path: Path, max_seconds: float | None, options: DecodeOptions) -> FaceCrops:
-        """Find the face of a video, then read the video again to cut it out.
+        """Find the face of a video, then read the video again to cut it out; of a folder, read the images.
 
         A clip in which no face is found is one row that is not valid.
 
         Raises:
-            MediaError: the video cannot be read, with the reason.
+            MediaError: the clip cannot be read, with the reason.
             BackboneError: the detector's weights are not installed.
         """
-        torch.set_num_threads(1)
         faces = options.faces
+        if path.is_dir():
+            return _given_crops(path, max_seconds, faces)
+        torch.set_num_threads(1)
         if faces.min_face not in self._detectors:
             self._detectors[faces.min_face] = Detector(DetectorSettings(min_face=faces.min_face))
         video = Video(path, fps=faces.fps, max_seconds=max_seconds, options=options)
@@ -87,6 +90,24 @@ class FaceReader:
             scores=found.scores,
             others=found.others,
         )
+
+
+def _given_crops(folder: Path, max_seconds: float | None, options: "FaceOptions") -> FaceCrops:
+    """Read a folder of images; see `extract.faces.images`."""
+    if options.fps is None:
+        raise MediaError("is a folder of images, which have no times of their own; give their rate, as --fps 25")
+    images, valid, seconds = read_images(folder, options.fps, max_seconds)
+    if not valid.any():
+        return nothing_found(seconds, "", options, seconds)
+    return FaceCrops(
+        seconds=seconds,
+        images=images,
+        valid=valid,
+        times=None,
+        boxes=np.full((len(valid), 4), np.nan, np.float32),
+        landmarks=np.full((len(valid), 5, 2), np.nan, np.float32),
+        scores=np.zeros(len(valid), np.float32),
+    )
 
 
 def nothing_found(seconds: float, cut_off: str, options: "FaceOptions", end: float) -> FaceCrops:
