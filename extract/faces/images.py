@@ -1,5 +1,6 @@
 """Read a folder of images as a clip: faces that another program has cut out, one image per row."""
 
+import csv
 import itertools
 import math
 import re
@@ -14,6 +15,8 @@ from extract.errors import MediaError
 from extract.faces.align import CROP_SIDE
 from extract.sources import is_image
 
+TABLE = "faces.csv"
+"""Beside crops that `emi faces` has cut out."""
 SPARSEST = 100
 """Rows per image up to which numbers are taken for rows; of time stamps there would be more."""
 _NUMBERED = re.compile(r"(.*?)([0-9]+)", re.DOTALL)
@@ -34,8 +37,9 @@ def read_images(
         seconds before the cut.
 
     Raises:
-        MediaError: there is no image that can be read, or the names give no order.
+        MediaError: there is no image that can be read, the names give no order, or emi cut them out at another rate.
     """
+    _check_rate(folder, fps)
     try:
         rows = rows_of([path.name for path in folder.iterdir() if is_image(path.name)])
     except OSError as error:
@@ -98,6 +102,16 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if upright.size != (CROP_SIDE, CROP_SIDE):
         upright = upright.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR)
     return np.asarray(upright)
+
+
+def _check_rate(folder: Path, fps: float) -> None:
+    if not (folder / TABLE).is_file():
+        return
+    with (folder / TABLE).open(newline="", encoding="utf-8") as file:
+        times = [float(row["time"]) for row in itertools.islice(csv.DictReader(file), 2)]
+    if len(times) == 2 and abs((times[1] - times[0]) * fps - 1) > 0.01:
+        rate = 1 / max(1e-6, times[1] - times[0])
+        raise MediaError(f"holds crops at {rate:.4g} rows per second, by its {TABLE}; use --fps {rate:.4g}")
 
 
 def _sortable(part: str) -> tuple[int, int, str]:
