@@ -20,7 +20,7 @@ from cache.paths import readable
 from cache.system.atomic_file import replacing, write_atomically
 from cache.system.machine import available_cores
 from extract.clips import make_decoders, one_thread_per_operation
-from extract.errors import ExtractSettingsError
+from extract.errors import ExtractSettingsError, MediaError
 from extract.faces.images import TABLE
 from extract.faces.reading import FaceCrops
 from extract.failures import Failure, Note, write_failures
@@ -84,7 +84,11 @@ def write_faces(
             summary.failures.append(item)
             on_progress(number, len(todo), 0.0)
             continue
-        _write_clip(out, source.id, item, settings)
+        try:
+            _write_clip(out, source, item, settings)
+        except MediaError as error:  # of a long video, which is read here
+            summary.failures.append(Failure(source.id, readable(str(source.path)), readable(str(error))))
+            continue
         summary.written += 1
         summary.crops += int(item.valid.sum())
         if not item.valid.all():
@@ -135,11 +139,13 @@ def _decoded(todo: Sequence[Source], settings: ExtractSettings) -> Iterator[tupl
             yield source, future.result()
 
 
-def _write_clip(out: Path, id: str, item: FaceCrops, settings: ExtractSettings) -> None:
-    folder = out / id
+def _write_clip(out: Path, source: Source, item: FaceCrops, settings: ExtractSettings) -> None:
+    folder = out / source.id
     folder.mkdir(parents=True, exist_ok=True)
-    for row in item.valid.nonzero()[0].tolist():
-        Image.fromarray(item.images[row]).save(folder / f"{row + 1:05d}.png")
+    blocks = MODALITIES["face"].record(item, source, settings.decoding) if item.long else [item.images]
+    for row, image in enumerate(itertools.chain.from_iterable(blocks)):
+        if item.valid[row]:
+            Image.fromarray(image).save(folder / f"{row + 1:05d}.png")
     with replacing(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -148,7 +154,7 @@ def _write_clip(out: Path, id: str, item: FaceCrops, settings: ExtractSettings) 
             places = [*item.boxes[row].tolist(), *item.landmarks[row].ravel().tolist()]
             found = [f"{place:.2f}" for place in places] if valid else [""] * len(places)
             score = f"{item.scores[row]:.4f}" if valid else ""
-            writer.writerow([id, row + 1, f"{time:.6f}", *found, score, int(valid), item.others])
+            writer.writerow([source.id, row + 1, f"{time:.6f}", *found, score, int(valid), item.others])
 
 
 def _join_tables(out: Path, ids: Sequence[str]) -> None:

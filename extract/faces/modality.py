@@ -57,7 +57,7 @@ class Face:
             from extract.faces.reading import FaceReader
 
             if not readers:
-                readers.append(FaceReader())
+                readers.append(FaceReader(self.longest_held))
             crops: FaceCrops = readers[0](source.path, max_seconds, options)
             return crops
 
@@ -67,9 +67,11 @@ class Face:
         """Return the clip as it is."""
         return read
 
-    def record(self, source: Source, options: DecodeOptions) -> Recording:
-        """Clips are held whole: a second at 6 rows takes 220 kB."""
-        raise NotImplementedError(f"{source.path}: {options}")
+    def record(self, item: "FaceCrops", source: Source, options: DecodeOptions) -> Recording:
+        """See `Modality`."""
+        from extract.faces.reading import CropRecording
+
+        return CropRecording(source.path, item, options)
 
     def cost(self, item: "FaceCrops") -> int:
         """Return the number of rows."""

@@ -1,5 +1,6 @@
 """Read a clip as aligned crops of one face: of a video, in two passes, so that no more than a block is in memory."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from extract.errors import MediaError
 from extract.faces.align import CROP_SIDE, crops, onto_template
 from extract.faces.images import read_images
 from extract.faces.mtcnn import Detector, DetectorSettings
-from extract.faces.tracking import ChosenFace, track_faces
+from extract.faces.tracking import track_faces
 from extract.faces.video import Video, choose_video
 from extract.modality.protocol import Item
 from extract.settings import DecodeOptions
@@ -31,7 +32,7 @@ class FaceCrops(Item):
     """The face of a clip, row by row; at least one row.
 
     Attributes:
-        images: (rows, 112, 112, 3) uint8 RGB, aligned; zeros where not valid.
+        images: (rows, 112, 112, 3) uint8 RGB, aligned; zeros where not valid; none of a long clip.
         valid: (rows,) bool, whether the face was found.
         times: (rows, 2) float64, start and end in seconds; None where rows have a fixed hop.
         boxes: (rows, 4) float32 in pixels of the upright picture; NaN where not valid, and of crops that were given.
@@ -53,9 +54,14 @@ class FaceReader:
     """Reads the crops of clips; the detector is loaded once per setting.
 
     Each clip is searched with one torch thread, as bytes must not depend on the number of cores.
+
+    Args:
+        longest_held: seconds up to which a whole clip is cut out; a longer one is `Item.long`, with the places of its
+            face and without images, which `CropRecording` gives.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest_held: float) -> None:
+        self._longest_held = longest_held
         self._detectors: dict[int, Detector] = {}
 
     def __call__(self, path: Path, max_seconds: float | None, options: DecodeOptions) -> FaceCrops:
@@ -79,10 +85,19 @@ class FaceReader:
             raise MediaError("has no picture before the cut")
         if not found.valid.any():
             return nothing_found(video.seconds, video.cut_off, faces, float(found.times[-1, 1]))
+        long = max_seconds is None and float(found.times[-1, 1]) > self._longest_held
+        images = np.zeros((0 if long else len(found.valid), CROP_SIDE, CROP_SIDE, 3), np.uint8)
+        if not long:
+            again = Video(path, fps=faces.fps, max_seconds=max_seconds, options=options)
+            row = 0
+            for part in _cut_out(again, found.valid, found.landmarks):
+                images[row : row + len(part)] = part
+                row += len(part)
         return FaceCrops(
             seconds=video.seconds,
             cut_off=video.cut_off,
-            images=_cut_out(Video(path, fps=faces.fps, max_seconds=max_seconds, options=options), found),
+            long=long,
+            images=images,
             valid=found.valid,
             times=found.times if faces.fps is None else None,
             boxes=found.boxes,
@@ -124,22 +139,44 @@ def nothing_found(seconds: float, cut_off: str, options: "FaceOptions", end: flo
     )
 
 
-def _cut_out(video: Video, found: ChosenFace) -> NDArray[np.uint8]:
-    """Return (rows, 112, 112, 3) crops.
+class CropRecording:
+    """See `extract.modality.Recording`: (rows, 112, 112, 3) uint8, zeros where not valid.
+
+    Args:
+        path: of a video.
+        item: in which the face has been found.
+        options: as then.
+    """
+
+    def __init__(self, path: Path, item: FaceCrops, options: DecodeOptions) -> None:
+        self._path, self._item, self._options = path, item, options
+        self.seconds, self.cut_off = item.seconds, item.cut_off
+        self.times: NDArray[np.float64] | None = item.times
+        self.valid: NDArray[np.bool_] | None = item.valid
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        """See `Recording`."""
+        video = Video(self._path, fps=self._options.faces.fps, options=self._options)
+        return _cut_out(video, self._item.valid, self._item.landmarks)
+
+
+def _cut_out(video: Video, valid: NDArray[np.bool_], landmarks: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the crops of a video in blocks.
 
     Raises:
         MediaError: the file changed after the face was found.
     """
-    images = np.zeros((len(found.valid), CROP_SIDE, CROP_SIDE, 3), np.uint8)
     start = 0
     for block in video:
         rows = slice(start, start + len(block.images))
-        if not np.array_equal(block.times, found.times[rows]):
-            raise MediaError("changed while it was being read")
-        here = found.valid[rows]
-        images[rows][here] = crops(block.images[here], onto_template(found.landmarks[rows][here]))
-        start = rows.stop
-    return images
+        here, start = valid[rows], rows.stop
+        if start > len(valid):
+            break
+        images = np.zeros((len(here), CROP_SIDE, CROP_SIDE, 3), np.uint8)
+        images[here] = crops(block.images[here], onto_template(landmarks[rows][here]))
+        yield images
+    if start != len(valid):
+        raise MediaError("changed while it was being read")
 
 
 def header_seconds(path: Path) -> float | None:

@@ -1,6 +1,6 @@
 """What MTCNN's output network sees in aligned crops of faces."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ class MtcnnEncoder:
             times=torch.from_numpy(np.concatenate(times)) if times else None,
             valid=valid,
         )
+
+    def in_blocks(self, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """See `Blockwise`; a block is (rows, 112, 112, 3) uint8 crops."""
+        for block in blocks:
+            yield torch.from_numpy(self._detector.embed(block.cpu().numpy()))
 
     def num_frames(self, num_samples: int) -> int:
         """Return the number of rows."""

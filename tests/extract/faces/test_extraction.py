@@ -15,8 +15,10 @@ from extract.backbones import identify
 from extract.errors import BackboneError, ExtractSettingsError, MediaError
 from extract.faces import package
 from extract.faces.align import crops, onto_template
+from extract.faces.modality import Face
 from extract.faces.mtcnn import Detector
 from extract.faces.options import FaceOptions
+from extract.faces.reading import _cut_out
 from extract.faces.tracking import track_faces
 from extract.faces.video import Video
 from extract.modality import MODALITIES
@@ -203,6 +205,32 @@ def test_the_number_of_torchs_threads_is_left_as_it_was(folder, tmp_path):
     torch.set_num_threads(2)
     extracted(folder / "short.mp4", tmp_path / "f.zarr")
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("fps", [5, None])
+def test_long_videos_are_computed_in_blocks(folder, tmp_path, monkeypatch, fps):
+    monkeypatch.setattr("extract.faces.video.BLOCK_ROWS", 4)
+    _, whole = extracted(folder, tmp_path / "whole.zarr", fps=fps, max_seconds=None)
+    monkeypatch.setattr(Face, "longest_held", 0.9)
+    item = read(folder / "always.mp4", fps=fps)
+    assert item.long
+    assert len(item.images) == 0
+    summary, blocks = extracted(folder, tmp_path / "blocks.zarr", fps=fps, max_seconds=None)
+    assert (summary.written, summary.failures) == (6, [])
+    for name in FILMS:
+        a, b = whole[name], blocks[name]
+        np.testing.assert_allclose(b.frames, a.frames, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(b.valid, a.valid)
+        assert (b.times is None) == (fps is not None)
+        assert b.times is None or b.times.tolist() == a.times.tolist()
+        assert b.seconds == a.seconds
+
+
+def test_a_video_that_changes_between_the_passes_fails(folder):
+    video = Video(folder / "short.mp4", fps=5)
+    landmarks = np.zeros((3, 5, 2), np.float32)
+    with pytest.raises(MediaError, match="changed while it was being read"):
+        list(_cut_out(video, np.zeros(3, bool), landmarks))
 
 
 CHILD = """
