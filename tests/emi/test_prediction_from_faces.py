@@ -5,6 +5,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 import emi
 from tests.extract.faces.drawn import Identity, Pose, draw
@@ -64,3 +65,16 @@ def test_a_video_without_sound_is_predicted_from_the_face(trained, tmp_path):
     record = model.predict(tmp_path)[0]
     assert [failure.reason.split(":")[0] for failure in model.stream_failures] == ["stream 'audio'"]
     assert np.isfinite([record[name] for name in NAMES]).all()
+
+
+def test_a_folder_of_images_is_predicted_from_the_face(trained, tmp_path):
+    (tmp_path / "media" / "x").mkdir(parents=True)
+    for i in range(3):
+        face = draw([(Identity.of(1), Pose(size=0.8, jaw=0.3 * i))], 112, 112)
+        Image.fromarray(face).save(tmp_path / "media" / "x" / f"{i}.png")
+    model = emi.load(trained / "run")
+    record = model.predict(tmp_path / "media")[0]
+    assert record["Filename"] == "x"
+    emi.extract(tmp_path / "media", tmp_path / "f.zarr", backbone="mtcnn", fps=4, min_face=50)
+    clips = {"audio": None, "face": emi.open_cache(tmp_path / "f.zarr")["x"]}
+    np.testing.assert_allclose([record[name] for name in NAMES], model.trained.predict(clips), atol=1e-5)

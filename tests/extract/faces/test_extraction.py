@@ -23,7 +23,7 @@ from extract.faces.tracking import track_faces
 from extract.faces.video import Video
 from extract.modality import MODALITIES
 from extract.modality.decoding import Decoder
-from extract.settings import DecodeOptions, ExtractSettings
+from extract.settings import DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source
 from tests.extract.faces.drawn import Identity, Pose, draw
 
@@ -130,6 +130,11 @@ def test_the_cut_bounds_the_rows(folder):
     assert len(read(folder / "always.mp4", 0.9, fps=5).valid) == 5
     assert len(read(folder / "always.mp4", 1.0, fps=5).valid) == 5
     assert len(read(folder / "always.mp4", fps=5).valid) == 10
+
+
+def test_the_length_of_a_clip_is_known_from_its_header_alone(folder, tmp_path):
+    stated = [MODALITIES["face"].stated_seconds(Source("x", p), DEFAULT) for p in (folder / "always.mp4", tmp_path)]
+    assert stated == [pytest.approx(2.0, abs=0.11), None]
 
 
 def test_the_face_that_was_asked_for_is_read(tmp_path, encode):
