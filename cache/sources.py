@@ -25,7 +25,7 @@ HASHED_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """A media file at the time when it was read.
+    """A media file, or a folder of images, at the time when it was read.
 
     Attributes:
         size: bytes.
@@ -43,10 +43,8 @@ class Medium:
         A file that is not there, or cannot be read, has not changed.
         """
         try:
-            there = path.stat()
-            return there.st_size != self.size or (
-                there.st_mtime_ns != self.mtime_ns and content_digest(path, there.st_size) != self.digest
-            )
+            size, mtime_ns = _size_and_time(path)
+            return size != self.size or (mtime_ns != self.mtime_ns and content_digest(path, size) != self.digest)
         except OSError:
             return False
 
@@ -54,21 +52,35 @@ class Medium:
 def medium_of(path: Path) -> Medium | None:
     """Describe a media file; None where it cannot be read."""
     try:
-        there = path.stat()
-        return Medium(there.st_size, there.st_mtime_ns, content_digest(path, there.st_size))
+        size, mtime_ns = _size_and_time(path)
+        return Medium(size, mtime_ns, content_digest(path, size))
     except OSError:
         return None
 
 
 def content_digest(path: Path, size: int) -> int:
-    """Return the hash of a file's content as a signed 64-bit number."""
+    """Return the hash of a file's content, or of the names and contents in a folder, as a signed 64-bit number."""
     digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=8)
+    if path.is_dir():
+        for inner in _files(path):
+            digest.update(f"{inner.name!r} {content_digest(inner, inner.stat().st_size)}\0".encode())
+        return int.from_bytes(digest.digest(), "little", signed=True)
     with path.open("rb") as file:
         digest.update(file.read(HASHED_BYTES))
         if size > HASHED_BYTES:
             file.seek(max(HASHED_BYTES, size - HASHED_BYTES))
             digest.update(file.read(HASHED_BYTES))
     return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Return the bytes of a file and the time of its last change in nanoseconds; the sum and the latest of a folder."""
+    there = [file.stat() for file in (_files(path) if path.is_dir() else [path])]
+    return sum(stat.st_size for stat in there), max((stat.st_mtime_ns for stat in there), default=0)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def to_rows(media: Sequence[Medium | None]) -> NDArray[np.int64]:

@@ -14,10 +14,11 @@ from extract.backbones import Identity, identify
 from extract.batch_computer import ExtractedClip
 from extract.clips import load_extractor, make_decoders
 from extract.errors import BackboneError
+from extract.faces.options import options_made_with
 from extract.failures import Failure
 from extract.modality.decoding import SharedDecoders
 from extract.plan import make_header, windows
-from extract.settings import DECODER, DecodeOptions, ExtractSettings
+from extract.settings import DecodeOptions, ExtractSettings
 from extract.sources import Source
 from train_head.runs.load import TrainedHead, TrainedStream
 from train_head.runs.run_folder import HERE
@@ -67,6 +68,7 @@ class StreamFeatures:
             dtype=made_with["dtype"],
             device=device,
             track=made_with.get("track"),
+            **options_made_with(made_with),
         )
         try:
             identity = identify(self._settings.backbone, self._settings.revision, self._settings.layer)
@@ -83,12 +85,12 @@ class StreamFeatures:
     def _header_of(self, identity: Identity, made_with: Mapping[str, Any]) -> Header:
         """Return the header of the features computed here, with the run's decoder; note if that is another version."""
         header = make_header(identity, self._settings, made_with["precision"])
-        decoder = made_with.get("decoder", 1)
-        if decoder == DECODER:
+        decoder, now = made_with.get("decoder", 1), header.fingerprint.get("decoder", 1)
+        if decoder == now:
             return header
         self.notes.append(
             f"{self._folder} was trained on sound from version {decoder} of emi's decoder, and this is version "
-            f"{DECODER}: files with late sound, gaps or several tracks are read differently, others are the same"
+            f"{now}: files with late sound, gaps or several tracks are read differently, others are the same"
         )
         as_then = {key: value for key, value in header.fingerprint.items() if key != "decoder"}
         return replace(header, fingerprint=as_then | ({} if decoder == 1 else {"decoder": decoder}))

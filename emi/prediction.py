@@ -48,6 +48,7 @@ class Model:
     Attributes:
         notes: sentences that a user should read.
         media_notes: what the user should know about the files of the last `iterate` (`extract.failures`), so far.
+        takes_images: whether a folder of images is a clip: whether a stream is of faces.
         stream_failures: the streams that could not be computed of clips which others predicted, with why; so far.
 
     Raises:
@@ -75,6 +76,7 @@ class Model:
             for name, stream in trained.streams.items()
         }
         self.notes = list(dict.fromkeys(note for stream in self._streams.values() for note in stream.notes))
+        self.takes_images = any(one.extractor.modality.name == "face" for one in self._streams.values())
         self.media_notes: list[Note] = []
         self.stream_failures: list[Failure] = []
 
@@ -99,7 +101,8 @@ class Model:
     def iterate(self, media: Media | Sequence[Media], media_root: StrPath | None = None) -> Iterator[Record | Failure]:
         """Yield a record per clip as they come, or a failure where no stream of it can be computed."""
         with tempfile.TemporaryDirectory(prefix="emi-") as folder:
-            yield from self.iterate_sources(list_sources(media, media_root, Path(folder)))
+            sources = list_sources(media, media_root, Path(folder), images=self.takes_images)
+            yield from self.iterate_sources(sources)
 
     def iterate_sources(
         self, sources: Sequence[Source], on_progress: OnProgress | None = None, done: Collection[str] = ()
@@ -168,6 +171,7 @@ class Models(Model):
         self.names = members[0].names
         self.notes = list(dict.fromkeys(note for member in members for note in member.notes))
         self.label_range = members[0].label_range
+        self.takes_images = any(member.takes_images for member in members)
         self.media_notes = members[0].media_notes  # all members read the same media
         self.stream_failures = []
 
@@ -244,7 +248,11 @@ def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:
 
 
 def list_sources(
-    media: Media | Sequence[Media], media_root: StrPath | None = None, folder: Path | None = None
+    media: Media | Sequence[Media],
+    media_root: StrPath | None = None,
+    folder: Path | None = None,
+    *,
+    images: bool = False,
 ) -> list[Source]:
     """The clips of one place or several, sorted by id; where one is a list, its `media_root` is no concern of others.
 
@@ -252,6 +260,7 @@ def list_sources(
         media: see `Model.predict`.
         media_root: where the paths of list files start.
         folder: where media that are in memory are written; needed where some are.
+        images: whether folders of images are clips (`Model.takes_images`).
 
     Raises:
         MediaListError: nothing found, or two files with one id.
@@ -264,7 +273,7 @@ def list_sources(
     sources: list[Source] = []
     for number, place in enumerate(places):
         if isinstance(place, str | os.PathLike):
-            sources += find_media(place, media_root if place in lists else None)
+            sources += find_media(place, media_root if place in lists else None, images=images)
         else:
             assert folder is not None
             sources.append(Source(f"{number:05d}", _written(place, folder / str(number))))

@@ -133,7 +133,7 @@ class BatchComputer:
         ]
 
     def _run_long(self, source: Source, item: Item) -> ExtractedClip | Failure:
-        recording = self._modality.record(source, self._options)
+        recording = self._modality.record(item, source, self._options)
         try:
             with torch.inference_mode(), self._stream():
                 found = compute_long(self._backbone, self._modality, recording, self._device, self._dtype)
@@ -142,7 +142,8 @@ class BatchComputer:
         with self._counting:
             self._stats.computed += found.cost
         item = replace(item, seconds=recording.seconds, cut_off=recording.cut_off)
-        return _extracted(source, item, found.frames, found.vad_pooled, vad=found.vad)
+        by_row = {"vad": found.vad, "times": recording.times, "valid": recording.valid}
+        return _extracted(source, item, found.frames, found.vad_pooled, **by_row)
 
     def _seconds(self, clips: Batch) -> float:
         return sum(self._modality.cost(item) for _, item in clips) / self._modality.cost_per_second
@@ -167,5 +168,6 @@ def _extracted(
     times: Array | None = None,
     valid: Array | None = None,
 ) -> ExtractedClip:
-    note = Note(source.id, readable(str(source.path)), item.track, item.cut_off)
+    missing = 0.0 if valid is None else 1 - float(valid.mean())
+    note = Note(source.id, readable(str(source.path)), item.track, item.cut_off, missing)
     return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, times, valid, note=note, medium=item.medium)

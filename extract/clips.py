@@ -88,7 +88,7 @@ class Extractor:
                 if isinstance(result, Failure):
                     yield result.id, 0.0, result
                     continue
-                remark: Note | Failure | None = result.note if result.note.track or result.note.cut_off else None
+                remark: Note | Failure | None = None if result.note.empty else result.note
                 try:
                     writer.add(result, result.medium)
                 except CacheFormatError as error:  # the features of this clip cannot be stored; those of others can

@@ -30,12 +30,19 @@ class Note:
         path: of its file.
         track: the audio track that was used where the file has several, else "".
         cut_off: why the file is incomplete, where that was allowed, else "".
+        missing: share of rows in which nothing was found, such as no face.
     """
 
     id: str
     path: str
     track: str = ""
     cut_off: str = ""
+    missing: float = 0.0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing that a user should know."""
+        return not (self.track or self.cut_off or self.missing)
 
 
 ClipResult = tuple[str, float, Failure | Note | None]

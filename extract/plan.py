@@ -86,8 +86,9 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
     """
     with contextlib.closing(open_container(cache)) as container, contextlib.ExitStack() as opened:
         _check_sharing(cache, settings)
-        sources = find_media(media, settings.media_root)
         identity = identify(settings.backbone, settings.revision, settings.layer)
+        faces = identity.modality == "face"
+        sources = find_media(media, settings.media_root, images=faces)
         store = opened.enter_context(open_cache(cache)) if container.read_attributes() is not None else None
         stored, done = (store.header, frozenset(store.ids)) if store else (None, frozenset[str]())
         index, count = settings.shard_numbers()
@@ -108,7 +109,7 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
         present=frozenset(source.id for source in present) - refresh,
         changed=changed,
         refresh=refresh,
-        left_out=left_out(media),
+        left_out=left_out(media, images=faces),
         header=header,
         identity=identity,
         precision_reason=reason,

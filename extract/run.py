@@ -32,6 +32,7 @@ class ExtractSummary:
         tracks: clips whose files have several audio tracks, and which track was used.
         truncated: clips that were used although their files are cut off.
         truncated_file: lists these clips.
+        missing: clips that have rows in which nothing was found, such as no face.
         changed: ids of clips whose media changed after they were extracted, and that were not extracted again.
         stats: time per stage.
         notes: sentences for the user.
@@ -46,6 +47,7 @@ class ExtractSummary:
     tracks: list[Note] = field(default_factory=list)
     truncated: list[Note] = field(default_factory=list)
     truncated_file: Path | None = None
+    missing: list[Note] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     stats: PipelineStats = field(default_factory=PipelineStats)
     notes: list[str] = field(default_factory=list)
@@ -59,6 +61,8 @@ class ExtractSummary:
         self.seconds += 0.0 if math.isnan(seconds) else seconds
         if remark and remark.track:
             self.tracks.append(remark)
+        if remark and remark.missing:
+            self.missing.append(remark)
         if remark and remark.cut_off:
             self.truncated.append(remark)
             self.truncated_file = write_truncated(self.cache, [remark], [remark.id])

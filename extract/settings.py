@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from cache.settings import setting
 from cache.system.machine import available_cores, bfloat16_unit
 from extract.errors import ExtractSettingsError
+from extract.faces.options import DEFAULT as DEFAULT_FACES
+from extract.faces.options import FaceOptions
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +38,12 @@ class DecodeOptions:
     Attributes:
         track: number of the audio track, from 1; None takes the track marked default, else the first.
         allow_truncated: use files that are cut off or damaged up to that point, instead of refusing them.
+        faces: which rows and which face of a video, for backbones that take faces.
     """
 
     track: int | None = None
     allow_truncated: bool = False
+    faces: FaceOptions = DEFAULT_FACES
 
     def __post_init__(self) -> None:
         if self.track is not None and self.track < 1:
@@ -53,7 +57,7 @@ DEFAULT = DecodeOptions()
 class ExtractSettings:
     """How features are made."""
 
-    backbone: str = setting("silero", "silero, a Hugging Face id, or a local checkpoint folder.")
+    backbone: str = setting("silero", "silero, mtcnn (faces), a Hugging Face id, or a local checkpoint folder.")
     revision: str | None = setting(None, "Branch, tag or commit of a Hugging Face id.", shown="main")
     layer: int | None = setting(
         None, "Take this layer of a Whisper encoder, counted from 1; 0 is its input.", metavar="N", shown="the last"
@@ -86,6 +90,18 @@ class ExtractSettings:
     allow_truncated: bool = setting(
         False, "Use files that are cut off or damaged as far as they decode; truncated.csv lists them."
     )
+    fps: float | None = setting(
+        6.0, "Of faces: rows per second; native is every frame of the video, with its times.", none="native"
+    )
+    face: str = setting(
+        "longest",
+        "Which face, where several are seen: longest, largest, first, left, right, or the one in the region "
+        "x0,y0,x1,y1 in fractions of the picture.",
+    )
+    min_face: int = setting(40, "Side of the smallest face that is searched, in pixels.", metavar="PIXELS")
+    detect_every: int = setting(
+        1, "Search faces in every n-th picture, and interpolate between two that show the face.", metavar="N"
+    )
     refresh: bool = setting(False, "Extract clips again whose media changed since; the old ones are replaced.")
 
     def __post_init__(self) -> None:
@@ -108,7 +124,8 @@ class ExtractSettings:
     @property
     def decoding(self) -> DecodeOptions:
         """Which part of each file is decoded."""
-        return DecodeOptions(track=self.track, allow_truncated=self.allow_truncated)
+        faces = FaceOptions(fps=self.fps, face=self.face, min_face=self.min_face, detect_every=self.detect_every)
+        return DecodeOptions(track=self.track, allow_truncated=self.allow_truncated, faces=faces)
 
     def used(self, seconds: float) -> float:
         """Return how many seconds of a medium of this length are used; a length that is unknown (NaN) is the cut."""

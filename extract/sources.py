@@ -1,4 +1,6 @@
-"""Which clips to extract: from a folder, a CSV with a Filename column, or a text list.
+"""Which clips to extract: from a folder, a CSV with a Filename column, or a text list. A clip is a file.
+
+Of faces, a folder of images is a clip as well.
 
 A clip's id is its path under the media root, without suffix, `/`-separated, in Unicode's form NFC.
 """
@@ -16,6 +18,7 @@ from cache.ids import MEDIA_SUFFIXES, clip_id, find_ids, refuse_repeated, stored
 from cache.paths import StrPath, at_home, is_utf8, readable
 from extract.errors import MediaListError
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 
 
@@ -25,7 +28,7 @@ class Source:
 
     Attributes:
         id: of the clip.
-        path: of its file.
+        path: of its file, or of its folder of images.
         problem: why it cannot be extracted, where that is known before decoding; its id is then only for display.
     """
 
@@ -34,12 +37,13 @@ class Source:
     problem: str = ""
 
 
-def find_media(media: StrPath, media_root: StrPath | None = None) -> list[Source]:
+def find_media(media: StrPath, media_root: StrPath | None = None, *, images: bool = False) -> list[Source]:
     """List the clips of a folder (recursively), a CSV or a text list, sorted by id.
 
     Args:
         media: a folder, one media file, `NAME.csv` with a Filename column, or `NAME.txt` with one path a line.
         media_root: folder that the paths of a CSV or list are relative to; by default the folder of the list.
+        images: whether a folder of images, below the media root, is a clip as well, called like the folder.
 
     Raises:
         MediaListError: nothing was found, two files have one id, or the list is malformed.
@@ -51,19 +55,20 @@ def find_media(media: StrPath, media_root: StrPath | None = None) -> list[Source
     if place.is_dir():
         if root is not None:
             raise MediaListError(f"--media-root goes with a CSV or a text list, and {place} is a folder; leave it out")
-        sources = [_source(path, place) for path in _walk(place)]
+        sources = [_source(path, place) for path in _walk(place, images)]
     elif not place.exists():
         raise MediaListError(f"there is nothing at {place}; name a folder of media, a CSV or a text list")
     elif is_list(place):
         read = _from_csv if place.suffix.lower() == ".csv" else _from_list
         try:
-            sources = read(place, (root or place.parent).absolute())
+            sources = read(place, (root or place.parent).absolute(), images)
         except UnicodeDecodeError as error:
             raise MediaListError(f"{place} is not UTF-8 text ({error}); save it as UTF-8") from error
     else:
         sources = [_source(place, place.parent)]
     if not sources:
-        raise MediaListError(f"{place} holds no media (looked for {' '.join(sorted(MEDIA_SUFFIXES))})")
+        folders = "folders of images and " if images else ""
+        raise MediaListError(f"{place} holds no media (looked for {folders}{' '.join(sorted(MEDIA_SUFFIXES))})")
     sources.sort()
     for one, other in itertools.pairwise(sources):
         if one.id == other.id:
@@ -77,7 +82,12 @@ def is_list(media: StrPath) -> bool:
     return place.suffix.lower() in (".csv", *LIST_SUFFIXES) and place.is_file()
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def is_image(name: str) -> bool:
+    """Whether a file is one of the images of a clip, by its name."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def _walk(root: Path, images: bool) -> Iterator[Path]:
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         identity = os.stat(folder)
@@ -89,6 +99,8 @@ def _walk(root: Path) -> Iterator[Path]:
         # Sorted: of two links to one folder the first gives the ids, and that must be the same on every machine.
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in media_like)
         yield from (Path(folder, name) for name in [*files, *media_like] if _is_media(name))
+        if images and Path(folder) != root and any(map(is_image, files)):
+            yield Path(folder)
 
 
 def _unreadable(error: OSError) -> None:
@@ -109,10 +121,11 @@ def _source(path: Path, root: Path) -> Source:
 def _id_of(path: Path, root: Path) -> str:
     if not path.is_relative_to(root):
         raise MediaListError(f"{path} is not under {root}; name a folder that holds all clips with --media-root")
-    return stored_form(readable(path.relative_to(root).with_suffix("").as_posix()))
+    whole = path.suffix.lower() not in MEDIA_SUFFIXES and path.is_dir()  # a folder of images
+    return stored_form(readable((path if whole else path.with_suffix("")).relative_to(root).as_posix()))
 
 
-def _from_csv(place: Path, root: Path) -> list[Source]:
+def _from_csv(place: Path, root: Path, images: bool) -> list[Source]:
     """Read the Filename column; names may lack their suffix, see `cache.ids.match_ids`."""
     try:
         table = read_table(place)
@@ -124,7 +137,7 @@ def _from_csv(place: Path, root: Path) -> list[Source]:
     names = [cells[column] if column < len(cells) else "" for cells in table.rows]
     if "" in names:
         raise MediaListError(f"{table.where(names.index(''))}: the Filename is empty")
-    sources = _named(names, root, place)
+    sources = _named(names, root, place, images)
     if names and not any(source.path.exists() for source in sources):
         raise MediaListError(
             f"none of the {len(names)} clips of {place} (first: {names[0]}) was found under {root}; name their "
@@ -133,23 +146,23 @@ def _from_csv(place: Path, root: Path) -> list[Source]:
     return sources
 
 
-def _from_list(place: Path, root: Path) -> list[Source]:
+def _from_list(place: Path, root: Path, images: bool) -> list[Source]:
     """Read one path per line, relative to the root or absolute; skip blank lines and # comments."""
     lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
     names = [at_home(line) for line in lines if line and not line.startswith("#")]
     paths = [root / name for name in names]
     if all(path.is_relative_to(root) for path in paths):
-        return _named(names, root, place)
+        return _named(names, root, place, images)
     root = Path(os.path.commonpath([path.parent for path in paths]))
     return [_source(path, root) for path in paths]
 
 
-def _named(names: Sequence[str], root: Path, place: Path) -> list[Source]:
+def _named(names: Sequence[str], root: Path, place: Path, images: bool) -> list[Source]:
     """Return the media with these names; those that are not found fail when they are decoded."""
-    paths = {name: _path_of(name, root) for name in names}
+    paths = {name: _path_of(name, root, images) for name in names}
     missing = [name for name, path in paths.items() if path is None]
     by_id: dict[str, list[Path]] = defaultdict(list)
-    for path in _walk(root) if missing else ():
+    for path in _walk(root, images) if missing else ():
         by_id[_id_of(path, root)].append(path)
     try:
         matched = zip(missing, find_ids(missing, by_id), strict=True)
@@ -162,10 +175,13 @@ def _named(names: Sequence[str], root: Path, place: Path) -> list[Source]:
     return sources
 
 
-def _path_of(name: str, root: Path) -> Path | None:
-    """Find the file of exactly this name, or with `/` for `\\` and without a leading `./`, or in the home folder."""
+def _path_of(name: str, root: Path, images: bool) -> Path | None:
+    """Find the file, or folder of images, of exactly this name.
+
+    Or with `/` for `\\` and without a leading `./`, or in the home folder.
+    """
     forms = dict.fromkeys((name, tidy(name), at_home(name)))
-    return next((root / form for form in forms if (root / form).is_file()), None)
+    return next((p for form in forms if (p := root / form).is_file() or (images and p.is_dir())), None)
 
 
 def _choose(name: str, wanted: str, found: list[Path]) -> Path:
@@ -188,13 +204,14 @@ def _clash(name: str, found: list[Path]) -> MediaListError:
     return MediaListError(f"clip id {name!r} {same}; an id must name one file: remove or rename one of them")
 
 
-def left_out(media: StrPath) -> dict[str, int]:
+def left_out(media: StrPath, *, images: bool = False) -> dict[str, int]:
     """Count the files of a folder that are skipped, by suffix; hidden files are not counted. A list gives nothing."""
+    taken = MEDIA_SUFFIXES | IMAGE_SUFFIXES if images else MEDIA_SUFFIXES
     found: Counter[str] = Counter()
     for _, folders, files in os.walk(at_home(os.fspath(media))):
         folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(".zarr")]
         suffixes = (Path(name).suffix.lower() for name in files if not name.startswith("."))
-        found.update(readable(suffix) or "without suffix" for suffix in suffixes if suffix not in MEDIA_SUFFIXES)
+        found.update(readable(suffix) or "without suffix" for suffix in suffixes if suffix not in taken)
     return dict(found.most_common())
 
 

@@ -20,6 +20,7 @@ from emi.cli import (
     ensemble,
     evaluate,
     extract,
+    faces,
     finetune,
     predict,
     streams,
@@ -48,6 +49,7 @@ app.add_typer(cache_app, name="cache")
 COMMANDS = {
     app: (
         extract.extract,
+        faces.faces,
         train_head.train_head,
         predict.predict,
         evaluate.evaluate,

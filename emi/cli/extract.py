@@ -8,7 +8,7 @@ import typer
 
 from cache.settings import take
 from emi.cli import options
-from emi.cli.messages import first_of, row_clock, tell_left_out, tell_licence, tell_notes, tell_some
+from emi.cli.messages import first_of, row_clock, tell_left_out, tell_licence, tell_missing, tell_notes, tell_some
 from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def extract(
         summary = run.extract(media, cache, settings, on_plan=on_plan, on_progress=progress, stats=stats)
     _show_summary(summary, time.monotonic() - started)
     tell_notes([*summary.tracks, *summary.truncated], summary.truncated_file)
+    tell_missing(summary.missing)
     _show_changed(summary.changed, refresh=False)
     if summary.failures:
         raise typer.Exit(1)
@@ -102,7 +103,7 @@ def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:
         no_clips = "this share holds no clips; there are fewer windows of clips than shares"
         typer.echo(f"nothing to do: {f'all {summary.present} clips are in {summary.cache}' if there else no_clips}")
         return
-    minutes, stats = f"{summary.seconds / 60:.1f} min of audio", summary.stats
+    minutes, stats = f"{summary.seconds / 60:.1f} min of media", summary.stats
     typer.echo(f"wrote {summary.written} clips ({minutes}) to {summary.cache} in {elapsed:.1f} s{there}")
     share = 100 * stats.padding / max(1, stats.computed + stats.padding)
     typer.echo(f"waited for: {stats.waiting()}" + (f"; padding {share:.1f} % of the batches" if share else ""))

@@ -52,6 +52,19 @@ def tell_notes(notes: "Sequence[Note]", truncated_file: Path | None = None) -> N
     tell_some(f"{clips} used although cut off or damaged{listed}", cut, SHOWN)
 
 
+def tell_missing(notes: "Sequence[Note]") -> None:
+    """Print which clips have rows in which nothing was found, as without a face."""
+    nowhere = [note.id for note in notes if note.missing == 1]
+    partly = sorted((note for note in notes if note.missing < 1), key=lambda note: -note.missing)
+    if nowhere:
+        clips = "1 clip" if len(nowhere) == 1 else f"{len(nowhere)} clips"
+        typer.echo(f"nothing was found (as no face) in any row of {clips}: {first_of(nowhere)}", err=True)
+    if partly:
+        clips = "1 clip" if len(partly) == 1 else f"{len(partly)} clips"
+        most = ", ".join(f"{note.id} {100 * note.missing:.0f} %" for note in partly[:SHOWN])
+        typer.echo(f"nothing was found in some rows of {clips}: {most}{', …' * (len(partly) > SHOWN)}", err=True)
+
+
 def tell_left_out(counts: Mapping[str, int]) -> None:
     """Print how many files of a folder were left out, by suffix."""
     from extract.sources import in_words

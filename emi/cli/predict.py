@@ -70,7 +70,7 @@ def predict(
     media_root = given.pop("media_root", None)
     options = DecodeOptions(**{name: given.pop(name) for name in ("track", "allow_truncated") if name in given})
     loaded = load(model, backbone=_places(backbone), options=options, **given)
-    sources = list_sources(media, media_root)
+    sources = list_sources(media, media_root, images=loaded.takes_images)
     if template is not None:
         sources = [sources[i] for i in template_clips(template, loaded.names, [source.id for source in sources])]
     log = PredictionLog(csv_file or submission, f"{model_digest(model)} {options}", sources)
@@ -130,7 +130,7 @@ def _predict_all(
     for note in model.notes:
         typer.echo(note, err=True)
     for place in media:
-        tell_left_out(left_out(place))
+        tell_left_out(left_out(place, images=model.takes_images))
     done = frozenset(log.records)
     if done:
         typer.echo(f"{len(done)} of {len(sources)} clips were predicted before", err=True)

@@ -54,7 +54,7 @@ class Audio:
         """Resample and cut."""
         return read.at_16_khz(max_seconds)
 
-    def record(self, source: Source, options: DecodeOptions) -> "SoundRecording":
+    def record(self, item: "Waveform", source: Source, options: DecodeOptions) -> "SoundRecording":  # noqa: ARG002
         """See `Modality`."""
         from extract.audio.recording import SoundRecording
 

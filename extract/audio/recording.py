@@ -21,6 +21,8 @@ class SoundRecording:
     def __init__(self, path: Path, options: DecodeOptions) -> None:
         self._path, self._options = path, options
         self.seconds, self.cut_off = math.nan, ""
+        self.times: NDArray[np.float64] | None = None
+        self.valid: NDArray[np.bool_] | None = None
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         """See `Recording`."""

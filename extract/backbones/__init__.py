@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from cache.paths import at_home
 from extract.backbones.checkpoint import find_checkpoint
+from extract.backbones.mtcnn.family import MTCNN
 from extract.backbones.protocol import (
     Backbone,
     Blockwise,
@@ -49,7 +50,7 @@ __all__ = [
     "load_trainable",
 ]
 
-BACKBONES: dict[str, Family] = {"silero": SILERO}
+BACKBONES: dict[str, Family] = {"silero": SILERO, "mtcnn": MTCNN}
 
 MODEL_TYPES: dict[str, Family] = {
     "silero-vad": SILERO,

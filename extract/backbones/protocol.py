@@ -71,12 +71,12 @@ class Backbone(Protocol):
     def pads(self) -> bool:
         """Whether a batch is computed with padding, which the statistics then count."""
 
-    def __call__(self, waveforms: Sequence["Tensor"]) -> Features:
+    def __call__(self, waveforms: Sequence[Any], /) -> Features:
         """Run a batch of clips on the backbone's device.
 
         Args:
             waveforms: what `Modality.inputs` makes of decoded clips. Of audio that is (samples,) float32 at 16 kHz, not
-                normalised.
+                normalised; of faces, `extract.faces.reading.FaceCrops`.
         """
 
     def num_frames(self, num_samples: int) -> int:

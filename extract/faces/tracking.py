@@ -11,12 +11,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.errors import ExtractSettingsError
 from extract.faces.mtcnn.boxes import overlaps
 from extract.faces.mtcnn.detector import Faces
+from extract.faces.options import CHOICES, LONGEST, TrackingSettings
 from extract.faces.video import Pictures
 
-CHOICES = ("longest", "largest", "first", "left", "right")
 LEAST_OVERLAP = 0.3
 """Intersection over union of a face with the box before. A head that moves by half its width in a step has a third."""
 LONGEST_GAP = 1.0
@@ -24,44 +23,6 @@ LONGEST_GAP = 1.0
 # Tracks shorter than this share of the longest one are false alarms or people who walk by: not chosen, not counted.
 _FLEETING = 0.1
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingSettings:
-    """Which face of a clip is used, and how often faces are searched.
-
-    Attributes:
-        face: longest (in most pictures), largest (mean area), first (to appear), left, right (mean position), or a
-            region "x0,y0,x1,y1" in fractions of the picture, where the face that is longest within it is used.
-        detect_every: faces are searched in every n-th picture and the last; boxes and landmarks between two pictures
-            with the face are interpolated.
-    """
-
-    face: str = "longest"
-    detect_every: int = 1
-
-    def __post_init__(self) -> None:
-        if self.detect_every < 1:
-            raise ExtractSettingsError(f"--detect-every: 1 or more pictures, got {self.detect_every}")
-        if self.face not in CHOICES:
-            self.region()
-
-    def region(self) -> tuple[float, float, float, float]:
-        """Return the region as (x0, y0, x1, y1).
-
-        Raises:
-            ExtractSettingsError: it is none.
-        """
-        try:
-            x0, y0, x1, y1 = (float(part) for part in self.face.split(","))
-        except ValueError:
-            x0 = y0 = x1 = y1 = -1.0
-        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-            raise ExtractSettingsError(
-                f"--face takes {', '.join(CHOICES)} or a region in fractions of the picture, for example 0,0,0.5,1 for "
-                f"its left half; got {self.face!r}"
-            )
-        return x0, y0, x1, y1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +75,7 @@ class Track:
 def track_faces(
     blocks: Iterable[Pictures],
     detect: Callable[[NDArray[np.uint8]], list[Faces]],
-    settings: TrackingSettings = TrackingSettings(),
+    settings: TrackingSettings = LONGEST,
 ) -> ChosenFace:
     """Find the faces of a clip, follow them and choose one.
 

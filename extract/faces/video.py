@@ -62,7 +62,7 @@ class Video:
         fps: rows per second, each the picture that is shown at its start; None gives every frame ("native").
         max_seconds: where decoding stops; None reads to the end.
         max_side: see `Upright`.
-        options: whether a file that is cut off is used. The number of a track is that of a sound track, not used here.
+        options: whether a file that is cut off is used; nothing else of them is used here.
 
     Attributes:
         seconds: length of the pictures before the cut, NaN where it is unknown; set after the last block.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cache.sources import Medium
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from numpy.typing import NDArray
 
@@ -35,10 +36,15 @@ class Item:
 
 
 class Recording(Protocol):
-    """A long clip that is read in blocks. `seconds` and `cut_off` (see `Item`) are set after the last one."""
+    """A long clip that is read in blocks. `seconds` and `cut_off` (see `Item`) are set after the last one.
+
+    `times` and `valid` are those of its rows (see `extract.backbones.Features`), or None.
+    """
 
     seconds: float
     cut_off: str
+    times: "NDArray[Any] | None"
+    valid: "NDArray[np.bool_] | None"
 
     def __iter__(self) -> "Iterator[NDArray[Any]]":
         """Yield the content in blocks of a few seconds.
@@ -80,8 +86,9 @@ class Modality(Protocol):
         """Return everything that changes a decoded number."""
 
     def reader(self) -> Read:
-        """Import what decoding needs, but no torch, and return the function that reads a source.
+        """Import what decoding needs, and return the function that reads a source.
 
+        A process is ready when this returns; what takes long to import, as torch, is imported by the first clip.
         What it returns is sent between processes, and becomes an `Item` in `finish`. It raises `MediaError` for a
         source that cannot be read.
         """
@@ -89,8 +96,8 @@ class Modality(Protocol):
     def finish(self, read: Any, max_seconds: float | None) -> Item:
         """Turn what was read into an item. This runs in a thread, so it should release Python's lock."""
 
-    def record(self, source: "Source", options: "DecodeOptions") -> Recording:
-        """Open a long clip."""
+    def record(self, item: Any, source: "Source", options: "DecodeOptions") -> Recording:
+        """Open a long clip, of which the reader gave `item`."""
 
     def cost(self, item: Any) -> int:
         """Return the size of an item, by which batches are planned."""

@@ -13,8 +13,9 @@ from extract.errors import ExtractSettingsError
 from extract.faces.mtcnn.areas import AreaTable
 from extract.faces.mtcnn.boxes import Boxes, corrected, squares, without_doubles
 from extract.faces.mtcnn.networks import ACTIVATIONS, CropNet, output_net, proposal_net, refinement_net
+from extract.faces.options import SMALLEST
 
-WINDOW, STRIDE = 12, 2
+WINDOW, STRIDE = SMALLEST, 2
 """P-Net's windows and their distance, in pixels."""
 REFINEMENT_SIDE, OUTPUT_SIDE = 24, 48
 """Pixels of the crops that R-Net and O-Net see."""

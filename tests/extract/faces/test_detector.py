@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from extract.errors import BackboneError, ExtractSettingsError
+from extract.faces import package
 from extract.faces.mtcnn import Detector, DetectorSettings, weights
 from extract.faces.mtcnn.areas import AreaTable
 from extract.faces.mtcnn.boxes import overlaps, without_doubles
@@ -181,6 +182,6 @@ def test_a_weight_file_of_another_content_is_refused(tmp_path, monkeypatch):
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(weights, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(package, "PACKAGE", "no_such_package")
     with pytest.raises(BackboneError, match=r"pip install 'emi-mimicry\[faces\]'"):
         Detector()

@@ -1,0 +1,1 @@
+"""The output network of MTCNN, the face detector, as a backbone."""

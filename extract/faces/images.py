@@ -1,0 +1,118 @@
+"""Read a folder of images as a clip: faces that another program has cut out, one image per row."""
+
+import csv
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from extract.errors import MediaError
+from extract.faces.align import CROP_SIDE
+from extract.sources import is_image
+
+TABLE = "faces.csv"
+"""Beside crops that `emi faces` has cut out."""
+SPARSEST = 100
+"""Rows per image up to which numbers are taken for rows; of time stamps there would be more."""
+_NUMBERED = re.compile(r"(.*?)([0-9]+)", re.DOTALL)
+
+
+def read_images(
+    folder: Path, fps: float, max_seconds: float | None
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:
+    """Read the images of a folder, in the order of their numbers.
+
+    Args:
+        folder: of the clip.
+        fps: images per second.
+        max_seconds: where reading stops.
+
+    Returns:
+        Crops (rows, 112, 112, 3) uint8 RGB, zeros where the image is missing or broken; (rows,) bool, where it is not;
+        seconds before the cut.
+
+    Raises:
+        MediaError: there is no image that can be read, the names give no order, or emi cut them out at another rate.
+    """
+    _check_rate(folder, fps)
+    try:
+        rows = rows_of([path.name for path in folder.iterdir() if is_image(path.name)])
+    except OSError as error:
+        raise MediaError(f"cannot be read ({error.strerror})") from error
+    used = len(rows) if max_seconds is None else min(len(rows), math.ceil(max_seconds * fps - 1e-6))
+    images, valid = np.zeros((used, CROP_SIDE, CROP_SIDE, 3), np.uint8), np.zeros(used, np.bool_)
+    problem = ""
+    for row, name in enumerate(rows[:used]):
+        if name:
+            try:
+                images[row], valid[row] = read_image(folder / name), True
+            except MediaError as error:
+                problem = problem or f"{name} {error}"
+    if problem and not valid.any():
+        raise MediaError(f"has no image that can be read: {problem}")
+    return images, valid, len(rows) / fps
+
+
+def rows_of(names: Sequence[str]) -> list[str]:
+    """Return the name of the image of each row, "" where there is none.
+
+    Where names differ in the number at their end only, it counts rows, from 0 if there is an image 0, else from 1.
+    Other names are sorted, with the numbers in them as numbers, and have no gaps.
+
+    Raises:
+        MediaError: there are none, two have one number, or most numbers are missing.
+    """
+    if not names:
+        raise MediaError("is a folder without images")
+    stems = {name: Path(name).stem for name in names}
+    found = {name: _NUMBERED.fullmatch(stem) for name, stem in stems.items()}
+    if not all(found.values()) or len({match[1] for match in found.values() if match}) > 1:
+        return sorted(names, key=lambda name: [*map(_sortable, re.split("([0-9]+)", stems[name])), (0, 0, name)])
+    numbered = sorted((int(match[2]), name) for name, match in found.items() if match)
+    for (number, name), (following, other) in itertools.pairwise(numbered):
+        if number == following:
+            raise MediaError(f"has two images of number {number}: {name} and {other}")
+    first, last = min(1, numbered[0][0]), numbered[-1][0]
+    if last - first >= SPARSEST * len(names):
+        raise MediaError(
+            f"has {len(names)} images with numbers up to {last}; number them by rows, from 0 or 1 without time stamps"
+        )
+    rows = [""] * (last - first + 1)
+    for number, name in numbered:
+        rows[number - first] = name
+    return rows
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Return an image as (112, 112, 3) uint8 RGB; one of another size is scaled, transparency is dropped.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(f"cannot be read ({str(error).replace(str(path), path.name)})") from error
+    if upright.size != (CROP_SIDE, CROP_SIDE):
+        upright = upright.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(upright)
+
+
+def _check_rate(folder: Path, fps: float) -> None:
+    if not (folder / TABLE).is_file():
+        return
+    with (folder / TABLE).open(newline="", encoding="utf-8") as file:
+        times = [float(row["time"]) for row in itertools.islice(csv.DictReader(file), 2)]
+    if len(times) == 2 and abs((times[1] - times[0]) * fps - 1) > 0.01:
+        rate = 1 / max(1e-6, times[1] - times[0])
+        raise MediaError(f"holds crops at {rate:.4g} rows per second, by its {TABLE}; use --fps {rate:.4g}")
+
+
+def _sortable(part: str) -> tuple[int, int, str]:
+    return (0, int(part), "") if part.isdecimal() else (1, 0, part)

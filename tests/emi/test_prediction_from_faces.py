@@ -1,0 +1,80 @@
+"""A head on voice and face predicts videos with sound, as from the caches of both."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import emi
+from tests.extract.faces.drawn import Identity, Pose, draw
+
+RATE = 6
+NAMES = ["Joy", "Calm"]
+
+
+def write(path, seed, sound=True, face=True):
+    """A talking head of one second."""
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=RATE, options={"crf": "12"})
+        video.height, video.width, video.pix_fmt = 160, 200, "yuv420p"
+        audio = out.add_stream("pcm_s16le", rate=16_000, layout="mono") if sound else None
+        for i in range(RATE):
+            people = [(Identity.of(seed), Pose(smile=np.sin(seed), jaw=abs(np.sin(i))))] if face else []
+            frame = av.VideoFrame.from_ndarray(draw(people, 160, 200))
+            frame.pts, frame.time_base = i, Fraction(1, RATE)
+            out.mux(video.encode(frame))
+        out.mux(video.encode())
+        if audio is not None:
+            noise = (3000 * rng.normal(size=(1, 16_000))).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
+            out.mux([*audio.encode(frame), *audio.encode()])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("talking")
+    (folder / "clips").mkdir()
+    for i in range(6):
+        write(folder / "clips" / f"{i}.mkv", i, face=i != 4)
+    emi.extract(folder / "clips", folder / "a.zarr")
+    emi.extract(folder / "clips", folder / "f.zarr", backbone="mtcnn", fps=4, min_face=50)
+    for split, part in (("train", range(4)), ("valid", range(3, 6))):
+        lines = "".join(f"{i},0.{i},0.{9 - i}\n" for i in part)
+        (folder / f"{split}.csv").write_text(f"Filename,{','.join(NAMES)}\n{lines}")
+    caches = {"audio": folder / "a.zarr", "face": folder / "f.zarr"}
+    emi.train_head(caches, folder / "train.csv", folder / "valid.csv", folder / "run", hidden=4, epochs=1)
+    return folder
+
+
+def test_videos_are_predicted_as_from_the_caches_with_the_settings_of_the_run(trained):
+    model = emi.load(trained / "run")
+    stores = {name: emi.open_cache(trained / f"{name[0]}.zarr") for name in ("audio", "face")}
+    for record in model.predict(trained / "clips"):
+        clips = {name: store[record["Filename"]] for name, store in stores.items()}
+        np.testing.assert_allclose([record[n] for n in NAMES], model.trained.predict(clips), atol=1e-5)
+    assert model.stream_failures == []
+
+
+def test_a_video_without_sound_is_predicted_from_the_face(trained, tmp_path):
+    write(tmp_path / "mute.mkv", 1, sound=False)
+    model = emi.load(trained / "run")
+    record = model.predict(tmp_path)[0]
+    assert [failure.reason.split(":")[0] for failure in model.stream_failures] == ["stream 'audio'"]
+    assert np.isfinite([record[name] for name in NAMES]).all()
+
+
+def test_a_folder_of_images_is_predicted_from_the_face(trained, tmp_path):
+    (tmp_path / "media" / "x").mkdir(parents=True)
+    for i in range(3):
+        face = draw([(Identity.of(1), Pose(size=0.8, jaw=0.3 * i))], 112, 112)
+        Image.fromarray(face).save(tmp_path / "media" / "x" / f"{i}.png")
+    model = emi.load(trained / "run")
+    record = model.predict(tmp_path / "media")[0]
+    assert record["Filename"] == "x"
+    emi.extract(tmp_path / "media", tmp_path / "f.zarr", backbone="mtcnn", fps=4, min_face=50)
+    clips = {"audio": None, "face": emi.open_cache(tmp_path / "f.zarr")["x"]}
+    np.testing.assert_allclose([record[name] for name in NAMES], model.trained.predict(clips), atol=1e-5)

@@ -1,0 +1,120 @@
+"""Folders of images, cut out by other programs, are clips of face backbones: a row per number."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import emi
+from extract.errors import MediaError, MediaListError
+from extract.faces.images import read_image, read_images, rows_of
+from extract.faces.mtcnn import Detector
+from extract.sources import Source, find_media
+from tests.extract.faces.drawn import Identity, Pose, draw
+
+
+def face(number, side=112):
+    return draw([(Identity.of(number), Pose(size=0.8, jaw=0.1 * number))], side, side)
+
+
+def write(folder, **images):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in images.items():
+        Image.fromarray(image).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        (["10.jpg", "0.jpg", "2.jpg"], ["0.jpg", "", "2.jpg", *[""] * 7, "10.jpg"]),
+        (["00003.jpg", "00001.jpg"], ["00001.jpg", "", "00003.jpg"]),
+        (["3.jpg", "4.jpg"], ["", "", "3.jpg", "4.jpg"]),
+        (["frame_2.png", "frame_10.png", "frame_1.png"], ["frame_1.png", "frame_2.png", *[""] * 7, "frame_10.png"]),
+        (["a10.png", "a9.png", "b1.png"], ["a9.png", "a10.png", "b1.png"]),
+        (["left.png", "centre.png"], ["centre.png", "left.png"]),
+    ],
+)
+def test_numbers_are_rows_and_other_names_are_sorted(names, rows):
+    assert rows_of(names) == rows
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ([], "is a folder without images"),
+        (["1.jpg", "01.jpg"], "has two images of number 1"),
+        (["0.jpg", "1000.jpg", "2000.jpg"], "has 3 images with numbers up to 2000; number them by rows"),
+    ],
+)
+def test_names_without_an_order_are_refused(names, sentence):
+    with pytest.raises(MediaError, match=sentence):
+        rows_of(names)
+
+
+def test_other_sizes_and_modes_are_read(tmp_path):
+    picture = face(1)
+    Image.fromarray(picture).convert("RGBA").save(tmp_path / "alpha.png")
+    Image.fromarray(picture).convert("L").save(tmp_path / "grey.png")
+    Image.fromarray(face(1, 224)).save(tmp_path / "large.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), picture)
+    assert read_image(tmp_path / "grey.png").shape == (112, 112, 3)
+    assert np.abs(read_image(tmp_path / "large.png").astype(int) - picture).mean() < 4
+
+
+def test_missing_and_broken_images_are_rows_without_a_face(tmp_path):
+    folder = write(tmp_path / "x", **{"1": face(1), "2": face(2), "5": face(5)})
+    (folder / "4.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    (folder / "._1.png").write_bytes(b"x")
+    images, valid, seconds = read_images(folder, 6, None)
+    assert valid.tolist() == [True, True, False, False, True]
+    assert seconds == pytest.approx(5 / 6)
+    np.testing.assert_array_equal(images, [face(1), face(2), 0 * face(1), 0 * face(1), face(5)])
+    images, valid, seconds = read_images(folder, 6, 0.3)
+    assert (valid.tolist(), seconds) == ([True, True], pytest.approx(5 / 6))
+
+
+def test_folders_of_images_are_clips_where_faces_are_taken(tmp_path):
+    write(tmp_path / "a" / "v1.5", **{"0": face(0)})
+    write(tmp_path / "b", **{"0": face(0)})
+    (tmp_path / "c.mp4").touch()
+    Image.fromarray(face(0)).save(tmp_path / "sheet.png")
+    (tmp_path / "list.csv").write_text("Filename\nb\nc\ngone\n")
+    assert find_media(tmp_path, images=True) == [
+        Source("a/v1.5", tmp_path / "a/v1.5"),
+        Source("b", tmp_path / "b"),
+        Source("c", tmp_path / "c.mp4"),
+    ]
+    assert [source.id for source in find_media(tmp_path)] == ["c"]
+    assert [source.id for source in find_media(tmp_path / "list.csv", images=True)] == ["b", "c", "gone"]
+    with pytest.raises(MediaListError, match="holds no media"):
+        find_media(tmp_path / "a")
+
+
+def test_features_of_images_are_those_of_the_crops(tmp_path):
+    clips = tmp_path / "clips"
+    write(clips / "a", **{str(i): face(i) for i in (0, 1, 3)})
+    write(clips / "b", **{f"{i:05d}": face(i, 150) for i in (1, 2)})
+    broken = write(clips / "broken")
+    (broken / "1.jpg").write_bytes(b"no picture")
+    summary = emi.extract(clips, tmp_path / "f.zarr", backbone="mtcnn", dtype="float32")
+    store = emi.open_cache(tmp_path / "f.zarr")
+    assert sorted(store.ids) == ["a", "b"]
+    assert [failure.id for failure in summary.failures] == ["broken"]
+    assert summary.failures[0].reason.startswith("has no image that can be read: 1.jpg cannot be read")
+    assert store["a"].valid.tolist() == [True, True, False, True]
+    expected = Detector().embed(np.stack([face(i) for i in (0, 1, 3)]))
+    np.testing.assert_allclose(store["a"].frames[store["a"].valid], expected, rtol=1e-5, atol=1e-5)
+    assert store["b"].valid.tolist() == [True, True]
+    summary = emi.extract(clips, tmp_path / "n.zarr", backbone="mtcnn", fps=None)
+    assert "give their rate, as --fps 25" in summary.failures[0].reason
+    assert summary.written == 0
+
+
+def test_a_folder_whose_images_change_is_noticed(tmp_path):
+    clip = write(tmp_path / "clips" / "a", **{"0": face(0), "1": face(1)})
+    settings = {"backbone": "mtcnn", "dtype": "float32"}
+    emi.extract(tmp_path / "clips", tmp_path / "f.zarr", **settings)
+    assert emi.extract(tmp_path / "clips", tmp_path / "f.zarr", **settings).changed == []
+    write(clip, **{"1": face(7)})
+    assert emi.extract(tmp_path / "clips", tmp_path / "f.zarr", **settings).changed == ["a"]
