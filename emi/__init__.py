@@ -1,4 +1,4 @@
-"""Emotional mimicry intensity from audio: extract features once, train heads in seconds, predict.
+"""Emotional mimicry intensity from voice and face: extract features once, train heads in seconds, predict.
 
     import emi
     emi.extract("clips/", "features.zarr", backbone="silero")

@@ -34,7 +34,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="emi",
-    help="Emotional mimicry intensity from audio: extract features once, train heads in seconds, predict.",
+    help="Emotional mimicry intensity from voice and face: extract features once, train heads in seconds, predict.",
     epilog="Start with: emi demo-data demo && emi extract demo/audio --cache demo.zarr",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
