@@ -42,7 +42,7 @@ HEADS: dict[str, type[Head]] = {
 
 ENCODERS: dict[str, type[Encoder]] = {name: head.Encoder for name, head in HEADS.items()}
 """The parts of the heads that read a stream, which a fusion joins; they take the options of the head of their name."""
-SUMMARY_ONLY = ("mean", "mlp", "attention")
+SUMMARY_ONLY = tuple(name for name, encoder in ENCODERS.items() if not encoder.gives_states)
 """Heads without a state per row: they cannot serve targets per frame."""
 
 __all__ = [

@@ -38,8 +38,10 @@ class AttentionEncoder(Encoder):
     matrix into the layer behind the pooling, where it is applied per clip instead of per row.
     """
 
+    gives_states = False
+
     def __init__(self, dim: int, options: AttentionOptions) -> None:
-        super().__init__(dim, options.heads * dim, states=False, global_vector=options.global_vector)
+        super().__init__(dim, options.heads * dim, global_vector=options.global_vector)
         self.queries = nn.Linear(dim, options.heads, bias=False)
 
     def weights(self, rows: Tensor, inside: Tensor) -> Tensor:

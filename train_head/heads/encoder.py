@@ -1,6 +1,7 @@
 """What an encoder is: rows of one stream in, a state per row and a summary per clip out."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,11 @@ class Encoder(nn.Module):
     Args:
         dim: size of a row.
         width: size of what `encode` gives.
-        states: whether it gives states.
         global_vector: whether the time mean of the input stands in the summary, before the rest (the paper's global
             vector).
 
     Attributes:
+        gives_states: whether there is a state per row, without which targets per frame are refused; of the class.
         summary_width: size of a clip's summary.
         state_width: size of a state; 0 where there are none.
         stride: rows per state.
@@ -42,14 +43,15 @@ class Encoder(nn.Module):
         wants_states: whether somebody reads the states; an encoder to which they are extra work may leave them out.
     """
 
+    gives_states: ClassVar[bool] = True
     stride: int = 1
     reach: tuple[int, int] | None = None
     wants_states: bool = True
 
-    def __init__(self, dim: int, width: int, *, states: bool = True, global_vector: bool = False) -> None:
+    def __init__(self, dim: int, width: int, *, global_vector: bool = False) -> None:
         super().__init__()
         self.global_vector = global_vector
-        self.state_width, self.summary_width = width * states, width + dim * global_vector
+        self.state_width, self.summary_width = width * self.gives_states, width + dim * global_vector
 
     def forward(self, rows: Tensor, lengths: Tensor, valid: Tensor | None = None) -> Encoded:
         """Encode a batch.

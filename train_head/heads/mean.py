@@ -27,8 +27,10 @@ class MeanOptions(HeadOptions):
 class MeanEncoder(Encoder):
     """The time mean."""
 
+    gives_states = False
+
     def __init__(self, dim: int, options: MeanOptions) -> None:  # noqa: ARG002
-        super().__init__(dim, dim, states=False)
+        super().__init__(dim, dim)
 
     def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, None]:  # noqa: ARG002
         """See `Encoder`."""

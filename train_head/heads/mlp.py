@@ -32,9 +32,11 @@ class MlpOptions(HeadOptions):
 class MlpEncoder(Encoder):
     """[mean, standard deviation, maximum] over time → (Linear → ReLU → Dropout) per layer."""
 
+    gives_states = False
+
     def __init__(self, dim: int, options: MlpOptions) -> None:
         hidden = options.hidden or dim
-        super().__init__(dim, hidden, states=False)
+        super().__init__(dim, hidden)
         self.layers = nn.Sequential()
         for before, after in pairwise([3 * dim] + [hidden] * options.layers):
             self.layers.extend([nn.Linear(before, after), nn.ReLU(), nn.Dropout(options.dropout)])

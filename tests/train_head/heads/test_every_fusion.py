@@ -13,7 +13,7 @@ from train_head.data.streams import Rows
 from train_head.errors import TrainSettingsError
 from train_head.heads import HEADS, SUMMARY_ONLY, build_fused
 from train_head.heads.fused import FusedHead
-from train_head.heads.fusions import FUSIONS, fusion_options
+from train_head.heads.fusions import FUSIONS, Reading, fusion_options
 
 TARGETS = 3
 DIMS = {"audio": 12, "face": 5}
@@ -37,7 +37,8 @@ def make_head(fusion: str, encoder: str = "gru", *, rows: bool = False, seed: in
 
 def can(fusion: str, encoder: str) -> bool:
     """Whether a fusion of summaries, or one that reads states, can have this encoder."""
-    return encoder not in SUMMARY_ONLY or fusion in ("concat", "late")
+    reads = FUSIONS[fusion].reads(list(DIMS), fusion_options(fusion, {}), rows=False)
+    return encoder not in SUMMARY_ONLY or set(reads.values()) == {Reading.SUMMARY}
 
 
 def make_streams(lengths=LENGTHS, filler=0.0, extra=0, *, rows=False, invalid=()) -> dict[str, Rows]:
