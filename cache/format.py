@@ -251,12 +251,13 @@ class Header:
                     else ", or use the settings the cache was made with (`emi cache info` shows them)"
                 )
             )
-        if stored._shape() != self._shape():
+        if stored.shape != self.shape:
             raise CacheFormatError(
-                f"{where} holds {stored._shape()}, and {self._shape()} were to be added; choose a new --cache path"
+                f"{where} holds {stored.shape}, and {self.shape} were to be added; choose a new --cache path"
             )
 
-    def _shape(self) -> str:
+    @property
+    def shape(self) -> str:
         """Return what a clip consists of, in words."""
         parts = [f"{self.dim} features per frame with {self.vad_names or 'no VAD'}", *self.optional]
         return ", ".join(parts) + (f" of modality {self.modality}" if self.modality != AUDIO else "")

@@ -43,7 +43,7 @@ class Medium:
         A file that is not there, or cannot be read, has not changed.
         """
         try:
-            size, mtime_ns = _size_and_time(path)
+            size, mtime_ns = size_and_time(path)
             return size != self.size or (mtime_ns != self.mtime_ns and content_digest(path, size) != self.digest)
         except OSError:
             return False
@@ -52,7 +52,7 @@ class Medium:
 def medium_of(path: Path) -> Medium | None:
     """Describe a media file; None where it cannot be read."""
     try:
-        size, mtime_ns = _size_and_time(path)
+        size, mtime_ns = size_and_time(path)
         return Medium(size, mtime_ns, content_digest(path, size))
     except OSError:
         return None
@@ -73,7 +73,7 @@ def content_digest(path: Path, size: int) -> int:
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
     """Return the bytes of a file and the time of its last change in nanoseconds; the sum and the latest of a folder."""
     there = [file.stat() for file in (_files(path) if path.is_dir() else [path])]
     return sum(stat.st_size for stat in there), max((stat.st_mtime_ns for stat in there), default=0)

@@ -124,16 +124,14 @@ def extract_together(
         sources: the clips, sorted by id; their batches do not depend on `done`.
         done: ids that are left out.
     """
-    threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
+        # last: each pipeline restores what it found, which another may have set
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         decoders = _shared_decoders(streams, len(sources) - len(done), stack)
         pipelines = {name: stream.extract(sources, done, decoders[name]) for name, stream in streams.items()}
         for pipeline in pipelines.values():
             stack.callback(pipeline.close)
-        try:
-            yield from in_step(pipelines)
-        finally:
-            torch.set_num_threads(threads)  # each pipeline restores what it found, which another may have set
+        yield from in_step(pipelines)
 
 
 def _shared_decoders(

@@ -1,14 +1,16 @@
 """From media to intensities with a trained run: the same path as extraction and training, without a cache."""
 
+import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from cache.errors import EmiError
@@ -106,7 +108,7 @@ class Model:
 
     def iterate_sources(
         self, sources: Sequence[Source], on_progress: OnProgress | None = None, done: Collection[str] = ()
-    ) -> Iterator[Record | Failure]:
+    ) -> Generator[Record | Failure, None, None]:
         """The same for clips that are listed already; see `list_sources`.
 
         Args:
@@ -177,17 +179,27 @@ class Models(Model):
 
     def iterate_sources(
         self, sources: Sequence[Source], on_progress: OnProgress | None = None, done: Collection[str] = ()
-    ) -> Iterator[Record | Failure]:
+    ) -> Generator[Record | Failure, None, None]:
         """As `Model.iterate_sources`; a clip fails if one member cannot read it."""
         self.stream_failures.clear()
-        members = {
-            str(i): map(_Member, member.iterate_sources(sources, on_progress if not i else None, done))
-            for i, member in enumerate(self._members)
-        }
-        for joined in in_step(members):
+        with contextlib.ExitStack() as stack:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())  # last: see `extract_together`
+            members = []
+            for i, member in enumerate(self._members):
+                members.append(member.iterate_sources(sources, on_progress if not i else None, done))
+                stack.callback(members[-1].close)
+            yield from self._joined(members)
+
+    def _joined(self, members: Sequence[Iterator[Record | Failure]]) -> Iterator[Record | Failure]:
+        known: set[Failure] = set()
+        told = [0] * len(members)
+        for joined in in_step({str(i): map(_Member, member) for i, member in enumerate(members)}):
             results = [member.result for member in joined.values()]
-            for member in self._members:
-                self.stream_failures += (one for one in member.stream_failures if one not in self.stream_failures)
+            for i, member in enumerate(self._members):
+                fresh = [failure for failure in member.stream_failures[told[i] :] if failure not in known]
+                told[i] = len(member.stream_failures)
+                known.update(fresh)
+                self.stream_failures += fresh
             failure = next((result for result in results if isinstance(result, Failure)), None)
             if failure is not None:
                 yield failure

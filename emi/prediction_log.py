@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cache.paths import StrPath, readable
+from cache.sources import size_and_time
 from cache.system.atomic_file import write_atomically
 from extract.sources import Source
 from train_head.data.labels import FILENAME
@@ -86,10 +87,9 @@ class PredictionLog(AbstractContextManager["PredictionLog"]):
 def _state(source: Source) -> list[Any] | None:
     """Return the path, size and time of change of a clip's file; None where it cannot be read."""
     try:
-        found = source.path.stat()
+        return [readable(str(source.path.resolve())), *size_and_time(source.path)]
     except OSError:
         return None
-    return [readable(str(source.path.resolve())), found.st_size, found.st_mtime_ns]
 
 
 def model_digest(run: StrPath) -> str:

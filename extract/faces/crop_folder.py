@@ -77,7 +77,7 @@ def write_faces(
     """
     sources = find_media(media, settings.media_root)
     _check_record(out, settings)
-    todo = [source for source in sources if not (out / source.id / TABLE).is_file()]
+    todo = [source for source in sources if not _is_done(out, source)]
     summary = CropsSummary(present=len(sources) - len(todo))
     for number, (source, item) in enumerate(_decoded(todo, settings), 1):
         if isinstance(item, Failure):
@@ -88,6 +88,7 @@ def write_faces(
             _write_clip(out, source, item, settings)
         except MediaError as error:  # of a long video, which is read here
             summary.failures.append(Failure(source.id, readable(str(source.path)), readable(str(error))))
+            on_progress(number, len(todo), 0.0)
             continue
         summary.written += 1
         summary.crops += int(item.valid.sum())
@@ -98,9 +99,17 @@ def write_faces(
     tried = [source.id for source in sources]
     summary.failures_file = write_failures(str(out), summary.failures, tried, out / "failures.csv")
     summary.ids = [source.id for source in sources if (out / source.id / TABLE).is_file()]
-    if todo:
-        _join_tables(out, summary.ids)
+    _join_tables(out)
     return summary
+
+
+def _is_done(out: Path, source: Source) -> bool:
+    """Return whether the crops of a clip were written after its video last changed."""
+    table = out / source.id / TABLE
+    try:
+        return table.stat().st_mtime_ns >= source.path.stat().st_mtime_ns
+    except OSError:
+        return table.is_file()
 
 
 def _check_record(out: Path, settings: ExtractSettings) -> None:
@@ -142,6 +151,8 @@ def _decoded(todo: Sequence[Source], settings: ExtractSettings) -> Iterator[tupl
 def _write_clip(out: Path, source: Source, item: FaceCrops, settings: ExtractSettings) -> None:
     folder = out / source.id
     folder.mkdir(parents=True, exist_ok=True)
+    for left in (folder / TABLE, *folder.glob("*.png")):  # of an earlier video, or of a killed process
+        left.unlink(missing_ok=True)
     blocks = MODALITIES["face"].record(item, source, settings.decoding) if item.long else [item.images]
     for row, image in enumerate(itertools.chain.from_iterable(blocks)):
         if item.valid[row]:
@@ -157,10 +168,14 @@ def _write_clip(out: Path, source: Source, item: FaceCrops, settings: ExtractSet
             writer.writerow([source.id, row + 1, f"{time:.6f}", *found, score, int(valid), item.others])
 
 
-def _join_tables(out: Path, ids: Sequence[str]) -> None:
+def _join_tables(out: Path) -> None:
+    """Write the table of all clips in the folder."""
+    tables = sorted(table for table in out.rglob(TABLE) if table.parent != out)
+    if not tables:
+        return
     with replacing(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(COLUMNS)
-        for id in ids:
-            with (out / id / TABLE).open(newline="", encoding="utf-8") as table:
+        for place in tables:
+            with place.open(newline="", encoding="utf-8") as table:
                 next(table)
                 file.writelines(table)

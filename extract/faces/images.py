@@ -108,7 +108,11 @@ def _check_rate(folder: Path, fps: float) -> None:
     if not (folder / TABLE).is_file():
         return
     with (folder / TABLE).open(newline="", encoding="utf-8") as file:
-        times = [float(row["time"]) for row in itertools.islice(csv.DictReader(file), 2)]
+        cells = [row.get("time") or "" for row in itertools.islice(csv.DictReader(file), 2)]
+    try:
+        times = [float(cell) for cell in cells]
+    except ValueError:  # another tool's table
+        return
     if len(times) == 2 and abs((times[1] - times[0]) * fps - 1) > 0.01:
         rate = 1 / max(1e-6, times[1] - times[0])
         raise MediaError(f"holds crops at {rate:.4g} rows per second, by its {TABLE}; use --fps {rate:.4g}")

@@ -72,8 +72,8 @@ def make_cache(path: Path | str, ids: Iterable[str], per_segment: int = 2, heade
 
 def record(clip: Clip) -> Record:
     """All of a clip, comparable with `==` down to the last bit."""
-    arrays = [getattr(clip, name) for name in NUMBERS]
-    return clip.seconds, *(None if a is None else (str(a.dtype), a.shape, a.tobytes()) for a in arrays)
+    others = [None if a is None else a.tobytes() for a in (getattr(clip, name) for name in NUMBERS[1:])]
+    return str(clip.frames.dtype), clip.frames.shape, clip.frames.tobytes(), *others, clip.seconds
 
 
 def expected(ids: Iterable[str], header: Header | None = None) -> dict[str, Record]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import emi
@@ -163,3 +164,13 @@ def test_the_places_of_backbones_are_given_by_stream(two_streams, labelled, tmp_
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     result = CliRunner().invoke(app, ["predict", str(clip), "--model", str(two_streams), "--backbone", "face=silero"])
     assert "--backbone face=" in str(result.exception)
+
+
+def test_torch_has_its_threads_again_after_predicting_from_several_streams(two_streams, labelled):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        emi.load(two_streams).predict(labelled / "audio" / "00001.wav")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

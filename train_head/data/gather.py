@@ -52,6 +52,11 @@ def open_caches(paths: Sequence[StrPath]) -> list[FeatureCache]:
                 f"{stores[0].path} and {store.path} were made in different ways: {'; '.join(differing)}; extract both "
                 "with the same settings, train on one, or name them with --cache NAME=PATH to use them as two streams"
             )
+        if store.header.shape != stores[0].header.shape:
+            raise StaleCacheError(
+                f"{stores[0].path} holds {stores[0].header.shape}, and {store.path} {store.header.shape}; train on "
+                "one, or name them with --cache NAME=PATH to use them as two streams"
+            )
     return stores
 
 
@@ -107,9 +112,18 @@ def gather_streams(
 
     Returns:
         By split, its streams.
+
+    Raises:
+        LabelError: nothing was found in any clip of a stream.
     """
     clips = list(dict.fromkeys(itertools.chain(*splits.values())))
     loaded = {name: _load(caches, clips, shared) for name, caches in stores.items()}
+    for name, rows in loaded.items():
+        if rows.valid is not None and len(rows.valid) and not rows.valid.any():
+            raise LabelError(
+                f"nothing was found in any of the clips of the stream {name!r} ({stores[name][0].path}): no row is "
+                "valid; leave the stream out, or look at how it was extracted"
+            )
     return {
         split: {name: rows.stream(name, stores[name][0], ids) for name, rows in loaded.items()}
         for split, ids in splits.items()

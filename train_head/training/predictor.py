@@ -65,7 +65,10 @@ class Predictor(nn.Module):
             raw = self.head({name: replace(r, frames=scaled[name](r.frames)) for name, r in streams.items()})
         else:
             (rows,) = streams.values()
-            raw = self.head(self.standardise(rows.frames), rows.lengths.clamp(min=1))  # of nothing: one row of zeros
+            frames = self.standardise(rows.frames)
+            if not rows.lengths.all():  # of nothing: one row of zeros
+                frames = masked(frames, rows.inside)
+            raw = self.head(frames, rows.lengths.clamp(min=1))
         return raw.float()
 
     def forward(self, streams: Mapping[str, Rows]) -> Tensor:

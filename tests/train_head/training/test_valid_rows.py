@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from cache import Clip, Header, open_cache
+from cache import Clip, Header, StaleCacheError, open_cache
 from cache.writer import CacheWriter
 from train_head.data.gather import gather
 from train_head.data.names import UNNAMED
+from train_head.errors import LabelError
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.runs.load import load_head
 from train_head.runs.train import train_run
@@ -76,8 +77,9 @@ def test_one_stream_predicts_a_clip_without_anything_from_a_row_of_zeros(data, t
     stream = head.only
     assert (stream.header.hop_seconds, stream.header.optional) == (None, ("times", "valid"))
     with open_cache(data / "marked.zarr") as store:
-        nothing, zeros = head.predict(store[NOTHING]), Clip("x", np.zeros((1, 3), np.float32), None, None, 0.1)
-        np.testing.assert_array_equal(nothing, head.predict(zeros))
+        mean = head.head.standardise.mean.numpy()[None]  # which standardises to zeros
+        average = Clip("x", mean, None, None, 0.1, np.array([[0, 0.1]]), np.array([True]))
+        np.testing.assert_allclose(head.predict(store[NOTHING]), head.predict(average), atol=1e-6)
         lines = (tmp_path / "run" / "predictions_valid.csv").read_text().splitlines()[1:]
         cached = dict(line.split(",") for line in lines)
         for clip in CLIPS[8:]:
@@ -108,3 +110,23 @@ def test_labels_per_frame_are_learnt_with_marks_of_rows(data, tmp_path):
     result = train_run(gather_inputs(data / "marked.zarr", files), tmp_path / "run", settings)
     assert np.isfinite([record["train_loss"] for record in result.history]).all()
     assert len(list((tmp_path / "run" / "predictions_valid").iterdir())) == len(CLIPS)
+
+
+def test_caches_of_one_stream_have_the_same_arrays(data, tmp_path):
+    header = Header(fingerprint={"backbone": "face", "dtype": "float32"}, dim=3, hop_seconds=0.1)
+    with CacheWriter(tmp_path / "more.zarr", header) as writer:
+        writer.add(Clip("99999", np.ones((2, 3), np.float32), None, None, 0.2))
+    files = LabelFiles.named(data / "train.csv", data / "valid.csv")
+    for caches in ([data / "marked.zarr", tmp_path / "more.zarr"], [tmp_path / "more.zarr", data / "marked.zarr"]):
+        with pytest.raises(StaleCacheError, match="times, valid"):
+            gather_inputs(caches, files)
+
+
+def test_a_stream_in_which_nothing_was_found_is_refused(data, tmp_path):
+    header = Header(fingerprint={"backbone": "face", "dtype": "float32"}, dim=3, optional=("valid",))
+    with CacheWriter(tmp_path / "none.zarr", header) as writer:
+        for clip in CLIPS:
+            writer.add(Clip(clip, np.zeros((1, 3), np.float32), None, None, 1.0, None, np.array([False])))
+    files = LabelFiles.named(data / "train.csv", data / "valid.csv")
+    with pytest.raises(LabelError, match="nothing was found in any of the clips of the stream 'face'"):
+        gather_inputs({"audio": data / "audio.zarr", "face": tmp_path / "none.zarr"}, files)
