@@ -169,10 +169,10 @@ def test_no_cache_is_one_sentence_and_exit_code_2(run, tmp_path, monkeypatch, co
 def test_a_later_version_is_one_sentence_and_exit_code_2(run, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     fill(tmp_path / "tiny.zarr", "ab")
-    zarr.open_group("tiny.zarr", mode="r+").attrs["version"] = 2
+    zarr.open_group("tiny.zarr", mode="r+").attrs["version"] = 3
     code, out, err = run(*[word.format("tiny.zarr") for word in command])
     assert (code, out) == (2, "")
-    assert "version 2, and this emi reads version 1; upgrade" in err
+    assert "version 3, and this emi reads versions up to 2; upgrade" in err
     assert not (tmp_path / "target.h5").exists()
 
 
@@ -304,6 +304,8 @@ def test_info_counts_and_names_everything(run, tiny):
     files = [p for p in tiny.rglob("*") if p.is_file()] or [tiny]
     assert facts == {
         "path": str(tiny),
+        "modality": "audio",
+        "optional": [],
         "clips": 6,
         "frames": 18,
         "hours": 18 * 0.02 / 3600,
