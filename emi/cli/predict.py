@@ -52,20 +52,13 @@ def predict(
 
     Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv
     """
-    from emi.console import check_writable
     from emi.prediction import list_sources, load
     from emi.prediction_log import PredictionLog, model_digest
     from extract.failures import write_failures
     from extract.settings import DecodeOptions
-    from train_head.errors import LabelError, refuse
     from train_head.evaluation.submission import template_clips
 
-    refuse(
-        (template and not submission, "--template is for --submission FILE; leave it out, or name that file"),
-        (template and not template.is_file(), f"there is no template at {template}"),
-        error=LabelError,
-    )
-    check_writable(csv_file, submission)
+    _check(csv_file, submission, template)
     tell_licence_of_run(model)
     media_root = given.pop("media_root", None)
     options = DecodeOptions(**{name: given.pop(name) for name in ("track", "allow_truncated") if name in given})
@@ -91,6 +84,19 @@ def predict(
     log.remove()
 
 
+def _check(csv_file: Path | None, submission: Path | None, template: Path | None) -> None:
+    """Refuse outputs that cannot be written or do not go together."""
+    from emi.console import check_writable
+    from train_head.errors import LabelError, refuse
+
+    refuse(
+        (template and not submission, "--template is for --submission FILE; leave it out, or name that file"),
+        (template and not template.is_file(), f"there is no template at {template}"),
+        error=LabelError,
+    )
+    check_writable(csv_file, submission)
+
+
 def _tell_kept(submission: Path | None, failures: int, clips: int, log: "PredictionLog") -> None:
     """Say what was not written because of failures, and what is kept for the next run."""
     if submission is not None:
@@ -99,7 +105,9 @@ def _tell_kept(submission: Path | None, failures: int, clips: int, log: "Predict
             "clips that count with --template CSV",
             err=True,
         )
-    if log.place is not None and log.records:
+    if not log.records:
+        log.remove()
+    elif log.place is not None:
         typer.echo(f"what was predicted is kept for the next run in {log.place}", err=True)
 
 
@@ -150,14 +158,14 @@ def _predict_all(
 def _write_csv(
     path: Path | None, sources: "Sequence[Source]", records: "Mapping[str, Record]", names: "Sequence[str]"
 ) -> None:
-    """Write a row per clip, with empty cells where it could not be predicted."""
+    """Write a row per clip, in the order of the ids, with empty cells where it could not be predicted."""
     from train_head.data.labels import FILENAME
     from train_head.evaluation.submission import put
     from train_head.reports.tables import csv_text
 
     rows = [
         [source.id, *(f"{record[name]:.9g}" if (record := records.get(source.id)) else None for name in names)]
-        for source in sources
+        for source in sorted(sources)
     ]
     text = csv_text([[FILENAME, *names], *rows])
     if path is None:

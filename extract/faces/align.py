@@ -1,4 +1,4 @@
-"""Cut faces out of pictures: turned and scaled onto the landmarks of ArcFace, or as upright squares with a margin."""
+"""Cut faces out of pictures, turned and scaled onto the landmarks of ArcFace."""
 
 import numpy as np
 import torch
@@ -28,23 +28,6 @@ def onto_template(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
     spread = (np.abs(points - centre) ** 2).sum(axis=1)
     turn = (np.conj(points - centre) @ (template - template.mean())) / np.maximum(spread, 1e-12)
     return _matrices(turn, template.mean() - turn * centre[:, 0])
-
-
-def onto_square(boxes: NDArray[np.float32], side: int, margin: float = 0.0) -> NDArray[np.float32]:
-    """Return the transform that brings the square around each box onto a crop.
-
-    Args:
-        boxes: (faces, 4) left, top, right, bottom in pixels of the picture.
-        side: of the crop in pixels.
-        margin: by which fraction of the longer side of the box the square is larger.
-
-    Returns:
-        (faces, 2, 3), mapping (x, y, 1) of the picture to the crop.
-    """
-    corners = np.asarray(boxes, np.float64).reshape(-1, 2, 2)
-    scale = side / ((corners[:, 1] - corners[:, 0]).max(axis=1).clip(1e-6) * (1 + margin))
-    centre = corners.mean(axis=1) @ [1, 1j]
-    return _matrices(scale.astype(complex), (side - 1) / 2 * (1 + 1j) - scale * (centre - 0.5 - 0.5j))
 
 
 def crops(images: NDArray[np.uint8], matrices: NDArray[np.float32], side: int = CROP_SIDE) -> NDArray[np.uint8]:

@@ -1,8 +1,11 @@
 """`emi cache import`: features that others computed into a cache."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from cache.exchange.importing import ImportSummary
 
 
 def import_(
@@ -56,9 +59,7 @@ def import_(
     Example: emi cache import openface/ openface.zarr --modality face --columns '^AU.*_r$'
     """
     from cache.exchange.importing import import_features
-    from emi.cli.messages import row_clock, tell_some, tell_written
     from emi.console import MOMENT, Progress
-    from extract.failures import Failure, failures_path, write_failures
 
     with Progress("importing", after=MOMENT) as progress:
         done = import_features(
@@ -72,13 +73,23 @@ def import_(
             columns=columns,
             on_progress=progress,
         )
+    _tell(done, progress.took)
+    if done.failures:
+        raise typer.Exit(1)
+
+
+def _tell(done: "ImportSummary", took: float) -> None:
+    """Print what was imported, and list the failures; `took` in seconds."""
+    from emi.cli.messages import row_clock, tell_some, tell_written
+    from extract.failures import Failure, failures_path, write_failures
+
     failures = [Failure(failure.id, failure.path, failure.reason) for failure in done.failures]
     if failures:
         failures_path(done.cache).parent.mkdir(parents=True, exist_ok=True)
     file = write_failures(done.cache, failures, done.ids)
     if done.written or not failures:
         minutes = f"{done.seconds / 60:.1f} min, frames {row_clock(done.hop_seconds)}"
-        text = f"wrote {done.written} clips ({minutes}) to {done.cache} in {progress.took:.1f} s"
+        text = f"wrote {done.written} clips ({minutes}) to {done.cache} in {took:.1f} s"
         tell_written(text, done.written, done.present, f"{done.cache}, and unchanged")
     if done.empty:
         typer.echo(f"{done.empty} clips have no frames: nothing was found in them, and each is one frame that says so")
@@ -86,5 +97,3 @@ def import_(
     tell_some(f"{len(faces)} clips show several people; the one who is found in most frames was taken", faces)
     listed = [f"{failure.path}: {failure.reason}" for failure in failures]
     tell_some(f"{len(failures)} files could not be imported (also in {file})", listed)
-    if failures:
-        raise typer.Exit(1)

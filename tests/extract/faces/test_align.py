@@ -1,10 +1,10 @@
-"""Faces are turned onto the template of ArcFace, or cut out as squares, pixel by pixel."""
+"""Faces are turned onto the template of ArcFace, pixel by pixel."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from extract.faces.align import ARCFACE, CROP_SIDE, crops, onto_square, onto_template
+from extract.faces.align import ARCFACE, CROP_SIDE, crops, onto_template
 from extract.faces.mtcnn import Detector
 from tests.extract.faces.drawn import Identity, Pose, draw
 
@@ -34,17 +34,21 @@ def test_the_similarity_has_the_least_squared_distance():
         np.testing.assert_allclose(matrix, [[a, -b, c], [b, a, d]], rtol=1e-4, atol=1e-4)
 
 
-def test_a_square_of_the_size_of_the_crop_is_cut_out_unchanged():
+def shifted(left, top, scale=1.0):
+    """(2, 3) transform that brings a point of the picture to the corner of the crop."""
+    return [[scale, 0, -left * scale], [0, scale, -top * scale]]
+
+
+def test_a_shift_by_whole_pixels_cuts_out_what_is_there():
     images = noise(90, 120, 2)
-    boxes = np.array([[30, 20, 78, 68], [5, 9, 53, 57]], np.float32)
-    cut = crops(images, onto_square(boxes, 48), 48)
+    cut = crops(images, np.array([shifted(30, 20), shifted(5, 9)], np.float32), 48)
     np.testing.assert_array_equal(cut[0], images[0, 20:68, 30:78])
     np.testing.assert_array_equal(cut[1], images[1, 9:57, 5:53])
 
 
-def test_a_margin_shows_more_and_outside_is_black():
+def test_outside_of_the_picture_is_black():
     image = np.full((1, 60, 60, 3), 200, np.uint8)
-    (cut,) = crops(image, onto_square(np.array([[0, 0, 40, 30]], np.float32), 80, margin=1.0), 80)
+    (cut,) = crops(image, np.array([shifted(-20, -25)], np.float32), 80)
     assert set(np.unique(cut)) == {0, 200}
     assert (cut[:, :, 0] > 0).sum() == 60 * 55  # from 20 left of it, and 25 above
 
@@ -72,11 +76,11 @@ def test_a_crop_is_what_pillow_makes_of_the_transform():
 
 
 def test_crops_do_not_depend_on_their_batch():
-    images, boxes = noise(90, 120, 3), np.array([[3, 4, 50, 77]] * 3, np.float32) + np.arange(3)[:, None]
-    together = crops(images, onto_square(boxes, 30), 30)
+    images, matrices = noise(90, 120, 3), np.array([shifted(3 + i, 4 - i, 0.6) for i in range(3)], np.float32)
+    together = crops(images, matrices, 30)
     for i in range(3):
-        np.testing.assert_array_equal(together[i], crops(images[i : i + 1], onto_square(boxes[i : i + 1], 30), 30)[0])
-    assert crops(images[:0], onto_square(boxes[:0], 30), 30).shape == (0, 30, 30, 3)
+        np.testing.assert_array_equal(together[i], crops(images[i : i + 1], matrices[i : i + 1], 30)[0])
+    assert crops(images[:0], matrices[:0], 30).shape == (0, 30, 30, 3)
 
 
 def test_eyes_and_mouth_of_a_turned_face_lie_on_the_template():
