@@ -36,6 +36,7 @@ from extract.plan import ExtractPlan, plan_batches
 from extract.settings import DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source
 from extract.stats import PipelineStats
+from extract.threads import one_thread_per_operation
 
 PROCESSES_FROM = 200
 """Number of clips from which decoding processes are worth their start."""
@@ -253,20 +254,3 @@ def _decode_ahead(
             again = zip(others, [future.result() for future in futures], strict=True)
             decoded |= {source.id: result for source, result in again if isinstance(result, Item)}
         yield window, decoded
-
-
-@contextlib.contextmanager
-def one_thread_per_operation(device: torch.device) -> Iterator[None]:
-    """Compute each operation on a CPU in one thread, for a while.
-
-    The bytes of a matrix product depend on the number of threads that share it. They also depend on the number of
-    threads at the time when the weights were laid out, that is when the backbone was loaded (measured in float32
-    through oneDNN). With one thread, machines with any number of cores give the same bytes.
-    """
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

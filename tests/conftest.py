@@ -98,6 +98,18 @@ def faults(request: pytest.FixtureRequest) -> Faults:
     return request.config.stash[FAULTS]
 
 
+@pytest.fixture(autouse=True)
+def _threads_are_left_as_they_were() -> Iterator[None]:
+    """Torch's threads decide the last bits of a matrix product, which tests compare with other processes'."""
+    torch = sys.modules.get("torch")
+    before = torch and torch.get_num_threads()
+    yield
+    if torch and torch.get_num_threads() != before:
+        found = torch.get_num_threads()
+        torch.set_num_threads(before)
+        pytest.fail(f"the test left {found} torch threads where it had found {before}")
+
+
 @pytest.fixture
 def warm_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python processes that the code under test starts are forked from one that has imported everything."""

@@ -19,7 +19,7 @@ from PIL import Image
 from cache.paths import readable
 from cache.system.atomic_file import replacing, write_atomically
 from cache.system.machine import available_cores
-from extract.clips import make_decoders, one_thread_per_operation
+from extract.clips import make_decoders
 from extract.errors import ExtractSettingsError, MediaError
 from extract.faces.images import TABLE
 from extract.faces.reading import FaceCrops
@@ -27,6 +27,7 @@ from extract.failures import Failure, Note, write_failures
 from extract.modality import MODALITIES
 from extract.settings import ExtractSettings
 from extract.sources import Source, find_media
+from extract.threads import one_thread_per_operation
 
 RECORD = "faces.json"
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
@@ -128,13 +129,12 @@ def _check_record(out: Path, settings: ExtractSettings) -> None:
 
 def _decoded(todo: Sequence[Source], settings: ExtractSettings) -> Iterator[tuple[Source, FaceCrops | Failure]]:
     """Yield the clips in order, while a few more are being read."""
-    import torch
 
     if not todo:
         return
     options, ahead = (settings.max_seconds, settings.decoding), 2 * (settings.workers or available_cores())
     with (
-        one_thread_per_operation(torch.device("cpu")),
+        one_thread_per_operation(),
         make_decoders(MODALITIES["face"], len(todo), settings.workers, *options) as decoders,
     ):
         waiting: deque[tuple[Source, Future[Any]]] = deque()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from extract.audio.media import open_container
@@ -22,6 +21,7 @@ from extract.faces.tracking import track_faces
 from extract.faces.video import Video, choose_video
 from extract.modality.protocol import Item
 from extract.settings import DecodeOptions
+from extract.threads import one_thread_per_operation
 
 if TYPE_CHECKING:
     from extract.faces.options import FaceOptions
@@ -76,7 +76,12 @@ class FaceReader:
         faces = options.faces
         if path.is_dir():
             return _given_crops(path, max_seconds, faces)
-        torch.set_num_threads(1)
+        with one_thread_per_operation():
+            return self._of_video(path, max_seconds, options, faces)
+
+    def _of_video(
+        self, path: Path, max_seconds: float | None, options: DecodeOptions, faces: "FaceOptions"
+    ) -> FaceCrops:
         if faces.min_face not in self._detectors:
             self._detectors[faces.min_face] = Detector(DetectorSettings(min_face=faces.min_face))
         video = Video(path, fps=faces.fps, max_seconds=max_seconds, options=options)

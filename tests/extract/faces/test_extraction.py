@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from extract.modality import MODALITIES
 from extract.modality.decoding import Decoder
 from extract.settings import DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source
+from extract.threads import one_thread_per_operation
 from tests.extract.faces.drawn import Identity, Pose, draw
 
 RATE = 10
@@ -94,10 +96,10 @@ def test_the_summary_names_clips_without_a_face(cached):
 
 
 def test_features_are_those_of_the_crops_of_the_chosen_face(cached, folder):
-    torch.set_num_threads(1)  # as extraction has it: landmarks differ in their last bits, and a crop in a pixel
     detector = Detector()
     pictures = next(iter(Video(folder / "between.mp4", fps=5)))
-    found = track_faces([pictures], detector)
+    with one_thread_per_operation():  # else landmarks differ in their last bits, and a crop in a pixel
+        found = track_faces([pictures], detector)
     images = crops(pictures.images[found.valid], onto_template(found.landmarks[found.valid]))
     clip = cached[1]["between"]
     np.testing.assert_allclose(clip.frames[clip.valid], detector.embed(images), rtol=1e-5, atol=1e-5)
@@ -206,10 +208,13 @@ def test_without_the_weights_one_sentence_says_what_to_install(monkeypatch, fold
         extracted(folder, tmp_path / "f.zarr")
 
 
-def test_the_number_of_torchs_threads_is_left_as_it_was(folder, tmp_path):
-    torch.set_num_threads(2)
-    extracted(folder / "short.mp4", tmp_path / "f.zarr")
-    assert torch.get_num_threads() == 2
+def test_threads_that_start_after_a_video_was_read_find_as_many_of_torchs_as_before(folder):
+    with ThreadPoolExecutor() as pool:
+        before = pool.submit(torch.get_num_threads).result()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(read, folder / "short.mp4").result()
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
 
 
 @pytest.mark.parametrize("fps", [5, None])
