@@ -34,7 +34,7 @@ from train_head.training.settings import resolve_settings
 from train_head.validation import Validation
 
 if TYPE_CHECKING:
-    from emi.finetuning.table1 import Table1
+    from emi.paper_table.result import Table1
     from train_head.sweep.result import SweepResult
     from train_head.sweep.space import Space
 
@@ -298,12 +298,14 @@ def finetune(
 
 @takes_paths
 def table1(
-    media: StrPath,
+    media: StrPath | None,
     train: StrPath,
     valid: StrPath,
     out: StrPath,
     *,
-    backbone: str,
+    backbone: str | None = None,
+    face_backbone: str = "mtcnn",
+    cache: Caches | None = None,
     test: StrPath | None = None,
     seeds: int = 3,
     config: StrPath | None = None,
@@ -312,14 +314,16 @@ def table1(
     reporter: Reporter = SILENT,
     **settings: Any,
 ) -> "Table1":
-    """Run the paper's Table 1 for audio on any data, resumable row by row.
+    """Run the paper's Table 1 on any data, resumable row by row; rows that cannot be made are left out.
 
     Args:
-        media: a folder, a CSV or a list, as for `extract`.
+        media: a folder, a CSV or a list, as for `extract`; None where all features are given.
         train: label CSV of the training split.
         valid: label CSV of the validation split.
         out: folder; gets one folder of seeds per row, table1.csv, table1.md and table1.svg.
-        backbone: name, Hugging Face id or folder.
+        backbone: of the audio: name, Hugging Face id or folder; needed with media unless cache has the audio.
+        face_backbone: of the faces in the media; "none" leaves the rows with faces out.
+        cache: features to take instead of extracting them: `{"audio": "a.zarr", "face": "f.zarr"}`, or one of these.
         test: CSV of a third split with targets; with it the unfrozen rows are trained on train and valid as well.
         seeds: runs per row.
         config: TOML file of settings that the rows have in common.
@@ -332,11 +336,18 @@ def table1(
         EmiError: see `emi.finetuning.start.finetune`.
     """
     from emi.finetuning.settings import resolve
-    from emi.finetuning.start import FinetuneData
-    from emi.finetuning.table1 import table1 as run_table
+    from emi.paper_table.features import TableData
+    from emi.paper_table.run import table1 as run_table
 
     columns, validation = take(LabelColumns, settings), Validation(group_by=settings.pop("group_by", None))
     form = resolve(config, **settings)[0].label_format(columns, validation)
     label_files = LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing)
-    data = FinetuneData(media=media, label_files=label_files, backbone=backbone, media_root=media_root)
+    data = TableData(
+        label_files=label_files,
+        media=media,
+        backbone=backbone,
+        face_backbone=face_backbone,
+        media_root=media_root,
+        cache=cache,
+    )
     return run_table(data, out, seeds=seeds, config=config, reporter=reporter, **settings)

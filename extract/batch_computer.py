@@ -169,5 +169,5 @@ def _extracted(
     valid: Array | None = None,
 ) -> ExtractedClip:
     missing = 0.0 if valid is None else 1 - float(valid.mean())
-    note = Note(source.id, readable(str(source.path)), item.track, item.cut_off, missing)
+    note = Note(source.id, readable(str(source.path)), item.track, item.cut_off, missing, item.remark)
     return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, times, valid, note=note, medium=item.medium)

@@ -1,4 +1,4 @@
-"""Estimate an extraction: hours of audio from the files' headers, bytes, and minutes from a measured batch.
+"""Estimate an extraction: hours of media from the files' headers, bytes, and minutes from a measured batch.
 
 Nothing is written. Of many files, a sample is read.
 """
@@ -37,6 +37,7 @@ class Estimate:
         minutes: on this machine, or None.
         measured: what `minutes` is based on, or why it is unknown.
         cut: whether long clips are cut.
+        medium: what is read, in words.
     """
 
     clips: int
@@ -48,9 +49,10 @@ class Estimate:
     minutes: float | None = None
     measured: str = ""
     cut: bool = True
+    medium: str = "audio"
 
     def text(self) -> str:
-        """Return one line each for the clips, the audio, the disk and the time."""
+        """Return one line each for the clips, the length of their media, the disk and the time."""
         count = f"clips: {self.clips} to do, {self.present} present"
         if not self.clips:
             return count
@@ -60,10 +62,10 @@ class Estimate:
         if self.silent:
             seen += f"; {self.silent} of {self.looked_at} files state no length, or cannot be opened"
         cut = " after the cut" if self.cut else ""
-        audio = "unknown" if self.seconds is None else f"{about}{_two_digits(self.seconds / 3600)} h{cut}"
+        length = "unknown" if self.seconds is None else f"{about}{_two_digits(self.seconds / 3600)} h{cut}"
         disk = "unknown" if self.bytes is None else f"{about}{_two_digits(self.bytes / 1e9)} GB"
         minutes = "unknown" if self.minutes is None else f"about {_minutes(self.minutes)}"
-        return f"{count}\naudio: {audio}{seen}\ndisk: {disk}\ntime: {minutes} ({self.measured})"
+        return f"{count}\n{self.medium}: {length}{seen}\ndisk: {disk}\ntime: {minutes} ({self.measured})"
 
 
 def estimate(plan: ExtractPlan, settings: ExtractSettings, clock: Callable[[], float] = time.perf_counter) -> Estimate:
@@ -101,6 +103,7 @@ def estimate(plan: ExtractPlan, settings: ExtractSettings, clock: Callable[[], f
         minutes=None if rate is None or seconds is None else seconds / rate / 60,
         measured=measured,
         cut=settings.max_seconds is not None,
+        medium=plan.modality.medium,
     )
 
 
@@ -111,7 +114,7 @@ def _measure(
     mean: float | None,
     clock: Callable[[], float],
 ) -> tuple[str, float | None]:
-    """Compute clips of all lengths; return (what was measured, seconds of audio per second, or None)."""
+    """Compute clips of all lengths; return (what was measured, seconds of media per second, or None)."""
     if settings.engine == "ray":
         return "not measured: the cluster's machines do the work", None
     from extract.clips import load_extractor  # which imports torch
@@ -133,8 +136,8 @@ def _measure(
     together = f", times {processes} processes" if processes > 1 else ""
     failed = f"; {len(failures)} of the clips tried cannot be read, {failures[0].path} first" if failures else ""
     return (
-        f"measured on {len(results) - len(failures)} clips: {seconds:.1f} s of audio in {elapsed:.2f} s, "
-        f"{seconds / elapsed:.0f} x real time{together}{failed}",
+        f"measured on {len(results) - len(failures)} clips: {seconds:.1f} s of {plan.modality.medium} "
+        f"in {elapsed:.2f} s, {seconds / elapsed:.0f} x real time{together}{failed}",
         processes * seconds / elapsed,
     )
 

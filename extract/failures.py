@@ -31,6 +31,7 @@ class Note:
         track: the audio track that was used where the file has several, else "".
         cut_off: why the file is incomplete, where that was allowed, else "".
         missing: share of rows in which nothing was found, such as no face.
+        remark: what else the user should know of how it was read, else "".
     """
 
     id: str
@@ -38,11 +39,12 @@ class Note:
     track: str = ""
     cut_off: str = ""
     missing: float = 0.0
+    remark: str = ""
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing that a user should know."""
-        return not (self.track or self.cut_off or self.missing)
+        return not (self.track or self.cut_off or self.missing or self.remark)
 
 
 ClipResult = tuple[str, float, Failure | Note | None]

@@ -24,6 +24,7 @@ from cache.reader import open_cache
 from cache.version import version
 from extract.backbones import Identity, identify
 from extract.errors import ExtractSettingsError
+from extract.faces.image_times import with_videos
 from extract.modality import MODALITIES, Modality
 from extract.settings import ExtractSettings
 from extract.sources import Source, find_media, left_out
@@ -89,6 +90,8 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
         identity = identify(settings.backbone, settings.revision, settings.layer)
         faces = identity.modality == "face"
         sources = find_media(media, settings.media_root, images=faces)
+        if faces and settings.videos is not None:
+            sources = with_videos(sources, settings.videos)
         store = opened.enter_context(open_cache(cache)) if container.read_attributes() is not None else None
         stored, done = (store.header, frozenset(store.ids)) if store else (None, frozenset[str]())
         index, count = settings.shard_numbers()

@@ -93,6 +93,11 @@ class ExtractSettings:
     fps: float | None = setting(
         6.0, "Of faces: rows per second; native is every frame of the video, with its times.", none="native"
     )
+    videos: str | Path | None = setting(
+        None,
+        "Of folders of images: where the videos lie whose frames they are, called like the folders; rows have the "
+        "times of the frames, as with --fps native.",
+    )
     face: str = setting(
         "longest",
         "Which face, where several are seen: longest, largest, first, left, right, or the one in the region "
@@ -119,6 +124,13 @@ class ExtractSettings:
             raise ExtractSettingsError(
                 f"--address {self.address} names a Ray cluster; add --engine ray, or leave it out"
             )
+        if self.videos is not None and self.fps is not None:
+            if self.fps != ExtractSettings.fps:
+                raise ExtractSettingsError(
+                    f"--videos gives images the times of the frames of their videos, and --fps {self.fps:g} a rate; "
+                    "leave one of them out"
+                )
+            object.__setattr__(self, "fps", None)
         _ = self.decoding, self.shard_numbers()  # which check their own options
 
     @property

@@ -30,11 +30,13 @@ class Source:
         id: of the clip.
         path: of its file, or of its folder of images.
         problem: why it cannot be extracted, where that is known before decoding; its id is then only for display.
+        video: of a folder of images, the video whose frames they are, where that was asked for.
     """
 
     id: str
     path: Path
     problem: str = ""
+    video: Path | None = None
 
 
 def find_media(media: StrPath, media_root: StrPath | None = None, *, images: bool = False) -> list[Source]:

@@ -15,6 +15,7 @@ from cache.errors import EmiError
 from cache.paths import takes_paths
 from emi.cli import (
     ablate,
+    clean,
     compare,
     demo_data,
     ensemble,
@@ -60,6 +61,7 @@ COMMANDS = {
         compare.compare,
         ensemble.ensemble,
         demo_data.demo_data,
+        clean.clean,
     ),
     cache_app: (
         info.info,

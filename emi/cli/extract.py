@@ -69,7 +69,7 @@ def extract(
 
         summary = run.extract(media, cache, settings, on_plan=on_plan, on_progress=progress, stats=stats)
     _show_summary(summary, time.monotonic() - started)
-    tell_notes([*summary.tracks, *summary.truncated], summary.truncated_file)
+    tell_notes([*summary.tracks, *summary.truncated, *summary.remarks], summary.truncated_file)
     tell_missing(summary.missing)
     _show_changed(summary.changed, refresh=False)
     if summary.failures:
@@ -109,7 +109,7 @@ def _show_summary(summary: "ExtractSummary", elapsed: float) -> None:
     typer.echo(f"waited for: {stats.waiting()}" + (f"; padding {share:.1f} % of the batches" if share else ""))
     if stats.halved_to is not None:
         typer.echo(
-            f"memory ran out: batches were halved to {stats.halved_to:.0f} s of audio; --batch-seconds "
+            f"memory ran out: batches were halved to {stats.halved_to:.0f} s of media; --batch-seconds "
             f"{stats.halved_to:.0f} spares the attempts next time",
             err=True,
         )

@@ -47,6 +47,7 @@ def faces(
     typer.echo(done if summary.written or summary.failures else f"nothing to do: all {summary.present} clips are there")
     shown = f"{SHEET} some of each clip, {TABLE} where they were found"
     typer.echo(f"{out.resolve()} holds pictures of people's faces, personal data like the videos: {shown}")
+    typer.echo(f"`emi clean {out}` removes them when they are no longer needed")
     tell_missing(summary.missing)
     listed = [f"{failure.path}: {failure.reason}" for failure in summary.failures]
     tell_some(f"{len(listed)} clips could not be read (also in {summary.failures_file})", listed)

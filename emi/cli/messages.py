@@ -35,7 +35,8 @@ def tell_written(done: str, written: int, present: int, place: str, more: str = 
 
 
 def tell_notes(notes: "Sequence[Note]", truncated_file: Path | None = None) -> None:
-    """Print which audio tracks were used where files have several, and which files were used in part."""
+    """Print which audio tracks were used where files have several, which files were used in part, and other remarks."""
+    notes = list(dict.fromkeys(notes))  # one may be in several lists
     several = [note for note in notes if note.track]
     if several:
         counts = Counter(note.track for note in several)
@@ -50,6 +51,8 @@ def tell_notes(notes: "Sequence[Note]", truncated_file: Path | None = None) -> N
     listed = f" (also in {truncated_file})" if truncated_file else ""
     clips = "1 clip was" if len(cut) == 1 else f"{len(cut)} clips were"
     tell_some(f"{clips} used although cut off or damaged{listed}", cut, SHOWN)
+    remarks = [f"{note.path}: {note.remark}" for note in notes if note.remark]
+    tell_some(f"to know of {'1 clip' if len(remarks) == 1 else f'{len(remarks)} clips'}", remarks, SHOWN)
 
 
 def tell_missing(notes: "Sequence[Note]") -> None:

@@ -17,7 +17,7 @@ from train_head.training.loop import Record, Reporter
 from train_head.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from emi.finetuning.table1 import Table1
+    from emi.paper_table.result import Table1
     from train_head.sweep.result import SweepResult
 
 

@@ -19,6 +19,7 @@ class Audio:
     """See `Modality`. The cost of a clip is its number of samples."""
 
     name = "audio"
+    medium = "audio"
     cost_per_second = SAMPLE_RATE
     window_seconds = 1536.0
     """Three windows are in memory at a time (at most 3 x 98 MB of float32)."""

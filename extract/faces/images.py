@@ -2,9 +2,8 @@
 
 import csv
 import itertools
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,45 +16,53 @@ from extract.sources import is_image
 
 TABLE = "faces.csv"
 """Beside crops that `emi faces` has cut out."""
+BLOCK_ROWS = 64
+ANIMATED = frozenset({"PNG", "WEBP"})
+"""Formats in which a file may be a film; in others several pictures are views or pages of one."""
 SPARSEST = 100
 """Rows per image up to which numbers are taken for rows; of time stamps there would be more."""
 _NUMBERED = re.compile(r"(.*?)([0-9]+)", re.DOTALL)
 
 
-def read_images(
-    folder: Path, fps: float, max_seconds: float | None
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:
-    """Read the images of a folder, in the order of their numbers.
+def image_names(folder: Path, fps: float | None) -> list[str]:
+    """Return the name of the image of each row of a folder, "" where there is none.
 
     Args:
         folder: of the clip.
-        fps: images per second.
-        max_seconds: where reading stops.
-
-    Returns:
-        Crops (rows, 112, 112, 3) uint8 RGB, zeros where the image is missing or broken; (rows,) bool, where it is not;
-        seconds before the cut.
+        fps: images per second, where that is known.
 
     Raises:
-        MediaError: there is no image that can be read, the names give no order, or emi cut them out at another rate.
+        MediaError: there are no images, the names give no order, or emi cut them out at another rate.
     """
-    _check_rate(folder, fps)
+    if fps is not None:
+        _check_rate(folder, fps)
     try:
-        rows = rows_of([path.name for path in folder.iterdir() if is_image(path.name)])
+        return rows_of([path.name for path in folder.iterdir() if is_image(path.name)])
     except OSError as error:
         raise MediaError(f"cannot be read ({error.strerror})") from error
-    used = len(rows) if max_seconds is None else min(len(rows), math.ceil(max_seconds * fps - 1e-6))
-    images, valid = np.zeros((used, CROP_SIDE, CROP_SIDE, 3), np.uint8), np.zeros(used, np.bool_)
-    problem = ""
-    for row, name in enumerate(rows[:used]):
-        if name:
-            try:
-                images[row], valid[row] = read_image(folder / name), True
-            except MediaError as error:
-                problem = problem or f"{name} {error}"
-    if problem and not valid.any():
-        raise MediaError(f"has no image that can be read: {problem}")
-    return images, valid, len(rows) / fps
+
+
+def read_images(folder: Path, names: Sequence[str]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_], list[str]]]:
+    """Read the images of a folder in blocks.
+
+    Args:
+        folder: of the clip.
+        names: as `image_names` gives them.
+
+    Yields:
+        Crops (rows, 112, 112, 3) uint8 RGB, zeros where the image is missing or broken; (rows,) bool, where it is not;
+        why images are broken.
+    """
+    for block in (names[i : i + BLOCK_ROWS] for i in range(0, len(names), BLOCK_ROWS)):
+        images, valid = np.zeros((len(block), CROP_SIDE, CROP_SIDE, 3), np.uint8), np.zeros(len(block), np.bool_)
+        problems = []
+        for row, name in enumerate(block):
+            if name:
+                try:
+                    images[row], valid[row] = read_image(folder / name), True
+                except MediaError as error:
+                    problems.append(f"{name} {error}")
+        yield images, valid, problems
 
 
 def rows_of(names: Sequence[str]) -> list[str]:
@@ -96,7 +103,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            if image.format in ANIMATED and frames > 1:
+                raise MediaError(f"is an animated picture of {frames} frames; save them as single images")
             upright = ImageOps.exif_transpose(image).convert("RGB")
+    except MediaError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise MediaError(f"cannot be read ({str(error).replace(str(path), path.name)})") from error
     if upright.size != (CROP_SIDE, CROP_SIDE):

@@ -27,10 +27,13 @@ class Face:
     """
 
     name = "face"
+    medium = "video"
     cost_per_second = ROWS_PER_SECOND
     window_seconds = 384.0
     """Three windows of crops are in memory at a time (at most 3 x 87 MB at 6 rows a second, 3 x 430 MB at 30)."""
     longest_held = 60.0
+    longest_rows = 1800
+    """Of a clip whose crops are held (68 MB); those of a longer one are cut out in blocks."""
     bytes_per_second = 1 << 20
     marks = True
     packages: tuple[str, ...] = ("torch", "av", "mtcnn")
@@ -57,8 +60,8 @@ class Face:
             from extract.faces.reading import FaceReader
 
             if not readers:
-                readers.append(FaceReader(self.longest_held))
-            crops: FaceCrops = readers[0](source.path, max_seconds, options)
+                readers.append(FaceReader(self.longest_rows))
+            crops: FaceCrops = readers[0](source.path, max_seconds, options, source.video)
             return crops
 
         return read_source

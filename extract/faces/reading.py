@@ -1,8 +1,9 @@
 """Read a clip as aligned crops of one face: of a video, in two passes, so that no more than a block is in memory."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from extract.audio.structure import stated_seconds
 from extract.audio.track import clock_zero
 from extract.errors import MediaError
 from extract.faces.align import CROP_SIDE, crops, onto_template
-from extract.faces.images import read_images
+from extract.faces.image_times import at_frames
+from extract.faces.images import image_names, read_images
 from extract.faces.mtcnn import Detector, DetectorSettings
 from extract.faces.tracking import track_faces
 from extract.faces.video import Video, choose_video
@@ -39,6 +41,7 @@ class FaceCrops(Item):
         landmarks: (rows, 5, 2) float32, likewise.
         scores: (rows,) float32, the detector's probabilities; 0 where there is none.
         others: number of other faces in the clip.
+        max_seconds: cut with which the clip was read, and a long one is read again.
     """
 
     images: NDArray[np.uint8]
@@ -48,6 +51,7 @@ class FaceCrops(Item):
     landmarks: NDArray[np.float32]
     scores: NDArray[np.float32]
     others: int = 0
+    max_seconds: float | None = None
 
 
 class FaceReader:
@@ -56,18 +60,26 @@ class FaceReader:
     Each clip is searched with one torch thread, as bytes must not depend on the number of cores.
 
     Args:
-        longest_held: seconds up to which a whole clip is cut out; a longer one is `Item.long`, with the places of its
+        longest_rows: rows up to which a whole clip is cut out; a longer one is `Item.long`, with the places of its
             face and without images, which `CropRecording` gives.
     """
 
-    def __init__(self, longest_held: float) -> None:
-        self._longest_held = longest_held
+    def __init__(self, longest_rows: int) -> None:
+        self._longest_rows = longest_rows
         self._detectors: dict[int, Detector] = {}
 
-    def __call__(self, path: Path, max_seconds: float | None, options: DecodeOptions) -> FaceCrops:
+    def __call__(
+        self, path: Path, max_seconds: float | None, options: DecodeOptions, video: Path | None = None
+    ) -> FaceCrops:
         """Find the face of a video, then read the video again to cut it out; of a folder, read the images.
 
         A clip in which no face is found is one row that is not valid.
+
+        Args:
+            path: of a video, or of a folder of images.
+            max_seconds: cut of the clip.
+            options: which rows and which face.
+            video: whose frames the images are, which gives them their times.
 
         Raises:
             MediaError: the clip cannot be read, with the reason.
@@ -75,9 +87,44 @@ class FaceReader:
         """
         faces = options.faces
         if path.is_dir():
-            return _given_crops(path, max_seconds, faces)
+            return self._of_images(path, video, max_seconds, options)
         with one_thread_per_operation():
             return self._of_video(path, max_seconds, options, faces)
+
+    def _of_images(
+        self, folder: Path, video: Path | None, max_seconds: float | None, options: DecodeOptions
+    ) -> FaceCrops:
+        """Read a folder of images; see `extract.faces.images`. Those of a long one are only looked at."""
+        names, times, seconds, remark = _timed(folder, video, max_seconds, options)
+        long = len(names) > self._longest_rows
+        images = np.zeros((0 if long else len(names), CROP_SIDE, CROP_SIDE, 3), np.uint8)
+        valid, problems, row = np.zeros(len(names), np.bool_), list[str](), 0
+        for part, there, broken in read_images(folder, names):
+            valid[row : row + len(there)] = there
+            if not long:
+                images[row : row + len(there)] = part
+            row += len(there)
+            problems += broken
+        if problems and not valid.any():
+            raise MediaError(f"has no image that can be read: {problems[0]}")
+        if problems:
+            images_of = "1 image that" if len(problems) == 1 else f"{len(problems)} images that"
+            remark += f"{'; ' * bool(remark)}has {images_of} cannot be read, first {problems[0]}"
+        if not valid.any():
+            end = seconds if times is None else float(times[-1, 1])
+            return replace(nothing_found(seconds, "", options.faces, end), remark=remark)
+        return FaceCrops(
+            seconds=seconds,
+            long=long,
+            max_seconds=max_seconds,
+            remark=remark,
+            images=images,
+            valid=valid,
+            times=times,
+            boxes=np.full((len(valid), 4), np.nan, np.float32),
+            landmarks=np.full((len(valid), 5, 2), np.nan, np.float32),
+            scores=np.zeros(len(valid), np.float32),
+        )
 
     def _of_video(
         self, path: Path, max_seconds: float | None, options: DecodeOptions, faces: "FaceOptions"
@@ -90,7 +137,7 @@ class FaceReader:
             raise MediaError("has no picture before the cut")
         if not found.valid.any():
             return nothing_found(video.seconds, video.cut_off, faces, float(found.times[-1, 1]))
-        long = max_seconds is None and float(found.times[-1, 1]) > self._longest_held
+        long = len(found.valid) > self._longest_rows
         images = np.zeros((0 if long else len(found.valid), CROP_SIDE, CROP_SIDE, 3), np.uint8)
         if not long:
             again = Video(path, fps=faces.fps, max_seconds=max_seconds, options=options)
@@ -102,6 +149,8 @@ class FaceReader:
             seconds=video.seconds,
             cut_off=video.cut_off,
             long=long,
+            max_seconds=max_seconds,
+            remark=video.note,
             images=images,
             valid=found.valid,
             times=found.times if faces.fps is None else None,
@@ -112,22 +161,29 @@ class FaceReader:
         )
 
 
-def _given_crops(folder: Path, max_seconds: float | None, options: "FaceOptions") -> FaceCrops:
-    """Read a folder of images; see `extract.faces.images`."""
-    if options.fps is None:
-        raise MediaError("is a folder of images, which have no times of their own; give their rate, as --fps 25")
-    images, valid, seconds = read_images(folder, options.fps, max_seconds)
-    if not valid.any():
-        return nothing_found(seconds, "", options, seconds)
-    return FaceCrops(
-        seconds=seconds,
-        images=images,
-        valid=valid,
-        times=None,
-        boxes=np.full((len(valid), 4), np.nan, np.float32),
-        landmarks=np.full((len(valid), 5, 2), np.nan, np.float32),
-        scores=np.zeros(len(valid), np.float32),
-    )
+def _timed(
+    folder: Path, video: Path | None, max_seconds: float | None, options: DecodeOptions
+) -> tuple[list[str], NDArray[np.float64] | None, float, str]:
+    """Return the images of a folder up to the cut: names and times by row, seconds before the cut, and a remark."""
+    fps = options.faces.fps
+    names = image_names(folder, fps)
+    if fps is not None:
+        used = len(names) if max_seconds is None else math.ceil(max_seconds * fps - 1e-6)
+        return names[:used], None, len(names) / fps, ""
+    if video is None:
+        raise MediaError(
+            "is a folder of images, which have no times of their own; give their rate, as --fps 25, or the folder of "
+            "their videos with --videos"
+        )
+    film = Video(video, fps=None, max_seconds=max_seconds, options=options)
+    try:
+        times, whole = film.frame_times()
+    except MediaError as error:
+        raise MediaError(f"has a video, {video}, that {error}") from error
+    if not len(times):
+        raise MediaError(f"has no picture before the cut, by the times of {video}")
+    names, remark = at_frames(names, video.name, len(times), whole=whole)
+    return names, times, film.seconds, remark
 
 
 def nothing_found(seconds: float, cut_off: str, options: "FaceOptions", end: float) -> FaceCrops:
@@ -148,7 +204,7 @@ class CropRecording:
     """See `extract.modality.Recording`: (rows, 112, 112, 3) uint8, zeros where not valid.
 
     Args:
-        path: of a video.
+        path: of a video, or of a folder of images.
         item: in which the face has been found.
         options: as then.
     """
@@ -161,8 +217,26 @@ class CropRecording:
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """See `Recording`."""
-        video = Video(self._path, fps=self._options.faces.fps, options=self._options)
-        return _cut_out(video, self._item.valid, self._item.landmarks)
+        fps, item = self._options.faces.fps, self._item
+        if not self._path.is_dir():
+            video = Video(self._path, fps=fps, max_seconds=item.max_seconds, options=self._options)
+            return _cut_out(video, item.valid, item.landmarks)
+        names = image_names(self._path, fps)[: len(item.valid)]
+        return _again(self._path, names + [""] * (len(item.valid) - len(names)), item.valid)
+
+
+def _again(folder: Path, names: Sequence[str], valid: NDArray[np.bool_]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of a folder in blocks.
+
+    Raises:
+        MediaError: the folder changed after it was first read.
+    """
+    row = 0
+    for images, there, _ in read_images(folder, names):
+        if not np.array_equal(there, valid[row : row + len(there)]):
+            raise MediaError("changed while it was being read")
+        row += len(there)
+        yield images
 
 
 def _cut_out(video: Video, valid: NDArray[np.bool_], landmarks: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:

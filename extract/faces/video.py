@@ -10,7 +10,7 @@ picture is shown at the n-th smallest decoding time, and where there are none of
 import heapq
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -90,11 +90,29 @@ class Video:
         Raises:
             MediaError: the file has no video track or cannot be decoded, with the reason.
         """
+        with self._opened() as container:
+            yield from self._blocks(container)
+
+    def frame_times(self) -> tuple[NDArray[np.float64], bool]:
+        """Return (frames, 2) start and end of every frame up to the cut, and whether these are all that there are.
+
+        Raises:
+            MediaError: as for the pictures.
+        """
+        with self._opened() as container:
+            stream, zero = choose_video(container), clock_zero(container)
+            track = FrameTrack(container, stream, zero)
+            times = np.array([(frame.start, frame.end) for frame in self._every_frame(track)])
+            self._conclude(container, stream, track, zero)
+            return times.reshape(-1, 2), not track.stopped
+
+    @contextmanager
+    def _opened(self) -> Iterator[av.container.InputContainer]:
         check_file(self._path)
         with ExitStack() as opened:
             container = open_container(self._path, opened)
             try:
-                yield from self._blocks(container)
+                yield container
             except (av.error.FFmpegError, OSError, ValueError) as error:
                 if isinstance(error, MediaError):
                     raise
@@ -183,6 +201,16 @@ def choose_video(container: av.container.InputContainer) -> av.VideoStream:
         raise MediaError(f"has no video track{only}")
     marked = (track for track in tracks if track.disposition & av.stream.Disposition.default)
     return next(marked, tracks[0])
+
+
+def has_pictures(path: Path) -> bool:
+    """Return whether a file has a video track; false for one that cannot be opened. Nothing is decoded."""
+    try:
+        with ExitStack() as opened:
+            choose_video(open_container(path, opened))
+    except (av.error.FFmpegError, OSError, MediaError):
+        return False
+    return True
 
 
 class _Row(NamedTuple):

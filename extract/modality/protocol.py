@@ -26,6 +26,7 @@ class Item:
         cut_off: why the file is incomplete, where that was allowed, else "".
         medium: describes the file, where that was asked for.
         long: whether the clip is too long to hold. The item is then empty; `Modality.record` reads the clip.
+        remark: what else the user should know of how it was read, else "".
     """
 
     seconds: float
@@ -33,6 +34,7 @@ class Item:
     cut_off: str = ""
     medium: Medium | None = None
     long: bool = False
+    remark: str = ""
 
 
 class Recording(Protocol):
@@ -63,6 +65,7 @@ class Modality(Protocol):
 
     Attributes:
         name: key in `MODALITIES`.
+        medium: what it is read from, in words.
         cost_per_second: cost of a second of a clip, in the unit of `cost`.
         window_seconds: limit on clips x longest clip of a window (`extract.plan`).
         longest_held: seconds of the longest clip that is held whole where clips are not cut.
@@ -72,6 +75,7 @@ class Modality(Protocol):
     """
 
     name: str
+    medium: str
     cost_per_second: int
     window_seconds: float
     longest_held: float

@@ -35,7 +35,7 @@ from typing import Any, NoReturn
 
 from warm_client import ADDRESS, MESSAGE_BYTES, is_open
 
-PRELOADED = """emi.api emi.cli emi.prediction emi.finetuning.trainer emi.finetuning.export emi.finetuning.table1
+PRELOADED = """emi.api emi.cli emi.prediction emi.finetuning.trainer emi.finetuning.export emi.paper_table.run
     train_head.sweep.sweep train_head.reports.figures train_head.protocols extract.run extract.audio.media
     extract.backbones.speech.encoder extract.backbones.silero.encoder extract.backbones.speech.trainable_transformer
     cache.derive.derived cache.exchange.exporting cache.exchange.importing

@@ -3,7 +3,7 @@
 config.toml             all settings, resolved, what the run was made from and with, the licence of its backbone
 metrics.jsonl           one line per epoch
 best.safetensors        weights of the best epoch, or their moving average
-last.pt                 everything needed to resume exactly where a run stopped
+last.pt                 everything needed to resume exactly where a run stopped; a finished run does without
 predictions_valid.csv   (and predictions_test.csv) from the best weights, header as in the labels
 curves.svg, .png        loss and validation Pearson by epoch (`train_head.reports.figures`)
 scatter_valid.svg, .png (and scatter_test) predictions against labels
@@ -161,6 +161,11 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     except Exception as error:  # a damaged archive may raise anything
         raise RunFolderError(f"{path} is damaged, and the run cannot resume from it; {_RESTORE}") from error
     return state
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a folder holds a run that was trained to the end: its model card is written last."""
+    return all((folder / name).is_file() for name in (CONFIG, METRICS, BEST, CARD))
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

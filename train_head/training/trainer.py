@@ -88,6 +88,8 @@ class Trainer(TrainingLoop):
                 self.averaged.load_state_dict(state["averaged"])
             self.history = state["history"]
             run_folder.write_history(self.folder, self.history)
+        elif self.folder is not None and run_folder.is_finished(self.folder):  # its state was removed
+            self.history = run_folder.read_history(self.folder)
 
     def load_best(self) -> None:
         """See `TrainingLoop`."""

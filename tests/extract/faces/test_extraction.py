@@ -217,15 +217,15 @@ def test_threads_that_start_after_a_video_was_read_find_as_many_of_torchs_as_bef
         assert pool.submit(torch.get_num_threads).result() == before
 
 
-@pytest.mark.parametrize("fps", [5, None])
-def test_long_videos_are_computed_in_blocks(folder, tmp_path, monkeypatch, fps):
+@pytest.mark.parametrize(("fps", "max_seconds"), [(5, None), (None, None), (5, 1.3)])
+def test_long_videos_are_computed_in_blocks(folder, tmp_path, monkeypatch, fps, max_seconds):
     monkeypatch.setattr("extract.faces.video.BLOCK_ROWS", 4)
-    _, whole = extracted(folder, tmp_path / "whole.zarr", fps=fps, max_seconds=None)
-    monkeypatch.setattr(Face, "longest_held", 0.9)
-    item = read(folder / "always.mp4", fps=fps)
+    _, whole = extracted(folder, tmp_path / "whole.zarr", fps=fps, max_seconds=max_seconds)
+    monkeypatch.setattr(Face, "longest_rows", 4)
+    item = read(folder / "always.mp4", max_seconds, fps=fps)
     assert item.long
     assert len(item.images) == 0
-    summary, blocks = extracted(folder, tmp_path / "blocks.zarr", fps=fps, max_seconds=None)
+    summary, blocks = extracted(folder, tmp_path / "blocks.zarr", fps=fps, max_seconds=max_seconds)
     assert (summary.written, summary.failures) == (6, [])
     for name in FILMS:
         a, b = whole[name], blocks[name]

@@ -6,8 +6,11 @@ from PIL import Image
 
 import emi
 from extract.errors import MediaError, MediaListError
-from extract.faces.images import read_image, read_images, rows_of
+from extract.faces.images import image_names, read_image, read_images, rows_of
+from extract.faces.modality import Face
 from extract.faces.mtcnn import Detector
+from extract.modality import MODALITIES
+from extract.settings import DecodeOptions
 from extract.sources import Source, find_media
 from tests.extract.faces.drawn import Identity, Pose, draw
 
@@ -21,6 +24,10 @@ def write(folder, **images):
     for name, image in images.items():
         Image.fromarray(image).save(folder / f"{name}.png")
     return folder
+
+
+def read_clip(folder, max_seconds=None):
+    return MODALITIES["face"].reader()(Source("x", folder), max_seconds, DecodeOptions())
 
 
 @pytest.mark.parametrize(
@@ -66,12 +73,14 @@ def test_missing_and_broken_images_are_rows_without_a_face(tmp_path):
     (folder / "4.jpg").write_bytes(b"\xff\xd8 no picture")
     (folder / "Thumbs.db").write_bytes(b"x")
     (folder / "._1.png").write_bytes(b"x")
-    images, valid, seconds = read_images(folder, 6, None)
+    (images, valid, problems), *_ = read_images(folder, image_names(folder, 6))
     assert valid.tolist() == [True, True, False, False, True]
-    assert seconds == pytest.approx(5 / 6)
     np.testing.assert_array_equal(images, [face(1), face(2), 0 * face(1), 0 * face(1), face(5)])
-    images, valid, seconds = read_images(folder, 6, 0.3)
-    assert (valid.tolist(), seconds) == ([True, True], pytest.approx(5 / 6))
+    assert [problem.partition(" (")[0] for problem in problems] == ["4.jpg cannot be read"]
+    whole, cut = (read_clip(folder, max_seconds) for max_seconds in (None, 0.3))
+    assert whole.seconds == cut.seconds == pytest.approx(5 / 6)
+    assert whole.remark.startswith("has 1 image that cannot be read, first 4.jpg cannot be read (")
+    assert (cut.valid.tolist(), cut.remark) == ([True, True], "")
 
 
 def test_folders_of_images_are_clips_where_faces_are_taken(tmp_path):
@@ -118,3 +127,18 @@ def test_a_folder_whose_images_change_is_noticed(tmp_path):
     assert emi.extract(tmp_path / "clips", tmp_path / "f.zarr", **settings).changed == []
     write(clip, **{"1": face(7)})
     assert emi.extract(tmp_path / "clips", tmp_path / "f.zarr", **settings).changed == ["a"]
+
+
+@pytest.mark.parametrize("max_seconds", [None, 100.0])
+def test_many_images_are_computed_in_blocks(tmp_path, monkeypatch, max_seconds):
+    write(tmp_path / "clips" / "a", **{str(i): face(i) for i in (0, 1, 2, 5, 6, 8)})
+    settings = {"backbone": "mtcnn", "dtype": "float32", "max_seconds": max_seconds}
+    emi.extract(tmp_path / "clips", tmp_path / "whole.zarr", **settings)
+    monkeypatch.setattr(Face, "longest_rows", 4)
+    monkeypatch.setattr("extract.faces.images.BLOCK_ROWS", 2)
+    item = read_clip(tmp_path / "clips" / "a", max_seconds)
+    assert (item.long, len(item.images), len(item.valid)) == (True, 0, 9)
+    emi.extract(tmp_path / "clips", tmp_path / "blocks.zarr", **settings)
+    a, b = (emi.open_cache(tmp_path / f"{name}.zarr")["a"] for name in ("whole", "blocks"))
+    assert a.valid.tolist() == b.valid.tolist() == [True, True, True, False, False, True, True, False, True]
+    np.testing.assert_allclose(b.frames, a.frames, rtol=1e-5, atol=1e-5)

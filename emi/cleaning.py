@@ -1,0 +1,89 @@
+"""Find and remove what emi makes again when it is needed: decoded audio, crops of faces, states of finished runs.
+
+Each is known by a file that only emi writes. Caches, predictions, weights, tables and figures of runs stay.
+"""
+
+import contextlib
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emi.finetuning.audio import INDEX, LOCK, SAMPLES
+from extract.faces.crop_folder import COLUMNS, RECORD
+from extract.faces.images import TABLE
+from extract.faces.sheet import SHEET
+from train_head.errors import RunFolderError
+from train_head.runs.run_folder import FEATURES, LAST, is_finished
+
+
+@dataclass(frozen=True)
+class Removable:
+    """Files that can be made again.
+
+    Attributes:
+        folder: that holds them.
+        what: they are, and what makes them again.
+        files: in the order in which they are removed; the one by which they are known is last.
+    """
+
+    folder: Path
+    what: str
+    files: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def remove(self) -> None:
+        """Remove the files, and the folders that are empty then. Killed halfway, it is found again."""
+        for path in self.files:
+            path.unlink(missing_ok=True)
+        folders = {self.folder, *(up for path in self.files for up in path.parents if up.is_relative_to(self.folder))}
+        for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
+            with contextlib.suppress(OSError):  # not empty: it holds other files
+                folder.rmdir()
+
+
+def find_removable(folders: Sequence[Path]) -> Iterator[Removable]:
+    """Find what can be made again, in folders and below.
+
+    Args:
+        folders: links within them are not followed.
+
+    Raises:
+        RunFolderError: one is no folder.
+    """
+    for root in folders:
+        if not root.is_dir():
+            raise RunFolderError(f"{root} is no folder; name folders of runs, of decoded audio or of crops of faces")
+        for place, below, names in os.walk(root):
+            below[:] = sorted(name for name in below if not name.endswith(".zarr"))
+            folder = Path(place)
+            if INDEX in names:
+                samples = sorted(folder.glob(SAMPLES.format("*") + "*"))
+                locks = [folder / name for name in (LOCK, INDEX) if name in names]
+                yield Removable(folder, "decoded audio, which `emi finetune` makes again", (*samples, *locks))
+            if RECORD in names:
+                yield _crops(folder)
+            if LAST in names and FEATURES not in names and is_finished(folder):
+                # of a fine-tuned run it is small, and says that the backbone is whole
+                yield Removable(folder, f"{LAST} of a finished run, which needs it no more", (folder / LAST,))
+
+
+def _crops(folder: Path) -> Removable:
+    """Return what `emi faces` has written: the images that its tables list, the tables and the sheet."""
+    files: list[Path] = []
+    clips = 0
+    for table in sorted(path for path in folder.rglob(TABLE) if path.parent != folder):
+        with table.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                continue
+            images = [table.with_name(f"{int(row['row']):05d}.png") for row in reader if row["valid"] == "1"]
+        clips += 1
+        files += [*(image for image in images if image.is_file()), table]
+    files += [folder / name for name in (SHEET, TABLE, RECORD) if (folder / name).is_file()]
+    return Removable(folder, f"crops of faces of {clips} clips, which `emi faces` makes again", tuple(files))
