@@ -200,6 +200,7 @@ def sweep(
     config: StrPath | None = None,
     skip_missing: bool = False,
     require: Sequence[str] = (),
+    ids: Sequence[str] = (),
     **settings: Any,
 ) -> "SweepResult":
     """Try many heads and settings on cached features, and train the best few again.
@@ -215,6 +216,7 @@ def sweep(
         config: TOML file of the settings that the space does not name.
         skip_missing: leave out labelled clips that the cache does not hold, or that lack a required stream.
         require: names of streams that every labelled clip must have.
+        ids: `NAME=REGEX` for each stream whose ids differ from those of the labels, or "aff-wild2".
         **settings: fields of `train_head.sweep.settings.SweepSettings` (trials, jobs, pool, top, seeds, …);
             targets, rater, group_by as for `train_head`; and settings of every trial that the space does not name.
 
@@ -233,6 +235,7 @@ def sweep(
         format=found.settings({}).label_format(columns, validation),
         skip_missing=skip_missing,
         require=require,
+        ids=ids,
     )
     return run_sweep(cache, label_files, out, found, how)
 
@@ -253,6 +256,7 @@ def finetune(
     media_root: StrPath | None = None,
     cache: Caches | None = None,
     skip_missing: bool = False,
+    require: Sequence[str] = (),
     **settings: Any,
 ) -> "TrainResult | ProtocolResult":
     """Train backbone and head together, end to end; called again it resumes.
@@ -271,7 +275,9 @@ def finetune(
         media_root: where the paths of a CSV or list start.
         cache: features of other streams, which stay as they are, by name: `{"text": "t.zarr"}`; the head reads them
             beside those of the backbone, whose stream is named by its modality (`audio`).
-        skip_missing: leave out labelled clips whose media are missing or unreadable instead of refusing.
+        skip_missing: leave out labelled clips whose media are missing or unreadable, or that lack a required stream,
+            instead of refusing.
+        require: names of streams that every labelled clip must have.
         **settings: fields of `emi.finetuning.settings.FinetuneSettings` (freeze, backbone_lr, lora, …), and
             everything that `train_head` takes.
 
@@ -285,7 +291,7 @@ def finetune(
     form = resolved.label_format(columns, validation)
     data = start.FinetuneData(
         media=media,
-        label_files=LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing),
+        label_files=LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing, require=require),
         backbone=backbone,
         revision=revision,
         init_head=init_head,

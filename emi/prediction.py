@@ -1,36 +1,42 @@
 """From media to intensities with a trained run: the same path as extraction and training, without a cache."""
 
 import contextlib
-import itertools
-import os
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from cache.errors import EmiError
+from cache.format import Clip
 from cache.paths import StrPath, takes_paths
 from emi.media_features import StreamFeatures, extract_together, in_step
+from emi.media_sources import Media, list_sources
 from extract.batch_computer import ExtractedClip
-from extract.errors import MediaListError
 from extract.failures import Failure, Note
 from extract.settings import DEFAULT, DecodeOptions
-from extract.sources import Source, find_media, is_list
+from extract.sources import Source
 from train_head.data.labels import FILENAME
-from train_head.errors import RunFolderError
+from train_head.errors import RunFolderError, refuse
+from train_head.runs.label_rows import NO_CLOCK, has_clock, predict_label_rows
 from train_head.runs.load import TrainedHead, load_heads
 
-Sound = tuple[ArrayLike, int]
-"""Samples and their rate in Hz."""
-Media = StrPath | bytes | Sound
 Record = dict[str, Any]
 """`Filename` (the clip's id) and one float per target."""
 OnProgress = Callable[[int, int, float], None]
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, eq=False)
+class ClipRows:
+    """Predictions of every label row of a clip: (rows, targets) float32 on the labels' scale."""
+
+    id: str
+    values: NDArray[np.float32]
 
 
 class UnreadableMediaError(EmiError, ValueError):
@@ -46,8 +52,10 @@ class Model:
             several.
         device: "auto", "cpu" or "cuda".
         options: which part of each file is decoded; by default whole files, and the track the run was trained on.
+        label_fps: rows per second of what is predicted per frame; 0 takes the rate of the run.
 
     Attributes:
+        by_frame: whether it predicts every frame (`iterate_rows`) instead of the clip.
         notes: sentences that a user should read.
         media_notes: what the user should know about the files of the last `iterate` (`extract.failures`), so far.
         takes_images: whether a folder of images is a clip: whether a stream is of faces.
@@ -55,7 +63,8 @@ class Model:
 
     Raises:
         StaleCacheError: a backbone's weights or configuration are not those the head was trained with.
-        RunFolderError: it predicts frames, or `backbone` names a stream that the run does not have.
+        RunFolderError: `backbone` names a stream that the run does not have; or it predicts frames, and nothing says
+            when they are.
     """
 
     def __init__(
@@ -65,12 +74,14 @@ class Model:
         backbone: str | Mapping[str, str] | None = None,
         device: str = "auto",
         options: DecodeOptions = DEFAULT,
+        label_fps: float = 0.0,
     ) -> None:
-        if trained.by_frame:
-            raise RunFolderError(
-                f"{trained.folder} predicts every frame, which from media is not built yet; predict the clips of a "
-                "cache with `emi train-head … --test LABELS`"
-            )
+        self.by_frame, self._label_fps = trained.by_frame, label_fps
+        refuse(
+            (label_fps and not self.by_frame, f"{trained.folder} predicts a value per clip; leave out --label-fps"),
+            (self.by_frame and not label_fps and not has_clock(trained), f"{trained.folder}: {NO_CLOCK}"),
+            error=RunFolderError,
+        )
         self.trained, self.names, self.label_range = trained, trained.names, trained.label_range
         places = _backbones_by_stream(trained, backbone)
         self._streams = {
@@ -95,13 +106,18 @@ class Model:
             One record per clip: its id as `Filename`, and a float per target (on the labels' scale, not clipped to it).
 
         Raises:
-            UnreadableMediaError: a file cannot be read; `iterate` carries on over those.
+            UnreadableMediaError: a file cannot be read, or lacks a stream that the run requires; `iterate` carries on
+                over those.
             MediaListError: nothing found, or two files with one id.
+            RunFolderError: the run predicts every frame.
         """
         return _sorted_records(list(self.iterate(media, media_root)))
 
     def iterate(self, media: Media | Sequence[Media], media_root: StrPath | None = None) -> Iterator[Record | Failure]:
-        """Yield a record per clip as they come, or a failure where no stream of it can be computed."""
+        """Yield a record per clip as they come, or a failure.
+
+        A clip fails where no stream of it can be computed, or not one that the run requires (`--require`).
+        """
         with tempfile.TemporaryDirectory(prefix="emi-") as folder:
             sources = list_sources(media, media_root, Path(folder), images=self.takes_images)
             yield from self.iterate_sources(sources)
@@ -116,6 +132,42 @@ class Model:
             on_progress: called after each clip with clips done, of how many, and seconds of audio of the one just done.
             done: ids that are left out; the others are computed in the same batches as without it.
         """
+        refuse(
+            (
+                self.by_frame,
+                f"{self.trained.folder} predicts every frame, and this gives a value per clip; write a file per clip "
+                "with `emi predict MEDIA --model RUN --out FOLDER`, or call `iterate_rows`",
+            ),
+            error=RunFolderError,
+        )
+        for clips in self._extract(sources, on_progress, done):
+            if isinstance(clips, Failure):
+                yield clips
+            else:
+                some, values = next(iter(clips.values())), self.trained.predict(self._stored(clips))
+                yield {FILENAME: some.id, **dict(zip(self.names, values.tolist(), strict=True))}
+
+    def iterate_rows(
+        self, sources: Sequence[Source], on_progress: OnProgress | None = None, done: Collection[str] = ()
+    ) -> Generator[ClipRows | Failure, None, None]:
+        """The same for a run that predicts every frame: rows per clip; arguments as of `iterate_sources`."""
+        refuse(
+            (not self.by_frame, f"{self.trained.folder} predicts a value per clip, and none per frame"),
+            error=RunFolderError,
+        )
+        for clips in self._extract(sources, on_progress, done):
+            if isinstance(clips, Failure):
+                yield clips
+                continue
+            note = next(iter(clips.values())).note
+            values = predict_label_rows(self.trained, self._stored(clips), self._label_fps)
+            missing = "has no rows of the stream whose times are those of the predictions; give --label-fps"
+            yield ClipRows(note.id, values) if len(values) else Failure(note.id, note.path, missing)
+
+    def _extract(
+        self, sources: Sequence[Source], on_progress: OnProgress | None, done: Collection[str]
+    ) -> Iterator[dict[str, ExtractedClip] | Failure]:
+        """Yield the features of the streams of each clip, or a failure."""
         self.media_notes.clear()
         self.stream_failures.clear()
         total = sum(source.id not in done for source in sources)
@@ -125,20 +177,37 @@ class Model:
             if on_progress:
                 used = (self._streams[name].used(clip.seconds) for name, clip in extracted.items())
                 on_progress(number, total, max(used, default=0.0))
-            if not extracted:
-                yield next(iter(failures.values()))
+            failure = _lacking(self.trained.require, extracted, failures)
+            if failure is not None:
+                yield failure
                 continue
             for name, failure in failures.items():
                 self.stream_failures.append(replace(failure, reason=f"stream {name!r}: {failure.reason}"))
-            yield self._record(extracted)
+            yield extracted
 
-    def _record(self, clips: Mapping[str, ExtractedClip]) -> Record:
-        """Predict a clip from the numbers that caches would hold."""
-        some = next(iter(clips.values()))
-        if some.note.track or some.note.cut_off:
-            self.media_notes.append(some.note)
-        values = self.trained.predict({name: self._streams[name].as_stored(clip) for name, clip in clips.items()})
-        return {FILENAME: some.id, **dict(zip(self.names, values.tolist(), strict=True))}
+    def _stored(self, clips: Mapping[str, ExtractedClip]) -> dict[str, Clip]:
+        """Return the numbers of a clip that caches would hold."""
+        note = next(iter(clips.values())).note
+        if note.track or note.cut_off:
+            self.media_notes.append(note)
+        return {name: self._streams[name].as_stored(clip) for name, clip in clips.items()}
+
+
+def _lacking(
+    require: Sequence[str], clips: Mapping[str, ExtractedClip], failures: Mapping[str, Failure]
+) -> Failure | None:
+    """Return why a clip cannot be predicted: it has no stream, or lacks a required one; else None."""
+    if not clips:
+        return next(iter(failures.values()))
+    for name in require:
+        if name in failures:
+            reason = f"lacks the stream {name!r}, which the run requires: {failures[name].reason}"
+            return replace(failures[name], reason=reason)
+        valid, note = clips[name].valid, clips[name].note
+        if valid is not None and not valid.any():
+            reason = f"has nothing of the stream {name!r}, which the run requires"
+            return Failure(note.id, note.path, reason)
+    return None
 
 
 def _backbones_by_stream(trained: TrainedHead, given: str | Mapping[str, str] | None) -> Mapping[str, str]:
@@ -170,7 +239,7 @@ class Models(Model):
 
     def __init__(self, members: Sequence[Model], weights: Sequence[float]) -> None:
         self._members, self._weights = members, weights
-        self.names = members[0].names
+        self.names, self.by_frame = members[0].names, members[0].by_frame
         self.notes = list(dict.fromkeys(note for member in members for note in member.notes))
         self.label_range = members[0].label_range
         self.takes_images = any(member.takes_images for member in members)
@@ -180,42 +249,63 @@ class Models(Model):
     def iterate_sources(
         self, sources: Sequence[Source], on_progress: OnProgress | None = None, done: Collection[str] = ()
     ) -> Generator[Record | Failure, None, None]:
-        """As `Model.iterate_sources`; a clip fails if one member cannot read it."""
+        """As `Model.iterate_sources`; a clip fails if one member cannot predict it."""
+        members = [m.iterate_sources(sources, on_progress if not i else None, done) for i, m in self._numbered]
+        for records in self._together(members):
+            if isinstance(records, Failure):
+                yield records
+                continue
+            values = self._mean([np.array([record[name] for name in self.names]) for record in records])
+            yield {FILENAME: records[0][FILENAME], **dict(zip(self.names, values.tolist(), strict=True))}
+
+    def iterate_rows(
+        self, sources: Sequence[Source], on_progress: OnProgress | None = None, done: Collection[str] = ()
+    ) -> Generator[ClipRows | Failure, None, None]:
+        """As `Model.iterate_rows`; of the rows that all members give."""
+        members = [m.iterate_rows(sources, on_progress if not i else None, done) for i, m in self._numbered]
+        for clips in self._together(members):
+            if isinstance(clips, Failure):
+                yield clips
+                continue
+            rows = min(len(clip.values) for clip in clips)
+            values = self._mean([clip.values[:rows] for clip in clips])
+            yield ClipRows(clips[0].id, values.astype(np.float32))
+
+    @property
+    def _numbered(self) -> list[tuple[int, Model]]:
+        return list(enumerate(self._members))
+
+    def _mean(self, values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        return np.asarray(sum(weight * value for weight, value in zip(self._weights, values, strict=True)))
+
+    def _together(
+        self, members: Sequence[Generator[_Result | Failure, None, None]]
+    ) -> Iterator[list[_Result] | Failure]:
+        """Yield what all members give of each clip, or the failure of the first that gives none."""
         self.stream_failures.clear()
         with contextlib.ExitStack() as stack:
             stack.callback(torch.set_num_threads, torch.get_num_threads())  # last: see `extract_together`
-            members = []
-            for i, member in enumerate(self._members):
-                members.append(member.iterate_sources(sources, on_progress if not i else None, done))
-                stack.callback(members[-1].close)
-            yield from self._joined(members)
-
-    def _joined(self, members: Sequence[Iterator[Record | Failure]]) -> Iterator[Record | Failure]:
-        known: set[Failure] = set()
-        told = [0] * len(members)
-        for joined in in_step({str(i): map(_Member, member) for i, member in enumerate(members)}):
-            results = [member.result for member in joined.values()]
-            for i, member in enumerate(self._members):
-                fresh = [failure for failure in member.stream_failures[told[i] :] if failure not in known]
-                told[i] = len(member.stream_failures)
-                known.update(fresh)
-                self.stream_failures += fresh
-            failure = next((result for result in results if isinstance(result, Failure)), None)
-            if failure is not None:
-                yield failure
-                continue
-            records = [result for result in results if not isinstance(result, Failure)]
-            weighted = zip(self._weights, records, strict=True)
-            values = sum(weight * np.array([record[name] for name in self.names]) for weight, record in weighted)
-            yield {FILENAME: records[0][FILENAME], **dict(zip(self.names, np.asarray(values).tolist(), strict=True))}
+            for running in members:
+                stack.callback(running.close)
+            known: set[Failure] = set()
+            told = [0] * len(members)
+            for joined in in_step({str(i): map(_Member, running) for i, running in enumerate(members)}):
+                results = [member.result for member in joined.values()]
+                for i, member in enumerate(self._members):
+                    fresh = [failure for failure in member.stream_failures[told[i] :] if failure not in known]
+                    told[i] = len(member.stream_failures)
+                    known.update(fresh)
+                    self.stream_failures += fresh
+                failure = next((result for result in results if isinstance(result, Failure)), None)
+                yield failure or results
 
 
 class _Member:
     """What a member gives of a clip, with its id."""
 
-    def __init__(self, result: Record | Failure) -> None:
+    def __init__(self, result: Any) -> None:
         self.result = result
-        self.id: str = result.id if isinstance(result, Failure) else result[FILENAME]
+        self.id: str = result[FILENAME] if isinstance(result, dict) else result.id
 
 
 @takes_paths
@@ -225,6 +315,7 @@ def load(
     backbone: str | Mapping[str, str] | None = None,
     device: str = "auto",
     options: DecodeOptions = DEFAULT,
+    label_fps: float = 0.0,
 ) -> Model:
     """Load a run folder for prediction.
 
@@ -233,20 +324,32 @@ def load(
         backbone: where the backbone is now, if it was moved.
         device: "auto", "cpu" or "cuda".
         options: what of each file is decoded.
+        label_fps: rows per second of what is predicted per frame, where not as the run says.
 
     Raises:
-        RunFolderError: it is no finished run, or an ensemble of several backbones, and `backbone` names one.
+        RunFolderError: it is no finished run, or an ensemble of several backbones, and `backbone` names one; or its
+            runs predict other frames.
         BackboneError: the backbone cannot be found; name its place with `backbone`.
     """
     heads = load_heads(run)
     if len(heads) == 1:
-        return Model(heads[0][0], backbone=backbone, device=device, options=options)
-    if backbone is not None:
-        raise RunFolderError(
+        return Model(heads[0][0], backbone=backbone, device=device, options=options, label_fps=label_fps)
+    rates = {head.settings.label_fps for head, _ in heads if head.by_frame}
+    refuse(
+        (
+            backbone is not None,
             f"{run} predicts with {len(heads)} backbones, and --backbone says where one is; leave it out, or put each "
-            "where its run was made"
-        )
-    return Models([Model(head, device=device, options=options) for head, _ in heads], [weight for _, weight in heads])
+            "where its run was made",
+        ),
+        (
+            len(rates) > 1 and not label_fps,
+            f"the runs of {run} have {' and '.join(f'{rate:g}' for rate in sorted(rates))} label rows per second; give "
+            "--label-fps",
+        ),
+        error=RunFolderError,
+    )
+    members = [Model(head, device=device, options=options, label_fps=label_fps) for head, _ in heads]
+    return Models(members, [weight for _, weight in heads])
 
 
 def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:
@@ -257,72 +360,3 @@ def _sorted_records(results: Sequence[Record | Failure]) -> list[Record]:
             f"{failures[0].reason}"
         )
     return sorted((r for r in results if not isinstance(r, Failure)), key=lambda record: record[FILENAME])
-
-
-def list_sources(
-    media: Media | Sequence[Media],
-    media_root: StrPath | None = None,
-    folder: Path | None = None,
-    *,
-    images: bool = False,
-) -> list[Source]:
-    """The clips of one place or several, sorted by id; where one is a list, its `media_root` is no concern of others.
-
-    Args:
-        media: see `Model.predict`.
-        media_root: where the paths of list files start.
-        folder: where media that are in memory are written; needed where some are.
-        images: whether folders of images are clips (`Model.takes_images`).
-
-    Raises:
-        MediaListError: nothing found, or two files with one id.
-    """
-    one = isinstance(media, str | bytes | os.PathLike) or _is_sound(media)
-    places = [cast(Media, media)] if one else list(cast(Sequence[Media], media))
-    lists = [place for place in places if isinstance(place, str | os.PathLike) and is_list(place)]
-    if media_root is not None and not lists:
-        raise MediaListError(f"--media-root {media_root} goes with a CSV or a text list of media; leave it out")
-    sources: list[Source] = []
-    for number, place in enumerate(places):
-        if isinstance(place, str | os.PathLike):
-            sources += find_media(place, media_root if place in lists else None, images=images)
-        else:
-            assert folder is not None
-            sources.append(Source(f"{number:05d}", _written(place, folder / str(number))))
-    sources.sort()
-    for before, after in itertools.pairwise(sources):
-        if before.id == after.id:
-            raise MediaListError(f"{before.path} and {after.path} have one id, {before.id!r}; predict them separately")
-    return sources
-
-
-def _is_sound(media: object) -> bool:
-    return isinstance(media, tuple) and len(media) == 2 and isinstance(media[1], int | np.integer)
-
-
-def _storable(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f" or dtype in (np.int16, np.int32)
-
-
-def _written(media: bytes | Sound, path: Path) -> Path:
-    """Write a file of media that are in memory: bytes as they are, sound as WAV.
-
-    Raises:
-        MediaListError: it is neither.
-    """
-    if isinstance(media, bytes):
-        path.write_bytes(media)
-        return path
-    if not _is_sound(media):
-        raise MediaListError(f"media are paths, bytes or (array, Hz), got {type(media).__name__}")
-    from scipy.io import wavfile
-
-    samples, rate = np.asarray(media[0]), int(media[1])
-    if samples.ndim not in (1, 2) or not _storable(samples.dtype) or not samples.size or rate < 1:
-        raise MediaListError(
-            "sound is an array (samples,) or (channels, samples) of floats, int16 or int32, and its rate in Hz; got "
-            f"{samples.dtype} of shape {samples.shape} at {rate}"
-        )
-    samples = samples.astype(np.float32) if samples.dtype.kind == "f" else samples
-    wavfile.write(path, rate, samples.T)
-    return path

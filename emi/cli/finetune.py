@@ -33,6 +33,7 @@ def finetune(
         Path | None, typer.Option(help="Folder of the decoded audio, which runs may share [default: OUT-audio].")
     ] = None,
     skip_missing: options.SkipUnreadable = False,
+    require: options.Require = None,
     tracker: options.Tracker = None,
     tensorboard: options.TensorBoard = False,
     given: options.Given,
@@ -45,7 +46,7 @@ def finetune(
     --backbone audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim --init-head runs/head --out runs/ft
     """
     from emi.cli.messages import tell_licence
-    from emi.cli.training_output import TrainingOutput, label_files, print_outcome
+    from emi.cli.training_output import TrainingOutput, label_files, left_out, print_outcome
     from emi.console import Progress
     from emi.finetuning import start
     from emi.finetuning.processes import first
@@ -60,7 +61,7 @@ def finetune(
     speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     if speaks:
         tell_licence(backbone)
-    files = label_files(train, valid, test, form=form, skip_missing=skip_missing, quiet=not speaks)
+    files = label_files(train, valid, test, form=form, skip_missing=skip_missing, require=require, quiet=not speaks)
     data = start.FinetuneData(
         media=media, label_files=files, backbone=backbone, init_head=init_head, audio=audio, cache=cache, **places
     )
@@ -71,4 +72,4 @@ def finetune(
         reporter = TrainingOutput(decoding, trackers) if speaks else SILENT
         outcome = start.finetune(data, out, settings, tuning, validation, reporter)
     if first():
-        print_outcome(outcome, out, "their media are missing or unreadable")
+        print_outcome(outcome, out, left_out(require, "their media are missing or unreadable"))

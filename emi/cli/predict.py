@@ -1,18 +1,19 @@
 """`emi predict`: intensities of media with a trained run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emi.cli import options
 from emi.cli.messages import tell_left_out, tell_licence_of_run, tell_notes, tell_some
 from extract.settings import ExtractSettings
+from train_head.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from emi.prediction import Model, Record
+    from emi.prediction import ClipRows, Model, Record
     from emi.prediction_log import PredictionLog
     from extract.failures import Failure
     from extract.sources import Source
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
 
 @options.takes(
     (ExtractSettings, "device media_root track allow_truncated"),
+    (TrainSettings, "label_fps"),
     allow_truncated="Use files that are cut off or damaged as far as they decode [default: off].",
+    label_fps="Rows per second in the files of --out [default: as the run says].",
 )
 def predict(
     media: Annotated[list[str], typer.Argument(help="Media files, folders, CSVs or text lists.")],
     model: Annotated[Path, typer.Option(help="Run folder.")],
     *,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write here instead of to the screen.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Of a run that predicts every frame: folder that gets a file per clip.")
+    ] = None,
     submission: Annotated[
         Path | None,
         typer.Option(help="Write a challenge's file: integer Filenames without padding, sorted, values within 0 to 1."),
@@ -47,31 +53,35 @@ def predict(
     """Predict intensities; the columns are the targets the run was trained on.
 
     With --template only its clips are predicted. A --submission is written whole or not at all. Clips that could not be
-    predicted have empty cells in the --csv file, and are listed in failures.csv beside it. Run it again to resume where
-    it stopped; after failures, only those are predicted again.
+    predicted have empty cells in the --csv file, and are listed in failures.csv beside it. A run that was trained on
+    labels per frame writes a file per clip, in the layout of Aff-Wild2's labels, into the folder --out. Run it again to
+    resume where it stopped; after failures, only those are predicted again.
 
     Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv
     """
-    from emi.prediction import list_sources, load
+    from emi.media_sources import list_sources
+    from emi.prediction import load
     from emi.prediction_log import PredictionLog, model_digest
     from extract.failures import write_failures
     from extract.settings import DecodeOptions
     from train_head.evaluation.submission import template_clips
 
-    _check(csv_file, submission, template)
+    _check(csv_file, submission, template, out)
     tell_licence_of_run(model)
     media_root = given.pop("media_root", None)
     options = DecodeOptions(**{name: given.pop(name) for name in ("track", "allow_truncated") if name in given})
     loaded = load(model, backbone=_places(backbone), options=options, **given)
+    _check_kind(loaded, csv_file or submission, out)
     sources = list_sources(media, media_root, images=loaded.takes_images)
+    if out is not None:
+        _write_rows(loaded, media, sources, out, f"{model_digest(model)} {options} {given.get('label_fps')}")
+        return
     if template is not None:
         sources = [sources[i] for i in template_clips(template, loaded.names, [source.id for source in sources])]
     log = PredictionLog(csv_file or submission, f"{model_digest(model)} {options}", sources)
     before = frozenset(log.records)
     with log:
-        failures = _predict_all(loaded, media, sources, log)
-    for failure in failures:
-        typer.echo(f"{failure.path}: {failure.reason}", err=True)
+        failures = _predict_all(loaded, media, sources, log, loaded.iterate_sources, log.add)
     if csv_file is not None:
         write_failures(str(csv_file), [*failures, *loaded.stream_failures], {s.id for s in sources} - before)
     if csv_file or submission is None:
@@ -84,7 +94,7 @@ def predict(
     log.remove()
 
 
-def _check(csv_file: Path | None, submission: Path | None, template: Path | None) -> None:
+def _check(csv_file: Path | None, submission: Path | None, template: Path | None, out: Path | None) -> None:
     """Refuse outputs that cannot be written or do not go together."""
     from emi.console import check_writable
     from train_head.errors import LabelError, refuse
@@ -92,9 +102,61 @@ def _check(csv_file: Path | None, submission: Path | None, template: Path | None
     refuse(
         (template and not submission, "--template is for --submission FILE; leave it out, or name that file"),
         (template and not template.is_file(), f"there is no template at {template}"),
+        (
+            out and out.exists() and not out.is_dir(),
+            f"--out {out} is a file; name a folder for a file per clip",
+        ),
         error=LabelError,
     )
     check_writable(csv_file, submission)
+
+
+def _check_kind(model: "Model", table: Path | None, out: Path | None) -> None:
+    """Refuse a table for a run that predicts every frame, and a folder for one that predicts the clip."""
+    from train_head.errors import RunFolderError, refuse
+
+    refuse(
+        (
+            model.by_frame and (out is None or table is not None),
+            "this run predicts every frame, which a table of clips cannot hold; give --out FOLDER alone, which gets a "
+            "file per clip",
+        ),
+        (out and not model.by_frame, "this run predicts a value per clip; give --csv FILE instead of --out"),
+        error=RunFolderError,
+    )
+
+
+def _write_rows(model: "Model", media: "Sequence[str]", sources: "Sequence[Source]", out: Path, made_with: str) -> None:
+    """Write a file per clip with a row per frame.
+
+    Raises:
+        Exit: clips could not be predicted.
+    """
+    from cache.system.atomic_file import write_atomically
+    from emi.prediction_log import PredictionLog
+    from extract.failures import write_failures
+    from train_head.data.labels import FILENAME
+    from train_head.data.predictions import rows_text
+
+    def file_of(clip: str) -> Path:
+        return out / f"{clip}.txt"
+
+    def write(clip: "ClipRows") -> None:
+        file_of(clip.id).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file_of(clip.id), rows_text(model.names, clip.values).encode())
+        log.add({FILENAME: clip.id})
+
+    log = PredictionLog(out / "predictions", made_with, sources)
+    log.records = {clip: record for clip, record in log.records.items() if file_of(clip).is_file()}
+    before = frozenset(log.records)
+    with log:
+        failures = _predict_all(model, media, sources, log, model.iterate_rows, write)
+    write_failures(str(out), [*failures, *model.stream_failures], {s.id for s in sources} - before)
+    typer.echo(f"wrote the rows of {len(log.records) - len(before)} clips into {out}")
+    if failures:
+        _tell_kept(None, len(failures), len(sources), log)
+        raise typer.Exit(1)
+    log.remove()
 
 
 def _tell_kept(submission: Path | None, failures: int, clips: int, log: "PredictionLog") -> None:
@@ -128,9 +190,14 @@ def _places(given: list[str] | None) -> str | dict[str, str] | None:
 
 
 def _predict_all(
-    model: "Model", media: "Sequence[str]", sources: "Sequence[Source]", log: "PredictionLog"
+    model: "Model",
+    media: "Sequence[str]",
+    sources: "Sequence[Source]",
+    log: "PredictionLog",
+    iterate: "Callable[..., Iterator[Any]]",
+    write: "Callable[[Any], None]",
 ) -> "list[Failure]":
-    """Predict what the log lacks, and print what should be known of the run and the media."""
+    """Predict and write what the log lacks, and print what should be known of the run and the media."""
     from emi.console import Progress
     from extract.failures import Failure
     from extract.sources import left_out
@@ -144,14 +211,16 @@ def _predict_all(
         typer.echo(f"{len(done)} of {len(sources)} clips were predicted before", err=True)
     failures = []
     with Progress("predicting") as progress:
-        for result in model.iterate_sources(sources, progress, done):
+        for result in iterate(sources, progress, done):
             if isinstance(result, Failure):
                 failures.append(result)
             else:
-                log.add(result)
+                write(result)
     tell_notes(model.media_notes)
     in_part = [f"{failure.path}: {failure.reason}" for failure in model.stream_failures]
     tell_some("clips predicted without a stream that could not be computed", in_part)
+    for failure in failures:
+        typer.echo(f"{failure.path}: {failure.reason}", err=True)
     return failures
 
 

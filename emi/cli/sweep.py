@@ -9,14 +9,15 @@ import typer
 from cache.settings import take
 from emi.cli import options
 from train_head.sweep.settings import SweepSettings
+from train_head.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from train_head.sweep.trials import Status
-    from train_head.training.settings import TrainSettings
 
 
 @options.takes(
     (SweepSettings, "trials jobs sampler pruner pool pca clips top seeds seed storage"),
+    (TrainSettings, "label_fps"),
     *options.LABELS,
 )
 def sweep(
@@ -35,6 +36,7 @@ def sweep(
     ] = None,
     skip_missing: options.SkipUncached = False,
     require: options.Require = None,
+    ids: options.Ids = None,
     given: options.Given,
 ) -> None:
     """Try many heads, settings and losses, stop the poor ones early, and train the best few again with several seeds.
@@ -55,14 +57,14 @@ def sweep(
     columns, validation = options.label_settings(given)
     found = read_space(space, config, **(given | read_assignments(more or ())))
     form = found.settings({}).label_format(columns, validation)
-    files = label_files(train, valid, form=form, skip_missing=skip_missing, require=require)
+    files = label_files(train, valid, form=form, skip_missing=skip_missing, require=require, ids=ids)
 
     class Output(TrainingOutput):
         def note(self, text: str) -> None:
             deriving.close()
             super().note(text)
 
-        def run_started(self, name: str, folder: Path, settings: "TrainSettings") -> None:
+        def run_started(self, name: str, folder: Path, settings: TrainSettings) -> None:
             shown.close()
             super().run_started(name, folder, settings)
 
@@ -73,4 +75,5 @@ def sweep(
     with Progress(after=MOMENT) as deriving, TrialLines(sys.stdout) as shown:
         result = run(cache, files, out, found, settings, on_derive=deriving.stage, on_status=show, reporter=Output())
     print_table(result, out, "; give more --trials to add some")
-    typer.echo(f"settings of the best: {out / 'best.toml'}; report: {out / 'report.html'}")
+    streams = f" (of the streams {' and '.join(result.best_streams)})" if result.best_streams else ""
+    typer.echo(f"settings of the best{streams}: {out / 'best.toml'}; report: {out / 'report.html'}")

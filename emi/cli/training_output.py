@@ -52,9 +52,9 @@ def label_files(
     return files
 
 
-def left_out(require: Sequence[str] | None) -> str:
-    """Return why labelled clips were left out of a training on caches."""
-    return "no cache holds them" + (f", or they lack {' or '.join(require)}" if require else "")
+def left_out(require: Sequence[str] | None, why: str = "no cache holds them") -> str:
+    """Return why labelled clips were left out of a training: `why`, or they lack a required stream."""
+    return why + (f", or they lack {' or '.join(require)}" if require else "")
 
 
 class TrainingOutput(Reporter):

@@ -78,7 +78,8 @@ class Gradients:
     def __init__(
         self, settings: TrainSettings, objective: Objective, scaler: torch.GradScaler, processes: Processes
     ) -> None:
-        self._is_mean_over_clips = is_mean_over_clips(settings.loss, settings.weighting)
+        mean = is_mean_over_clips(settings.loss, settings.weighting)
+        self._is_mean_over_clips = mean and not settings.auxiliary  # over the clips that have a stream, in its loss
         self.objective, self._scaler, self._processes = objective, scaler, processes
 
     def __call__(

@@ -20,12 +20,12 @@ from extract.backbones.precision import DTYPES
 from extract.plan import make_header
 from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
-from train_head.data.gather import refuse_foreign, resolve
+from train_head.data.gather import held_clips, refuse_foreign, resolve, with_required
 from train_head.data.labels import Labels
 from train_head.data.names import UNNAMED
 from train_head.data.splits import Split
 from train_head.data.streams import Stream
-from train_head.errors import LabelError
+from train_head.errors import LabelError, check_known
 from train_head.runs.inputs import CachedFeatures, Inputs, LabelFiles, StreamInfo
 from train_head.runs.load import TrainedHead
 from train_head.runs.run_folder import BEST, file_sha256
@@ -188,15 +188,19 @@ def gather_media(
     skip_missing = label_files.skip_missing
     places = {one.id: one for one in find_media(source.root, media_root)}
     labels = {name: resolve(part, places) for name, part in label_files.read().items()}
-    wanted = list(dict.fromkeys(clip for part in labels.values() for clip in part.ids))
     if labels["train"].by_frame:
         raise LabelError(
             f"{labels['train'].path} has labels per frame, and fine-tuning takes one value per clip; extract features "
             "and train a head on them with `emi train-head`"
         )
     _refuse_missing(labels, places, source.root, skip_missing)
-    for part in labels.values():
-        refuse_foreign(source.cached.stores, part)
+    check_known("stream to require", label_files.require, source.streams)
+    require = [name for name in label_files.require if name != source.stream]
+    stores = source.cached.stores
+    used = {name: held_clips(stores, part, skip_missing, require, in_some=False) for name, part in labels.items()}
+    for part in used.values():
+        refuse_foreign(stores, part)
+    wanted = list(dict.fromkeys(clip for part in used.values() for clip in part.ids))
     found = _decoded(source, [places[clip] for clip in wanted if clip in places], audio, reporter)
     if found.failures and (not skip_missing or not found.starts):
         first = found.failures[0]
@@ -207,10 +211,11 @@ def gather_media(
         )
     if found.notes:
         reporter.media_notes(found.notes)
-    splits = {name: _split(part, found, source.stream, skip_missing) for name, part in labels.items()}
+    splits = {name: _split(part, found, source.stream, skip_missing) for name, part in used.items()}
     splits = with_cached(splits, source.cached, source.processes, Path(audio))
-    used = {clip for split in splits.values() for clip in split.labels.ids}
-    source = replace(source, audio_sha256=found.sha256(sorted(used)))
+    splits = {name: with_required(split, skip_missing, require) for name, split in splits.items()}
+    trained = {clip for split in splits.values() for clip in split.labels.ids}
+    source = replace(source, audio_sha256=found.sha256(sorted(trained)))
     return Inputs(source=source, label_files=label_files, labels=labels, splits=splits)
 
 

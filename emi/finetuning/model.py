@@ -67,7 +67,7 @@ class BackboneWithHead(nn.Module):
         cached: Mapping[str, Rows] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """(batch, targets * columns per target) float32; in training with a generator the frames are augmented.
+        """(batch, columns) float32, what the loss sees; in training with a generator the frames are augmented.
 
         Args:
             clips: see `frames`.
@@ -82,7 +82,7 @@ class BackboneWithHead(nn.Module):
             batch = Batch(streams, frames.new_zeros(len(frames), 0))
             streams = augment_batch(batch, self._changes, generator, self._modality_dropout).streams
         with self._autocast(streams):
-            return self.predictor.outputs(streams)
+            return self.predictor.training_outputs(streams)
 
     def predict(
         self,

@@ -191,6 +191,7 @@ def resolve_with_head(
         overrides = {
             "head": known.head,
             "standardise": known.standardise,
+            "auxiliary": known.auxiliary,
             **known.head_options,
             **(several if len(known.streams) > 1 else {}),
             **given,

@@ -91,9 +91,9 @@ class FinetuneTrainer(TrainingLoop):
         self._kept = [name for name in model.state_dict() if name in names or name.startswith("predictor.")]
         average = moving_average(settings.ema)
         self.averaged = AveragedModel(model, processes.device, multi_avg_fn=average) if settings.ema else None
-        objective = build_objective(settings.loss, settings.weighting, train.targets).to(processes.device)
+        objective = build_objective(settings.loss, settings.weighting, train.targets, settings.auxiliary)
         self.scaler = torch.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
-        self._gradients = Gradients(settings, objective, self.scaler, processes)
+        self._gradients = Gradients(settings, objective.to(processes.device), self.scaler, processes)
         frames = torch.tensor([model.backbone.num_frames(n) for n in self._samples(train).lengths.tolist()])
         cached = [stream.lengths for name, stream in train.streams.items() if name != model.stream]
         self._costs = torch.stack([frames, *cached]).sum(dim=0)  # as `Split.costs` in the cached mode

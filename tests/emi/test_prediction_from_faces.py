@@ -6,8 +6,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import emi
+from emi.cli import app
+from extract.failures import Failure
+from extract.sources import Source
 from tests.extract.faces.drawn import Identity, Pose, draw
 
 RATE = 6
@@ -78,3 +82,39 @@ def test_a_folder_of_images_is_predicted_from_the_face(trained, tmp_path):
     emi.extract(tmp_path / "media", tmp_path / "f.zarr", backbone="mtcnn", fps=4, min_face=50)
     clips = {"audio": None, "face": emi.open_cache(tmp_path / "f.zarr")["x"]}
     np.testing.assert_allclose([record[name] for name in NAMES], model.trained.predict(clips), atol=1e-5)
+
+
+def test_a_video_without_a_face_is_not_predicted_where_the_run_requires_one(trained, tmp_path):
+    caches = {"audio": trained / "a.zarr", "face": trained / "f.zarr"}
+    files = (trained / "train.csv", trained / "valid.csv", tmp_path / "run")
+    run = emi.train_head(caches, *files, hidden=4, epochs=1, require=["face"], skip_missing=True)
+    assert run.skipped == 1
+    results = list(emi.load(tmp_path / "run").iterate(trained / "clips"))
+    failures = [(result.id, result.reason) for result in results if isinstance(result, Failure)]
+    assert failures == [("4", "has nothing of the stream 'face', which the run requires")]
+    assert len(results) == 6
+
+
+def test_every_frame_of_a_video_is_predicted_as_from_caches_at_the_times_of_its_pictures(trained, tmp_path):
+    """Of labels with a row per frame, and faces of every frame; the last two clips are predicted."""
+    emi.extract(trained / "clips", tmp_path / "f.zarr", backbone="mtcnn", fps=None, min_face=50)
+    assert emi.open_cache(tmp_path / "f.zarr").hop_seconds is None
+    for split, part in (("train", (0, 1, 2, 3)), ("valid", (5,))):
+        (tmp_path / split).mkdir()
+        for i in part:
+            rows = "".join(f"{np.sin(i + row):.4f},{np.cos(row):.4f}\n" for row in range(RATE))
+            (tmp_path / split / f"{i}.txt").write_text(f"valence,arousal\n{rows}")
+    caches = {"audio": trained / "a.zarr", "face": tmp_path / "f.zarr"}
+    files = (tmp_path / "train", tmp_path / "valid", tmp_path / "run")
+    emi.train_head(caches, *files, head="gru", hidden=4, epochs=1, loss="ccc", label_range=(-1, 1))
+    assert "--out FOLDER\n" in (tmp_path / "run" / "README.md").read_text()
+    arguments = ["predict", str(trained / "clips" / "5.mkv"), "--model", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    found, expected = (
+        np.loadtxt(tmp_path / place / "5.txt", delimiter=",", skiprows=1) for place in ("out", "run/predictions_valid")
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    model = emi.load(tmp_path / "run")
+    (failure,) = model.iterate_rows([Source("4", trained / "clips" / "4.mkv")])
+    assert "no rows of the stream whose times are those of the predictions" in failure.reason

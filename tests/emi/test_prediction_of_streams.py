@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import emi
 from emi.cli import app
-from emi.prediction import Models
+from emi.prediction import Models, UnreadableMediaError
 from extract.failures import Failure
 
 NAMES = ("first", "second")
@@ -84,3 +84,20 @@ def test_the_command_lists_the_streams_that_failed(trained, tmp_path):
     assert rows["one"].startswith("stream 'second': has 1 audio track")
     arguments[1] = trained / "media" / "one.mkv"
     assert CliRunner().invoke(app, [str(argument) for argument in arguments]).exit_code == 0
+
+
+def test_a_clip_that_lacks_a_required_stream_is_not_predicted(trained, tmp_path):
+    caches = {name: trained / f"{name}.zarr" for name in NAMES}
+    files = (trained / "train.csv", trained / "valid.csv", tmp_path / "run")
+    emi.train_head(caches, *files, hidden=4, epochs=1, require=["second"])
+    model = emi.load(tmp_path / "run")
+    results = {getattr(result, "id", None) or result["Filename"]: result for result in model.iterate(trained / "media")}
+    assert isinstance(results["both"], dict)
+    assert results["one"].reason.startswith("lacks the stream 'second', which the run requires: has 1 audio track")
+    with pytest.raises(
+        UnreadableMediaError, match=r"1 of 1 files cannot be read; the first, .*one\.mkv, lacks the stream"
+    ):
+        model.predict([trained / "media" / "one.mkv"])
+    seeds = emi.train_head(caches, *files[:2], tmp_path / "seeds", hidden=4, epochs=1, require=["second"], seeds=2)
+    (failure,) = emi.load(seeds.folder).iterate([trained / "media" / "one.mkv"])
+    assert failure.reason == results["one"].reason

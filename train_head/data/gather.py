@@ -71,7 +71,7 @@ def gather(
 ) -> dict[str, Split]:
     """Load the clips of label files into memory, each stream into one array.
 
-    A clip that lacks some of the streams is used, unless these are required.
+    A clip that lacks some of the streams is used, unless these are required. One in which nothing was found lacks it.
 
     Args:
         stores: the caches of every stream; the first that holds a clip gives it.
@@ -86,7 +86,7 @@ def gather(
         LabelError: clips are missing; says how many and names the first five.
         TrainSettingsError: a stream is required that is not there.
     """
-    labels = {name: _held(stores, part, skip_missing, require) for name, part in labels.items()}
+    labels = {name: held_clips(stores, part, skip_missing, require) for name, part in labels.items()}
     for part in labels.values():
         refuse_foreign(stores, part)
     found = gather_streams(stores, {name: part.ids for name, part in labels.items()}, shared)
@@ -96,7 +96,8 @@ def gather(
         at = rows_at_labels(part, streams, fps) if part.by_frame else None
         if at is not None:
             _refuse_uncovered(part, at)
-        splits[name] = Split(part, streams, torch.from_numpy(part.unit_values), whole_clips(part), at)
+        split = Split(part, streams, torch.from_numpy(part.unit_values), whole_clips(part), at)
+        splits[name] = with_required(split, skip_missing, require)
     return splits
 
 
@@ -235,23 +236,46 @@ def resolve_splits(stores: Stores, labels: Mapping[str, Labels]) -> dict[str, La
     return {name: resolve(part, known) for name, part in labels.items()}
 
 
-def missing_clips(stores: Stores, clips: Sequence[str], require: Sequence[str] = ()) -> dict[str, set[int]]:
+def missing_clips(
+    stores: Stores, clips: Sequence[str], require: Sequence[str] = (), *, in_some: bool = True
+) -> dict[str, set[int]]:
     """Return the numbers of the clips that no stream has, under "", and of those that lack each required stream.
+
+    Args:
+        stores: the caches of every stream.
+        clips: ids.
+        require: names of streams.
+        in_some: whether a clip must be in the caches of some stream.
 
     Raises:
         TrainSettingsError: a stream is required that is not there.
     """
     check_known("stream to require", require, stores)
-    groups = {"": list(itertools.chain(*stores.values())), **{name: stores[name] for name in require}}
+    anywhere = {"": list(itertools.chain(*stores.values()))} if in_some else {}
+    groups = anywhere | {name: stores[name] for name in require}
     return {
         name: {i for i, clip in enumerate(clips) if not any(clip in store for store in group)}
         for name, group in groups.items()
     }
 
 
-def _held(stores: Stores, labels: Labels, skip_missing: bool, require: Sequence[str]) -> Labels:
-    """Return the labels of clips that some stream has, and all required ones; refuse others unless they are skipped."""
-    missing = missing_clips(stores, labels.ids, require)
+def held_clips(
+    stores: Stores, labels: Labels, skip_missing: bool, require: Sequence[str], *, in_some: bool = True
+) -> Labels:
+    """Return the labels of clips that some stream has, and all required ones; refuse others unless they are skipped.
+
+    Args:
+        stores: the caches of every stream.
+        labels: of the clips.
+        skip_missing: leave others out.
+        require: names of streams.
+        in_some: see `missing_clips`.
+
+    Raises:
+        LabelError: clips are missing; says how many and names the first five.
+        TrainSettingsError: a stream is required that is not there.
+    """
+    missing = missing_clips(stores, labels.ids, require, in_some=in_some)
     left_out = set().union(*missing.values())
     if not left_out:
         return labels
@@ -267,4 +291,29 @@ def _held(stores: Stores, labels: Labels, skip_missing: bool, require: Sequence[
         f"{len(lacking)} of the {len(labels)} clips of {labels.path} are not in "
         f"{' and '.join(store.path for store in caches)}{f', the required stream {name!r}' if name else ''} "
         f"(first: {first}); {advice}"
+    )
+
+
+def with_required(split: Split, skip_missing: bool, require: Sequence[str]) -> Split:
+    """Return the clips in which something was found of every required stream; refuse others unless they are skipped.
+
+    Args:
+        split: with the rows of its streams.
+        skip_missing: leave others out.
+        require: names of streams.
+
+    Raises:
+        LabelError: there are others; says how many and names the first five.
+    """
+    empty = {name: (split.streams[name].lengths == 0).nonzero().flatten().tolist() for name in require}
+    left_out = set().union(*empty.values())
+    if not left_out:
+        return split
+    if skip_missing and len(left_out) < len(split):
+        return split.take([i for i in range(len(split)) if i not in left_out])
+    name, lacking = next((name, found) for name, found in empty.items() if found)
+    raise LabelError(
+        f"nothing was found of the required stream {name!r} in {len(lacking)} of the {len(split)} clips of "
+        f"{split.labels.path} (first: {', '.join(split.labels.filenames[i] for i in lacking[:5])}); give "
+        f"--skip-missing to leave them out, or leave out --require {name}"
     )

@@ -25,24 +25,25 @@ class LinkedCache(FeatureCache):
         self.__dict__.update(store.__getstate__())  # its index, and file handles of its own
         self._pattern = pattern
 
-    def _own(self, clip_id: object) -> str:
+    def own_id(self, clip_id: object) -> str:
+        """Return the id by which the cache has a clip of the labels."""
         found = self._pattern.fullmatch(str(clip_id))
         return found[1] if found is not None else str(clip_id)
 
     def __contains__(self, clip_id: object) -> bool:
-        return super().__contains__(self._own(clip_id))
+        return super().__contains__(self.own_id(clip_id))
 
     def checksum(self, clip_id: str) -> int:
         """See `FeatureCache`."""
-        return super().checksum(self._own(clip_id))
+        return super().checksum(self.own_id(clip_id))
 
     def offsets(self, ids: Sequence[str]) -> Any:
         """See `FeatureCache`."""
-        return super().offsets([self._own(clip_id) for clip_id in ids])
+        return super().offsets([self.own_id(clip_id) for clip_id in ids])
 
     def load_all(self, ids: Sequence[str], out: Array | None = None) -> Loaded:
         """See `FeatureCache`."""
-        return super().load_all([self._own(clip_id) for clip_id in ids], out)
+        return super().load_all([self.own_id(clip_id) for clip_id in ids], out)
 
 
 def read_links(given: Sequence[str]) -> dict[str, re.Pattern[str]]:

@@ -48,8 +48,17 @@ def write_predictions(place: Path, labels: Labels, names: Sequence[str], values:
         write_atomically(place, predictions_csv(filenames, names, values, moments).encode())
         return
     parts = ((name, values[labels.rows_of([i])]) for i, name in enumerate(labels.filenames))
-    lines = {name: [",".join(names), *(",".join(f"{v:.9g}" for v in row) for row in part)] for name, part in parts}
-    write_folder(place, {name: "\n".join([*rows, ""]) for name, rows in lines.items()})
+    write_folder(place, {name: rows_text(names, part) for name, part in parts})
+
+
+def rows_text(names: Iterable[str], values: Iterable[Iterable[float]]) -> str:
+    """Return predictions of every frame of a clip as the text of its file, in the layout of Aff-Wild2.
+
+    Args:
+        names: (targets,), the first line.
+        values: (rows, targets).
+    """
+    return "\n".join([",".join(names), *(",".join(f"{value:.9g}" for value in row) for row in values), ""])
 
 
 def predictions_csv(

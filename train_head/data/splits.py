@@ -199,6 +199,21 @@ def lacking_streams(splits: Mapping[str, Split]) -> list[str]:
     return found
 
 
+def lacking_clips(splits: Mapping[str, Split]) -> list[tuple[str, str, str]]:
+    """Return split, Filename and stream for each stream that a clip lacks, where there are several streams.
+
+    Args:
+        splits: by name, as `gather` gives them.
+    """
+    return [
+        (name, split.labels.filenames[clip], stream)
+        for name, split in splits.items()
+        for clip in range(len(split))
+        for stream, rows in (split.streams.items() if len(split.streams) > 1 else ())
+        if not rows.lengths[clip]
+    ]
+
+
 def joined(one: Split, other: Split, labels: Labels) -> Split:
     """Return the clips of two splits on the same rows as one, with the labels of both."""
     streams = {

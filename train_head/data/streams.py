@@ -10,8 +10,9 @@ from torch import Tensor
 
 from train_head.errors import TrainSettingsError
 
-ROUNDING = 1e-6
-"""Rows: how far before a row's start a time may lie and count as its start, since i / 25 / 0.04 is not always i."""
+ROUNDING = 2.0**-23
+"""Share of a time by which it may lie before a row's start and count as its start: a time in float32 is off by up to
+2^-24 of itself (0.9 ms at four hours), and i / 25 / 0.04 in float64 is not always i."""
 CLOSE = 1e-3
 """Seconds: the same where rows have times, which many tools round to milliseconds."""
 
@@ -192,12 +193,13 @@ def rows_at(seconds: Tensor, lengths: Tensor, hop: float | None, times: Tensor |
     Returns:
         (batch, moments) int64 row numbers; -1 where no row holds.
     """
+    latest = seconds * (1 + ROUNDING)
     if times is None:
         assert hop is not None
-        found = (seconds.nan_to_num(nan=-1.0) / hop + ROUNDING).floor().long()
+        found = (latest.nan_to_num(nan=-1.0) / hop).floor().long()
         return torch.where((found >= 0) & (found < lengths[:, None]), found, -1)
     behind = torch.arange(times.shape[1], device=times.device) >= lengths[:, None]
     starts, ends = times.double().masked_fill(behind.unsqueeze(-1), torch.inf).unbind(dim=2)
-    found = torch.searchsorted(starts.contiguous(), seconds + CLOSE, right=True) - 1
+    found = torch.searchsorted(starts.contiguous(), latest + CLOSE, right=True) - 1
     holds = (found >= 0) & (seconds < ends.gather(1, found.clamp(min=0)))
     return torch.where(holds, found, -1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from train_head.data.clock import rows_at_clock
 from train_head.data.streams import Rows
-from train_head.heads.encoder import Encoder
+from train_head.heads.encoder import Encoded, Encoder
 from train_head.heads.fusions.fusion import Fusion, Part, Reading, any_present
 from train_head.heads.pooling import never_empty, segment_mask, time_mean
 
@@ -53,29 +53,56 @@ class FusedHead(nn.Module):
 
     def forward(self, streams: Mapping[str, Rows]) -> Tensor:
         """Predict a batch: (batch, targets), or (batch, reference rows, targets)."""
+        return self.with_own(streams, {})[0]
+
+    def with_own(self, streams: Mapping[str, Rows], own: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Predict a batch, together and from each stream by itself.
+
+        Args:
+            streams: rows of each.
+            own: by stream, a regressor on its summary, or on its states where reference rows are predicted.
+
+        Returns:
+            What `forward` returns; and by stream, the same from its regressor, NaN where there is nothing of it.
+        """
         if self.needs_clock:
             streams = rows_at_clock(streams, self.clock)
-        parts = {name: self._part(name, streams[name]) for name in self.encoders}
+        encoded = {name: self._encode(name, streams[name]) for name in self.encoders}
+        parts = {name: self._part(name, streams[name], encoded[name]) for name in self.encoders}
         values: Tensor = self.fusion(parts)
-        return time_mean(values, any_present(parts)) if self.needs_clock else values
+        reading, alone = Reading.AT_CLOCK if self.rows else Reading.SUMMARY, {}
+        for name, regressor in own.items():
+            vectors, _, present = self._read(name, streams[name], encoded[name], reading)
+            alone[name] = torch.where(present.unsqueeze(-1), regressor(vectors), torch.nan)
+        return time_mean(values, any_present(parts)) if self.needs_clock else values, alone
 
-    def _part(self, name: str, rows: Rows) -> Part:
-        """Encode one stream, and take what the fusion reads of it."""
-        encoder, reading = cast(Encoder, self.encoders[name]), self.reads[name]
-        encoded = encoder(rows.frames, rows.lengths.clamp(min=1), rows.valid)
-        inside = rows.inside
+    def own_width(self, name: str) -> int:
+        """Size of what a regressor of a stream's own reads."""
+        encoder = cast(Encoder, self.encoders[name])
+        return encoder.state_width if self.rows else encoder.summary_width
+
+    def _encode(self, name: str, rows: Rows) -> Encoded:
+        encoded: Encoded = self.encoders[name](rows.frames, rows.lengths.clamp(min=1), rows.valid)
+        return encoded
+
+    def _part(self, name: str, rows: Rows, encoded: Encoded) -> Part:
+        """Return what the fusion reads of a stream, with the learned vector where there is nothing of it."""
+        vectors, held, present = self._read(name, rows, encoded, self.reads[name])
+        return Part(torch.where(held.unsqueeze(-1), vectors, self.missing[name].to(vectors.dtype)), present)
+
+    def _read(self, name: str, rows: Rows, encoded: Encoded, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
+        """Return vectors of a stream, where they stand for something of it, and `Part.present`."""
+        stride, inside = cast(Encoder, self.encoders[name]).stride, rows.inside
         if reading == Reading.SUMMARY:
-            vectors, present = encoded.summary, inside.any(dim=1)
-            held = present
-        elif reading == Reading.AT_CLOCK:
+            there = inside.any(dim=1)
+            return encoded.summary, there, there
+        assert encoded.states is not None
+        if reading == Reading.AT_CLOCK:
             assert rows.at is not None
             at = rows.at.clamp(min=0)
-            step = at.div(encoder.stride, rounding_mode="floor").unsqueeze(-1)
+            step = at.div(stride, rounding_mode="floor").unsqueeze(-1)
             vectors = encoded.states.gather(1, step.expand(-1, -1, encoded.states.shape[2]))
             held = (rows.at >= 0) & inside.any(dim=1, keepdim=True)
-            present = held & inside.gather(1, at)
-        else:
-            steps = segment_mask(inside, encoder.stride)
-            vectors, present = encoded.states, never_empty(steps)
-            held = steps.any(dim=1, keepdim=True)
-        return Part(torch.where(held.unsqueeze(-1), vectors, self.missing[name].to(vectors.dtype)), present)
+            return vectors, held, held & inside.gather(1, at)
+        steps = segment_mask(inside, stride)
+        return encoded.states, steps.any(dim=1, keepdim=True), never_empty(steps)

@@ -84,16 +84,18 @@ class Objective(nn.Module):
     Args:
         terms: the sum.
         weights: of the labels; None counts all alike.
+        auxiliary: weight of the same sum over the outputs of each stream's own regressor, which is added.
 
     Attributes:
         outputs: columns that a head must give per target: the most that any term asks for.
         epoch: counted from 1, for terms with a ramp; set it before each epoch.
     """
 
-    def __init__(self, terms: Sequence[Term], weights: Weights | None = None) -> None:
+    def __init__(self, terms: Sequence[Term], weights: Weights | None = None, auxiliary: float = 0.0) -> None:
         super().__init__()
         self.terms = tuple(terms)
         self.weights = weights
+        self.auxiliary = auxiliary
         self.epoch = 1
         self.outputs = max(LOSSES[term.name].outputs for term in self.terms)
 
@@ -101,7 +103,8 @@ class Objective(nn.Module):
         """Compute the sum; a loss that takes fewer columns than the head gives sees the decoded predictions.
 
         Args:
-            outputs: (batch, targets * outputs) of any float dtype.
+            outputs: (batch, targets * outputs) of any float dtype; with `auxiliary`, perhaps as many columns again per
+                stream, NaN in rows that do not count for it.
             targets: (batch, targets), NaN where a label is missing; a batch without any label costs 0.
 
         Returns:
@@ -110,6 +113,16 @@ class Objective(nn.Module):
         Raises:
             ValueError: the shapes do not go together.
         """
+        if not self.auxiliary:
+            return self._sum(outputs, targets)
+        together, *alone = outputs.split(targets.shape[-1] * self.outputs, dim=-1)
+        total = self._sum(together, targets)
+        for part in alone:
+            counted = targets.masked_fill(part.isnan().any(dim=-1, keepdim=True), torch.nan)
+            total = total + self.auxiliary * self._sum(part, counted)
+        return total
+
+    def _sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
         missing = targets.isnan()
         if missing.any():  # before anything is computed of them, so that no gradient is 0 times infinity
             outputs = outputs.masked_fill(missing.repeat(1, self.outputs), 0.0)
@@ -181,7 +194,7 @@ def decode(outputs: Tensor, targets: int) -> Tensor:
     return outputs[..., :targets].sigmoid() * outputs[..., targets:]
 
 
-def build_objective(expression: str, weighting: str, train_targets: Tensor) -> Objective:
+def build_objective(expression: str, weighting: str, train_targets: Tensor, auxiliary: float = 0.0) -> Objective:
     """Make the objective of a run.
 
     Args:
@@ -189,11 +202,12 @@ def build_objective(expression: str, weighting: str, train_targets: Tensor) -> O
         weighting: a name in `WEIGHTINGS`, perhaps with options: "none", "lds", "dense(alpha=0.5)".
         train_targets: (clips, targets) labels of the training split, from which the weights are computed; NaN where
             one is missing.
+        auxiliary: see `Objective`.
 
     Raises:
         TrainSettingsError: either cannot be read.
     """
-    return Objective(parse(expression), build_weights(weighting, train_targets))
+    return Objective(parse(expression), build_weights(weighting, train_targets), auxiliary)
 
 
 def compares_clips(expression: str) -> list[str]:

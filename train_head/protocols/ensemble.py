@@ -23,8 +23,10 @@ from train_head.evaluation.labelled import report_of
 from train_head.evaluation.metrics import METRICS
 from train_head.protocols.result import SUMMARY, Scored, score, write_ensemble
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
+from train_head.reports.usage import how_to_predict
 from train_head.runs import run_folder
-from train_head.runs.load import load_heads, members_of
+from train_head.runs.label_rows import has_clock
+from train_head.runs.load import TrainedHead, load_heads, members_of
 from train_head.targets import FRAME
 
 SPLITS = {
@@ -123,8 +125,7 @@ def ensemble(
     if folder.resolve() in {run.place.resolve() for run in found}:
         raise TrainSettingsError(f"{out} is one of the runs; give the ensemble another --out")
     _check_alike(found)
-    for run in found:
-        load_heads(run.place)
+    heads = [head for run in found for head, _ in load_heads(run.place)]
     splits = [split for split in SPLITS if _all_have(found, split)]
     truths = {split: _labels(found, split, labels if split == "valid" else None) for split in splits}
     values = {split: _values(found, split) for split in splits}
@@ -146,7 +147,7 @@ def ensemble(
         _copy(stored_file(found[0].place, LABELS_FOLDS), folder)
     done = EnsembleResult(folder=folder, members=tuple(names), weights=shares, scored=scored)
     write_atomically(folder / SUMMARY, (json.dumps(done.to_dict(), indent=2) + "\n").encode())
-    write_atomically(folder / run_folder.CARD, _card(done, found).encode())
+    write_atomically(folder / run_folder.CARD, _card(done, found, heads).encode())
     write_ensemble(folder, "ensemble", names, None if weights is None else shares)
     return replace(done, nothing_to_do=_contents(folder) == before)
 
@@ -279,12 +280,14 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _card(result: EnsembleResult, runs: Sequence[_Run]) -> str:
+def _card(result: EnsembleResult, runs: Sequence[_Run], heads: Sequence[TrainedHead]) -> str:
     names = ", ".join(runs[0].data["targets"])
     rows = "\n".join(
         f"| [{name}]({name}/README.md) | {weight:.3f} | {len(members_of(run.place))} | {_made(run)} |"
         for name, weight, run in zip(result.members, result.weights, runs, strict=True)
     )
+    made = [stream.features["fingerprint"] for head in heads for stream in head.streams.values()]
+    usage = how_to_predict(made, by_frame=heads[0].by_frame, timed=all(map(has_clock, heads)))
     chosen = (
         "The best epochs of these runs were chosen on the validation clips, and perhaps the runs and their weights "
         "too: the validation figures are optimistic for new clips.\n"
@@ -302,12 +305,10 @@ def _card(result: EnsembleResult, runs: Sequence[_Run]) -> str:
 {chosen if "valid" in result.scored else ""}
 ## Use
 
-```
-emi predict MEDIA --model THIS_FOLDER
-```
+{usage}
 
-predicts with each run that `{run_folder.ENSEMBLE}` lists, and averages; they must stay where they are. Intensities
-describe how strongly an emotion is *shown*; they say nothing about what a person feels.
+Each run that `{run_folder.ENSEMBLE}` lists predicts, and the predictions are averaged; the runs must stay where they
+are. Intensities describe how strongly an emotion is *shown*; they say nothing about what a person feels.
 
 The backbones' weights: {_licence(runs)}, which applies to what is made with them.
 """

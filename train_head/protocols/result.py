@@ -19,6 +19,7 @@ from train_head.errors import RunFolderError
 from train_head.evaluation.labelled import intervals_of, report_of, several_groups
 from train_head.evaluation.metrics import METRICS, Column, Intervals, Report, few_clips, label_means
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
+from train_head.reports.usage import usage_of
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, licence_text, rater_agreement
 from train_head.runs.result import TrainResult
@@ -301,12 +302,10 @@ of those of the runs.
 
 ## Use
 
-```
-emi predict MEDIA --model THIS_FOLDER
-```
+{usage_of(inputs, settings)}
 
-averages the predictions of the runs that `{run_folder.ENSEMBLE}` lists. Intensities describe how strongly an emotion is
-*shown*; they say nothing about what a person feels.
+The predictions of the runs that `{run_folder.ENSEMBLE}` lists are averaged. Intensities describe how strongly an
+emotion is *shown*; they say nothing about what a person feels.
 
 {licence_text(inputs)}
 """

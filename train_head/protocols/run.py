@@ -20,6 +20,7 @@ from train_head.protocols.result import (
     write_ensemble,
     write_mean,
 )
+from train_head.reports.usage import usage_of
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, backbones, check_disjoint_splits, licence_text
 from train_head.runs.result import Predictions, TrainResult
@@ -208,7 +209,8 @@ def train_seeds_on_all(
     test = inputs.splits.get("test")
     tested = [predicted["test"] for _, predicted in trained] if test is not None else []
     scored = write_mean(folder, "test", tested, test.labels, pool(inputs).labels) if test is not None else None
-    write_atomically(folder / run_folder.CARD, _ensemble_card(inputs, members, seeds.best_epochs, scored).encode())
+    card = _ensemble_card(inputs, settings, members, seeds.best_epochs, scored)
+    write_atomically(folder / run_folder.CARD, card.encode())
     write_ensemble(folder, ALL, members)
     return AllResult(
         folder=folder,
@@ -252,11 +254,10 @@ def _clips(inputs: Inputs) -> str:
     return f"{train + valid} clips: {train} training and {valid} validation clips"
 
 
-_USE = """## Use
+def _use(inputs: Inputs, settings: TrainSettings) -> str:
+    return f"""## Use
 
-```
-emi predict MEDIA --model THIS_FOLDER
-```
+{usage_of(inputs, settings)}
 
 Intensities describe how strongly an emotion is *shown*; they say nothing about what a person feels.
 """
@@ -276,12 +277,14 @@ others; that of the run in the folder above is the nearest.
 Trained for {settings.stop_after} epochs, the number that was best there, with the learning rate of {settings.epochs};
 the last epoch is kept. Loss `{settings.loss}`, seed {settings.seed}; all settings are in `config.toml`.
 {test}
-{_USE}
+{_use(inputs, settings)}
 {licence_text(inputs)}
 """
 
 
-def _ensemble_card(inputs: Inputs, members: Sequence[str], epochs: Sequence[int], scored: Scored | None) -> str:
+def _ensemble_card(
+    inputs: Inputs, settings: TrainSettings, members: Sequence[str], epochs: Sequence[int], scored: Scored | None
+) -> str:
     rows = "\n".join(f"| [{name}]({name}/README.md) | {n} |" for name, n in zip(members, epochs, strict=True))
     test = f"\n## Test\n\n```\n{scored.table()}\n```\n" if scored else ""
     return f"""# Mean of {len(members)} heads for {", ".join(inputs.labels["train"].names)}, trained on all clips
@@ -295,6 +298,6 @@ nearest to what new clips will give.
 |---|---|
 {rows}
 {test}
-{_USE}
+{_use(inputs, settings)}
 {licence_text(inputs)}
 """

@@ -21,6 +21,7 @@ from train_head.evaluation.labelled import intervals_of
 from train_head.evaluation.metrics import METRICS, Intervals, Report, mean_of
 from train_head.heads import head_options
 from train_head.reports.tables import OVER_TARGETS, licence_line
+from train_head.reports.usage import usage_of
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, StreamInfo
 from train_head.runs.result import TrainResult
@@ -87,6 +88,7 @@ def model_card(
         scale=range_text(settings.label_range),
         watched=any(mean_score(record) is not None for record in result.history),
         score=labels.targets.score_name,
+        usage=usage_of(inputs, settings),
         over_targets=OVER_TARGETS,
         parameters=parameters(settings, inputs),
         frames_per_second=np.median([record["frames_per_second"] for record in result.history]),

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike
 
 from cache.system.atomic_file import write_atomically
 from train_head.data.label_format import UNIT, Range
-from train_head.data.labels import Labels, read_labels
+from train_head.data.labels import Labels
+from train_head.data.predictions import prediction_file, read_predictions
 from train_head.evaluation.metrics import Column, as_columns, pearson
 from train_head.reports.tables import OVER_TARGETS, cell
 from train_head.targets import SCORES, mean_score, recorded_score, target_scores
@@ -68,15 +69,15 @@ def draw_run(folder: Path, history: Sequence[Mapping[str, Any]], labels: Mapping
     """Draw the pictures of a finished run into its folder: curves, and a scatter of each split with targets.
 
     Args:
-        folder: run folder, with `predictions_<split>.csv` of every split that is to be drawn.
+        folder: run folder, with the predictions of every split that is to be drawn.
         history: one record per epoch.
         labels: by split; the rows that were predicted.
     """
     curves(history, folder / "curves")
     for name, split in labels.items():
-        predictions = folder / f"predictions_{name}.csv"
-        if split.names and predictions.is_file():
-            values = read_labels(predictions, check_range=False).values
+        predictions = prediction_file(folder, name, split)
+        if split.names and predictions.exists():
+            values = read_predictions(predictions, split)
             scatter(values, split.values, split.names, folder / f"scatter_{name}", split.range)
 
 

@@ -190,10 +190,11 @@ def _labels(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
             yield _file(f"--{name}", one.get(name), other.get(name)), ""
         elif one.get(f"{name}_clips_sha256") != other.get(f"{name}_clips_sha256"):
             yield f"which clips of --{name} can be used (--skip-missing, --require)", ""
-    for key, typed in (("rater", "--rater"), ("group_by", "--group-by")):
-        there, now = one.get(key), other.get(key)
+    for key in ("rater", "group_by", "require", "ids"):
+        there, now, typed = one.get(key), other.get(key), f"--{key.replace('_', '-')}"
         if there != now:
-            yield changed(typed, there, now), f"{typed} {there!r}" if there is not None else ""
+            given = there if isinstance(there, list) else [] if there is None else [there]
+            yield changed(typed, there, now), " ".join(f"{typed} {value!r}" for value in given)
     alike = one.get("group_by") == other.get("group_by") and not _files_changed(stored, wanted)
     if alike and one.get("targets") != other.get("targets"):
         yield changed("--targets", one.get("targets"), other.get("targets")), ""
@@ -295,7 +296,7 @@ def _rest(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
 def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
     tables = {"augment", "streams", "fusion", "finetune", "features", "backbone", "protocol", *HEADS, *RECORDS}
     known = {f"{name}{of}" for name in ("train", "valid", "test") for of in ("", "_sha256", "_clips_sha256")}
-    known |= {"caches", "media", "targets", "rater", "group_by", "audio_sha256"}
+    known |= {"caches", "media", "targets", "rater", "group_by", "require", "ids", "audio_sha256"}
     found = {key: value for key, value in config.items() if isinstance(value, Mapping) and key not in tables}
     found["data"] = {key: value for key, value in found.get("data", {}).items() if key not in known}
     return {key: value for key, value in flattened(found).items() if value != {}}

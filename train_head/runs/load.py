@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cache.derive.transform import Transform
 from cache.format import AUDIO, Clip, Header
 from cache.paths import StrPath
-from train_head.data.label_format import UNIT, Range
+from train_head.data.label_format import Range
 from train_head.data.streams import Rows, Stream
 from train_head.errors import RunFolderError
 from train_head.runs import run_folder
@@ -24,7 +24,10 @@ from train_head.runs.inputs import load_transform
 from train_head.targets import FRAME
 from train_head.toml_file import read_toml
 from train_head.training.predictor import Predictor
-from train_head.training.settings import resolve_settings
+from train_head.training.settings import TrainSettings, resolve_settings
+
+ROW_SETTINGS = ("window", "hop", "overlap", "label_fps")
+"""What decides how label rows are predicted, beside the head."""
 
 
 class Ensemble(nn.Module):
@@ -53,6 +56,15 @@ class Ensemble(nn.Module):
     def by_frame(self) -> bool:
         """Whether the members predict every label row."""
         return all(member.by_frame for member in self.members)
+
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        """Rows before and after its own on which a value per row depends; None for the whole clip."""
+        reaches = [cast(Predictor, member).reach for member in self.members]
+        known = [reach for reach in reaches if reach is not None]
+        if len(known) < len(reaches):
+            return None
+        return max(before for before, _ in known), max(after for _, after in known)
 
     @property
     def has_timeline(self) -> bool:
@@ -98,14 +110,21 @@ class TrainedHead:
         head: standardisation and head in evaluation mode, or the mean of several such.
         names: the targets.
         streams: what it reads, by name.
-        label_range: ends of the labels' scale, on which it predicts.
+        settings: how it was trained; of several runs, the first's.
+        require: names of streams that every clip must have.
     """
 
     folder: Path
     head: Predictor | Ensemble
     names: tuple[str, ...]
     streams: Mapping[str, TrainedStream]
-    label_range: Range = UNIT
+    settings: TrainSettings
+    require: tuple[str, ...] = ()
+
+    @property
+    def label_range(self) -> Range:
+        """Ends of the labels' scale, on which it predicts."""
+        return self.settings.label_range
 
     @property
     def by_frame(self) -> bool:
@@ -150,7 +169,8 @@ def load_head(folder: StrPath) -> TrainedHead:
 def load_heads(folder: StrPath) -> list[tuple[TrainedHead, float]]:
     """Load the heads that predict together, one for all members with the same features, with weights that sum to 1.
 
-    A member that was fine-tuned has a backbone of its own, and so features of its own.
+    Members that predict every frame also need the same windows. A member that was fine-tuned has a backbone of its own,
+    and so features of its own.
 
     Raises:
         RunFolderError: see `load_head`; features may differ.
@@ -169,7 +189,8 @@ def load_heads(folder: StrPath) -> list[tuple[TrainedHead, float]]:
             name: {key: value for key, value in stream.features.items() if key not in ("source", "revision")}
             for name, stream in head.streams.items()
         }
-        groups.setdefault(f"{own} {json.dumps(made, sort_keys=True)}", []).append((head, weight))
+        rows = [getattr(head.settings, key) for key in ROW_SETTINGS] + [head.head.reach] if head.by_frame else []
+        groups.setdefault(f"{own} {json.dumps([made, rows], sort_keys=True)}", []).append((head, weight))
     return [_together(place, group) for group in groups.values()]
 
 
@@ -228,17 +249,31 @@ def _load_run(place: Path) -> TrainedHead:
     dims = {name: stream.header.width for name, stream in streams.items()}
     head = Predictor(settings, dims, len(names), by_frame=config["data"].get("resolution") == FRAME)
     head.load_state_dict(run_folder.load_best(place))
-    return TrainedHead(place, head.eval(), names, streams, settings.label_range)
+    return TrainedHead(place, head.eval(), names, streams, settings, tuple(config["data"].get("require", ())))
+
+
+def clip_stream(name: str, clip: Clip | None, header: Header) -> Stream:
+    """Return a stream of one clip; a row of zeros that is not its own where there is nothing of it.
+
+    Args:
+        name: of the stream.
+        clip: its features in the cache's dtypes, or None.
+        header: of the cache.
+    """
+    if clip is None:
+        times = torch.zeros(1, 2) if header.hop_seconds is None else None
+        start, length = torch.tensor([0]), torch.tensor([0])
+        return Stream(name, torch.zeros(1, header.width), start, length, header.hop_seconds, times)
+    rows = torch.from_numpy(clip.joined())
+    times, valid = (None if part is None else torch.from_numpy(part) for part in (clip.times, clip.valid))
+    return Stream(name, rows, torch.tensor([0]), torch.tensor([len(rows)]), header.hop_seconds, times, valid)
 
 
 def _rows(clip: Clip | None, header: Header) -> Rows:
     """Return the valid rows of one clip; one of zeros that counts for nothing where there are none."""
     if clip is None or (clip.valid is not None and not clip.valid.any()):
         return Rows(torch.zeros(1, 1, header.width), torch.zeros(1, dtype=torch.int64), times=torch.zeros(1, 1, 2))
-    rows = torch.from_numpy(clip.joined())
-    times, valid = (None if part is None else torch.from_numpy(part) for part in (clip.times, clip.valid))
-    one = torch.tensor([0]), torch.tensor([len(rows)])
-    stream = Stream("", rows, *one, header.hop_seconds, times, valid).only_valid()
+    stream = clip_stream("", clip, header).only_valid()
     (frames,) = stream.chunks()
     return Rows(
         frames.float().unsqueeze(0),
@@ -254,4 +289,5 @@ def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> tuple[Trai
     if len(group) == 1:
         return group[0]
     head = Ensemble([member.head for member, _ in group], weights).eval()
-    return replace(first, folder=place, head=head), sum(weights)
+    require = tuple(sorted({name for member, _ in group for name in member.require}))
+    return replace(first, folder=place, head=head, require=require), sum(weights)

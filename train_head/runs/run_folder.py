@@ -4,6 +4,7 @@ config.toml             all settings, resolved, what the run was made from and w
 metrics.jsonl           one line per epoch
 best.safetensors        weights of the best epoch, or their moving average
 last.pt                 everything needed to resume exactly where a run stopped; a finished run does without
+missing_streams.csv     where clips lack some of the streams: which lacks which
 predictions_valid.csv   (and predictions_test.csv) from the best weights, header as in the labels
 curves.svg, .png        loss and validation Pearson by epoch (`train_head.reports.figures`)
 scatter_valid.svg, .png (and scatter_test) predictions against labels
@@ -44,6 +45,7 @@ from train_head.errors import RunFolderError
 from train_head.runs.changes import Changes, features_by_stream
 
 CONFIG, METRICS, BEST, LAST, CARD = "config.toml", "metrics.jsonl", "best.safetensors", "last.pt", "README.md"
+MISSING_STREAMS = "missing_streams.csv"
 FEATURES = "features.toml"
 """Of a fine-tuned run: the table [features] that is known once its backbone is finished, which lies beside it."""
 HERE = "."

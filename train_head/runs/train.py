@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.paths import StrPath
+from cache.system.atomic_file import write_atomically
+from train_head.data.labels import FILENAME
 from train_head.data.predictions import prediction_file, read_predictions, write_predictions
-from train_head.data.splits import Split
+from train_head.data.splits import Split, lacking_clips
 from train_head.errors import RunFolderError
 from train_head.evaluation.labelled import report_of
 from train_head.evaluation.metrics import Report, label_means
+from train_head.reports.tables import csv_text
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, rater_agreement
 from train_head.runs.result import Predictions, TrainResult
@@ -99,6 +102,9 @@ def fit(
         The trained loop, and the number of epochs that were done before.
     """
     inputs.source.prepare(folder)
+    if lacking := lacking_clips(inputs.splits):
+        text = csv_text([("split", FILENAME, "stream"), *lacking])
+        write_atomically(folder / run_folder.MISSING_STREAMS, text.encode())
     loop = inputs.source.make_loop(settings, inputs.splits["train"], valid, folder)
     loop.restore()
     resumed_at = len(loop.history)
@@ -156,6 +162,8 @@ def run_config(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
             data[f"{name}_clips_sha256"] = hashlib.sha256("\n".join(split.labels.ids).encode()).hexdigest()
     if inputs.label_files.ids:
         data["ids"] = list(inputs.label_files.ids)
+    if required := [name for name in inputs.source.streams if name in inputs.label_files.require]:
+        data["require"] = required
     data |= inputs.label_files.format.to_dict() | {"targets": list(inputs.labels["train"].names)}
     if inputs.labels["train"].by_frame:
         data["resolution"] = FRAME

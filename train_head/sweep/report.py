@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cache.system.atomic_file import write_atomically
 from train_head.reports.figures import COLOURS, GREY, drawing, svg
 from train_head.reports.tables import OVER_TARGETS, cell
-from train_head.sweep.result import Retrained, SweepResult, pearson, short, state_name
+from train_head.sweep.result import Retrained, SweepResult, short, state_name, trial_score
 from train_head.sweep.storage import OUTCOME, counted
 
 REPORT, TEMPLATE = "report.html", "report_template.html"
@@ -37,7 +37,7 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
         best_toml: settings of the best head.
     """
     trials = counted(study)
-    ranked = sorted(trials, key=lambda t: (t.state != TrialState.COMPLETE, -(pearson(t) or -2.0), t.number))
+    ranked = sorted(trials, key=lambda t: (t.state != TrialState.COMPLETE, -(trial_score(t) or -2.0), t.number))
     environment = Environment(
         loader=PackageLoader("train_head.sweep", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -47,8 +47,8 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
         over_targets=OVER_TARGETS,
         best=[_best_row(one) for one in result.retrained],
         best_toml=best_toml,
-        history=history(trials),
-        coordinates=parallel_coordinates(trials),
+        history=history(trials, result.score_name),
+        coordinates=parallel_coordinates(trials, result.score_name),
         importance=bars(importances(trials)),
         fewest=FEWEST,
         trials=[_trial_row(trial) for trial in ranked[:ROWS]],
@@ -59,7 +59,7 @@ def write_report(result: SweepResult, study: Study, settings: Mapping[str, Any],
 
 def importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
     """Return how much each setting matters, most important first; empty where that cannot be computed."""
-    values = [(trial, value) for trial in trials if (value := pearson(trial)) is not None]
+    values = [(trial, value) for trial in trials if (value := trial_score(trial)) is not None]
     if len(values) < FEWEST:
         return {}
     study = optuna.create_study(direction="maximize", study_name="all that came far enough to have a value")
@@ -75,26 +75,26 @@ def importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
             return {}
 
 
-def history(trials: Sequence[FrozenTrial]) -> Markup:
+def history(trials: Sequence[FrozenTrial], score_name: str) -> Markup:
     """Draw the value of each trial, and the best so far, as SVG."""
     with drawing():
         figure = Figure(figsize=(9, 3), layout="constrained")
         axes = figure.subplots()
         for state, colour, marker in (("complete", COLOURS[0], "o"), ("pruned", GREY, "x")):
-            of = [(t.number, value) for t in trials if state_name(t) == state and (value := pearson(t)) is not None]
+            of = [(t.number, value) for t in trials if state_name(t) == state and (value := trial_score(t)) is not None]
             numbers, values = [number for number, _ in of], [value for _, value in of]
             axes.scatter(numbers, values, s=14, color=colour, marker=marker, label=state)
             if state == "complete":
                 axes.step(numbers, list(accumulate(values, max)), where="post", color=COLOURS[1], label="best so far")
         axes.set_xlabel("trial")
-        axes.set_ylabel("validation Pearson")
+        axes.set_ylabel(f"validation {score_name}")
         axes.legend(loc="lower right", frameon=True)
         return Markup(svg(figure))
 
 
-def parallel_coordinates(trials: Sequence[FrozenTrial]) -> Markup:
+def parallel_coordinates(trials: Sequence[FrozenTrial], score_name: str) -> Markup:
     """Draw one axis per setting and one line per trial that has a value, as SVG; empty without such trials."""
-    shown = [(trial, value) for trial in trials if (value := pearson(trial)) is not None]
+    shown = [(trial, value) for trial in trials if (value := trial_score(trial)) is not None]
     shown.sort(key=lambda pair: pair[1])
     names = list(dict.fromkeys(name for trial, _ in shown for name in trial.params))
     if not shown or not names:
@@ -124,7 +124,7 @@ def parallel_coordinates(trials: Sequence[FrozenTrial]) -> Markup:
                     va="center",
                     bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.6},
                 )
-        axes.set_xticks(range(len(ticks)), [*names, "Pearson"], rotation=25, ha="right")
+        axes.set_xticks(range(len(ticks)), [*names, score_name], rotation=25, ha="right")
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         axes.set_xlim(-0.1, len(names) + 0.45)
@@ -163,7 +163,7 @@ def _scale(name: str, trials: Sequence[FrozenTrial]) -> tuple[Any, list[tuple[fl
 def _best_row(one: Retrained) -> tuple[object, ...]:
     valid = one.result.valid
     interval = f"{cell(valid.intervals.mean_low)} to {cell(valid.intervals.mean_high)}"
-    figures = (one.trial_pearson, valid.mean, valid.std, valid.report.mean(valid.metric))
+    figures = (one.trial_score, valid.mean, valid.std, valid.report.mean(valid.metric))
     return (one.number, *map(cell, figures), interval, short(one.values))
 
 
@@ -172,7 +172,7 @@ def _trial_row(trial: FrozenTrial) -> tuple[object, ...]:
     return (
         trial.number,
         state_name(trial),
-        cell(pearson(trial)),
+        cell(trial_score(trial)),
         outcome.get("epochs", ""),
         outcome.get("seconds", ""),
         outcome.get("reason") or short(trial.params),

@@ -29,18 +29,18 @@ class Retrained:
     Attributes:
         number: of the trial.
         values: what was drawn for it.
-        trial_pearson: its validation Pearson as a trial.
+        trial_score: its validation score as a trial.
         result: of its seeds.
     """
 
     number: int
     values: dict[str, Any]
-    trial_pearson: float
+    trial_score: float
     result: ProtocolResult
 
     @property
-    def pearson(self) -> float:
-        """Mean validation Pearson over the seeds; -1, the lowest there is, where it is undefined."""
+    def score(self) -> float:
+        """Mean validation score over the seeds; -1, the lowest there is, where it is undefined."""
         mean = self.result.valid.mean
         return -1.0 if mean is None else mean
 
@@ -51,15 +51,19 @@ class SweepResult:
 
     Attributes:
         folder: run folder.
+        score_name: of what is maximised: `Pearson`, or `CCC` for labels per frame.
         status: counts, and the best trial.
         best: what was drawn for the best trial.
+        best_streams: what the best head reads where the trials chose among streams; else empty.
         retrained: the best trials trained again, the best of those first; empty where that was left out.
         nothing_to_do: whether all was finished before.
     """
 
     folder: Path
+    score_name: str
     status: Status
     best: dict[str, Any]
+    best_streams: tuple[str, ...] = ()
     retrained: tuple[Retrained, ...]
     nothing_to_do: bool
 
@@ -71,9 +75,7 @@ class SweepResult:
         """
         if len(self.retrained) < FEWEST_RANKED:
             return None
-        value = float(
-            spearmanr([r.trial_pearson for r in self.retrained], [r.pearson for r in self.retrained]).statistic
-        )
+        value = float(spearmanr([r.trial_score for r in self.retrained], [r.score for r in self.retrained]).statistic)
         return None if math.isnan(value) else value
 
     def table(self) -> str:
@@ -81,7 +83,7 @@ class SweepResult:
         status = self.status
         lines = [
             f"{status.finished} trials: {status.complete} complete, {status.pruned} pruned, {status.failed} failed; "
-            f"best validation Pearson {cell(status.best)} (trial {status.best_number})"
+            f"best validation {self.score_name} {cell(status.best)} (trial {status.best_number})"
         ]
         if not self.retrained:
             return "\n".join(lines)
@@ -92,7 +94,7 @@ class SweepResult:
             valid = one.result.valid
             mean = cell(valid.mean) + ("" if valid.std is None else f" ± {cell(valid.std)}")
             interval = f"{cell(valid.intervals.mean_low)} {cell(valid.intervals.mean_high)}"
-            figures = (cell(one.trial_pearson), mean, cell(valid.report.mean(valid.metric)), interval)
+            figures = (cell(one.trial_score), mean, cell(valid.report.mean(valid.metric)), interval)
             rows.append([str(one.number), *figures, short(one.values).ljust(width)])
         header = ["trial", "as trial", "mean ± std over seeds", "ensemble", "95 % interval", "settings".ljust(width)]
         scored, notes = self.retrained[0].result.valid, self.retrained[0].result.notes[1:]
@@ -133,7 +135,7 @@ def write_trials(study: Study, folder: Path) -> None:
     rows: list[list[Any]] = [fields]
     for trial in trials:
         outcome = trial.user_attrs.get(OUTCOME, {})
-        row = {"number": trial.number, "state": state_name(trial), "value": pearson(trial)} | outcome | trial.params
+        row = {"number": trial.number, "state": state_name(trial), "value": trial_score(trial)} | outcome | trial.params
         if trial.number not in held:
             row |= {"state": "lost", "reason": outcome.get("reason") or "its worker died; the trial was run again"}
         rows.append([row.get(name) for name in fields])
@@ -146,7 +148,7 @@ def ended(trial: FrozenTrial) -> str:
     if trial.state == TrialState.FAIL:
         return f"trial {trial.number}: failed: {outcome.get('reason', 'its worker died')}"
     pruned = f", pruned after {outcome.get('epochs')} epochs" if trial.state == TrialState.PRUNED else ""
-    return f"trial {trial.number}: {cell(pearson(trial))}{pruned}  {short(trial.params)}"
+    return f"trial {trial.number}: {cell(trial_score(trial))}{pruned}  {short(trial.params)}"
 
 
 def state_name(trial: FrozenTrial) -> str:
@@ -154,8 +156,8 @@ def state_name(trial: FrozenTrial) -> str:
     return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
 
 
-def pearson(trial: FrozenTrial) -> float | None:
-    """Highest validation Pearson of a trial's epochs; None before the first defined one."""
+def trial_score(trial: FrozenTrial) -> float | None:
+    """Highest validation score of a trial's epochs; None before the first defined one."""
     if trial.state == TrialState.COMPLETE:
         return trial.value
     best = trial.user_attrs.get(OUTCOME, {}).get("best")

@@ -18,13 +18,17 @@ head = ["mean", "mlp"]
 hidden = [32, 64]                             # drawn only where the head of the stream has it
 
 [fusion]
-hidden = [64, 256]
+name = ["concat", "late"]
+hidden = [64, 256]                            # drawn only where the fusion has it
+
+Of several streams, `streams = ["audio", "audio+face"]` tries heads on some of them. What is set for a stream is then
+drawn only where the trial reads it.
 """
 
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice, product
@@ -35,15 +39,18 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from cache.paths import StrPath
 from train_head.errors import TrainSettingsError, refuse, unknown
-from train_head.heads import HEADS
+from train_head.heads import FUSIONS, HEADS
+from train_head.heads.fusions import DEFAULT_FUSION
 from train_head.toml_file import read_toml
 from train_head.training.settings import TABLES, TrainSettings, option_owners, read_config, resolve_settings
 from train_head.training.stream_settings import stream_tables
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
-HEAD = "head"
-SHARED = ("seed", "label_scale", "label_range", "device", "precision")
+HEAD, STREAMS, FUSION, FUSION_NAME = "head", "streams", "fusion", "fusion.name"
+SHARED = ("seed", "label_scale", "label_range", "label_fps", "device", "precision")
 """Settings that all trials have in common: given beside the space, not in it."""
+OF_SEVERAL = ("clock", "modality_dropout", "auxiliary")
+"""Settings that change nothing where a trial reads one stream."""
 COMBINATIONS = 1000
 """Tried at most before a value that cannot stand alone is refused."""
 RANGES = ("log", "uniform", "int", "log_int")
@@ -55,8 +62,8 @@ class Space:
     """What is tried.
 
     Attributes:
-        drawn: distributions by name, heads first; an option of one head is named `lstm.hidden`, one of
-            augmentation `augment.mixup`, and a setting of one stream `face.head`.
+        drawn: distributions by name, first those that decide which others apply; an option of one head is named
+            `lstm.hidden`, one of augmentation `augment.mixup`, and a setting of one stream `face.head`.
         fixed: what every trial has, by the same names.
         base: settings that override the file of settings, and that the space overrides.
         config: TOML file of settings, or None.
@@ -68,7 +75,7 @@ class Space:
     config: StrPath | None = None
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
-        """Draw all that applies to the heads that were drawn; values by name."""
+        """Draw all that applies to the streams, heads and fusion that were drawn; values by name."""
         values: dict[str, Any] = {}
         for name, distribution in self.drawn.items():
             if self.applies(name, values):
@@ -76,7 +83,7 @@ class Space:
         return values
 
     def settings(self, values: Mapping[str, Any], **others: Any) -> TrainSettings:
-        """The settings of a trial.
+        """The settings of a trial, for the streams that it reads.
 
         Args:
             values: as drawn, by name.
@@ -85,16 +92,34 @@ class Space:
         Raises:
             TrainSettingsError: the values do not go together.
         """
+        of_space = [(name, value) for name, value in [*self.fixed.items(), *values.items()] if name != STREAMS]
+        chosen = [(name, value) for name, value in [*self.base.items(), *of_space] if self.applies(name, values)]
         given: dict[str, Any] = {}
         augment: dict[str, Any] = {}
-        for name, value in [*self.base.items(), *self.fixed.items(), *values.items()]:
+        if FUSION_NAME in dict(chosen):  # a table of its own, without the options of another fusion
+            given[FUSION] = {"name": self.fusion(values)}
+            chosen = [(name, value) for name, value in chosen if name not in (FUSION, FUSION_NAME)]
+        for name, value in chosen:
             table, _, key = name.rpartition(".")
-            if self.applies(name, values) and table == "augment":
+            if table == "augment":
                 augment[key] = value
-            elif self.applies(name, values):
+            else:
                 given[key if table in HEADS else name] = value
         tables = {"augment": augment} if augment else {}
-        return resolve_settings(self.config, **(given | {HEAD: self.head(values)} | tables | others))
+        settings = resolve_settings(self.config, **(given | {HEAD: self.head(values)} | tables | others))
+        streams = self.subset(values)
+        return settings if streams is None else settings.of_streams(streams)
+
+    def subset(self, values: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """Return the names of the streams that a trial with these values reads; None for all that have caches."""
+        chosen = {**self.fixed, **values}.get(STREAMS)
+        return None if chosen is None else _subset(chosen)
+
+    @property
+    def subsets(self) -> list[tuple[str, ...]]:
+        """The streams of every choice of `streams`; empty where all trials read all."""
+        choices = self.values(STREAMS) or ([self.fixed[STREAMS]] if STREAMS in self.fixed else [])
+        return [_subset(choice) for choice in choices]
 
     def values(self, name: str) -> tuple[Any, ...]:
         """Return the values that can be drawn for a setting: all choices, or both bounds; empty if it is fixed."""
@@ -115,10 +140,17 @@ class Space:
         }
 
     def applies(self, name: str, values: Mapping[str, Any]) -> bool:
-        """Return whether a trial has a setting, given the heads among its values."""
+        """Return whether a trial has a setting, given the streams, heads and fusion among its values."""
         table, _, key = name.rpartition(".")
         if table in HEADS:
             return table == self.head(values)
+        streams = self.subset(values)
+        if table == FUSION:
+            fusion, owners = self.fusion(values), _fusions_with(key)
+            alone = streams is not None and len(streams) == 1 and fusion == DEFAULT_FUSION
+            return key == "name" or not (alone or (owners and fusion not in owners))
+        if streams is not None and (table not in ("", *TABLES, *streams) or (name in OF_SEVERAL and len(streams) == 1)):
+            return False
         owners = [] if table in TABLES else option_owners(key)
         return not owners or self.head(values, table) in owners
 
@@ -128,6 +160,13 @@ class Space:
         shared = known.get(HEAD, self._config.get(HEAD, TrainSettings.head))
         own = self._config["streams"].get(stream, {}).get(HEAD, shared)
         return str(known.get(f"{stream}.{HEAD}", own))
+
+    def fusion(self, values: Mapping[str, Any]) -> str:
+        """Return the fusion of a trial with these values."""
+        known = {**self.base, **self.fixed, **values}
+        given = known.get(FUSION, self._config.get(FUSION, DEFAULT_FUSION))
+        named = given.get("name", DEFAULT_FUSION) if isinstance(given, Mapping) else given
+        return str(known.get(FUSION_NAME, named))
 
     @property
     def streams(self) -> set[str]:
@@ -162,15 +201,15 @@ def read_space(path: StrPath, config: StrPath | None = None, **base: Any) -> Spa
         for name, value in _flat(values):
             if name in SHARED:
                 raise TrainSettingsError(f"{name} is the same for all trials; give it with --set {name}=VALUE instead")
+            if name == STREAMS:
+                _check_subsets(value)
             if isinstance(value, list | dict):
                 drawn[name] = _distribution(name, value)
             else:
                 fixed[name] = value
         if not drawn:
             raise TrainSettingsError("nothing to try; write lr = { log = [1e-5, 1e-2] } or head = [...] in it")
-        drawn = {
-            name: drawn[name] for name in sorted(drawn, key=lambda name: (name != HEAD, not name.endswith(f".{HEAD}")))
-        }
+        drawn = {name: drawn[name] for name in sorted(drawn, key=_rank)}
         space = Space(drawn, fixed, {key: value for key, value in base.items() if value is not None}, config)
         _check(space)
     except TrainSettingsError as error:
@@ -182,12 +221,46 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Names and values; those in the table of a head, of augmentation, of a stream or of the fusion as `table.key`."""
     for key, value in values.items():
         own = isinstance(value, dict) and key not in _SETTINGS and not set(value) & set(RANGES)
-        if (key not in HEADS and key not in TABLES and not own) or (key == "fusion" and not isinstance(value, dict)):
+        plain = key in (FUSION, STREAMS) and not isinstance(value, dict)
+        if plain or (key not in HEADS and key not in TABLES and not own):
             yield key, value
         elif isinstance(value, dict):
             yield from ((f"{key}.{inner}", content) for inner, content in value.items())
         else:
             raise TrainSettingsError(f"{key} must be a table of options, got {value!r}")
+
+
+def _rank(name: str) -> int:
+    """Return the place of a setting in the order of drawing: what decides whether others apply comes before them."""
+    deciding = (STREAMS, HEAD, FUSION, FUSION_NAME)
+    return deciding.index(name) if name in deciding else len(deciding) + (not name.endswith(f".{HEAD}"))
+
+
+def _subset(choice: str) -> tuple[str, ...]:
+    """Return the names in `audio+face`, sorted, as the streams of a run are.
+
+    Raises:
+        TrainSettingsError: one is empty, or there twice.
+    """
+    names = sorted(name.strip() for name in choice.split("+"))
+    if not all(names) or len(set(names)) < len(names):
+        raise TrainSettingsError(f"streams: {choice!r} must be names of different streams with + between them")
+    return tuple(names)
+
+
+def _check_subsets(value: object) -> None:
+    """Refuse choices of streams that are none, or two of the same streams."""
+    choices: list[Any] = value if isinstance(value, list) else [value]
+    if not choices or not all(isinstance(choice, str) for choice in choices):
+        raise TrainSettingsError(f'streams must be choices such as ["audio", "audio+face"], got {value!r}')
+    subsets = [_subset(choice) for choice in choices]
+    for number, (choice, streams) in enumerate(zip(choices, subsets, strict=True)):
+        refuse((streams in subsets[:number], f"streams: {choice!r} is there twice; leave one out"))
+
+
+def _fusions_with(key: str) -> list[str]:
+    """Return the fusions that have an option."""
+    return [name for name, fusion in FUSIONS.items() if key in {field.name for field in fields(fusion.Options)}]
 
 
 def _distribution(name: str, value: list[Any] | dict[str, Any]) -> Distribution:
@@ -246,12 +319,12 @@ def _check(space: Space) -> None:
     """Set each value, for each head, so that a mistake shows before the first trial."""
     for head in space.values(HEAD) or (space.head({}),):
         space.settings({HEAD: head})
-    given = {name: _drawn_heads(space, name) for name in [*space.drawn, *space.fixed, *space.base]}
-    used = {name: [heads for heads in choices if space.applies(name, heads)] for name, choices in given.items()}
+    given = {name: _choices_before(space, name) for name in [*space.drawn, *space.fixed, *space.base]}
+    used = {name: [before for before in choices if space.applies(name, before)] for name, choices in given.items()}
     for name in space.drawn:
-        for heads in used[name] if name != HEAD else ():
+        for before in used[name] if name != HEAD else ():
             for value in space.values(name):
-                _check_value(space, heads, name, value)
+                _check_value(space, before, name, value)
     for name in [*space.drawn, *space.fixed]:
         owners = [f"{head}.{name}" for head in option_owners(name) if f"{head}.{name}" in given]
         if owners:
@@ -259,15 +332,35 @@ def _check(space: Space) -> None:
                 f"{name} stands there for all heads, and {owners[0]} for one; leave one of them out"
             )
     for name in given:
-        tried = dict.fromkeys(space.head(heads, _table(name)) for heads in given[name])
-        problem = f"{name} is no option of {', '.join(tried)}, the only heads tried; leave it out"
-        refuse((not used[name], problem))
+        refuse((not used[name], _why_never(space, name, given[name])))
 
 
-def _drawn_heads(space: Space, name: str) -> list[dict[str, Any]]:
-    """Return every choice of the heads on which a setting depends: that of all streams, and that of its own."""
-    heads = [one for one in (HEAD, f"{_table(name)}.{HEAD}") if one in space.drawn and one != name]
-    return [dict(zip(heads, values, strict=True)) for values in product(*map(space.values, heads))]
+def _why_never(space: Space, name: str, before: Sequence[Mapping[str, Any]]) -> str:
+    """Return why no trial has a setting, given the choices on which that depends."""
+    table, alone = _table(name), bool(space.subsets) and all(len(streams) == 1 for streams in space.subsets)
+    if table == FUSION:
+        fusions = ", ".join(dict.fromkeys(map(space.fusion, before)))
+        what = f"is no option of {fusions}{' of one stream' if alone else ''}, the only fusions tried"
+    elif name in OF_SEVERAL:
+        what = "is of several streams, and every choice of `streams` is one"
+    elif table in space.streams and not any(table in streams for streams in space.subsets or [(table,)]):
+        what = "is of a stream that no choice of `streams` has"
+    else:
+        heads = dict.fromkeys(space.head(one, table) for one in before)
+        what = f"is no option of {', '.join(heads)}, the only heads tried"
+    return f"{name} {what}; leave it out"
+
+
+def _choices_before(space: Space, name: str) -> list[dict[str, Any]]:
+    """Return every choice of what decides whether a setting applies: the streams, the heads, and the fusion."""
+    table = _table(name)
+    deciding = [HEAD, f"{table}.{HEAD}"]
+    if name in OF_SEVERAL or table not in ("", "augment", *HEADS):
+        deciding.append(STREAMS)
+    if table == FUSION:
+        deciding += [FUSION, FUSION_NAME]
+    drawn = [one for one in deciding if one in space.drawn and one != name]
+    return [dict(zip(drawn, values, strict=True)) for values in product(*map(space.values, drawn))]
 
 
 def _table(name: str) -> str:

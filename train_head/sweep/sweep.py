@@ -18,10 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 from cache import fingerprint as fp
 from cache.derive.derived import OnProgress, derive
 from cache.paths import StrPath
-from cache.reader import open_cache
+from cache.reader import FeatureCache, open_cache
 from cache.system.atomic_file import write_atomically
 from train_head.data.gather import missing_clips, resolve_splits
 from train_head.data.labels import Labels
+from train_head.data.links import LinkedCache, linked, read_links
 from train_head.data.names import UNNAMED, Caches, by_stream
 from train_head.data.splits import Split, lacking_streams
 from train_head.errors import RunFolderError, TrainSettingsError, check_known
@@ -31,7 +32,7 @@ from train_head.runs import run_folder
 from train_head.runs.changes import changed, differing, option
 from train_head.runs.inputs import LabelFiles, check_disjoint_splits, gather_inputs
 from train_head.sweep.report import write_report
-from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, pearson, write_trials
+from train_head.sweep.result import TRIALS_CSV, Retrained, SweepResult, trial_score, write_trials
 from train_head.sweep.settings import SweepSettings
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted
@@ -81,7 +82,7 @@ def sweep(
     _check_streams(space, caches)
     labels = label_files.read()
     check_disjoint_splits(labels)
-    identity = _identity(caches, label_files, labels, space, settings)
+    identity, train = _identity(caches, label_files, labels, space, settings)
     _prepare(folder, identity)
     name = "emi-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     url = settings.storage
@@ -91,22 +92,27 @@ def sweep(
         finished_before = sum(trial.state.is_finished() for trial in counted(store.study))
         lacking = label_files.skip_missing or len(caches) > 1
         cheap = {
-            name: _trial_cache(name, path, labels["train"], lacking, folder, settings, on_derive)
+            name: _trial_cache(name, path, train[name], lacking, folder, settings, on_derive)
             for name, path in caches.items()
         }
         open_data = partial(open_splits, cheap, label_files, folder / SHARED, settings.clips, settings.seed)
         status = _run_trials(store, space, settings, open_data, folder, on_status, reporter)
         best = _best_trials(store.study, space, settings.seed, folder)
         retrained = _retrain(best[: settings.top], caches, label_files, folder, space, settings, reporter)
+        chosen = retrained[0].values if retrained else dict(best[0].params)
+        streams = space.subset(chosen)
         result = SweepResult(
             folder=folder,
+            score_name=labels["train"].targets.score_name,
             status=status,
             best=dict(best[0].params),
+            best_streams=streams or (),
             retrained=tuple(retrained),
             nothing_to_do=finished_before >= settings.trials and all(one.result.nothing_to_do for one in retrained),
         )
-        chosen = retrained[0].values if retrained else result.best
-        toml = tomli_w.dumps(space.settings(chosen, seed=settings.seed).for_streams(caches).to_toml())
+        of_best = space.settings(chosen, seed=settings.seed).for_streams(streams or tuple(caches))
+        note = f"# of the streams {' and '.join(streams)}: give the caches of these only\n" if streams else ""
+        toml = note + tomli_w.dumps(of_best.to_toml())
         write_atomically(folder / BEST_TOML, toml.encode())
         write_report(result, store.study, {name: identity[name] for name in SHARED_BY_TRIALS}, toml)
     return result
@@ -129,7 +135,7 @@ def _one_per_stream(cache: Caches) -> dict[str, StrPath]:
 
 
 def _check_streams(space: Space, caches: Mapping[str, StrPath]) -> None:
-    """Refuse a name that cannot be that of a stream, and settings of a stream that has no cache.
+    """Refuse a name that cannot be that of a stream, and settings or a choice of a stream that has no cache.
 
     Raises:
         TrainSettingsError: names it.
@@ -138,12 +144,16 @@ def _check_streams(space: Space, caches: Mapping[str, StrPath]) -> None:
     for name in named:
         check_stream_name(name)
     check_known("stream or table in the space", sorted(space.streams), [*named, *HEADS, *TABLES])
+    chosen = sorted({name for streams in space.subsets for name in streams})
+    if chosen and not named:
+        raise TrainSettingsError("`streams` in the space chooses among named caches; give each as --cache NAME=PATH")
+    check_known("stream in `streams` of the space", chosen, named)
 
 
 def _trial_cache(
     stream: str,
     cache: StrPath,
-    train: Labels,
+    train: Sequence[str],
     lacking: bool,
     folder: Path,
     settings: SweepSettings,
@@ -156,7 +166,7 @@ def _trial_cache(
     Args:
         stream: name of the stream.
         cache: of the stream.
-        train: the training clips.
+        train: names of the training clips in that cache.
         lacking: whether the cache may lack some of them.
         folder: of the sweep.
         settings: with `pool` and `pca`.
@@ -173,7 +183,7 @@ def _trial_cache(
         place,
         pool=settings.pool,
         pca=settings.pca,
-        train_ids=None if settings.pca is None else train.filenames,
+        train_ids=None if settings.pca is None else train,
         skip_missing=lacking,
         on_progress=on_progress,
     )
@@ -241,11 +251,12 @@ def _retrain(
     inputs, retrained = gather_inputs(cache, label_files), []
     for trial in trials:
         place = folder / BEST / f"trial-{trial.number:04d}"
-        of_trial = space.settings(trial.params, seed=settings.seed)
-        result = train_seeds(inputs, place, of_trial, settings.seeds, reporter, reported_under=f"{place.name}/")
-        values, value = dict(trial.params), pearson(trial) or 0.0
-        retrained.append(Retrained(number=trial.number, values=values, trial_pearson=value, result=result))
-    return sorted(retrained, key=lambda one: one.pearson, reverse=True)
+        of_trial, streams = space.settings(trial.params, seed=settings.seed), space.subset(trial.params)
+        part = inputs if streams is None else inputs.of_streams(streams)
+        result = train_seeds(part, place, of_trial, settings.seeds, reporter, reported_under=f"{place.name}/")
+        values, value = dict(trial.params), trial_score(trial) or 0.0
+        retrained.append(Retrained(number=trial.number, values=values, trial_score=value, result=result))
+    return sorted(retrained, key=lambda one: one.score, reverse=True)
 
 
 def _best_trials(study: Study, space: Space, seed: int, folder: Path) -> list[FrozenTrial]:
@@ -257,7 +268,7 @@ def _best_trials(study: Study, space: Space, seed: int, folder: Path) -> list[Fr
         TrainSettingsError: no trial has a score.
     """
     trials = counted(study)
-    ended = [trial for trial in trials if pearson(trial) is not None]
+    ended = [trial for trial in trials if trial_score(trial) is not None]
     if not ended:
         reasons = [trial.user_attrs.get(OUTCOME, {}).get("reason") for trial in trials]
         why = next((f"the first that failed says: {reason}" for reason in reasons if reason), "no trial has ended")
@@ -265,11 +276,12 @@ def _best_trials(study: Study, space: Space, seed: int, folder: Path) -> list[Fr
             f"none of the {sum(trial.state.is_finished() for trial in trials)} trials learnt anything: {why}. "
             f"{folder} keeps {TRIALS_CSV}; change the space, and choose a new --out"
         )
-    ended.sort(key=lambda trial: (-trial.user_attrs[OUTCOME]["epochs"], -(pearson(trial) or 0.0), trial.number))
+    ended.sort(key=lambda trial: (-trial.user_attrs[OUTCOME]["epochs"], -(trial_score(trial) or 0.0), trial.number))
     ended.sort(key=lambda trial: -(trial.value or 0.0) if trial.state == TrialState.COMPLETE else 2.0)
     first: dict[str, FrozenTrial] = {}
     for trial in ended:
-        first.setdefault(json.dumps(asdict(space.settings(trial.params, seed=seed)), sort_keys=True), trial)
+        of_trial = [asdict(space.settings(trial.params, seed=seed)), space.subset(trial.params)]
+        first.setdefault(json.dumps(of_trial, sort_keys=True), trial)
     return list(first.values())
 
 
@@ -279,24 +291,36 @@ def _identity(
     labels: Mapping[str, Labels],
     space: Space,
     settings: SweepSettings,
-) -> dict[str, Any]:
-    """Return what must be equal for trials to belong to one sweep; `trials`, `jobs` and `top` may change."""
+) -> tuple[dict[str, Any], dict[str, Sequence[str]]]:
+    """Return what must be equal for trials to belong to one sweep, and by stream the names of the training clips.
+
+    `trials`, `jobs` and `top` may change.
+    """
     with ExitStack() as opened:
-        stores = {name: [opened.enter_context(open_cache(path))] for name, path in caches.items()}
+        plain = {name: [opened.enter_context(open_cache(path))] for name, path in caches.items()}
+        stores = linked(plain, read_links(label_files.ids))
         features = {name: fp.digest(store.fingerprint) for name, (store,) in stores.items()}
         found = resolve_splits(stores, labels)
+        train = {name: _names_in(store, found["train"]) for name, (store,) in stores.items()}
         missing = {}
         for name, part in found.items():
             lacking = missing_clips(stores, part.ids, label_files.require).values()
             missing[name] = [part.ids[i] for i in set().union(*lacking)]
-    return {
+    identity = {
         "features": features.get(UNNAMED, features),
         **{f"{name}_sha256": run_folder.file_sha256(path) for name, path in label_files.files.items()},
         **{f"{name}_missing": sorted(clips) for name, clips in missing.items() if clips},
         **({"group_by": None} | label_files.format.to_dict()),
+        **({"ids": list(label_files.ids)} if label_files.ids else {}),
         **{name: getattr(settings, name) for name in SHARED_BY_TRIALS},
         "space": space.to_dict(),
     }
+    return identity, train
+
+
+def _names_in(store: FeatureCache, labels: Labels) -> Sequence[str]:
+    """Return the names by which a cache knows the clips of some labels."""
+    return [store.own_id(clip) for clip in labels.ids] if isinstance(store, LinkedCache) else labels.filenames
 
 
 def _prepare(folder: Path, identity: Mapping[str, Any]) -> None:

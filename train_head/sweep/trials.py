@@ -25,8 +25,7 @@ from train_head.errors import TrainSettingsError
 from train_head.sweep.settings import SweepSettings
 from train_head.sweep.space import Space
 from train_head.sweep.storage import OUTCOME, JournalStudy, SharedStudy, counted, retry
-from train_head.sweep.worker import Epoch, Finished, OpenSplits, Worker
-from train_head.training.settings import TrainSettings
+from train_head.sweep.worker import Epoch, Finished, OpenSplits, Task, Worker
 
 STARTUP = 10
 """Random trials before TPE learns from them."""
@@ -46,7 +45,7 @@ class Status:
         pruned: stopped early.
         failed: ended with an error, or killed their worker too often.
         running: on any machine.
-        best: highest validation Pearson of a complete trial; None before the first.
+        best: highest validation score of a complete trial; None before the first.
         best_number: of that trial.
         per_minute: trials that this process finished per minute; 0 before the first.
         seconds_left: until all are finished, at the rate of all machines since this process looks; None is unknown.
@@ -149,14 +148,15 @@ class Trials:
                 break
             try:
                 settings = self._space.settings(trial.params, seed=self._settings.seed).on_this_machine()
+                task = Task(settings, self._space.subset(trial.params))
             except TrainSettingsError as error:
                 self._end(trial, TrialState.FAIL, Finished(0, 0, None, 0.0, str(error)))
             else:
-                self._start(trial, settings)
+                self._start(trial, task)
         trials = counted(self._study)
         return len(trials) < self._settings.trials or any(not trial.state.is_finished() for trial in trials)
 
-    def _start(self, trial: Trial, settings: TrainSettings) -> None:
+    def _start(self, trial: Trial, task: Task) -> None:
         """Send a trial to an idle worker, or to a new one where none is idle or the idle one is dead."""
         while True:
             worker = next((worker for worker in self._workers if worker.trial is None), None)
@@ -164,7 +164,7 @@ class Trials:
                 worker = Worker.start(self._open_data, self._threads)
                 self._workers.append(worker)
             try:
-                return worker.train(trial, settings)
+                return worker.train(trial, task)
             except OSError:
                 worker.check_start()
                 self._dismiss(worker)
@@ -226,10 +226,10 @@ class Trials:
 
     def _report(self, worker: Worker, trial: Trial, epoch: Epoch) -> bool:
         """Report to the study; return whether the trial stops. Epochs before an interruption are not judged again."""
-        if epoch.pearson is None or epoch.number < worker.reported:
+        if epoch.score is None or epoch.number < worker.reported:
             return False
         if epoch.number > worker.reported:
-            trial.report(epoch.pearson, epoch.number)
+            trial.report(epoch.score, epoch.number)
         return trial.should_prune()
 
     def _end(self, trial: Trial, state: TrialState, outcome: Finished) -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection
@@ -33,11 +33,19 @@ class WorkerStartError(EmiError, RuntimeError):
 
 
 @dataclass(frozen=True)
+class Task:
+    """What a worker trains: a head, on some of the streams, or on all where these are None."""
+
+    settings: TrainSettings
+    streams: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
 class Epoch:
     """An epoch of a trial is done; the worker waits for the answer whether to continue."""
 
     number: int
-    pearson: float | None
+    score: float | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Worker:
 
     Attributes:
         process: the child.
-        pipe: settings go in; None at the start, `Epoch` and `Finished` come out; True or False answers an epoch.
+        pipe: a `Task` goes in; None at the start, `Epoch` and `Finished` come out; True or False answers an epoch.
         ready: whether it has started to run the code of this file.
         trial: of the study, which it trains; None while it is idle.
         reported: the last epoch of the trial that was reported before an interruption; 0 without one.
@@ -81,13 +89,13 @@ class Worker:
         theirs.close()
         return cls(process, ours)
 
-    def train(self, trial: Trial, settings: TrainSettings) -> None:
+    def train(self, trial: Trial, task: Task) -> None:
         """Send a trial.
 
         Raises:
             OSError: the process is dead.
         """
-        self.pipe.send(settings)
+        self.pipe.send(task)
         self.trial, self.pruned = trial, False
         self.reported = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=0)
 
@@ -132,7 +140,7 @@ def leave_to_the_parent() -> None:
 
 
 def _work(pipe: Connection, open_data: OpenSplits, threads: int) -> None:
-    """Train the settings that the parent sends, until it is gone."""
+    """Train what the parent sends, until it is gone."""
     pipe.send(None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -162,10 +170,13 @@ class _Pruning(Reporter):
             raise _PrunedError
 
 
-def _trial(settings: TrainSettings, splits: Mapping[str, Split], pipe: Connection) -> Finished:
+def _trial(task: Task, splits: Mapping[str, Split], pipe: Connection) -> Finished:
     trainer = reason = None
+    train, valid = (
+        splits[name] if task.streams is None else splits[name].of_streams(task.streams) for name in ("train", "valid")
+    )
     try:
-        trainer = Trainer(settings, splits["train"], splits["valid"], None)
+        trainer = Trainer(task.settings, train, valid, None)
         trainer.fit(_Pruning(pipe))
     except _PrunedError:
         pass

@@ -48,6 +48,7 @@ class Predictor(nn.Module):
         outputs = targets * outputs_per_target(settings.loss)
         self.head: Head | FusedHead
         self.standardise: nn.Module
+        self.auxiliary = nn.ModuleDict()
         if len(dims) == 1 and not by_frame and settings.fusion == DEFAULT_FUSION:
             ((name, dim),) = dims.items()
             self.standardise = scaled[name]
@@ -56,13 +57,15 @@ class Predictor(nn.Module):
             fusion = settings.fusion, settings.fusion_options
             self.head = build_fused(heads, fusion, dims, outputs, rows=by_frame, clock=settings.clock)
             self.standardise = nn.ModuleDict(scaled)
+            if settings.auxiliary and len(dims) > 1:  # made last, so that the head begins with the same weights
+                own = {name: nn.Linear(self.head.own_width(name), outputs) for name in dims}
+                self.auxiliary = nn.ModuleDict(own)
 
     def outputs(self, streams: Mapping[str, Rows]) -> Tensor:
-        """(…, targets * columns per target) float32: what the loss sees, (batch,) or (batch, label rows) of it."""
+        """(…, targets * columns per target) float32: what is decoded, (batch,) or (batch, label rows) of it."""
         raw: Tensor
         if isinstance(self.head, FusedHead):
-            scaled = cast(nn.ModuleDict, self.standardise)
-            raw = self.head({name: replace(r, frames=scaled[name](r.frames)) for name, r in streams.items()})
+            raw = self.head(self._scaled(streams))
         else:
             (rows,) = streams.values()
             frames = self.standardise(rows.frames)
@@ -70,6 +73,21 @@ class Predictor(nn.Module):
                 frames = masked(frames, rows.inside)
             raw = self.head(frames, rows.lengths.clamp(min=1))
         return raw.float()
+
+    def training_outputs(self, streams: Mapping[str, Rows]) -> Tensor:
+        """(…, columns) float32: what the loss sees. `outputs`, then those of each stream's own regressor.
+
+        The latter are NaN where there is nothing of the stream; see `Objective`.
+        """
+        if not self.auxiliary:
+            return self.outputs(streams)
+        assert isinstance(self.head, FusedHead)
+        together, alone = self.head.with_own(self._scaled(streams), dict(self.auxiliary.items()))
+        return torch.cat([together.float(), *(values.float() for values in alone.values())], dim=-1)
+
+    def _scaled(self, streams: Mapping[str, Rows]) -> dict[str, Rows]:
+        scaled = cast(nn.ModuleDict, self.standardise)
+        return {name: replace(rows, frames=scaled[name](rows.frames)) for name, rows in streams.items()}
 
     def forward(self, streams: Mapping[str, Rows]) -> Tensor:
         """(batch, targets) or (batch, label rows, targets) float32 values, not clipped to the labels' range."""

@@ -22,14 +22,14 @@ RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versio
 """Tables of a run's config.toml that record what it was made from, or are read elsewhere (`emi.finetuning`)."""
 TABLES = ("augment", "streams", "fusion")
 """Tables of settings, beside those that hold a head's options."""
-SELDOM = ("label_range", "window", "hop", "overlap", "label_fps", "clock", "modality_dropout")
+SELDOM = ("label_range", "window", "hop", "overlap", "label_fps", "clock", "modality_dropout", "auxiliary")
 """Settings that a run records only where they are not the defaults."""
 PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda")
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("lr label_scale clip_value batch_size epochs", lambda value: value > 0, "be above 0"),
-    ("lr label_scale clip_value weight_decay warmup_epochs label_fps", math.isfinite, "be finite"),
+    ("lr label_scale clip_value weight_decay warmup_epochs label_fps auxiliary", math.isfinite, "be finite"),
     (
-        "weight_decay warmup_epochs patience stop_after seed window hop label_fps",
+        "weight_decay warmup_epochs patience stop_after seed window hop label_fps auxiliary",
         lambda value: value >= 0,
         "not be negative",
     ),
@@ -62,6 +62,9 @@ class TrainSettings:
     )
     modality_dropout: float = setting(
         0.0, "Chance of each stream of a training sample to be left out, never all of them."
+    )
+    auxiliary: float = setting(
+        0.0, "Weight of a further loss per stream, of a regressor of its own in training; of several streams."
     )
     loss: str = setting(
         "mse", 'mse, mae, huber, pearson, ccc, balanced_mse, focal_r or zero_inflated, or a sum: "0.7*ccc + 0.3*mse".'

@@ -67,7 +67,8 @@ class Trainer(TrainingLoop):
         self.averaged: AveragedModel | None = None
         if settings.ema:
             self.averaged = AveragedModel(self.predictor, self.device, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        self.objective = build_objective(settings.loss, settings.weighting, train.targets).to(self.device)
+        objective = build_objective(settings.loss, settings.weighting, train.targets, settings.auxiliary)
+        self.objective = objective.to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.predictor.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
@@ -142,7 +143,7 @@ class Trainer(TrainingLoop):
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            outputs = self.predictor.outputs(batch.streams)
+            outputs = self.predictor.training_outputs(batch.streams)
         targets = batch.targets
         if self.predictor.by_frame:
             labelled = ~targets.isnan().all(dim=-1)

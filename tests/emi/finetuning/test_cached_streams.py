@@ -78,6 +78,31 @@ def test_streams_are_left_out_at_random_in_training_only(tune, slow, tmp_path):
     np.testing.assert_array_equal(values(tmp_path / "0.0").values, values(tmp_path / "0.5").values)
 
 
+def test_auxiliary_losses_are_those_of_the_cached_mode_in_pieces_too(tune, features, slow, labelled, tmp_path):
+    """Clips that lack a stream do not count in its loss."""
+    how = STILL | {"auxiliary": 0.5, "fusion.dropout": 0.0}
+    files = (labelled / "train.csv", labelled / "valid.csv", tmp_path / "head")
+    theirs = emi.train_head({"audio": features, "slow": slow}, *files, **EXACT | how).history[0]["train_loss"]
+    for seconds in (0.0, 2.0):
+        folder = tmp_path / f"ft-{seconds:g}"
+        ours = tune(folder, "silero", cache={"slow": slow}, freeze="backbone", batch_seconds=seconds, **how)
+        assert ours.history[0]["train_loss"] == pytest.approx(theirs, abs=1e-5)
+        np.testing.assert_allclose(values(folder).values, values(tmp_path / "head").values, rtol=0, atol=1e-5)
+
+
+def test_a_required_stream_is_asked_of_every_clip(tune, slow, tmp_path):
+    how = {"cache": {"slow": slow}, "freeze": "backbone", "epochs": 1, "head": "mean"}
+    with pytest.raises(LabelError, match=r"2 of the 28 clips .* the required stream 'slow' \(first: 3, 17\)"):
+        tune(tmp_path / "ft", "silero", require=["slow"], **how)
+    assert not (tmp_path / "ft").exists()
+    tune(tmp_path / "ft", "silero", require=["slow", "audio"], skip_missing=True, **how)
+    assert values(tmp_path / "ft").ids == tuple(f"{i:05d}" for i in range(28, 40) if f"{i:05d}" not in LACKING)
+    assert tomllib.loads((tmp_path / "ft" / "config.toml").read_text())["data"]["require"] == ["audio", "slow"]
+    assert not (tmp_path / "ft" / "missing_streams.csv").exists()
+    with pytest.raises(TrainSettingsError, match="unknown stream to require 'slwo'; did you mean 'slow'"):
+        tune(tmp_path / "other", "silero", require=["slwo"], **how)
+
+
 def test_frames_are_not_dropped_where_streams_meet_at_times(tune, slow, tmp_path):
     with pytest.raises(TrainSettingsError, match="frame_dropout moves rows away from their times"):
         tune(tmp_path / "ft", "silero", cache={"slow": slow}, head="gru", fusion="transformer", frame_dropout=0.1)

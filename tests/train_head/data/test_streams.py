@@ -41,6 +41,17 @@ def test_times_of_frames_are_found_again_though_they_are_float32():
     assert make_stream([20000], times=times).rows_at(0, starts).tolist() == list(range(20000))
 
 
+@pytest.mark.parametrize("hop", [0.02, 0.032, 0.04, 1 / 29.97])
+def test_float32_times_on_the_start_of_a_row_find_it_after_four_hours(hop):
+    """Such a time is up to half a millisecond early; the row before would be 20 to 40 times as far away."""
+    rows = np.arange(round(4 * 3600 / hop), round(4 * 3600 / hop) + 3000)
+    starts = (rows * hop).astype(np.float32).astype(np.float64)
+    assert (starts < rows * hop).mean() > 0.3
+    stream = make_stream([int(rows[-1]) + 1], hop)
+    np.testing.assert_array_equal(stream.rows_at(0, starts), rows)
+    np.testing.assert_array_equal(stream.rows_at(0, rows * hop - hop / 4), rows - 1)
+
+
 def test_a_stream_without_hop_and_times_is_refused():
     with pytest.raises(TrainSettingsError, match=r"neither a hop nor times.*--hop"):
         make_stream([3]).rows_at(0, np.zeros(1))

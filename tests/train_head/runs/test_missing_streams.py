@@ -1,5 +1,7 @@
 """Clips that lack some of the streams are counted, and refused or left out where a stream is required."""
 
+import tomllib
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -44,6 +46,9 @@ def test_the_clips_that_lack_a_stream_are_counted_before_training_and_in_the_car
     assert done.output.count(SENTENCE) == 1
     assert done.output.index(SENTENCE) < done.output.index("epoch")
     assert f"- {SENTENCE}.\n" in (tmp_path / "run" / "README.md").read_text()
+    lacking = [("train", i) for i in (1, 2, 4, 5, 6, 7)] + [("valid", i) for i in (8, 10, 11)]
+    lines = ["split,Filename,stream", *(f"{split},{i:05d},face" for split, i in lacking), ""]
+    assert (tmp_path / "run" / "missing_streams.csv").read_text() == "\n".join(lines)
     done = command(data, tmp_path / "seeds", *SMALL, "--seeds", "2")
     assert done.output.index(SENTENCE) < done.output.index("seed-0")
     assert f"{SENTENCE}." in (tmp_path / "seeds" / "README.md").read_text()
@@ -71,8 +76,38 @@ def test_clips_that_lack_a_required_stream_are_refused_or_dropped(data, tmp_path
     files = (data / "train.csv", data / "valid.csv", tmp_path / "run")
     again = emi.train_head(caches, *files, skip_missing=True, require=("face",), hidden=4, epochs=1)
     assert again.resumed_at == 1
+    assert not (tmp_path / "run" / "missing_streams.csv").exists()
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["data"]["require"] == ["face"]
+    with pytest.raises(RunFolderError, match=r"--require \(there \['face'\], now none\)"):
+        emi.train_head(caches, *files, skip_missing=True, hidden=4, epochs=1)
     with pytest.raises(RunFolderError, match=r"can be used \(--skip-missing, --require\)"):
         emi.train_head(caches, *files, hidden=4, epochs=1)
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_a_clip_in_which_nothing_was_found_lacks_a_required_stream(data, tmp_path, frames):
+    """It is stored as one row that is not valid."""
+    rng = np.random.default_rng(0)
+    header = Header(fingerprint={"backbone": "face", "dtype": "float32"}, dim=3, hop_seconds=0.1, optional=("valid",))
+    with CacheWriter(tmp_path / "face.zarr", header) as writer:
+        for i in range(12):
+            found = i not in (2, 9)
+            rows = rng.normal(size=(5, 3)).astype(np.float32) if found else np.zeros((1, 3), np.float32)
+            writer.add(Clip(f"{i:05d}", rows, None, None, 0.5, valid=np.full(len(rows), found)))
+    caches = {"audio": data / "audio.zarr", "face": tmp_path / "face.zarr"}
+    files = [data / "train.csv", data / "valid.csv"]
+    if frames:
+        for split, part in (("train", range(8)), ("valid", range(8, 12))):
+            (tmp_path / split).mkdir()
+            for i in part:
+                (tmp_path / split / f"{i:05d}.txt").write_text("Joy\n" + "".join(f"{v:.3f}\n" for v in rng.random(5)))
+        files = [tmp_path / "train", tmp_path / "valid"]
+    how = {"head": "gru", "hidden": 4, "epochs": 1, "label_fps": 10.0}
+    with pytest.raises(LabelError, match=r"nothing was found of the required stream 'face' in 1 of the 8 .*: 00002\)"):
+        emi.train_head(caches, *files, tmp_path / "run", require=("face",), **how)
+    run = emi.train_head(caches, *files, tmp_path / "run", require=("face",), skip_missing=True, **how)
+    assert run.skipped == 2
+    assert len(run.predictions["valid"]) == (15 if frames else 3)
 
 
 @pytest.mark.usefixtures("warm_children")

@@ -45,13 +45,18 @@ def retrained(number: int) -> Retrained:
         epochs_trained=0,
         nothing_to_do=True,
     )
-    return Retrained(number=number, values={"lr": 0.1}, trial_pearson=float(rng.uniform()), result=result)
+    return Retrained(number=number, values={"lr": 0.1}, trial_score=float(rng.uniform()), result=result)
 
 
 def sweep_of(number: int) -> SweepResult:
     status = SimpleNamespace(finished=9, complete=9, pruned=0, failed=0, best=0.5, best_number=1)
     return SweepResult(
-        folder=Path(), status=status, best={}, retrained=tuple(map(retrained, range(number))), nothing_to_do=False
+        folder=Path(),
+        score_name="Pearson",
+        status=status,
+        best={},
+        retrained=tuple(map(retrained, range(number))),
+        nothing_to_do=False,
     )
 
 
@@ -59,7 +64,7 @@ def test_a_rank_correlation_is_stated_of_five_trials_or_more():
     assert sweep_of(4).agreement is None
     five = sweep_of(5)
     again = [one.result.valid.mean for one in five.retrained]
-    wanted = spearmanr([one.trial_pearson for one in five.retrained], again).statistic
+    wanted = spearmanr([one.trial_score for one in five.retrained], again).statistic
     assert five.agreement == pytest.approx(wanted)
     assert f"of the 5 as trials and retrained: {wanted:.2f}" in five.table()
 

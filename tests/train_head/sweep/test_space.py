@@ -112,6 +112,14 @@ def test_a_stream_has_the_head_that_the_file_gives_it(tmp_path):
         space(tmp_path, "[audio]\nhidden = [4, 8]\n", tmp_path / "base.toml")
 
 
+def test_a_fusion_that_is_drawn_leaves_the_options_of_another_in_the_file(tmp_path):
+    (tmp_path / "base.toml").write_text('[fusion]\nname = "concat"\nhidden = 32\nactivation = "relu"\n')
+    found = space(tmp_path, '[fusion]\nname = ["concat", "transformer"]\nheads = 2\n', tmp_path / "base.toml")
+    concat, transformer = (found.settings({"fusion.name": name}) for name in ("concat", "transformer"))
+    assert (concat.fusion, concat.fusion_options["hidden"]) == ("concat", 32)
+    assert (transformer.fusion_options["heads"], transformer.fusion_options["hidden"]) == (2, 128)
+
+
 def test_the_space_stands_over_the_options_and_these_over_the_file(tmp_path):
     (tmp_path / "base.toml").write_text('head = "mlp"\nepochs = 9\nlr = 0.5\npatience = 4\n[mlp]\nhidden = 6\n')
     found = space(tmp_path, "lr = [0.1, 0.2]\nepochs = 2\n", tmp_path / "base.toml", epochs=5, batch_size=7, ema=None)
@@ -156,6 +164,16 @@ def test_equal_spaces_are_equal_whatever_their_files_are_called(tmp_path):
         ("[augment]\nmixxup = [0.1]\n", "mixxup"),
         ("clip_value = { uniform = [1.0, inf] }\n", "both finite numbers"),
         ("dropout = { uniform = [0.0, 0.5], step = 0.2 }\n", "a step of 0.2 from 0.0 does not come to 0.5"),
+        ('streams = ["audio", "audio+"]\n', "'audio+' must be names of different streams"),
+        ('streams = ["audio+audio"]\n', "'audio+audio' must be names of different streams"),
+        ('streams = ["audio+face", "face + audio"]\n', "'face + audio' is there twice"),
+        ("streams = [1, 2]\n", "streams must be choices such as"),
+        ('streams = ["audio"]\n[face]\nhead = ["mean"]\n', "face.head is of a stream that no choice of `streams` has"),
+        ('streams = ["audio", "face"]\n[fusion]\nhidden = [4]\n', "fusion.hidden is no option of concat of one stream"),
+        ('streams = ["audio", "face"]\nauxiliary = [0.0, 0.1]\n', "auxiliary is of several streams, and every choice"),
+        ('[fusion]\nname = ["late"]\nhidden = [4]\n', "fusion.hidden is no option of late, the only fusions tried"),
+        ('[fusion]\nname = ["late", "concatt"]\n', "did you mean 'concat'"),
+        ("[fusion]\nhiden = [4]\n", "hiden"),
         ('[face]\nhead = ["mean", "men"]\n', "unknown head 'men'; did you mean 'mean'"),
         ('[face]\nhead = ["mean"]\nhidden = [3, 4]\n', "face.hidden is no option of mean"),
         ('[face]\nhead = ["mean", "mlp"]\nhidden = [3, -4]\n', "hidden"),

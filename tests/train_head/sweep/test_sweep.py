@@ -124,12 +124,12 @@ def test_every_trial_is_listed_once_with_what_was_drawn_and_how_it_ended(whole):
 def test_the_best_are_trained_again_and_the_best_of_those_is_what_best_toml_says(whole, labelled, tmp_path):
     found = sorted(rows(whole.folder), key=lambda r: (r["state"] != "complete", -int(r["epochs"]), -float(r["value"])))
     assert {one.number for one in whole.retrained} == {int(row["number"]) for row in found[:3]}
-    assert all(one.trial_pearson == float(rows(whole.folder)[one.number]["value"]) for one in whole.retrained)
-    assert [one.pearson for one in whole.retrained] == sorted((one.pearson for one in whole.retrained), reverse=True)
+    assert all(one.trial_score == float(rows(whole.folder)[one.number]["value"]) for one in whole.retrained)
+    assert [one.score for one in whole.retrained] == sorted((one.score for one in whole.retrained), reverse=True)
     first = whole.retrained[0]
     (complete,) = (one for one in whole.retrained if rows(whole.folder)[one.number]["state"] == "complete")
     # its first seed saw what the trial saw, here where nothing was made cheaper
-    assert complete.result.valid.members[0].mean_pearson == pytest.approx(complete.trial_pearson, abs=1e-6)
+    assert complete.result.valid.members[0].mean_pearson == pytest.approx(complete.trial_score, abs=1e-6)
     files = (labelled / "features.zarr", labelled / "train.csv", labelled / "valid.csv")
     again = emi.train_head(*files, tmp_path / "run", config=whole.folder / "best.toml")
     assert again.report.pearson == first.result.valid.members[0].pearson
@@ -142,7 +142,7 @@ def test_the_report_is_one_file_that_asks_for_nothing_from_the_network(whole):
     assert not re.search(r"<(script|link|img|iframe)|@import|url\((?!#)", page)
     assert page.count("<svg") >= 2
     for one in whole.retrained:
-        assert f"<td>{one.number}</td><td>{one.trial_pearson:.3f}</td>" in page
+        assert f"<td>{one.number}</td><td>{one.trial_score:.3f}</td>" in page
     assert (whole.folder / "best.toml").read_text() in html.unescape(page)
 
 
