@@ -13,8 +13,8 @@ from train_head.training.stream_settings import StreamSettings
 AUDIO, FACE = "audio", "face"
 LEARNS = "unfrozen"
 """What a row needs beside its streams where the audio backbone learns."""
-OF_STREAMS = ("streams", "fusion", "clock", "modality_dropout")
-"""Settings that only rows of several streams, or of named ones, have."""
+OF_STREAMS = {"fusion": TrainSettings.fusion, "clock": "", "modality_dropout": 0.0, "auxiliary": 0.0}
+"""Settings of heads on several streams, and their defaults, which the paper's own rows have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def row_settings(rows: Sequence[PaperRow], config: StrPath | None = None, **give
     Raises:
         TrainSettingsError: an unknown setting, or one that no row takes.
     """
-    shared = {key: value for key, value in given.items() if "." not in key and key not in OF_STREAMS}
+    shared = {key: value for key, value in given.items() if "." not in key and key not in ("streams", *OF_STREAMS)}
     if unused := given.keys() - shared.keys() if not any(row.ours for row in rows) else ():
         raise TrainSettingsError(
             f"{min(unused)} is a setting of the rows with faces, which are left out; leave it out too"
@@ -104,8 +104,8 @@ def row_settings(rows: Sequence[PaperRow], config: StrPath | None = None, **give
     found = {}
     for ours, options in ((False, shared), (True, given)):
         group = [row for row in rows if row.ours is ours]
-        fixed = {} if ours else {"fusion": TrainSettings.fusion, "clock": ""}
-        named = [Row(row.name, fixed | dict(row.overrides)) for row in group]
+        fixed: Mapping[str, Any] = {} if ours else OF_STREAMS
+        named = [Row(row.name, {**fixed, **row.overrides}) for row in group]
         for row, (_, settings) in zip(group, rows_settings(named, config, **options) if group else (), strict=True):
             of_row = settings.for_streams((AUDIO, FACE)).of_streams(row.streams)
             found[row.folder] = of_row if ours else replace(settings, streams={})

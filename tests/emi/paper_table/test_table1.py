@@ -146,12 +146,13 @@ def test_voice_and_face_of_videos_are_extracted(tmp_path):
 
 
 def test_settings_of_streams_are_for_the_rows_that_are_ours():
-    given = {"hidden": 8, "face.hidden": 4, "fusion.hidden": 16, "lr": 0.01}
+    given = {"hidden": 8, "face.hidden": 4, "fusion.hidden": 16, "auxiliary": 0.3, "lr": 0.01}
     settings = row_settings(ROWS, **given)
     assert {of.lr for of in settings.values()} == {0.01}
     assert settings["vision"].stream("face").head_options["hidden"] == 4
     assert settings["multimodal"].stream("audio").head_options["hidden"] == 8
     assert settings["multimodal"].fusion_options["hidden"] == 16
+    assert [settings[name].auxiliary for name in ("multimodal", "baseline-both", "frozen")] == [0.3, 0.0, 0.0]
     assert settings["frozen"].streams == {}
     assert settings["baseline-both"].fusion == "late"
     assert describe_head(settings["dropout"], ROWS[-1]) == "lstm, global vector, dropout 0.1"
