@@ -91,7 +91,7 @@ def test_auxiliary_losses_are_those_of_the_cached_mode_in_pieces_too(tune, featu
 
 
 def test_a_required_stream_is_asked_of_every_clip(tune, slow, tmp_path):
-    how = {"cache": {"slow": slow}, "freeze": "backbone", "epochs": 1, "head": "mean"}
+    how = {"cache": {"slow": slow}, "freeze": "backbone", **STILL}
     with pytest.raises(LabelError, match=r"2 of the 28 clips .* the required stream 'slow' \(first: 3, 17\)"):
         tune(tmp_path / "ft", "silero", require=["slow"], **how)
     assert not (tmp_path / "ft").exists()
