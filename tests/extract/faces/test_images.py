@@ -7,7 +7,6 @@ from PIL import Image
 import emi
 from extract.errors import MediaError, MediaListError
 from extract.faces.images import LARGEST, image_names, read_image, read_images, rows_of, scaled
-from extract.faces.modality import Face
 from extract.faces.mtcnn import Detector
 from extract.modality import MODALITIES
 from extract.settings import DecodeOptions
@@ -139,7 +138,7 @@ def test_many_images_are_computed_in_blocks(tmp_path, monkeypatch, max_seconds):
     write(tmp_path / "clips" / "a", **{str(i): face(i) for i in (0, 1, 2, 5, 6, 8)})
     settings = {"backbone": "mtcnn", "dtype": "float32", "max_seconds": max_seconds}
     emi.extract(tmp_path / "clips", tmp_path / "whole.zarr", **settings)
-    monkeypatch.setattr(Face, "longest_rows", 4)
+    monkeypatch.setattr(type(MODALITIES["face"]), "longest_rows", 4)
     monkeypatch.setattr("extract.faces.images.BLOCK_ROWS", 2)
     item = read_clip(tmp_path / "clips" / "a", max_seconds)
     assert (item.long, len(item.images), len(item.valid)) == (True, 0, 9)
