@@ -1,62 +1,90 @@
-"""Face detection beside facenet-pytorch, which runs the same weights, on the same pictures in one run:
+"""From videos to the features of faces, stage by stage beside other programs, on the same pictures in one run:
 
     pip install --no-deps facenet-pytorch==2.6.0 torchvision==0.26.0   # its pins exclude torch 2.11
     python benchmarks/faces.py [--quick] [--json FILE]
 
-Pictures hold drawn people, and the portrait of Grace Hopper that comes with matplotlib, turned. A ratio is that of two
+Detection is compared with facenet-pytorch, which runs the same weights, on drawn people and on the portrait of Grace
+Hopper that comes with matplotlib, turned; faces are compared before anything is timed. The encoder is ViT-base with
+random weights, which take the same time as trained ones; its peer is the transformers library. A ratio is that of two
 calls one right after the other, the median over several pairs, because a shared machine changes its speed from second
-to second. Faces are compared before anything is timed.
+to second.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import matplotlib.cbook
 import numpy as np
 
 sys.path[0] = str(Path(__file__).parents[1])  # this file is named like a package it measures
 
-import emi  # noqa: F401 - before torch: it sets how OpenMP's threads wait
+import emi
 
 # isort: split
 import torch
+import transformers
 from PIL import Image
 
-from benchmarks._machine import header_line
+from benchmarks._machine import header_line, in_own_process, peak_mb
 from benchmarks._timing import figure, in_pairs, seconds_of
+from cache.system.machine import available_cores
+from extract.backbones import family_of, identify
+from extract.backbones.packed_weights import PackedLinear
+from extract.backbones.precision import DTYPES
 from extract.faces.mtcnn import Detector, Faces
 from extract.faces.mtcnn.boxes import overlaps
+from extract.faces.video import Video
+from extract.settings import ExtractSettings
+from extract.threads import one_thread_per_operation
 from tests.extract.faces.drawn import Identity, Pose, draw
 
 SIZES = ((288, 352), (480, 640), (720, 1280))
 PICTURES, BATCH, LEAST_PAIRS = 16, 8, 5
 SAME = 0.9
 """Intersection over union from which two boxes are one face."""
+FPS, RATE, SECONDS, VIDEOS = 6, 25, 10, 4
+CROPS, BATCHES = 96, (1, 8, 32)
+"""Faces that are embedded: a batch of 16 s; and those of transformers' batches."""
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one size, one pair")
+    parser.add_argument("--quick", action="store_true", help="one size, one pair, a small encoder")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    rows = [measured(*size, 1 if options.quick else LEAST_PAIRS) for size in SIZES[: 1 if options.quick else None]]
-    print(f"{header_line()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    pairs = 1 if options.quick else LEAST_PAIRS
+    print(
+        f"{header_line()}, torch {torch.__version__}, {torch.get_num_threads()} threads; load {os.getloadavg()[0]:.2f}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = save_vit(Path(folder) / "vit", small=options.quick)
+        write_videos(Path(folder) / "clips", seconds=1 if options.quick else SECONDS)
+        rows = [detection(*size, pairs) for size in SIZES[: 1 if options.quick else None]]
+        rows += [decoding(Path(folder) / "clips"), *embedding(checkpoint, pairs)]
+        for backbone in ("mtcnn", str(checkpoint)):
+            rows.append(in_own_process(["torch"], media_to_cache, str(Path(folder) / "clips"), backbone))
     for row in rows:
         print("  ".join(f"{key} {figure(value) if isinstance(value, float) else value}" for key, value in row.items()))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 
 
-def measured(height: int, width: int, pairs: int) -> dict[str, Any]:
+def detection(height: int, width: int, pairs: int) -> dict[str, Any]:
     """Compare the faces of pictures of one size, then time both."""
     ours, pictures = Detector(), pictures_of(height, width)
-    row: dict[str, Any] = {"name": f"{width}x{height}"}
+    row: dict[str, Any] = {"name": f"detect {width}x{height}"}
     try:
         from facenet_pytorch import MTCNN
     except ModuleNotFoundError as error:
@@ -108,6 +136,128 @@ def pictures_of(height: int, width: int) -> np.ndarray:
             canvas.paste(portrait.rotate(2 * i - 16), ((width - portrait.width) // 2, 0))
             pictures.append(np.asarray(canvas))
     return np.stack(pictures)
+
+
+def write_videos(folder: Path, seconds: int) -> None:
+    """Write videos of one drawn person each, 640 x 480 pixels at 25 pictures per second."""
+    folder.mkdir()
+    for number in range(VIDEOS):
+        with av.open(str(folder / f"{number}.mp4"), "w") as out:
+            track = out.add_stream("libx264", rate=RATE)
+            track.height, track.width, track.pix_fmt = 480, 640, "yuv420p"
+            for i in range(seconds * RATE):
+                pose = Pose(jaw=abs(np.sin(i / 5)), smile=np.sin(i / 20), centre=(0.5 + 0.1 * np.sin(i / 30), 0.5))
+                frame = av.VideoFrame.from_ndarray(draw([(Identity.of(number), pose)], 480, 640))
+                frame.pts, frame.time_base = i, Fraction(1, RATE)
+                out.mux(track.encode(frame))
+            out.mux(track.encode())
+
+
+def decoding(folder: Path) -> dict[str, Any]:
+    """Read the pictures at 6 per second, one video after the other, in one thread of Python."""
+    videos = sorted(folder.iterdir())
+
+    def read() -> int:
+        return sum(len(block.images) for video in videos for block in Video(video, fps=FPS))
+
+    pictures, seconds = read(), statistics.median(seconds_of(read) for _ in range(3))
+    return {"name": "decode 640x480 at 6/s", "pictures/s": pictures / seconds, "x real time": pictures / FPS / seconds}
+
+
+def save_vit(folder: Path, *, small: bool) -> Path:
+    """Save ViT-base with random weights, as google/vit-base-patch16-224-in21k is."""
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 192} if small else {}
+    transformers.ViTModel(transformers.ViTConfig(**sizes), add_pooling_layer=False).save_pretrained(folder)
+    transformers.ViTImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
+def embedding(checkpoint: Path, pairs: int) -> list[dict[str, Any]]:
+    """Time the encoder on aligned crops of 112 pixels, image processors included, beside transformers."""
+    rng = np.random.default_rng(0)
+    crops = rng.integers(0, 256, (CROPS, 112, 112, 3), dtype=np.uint8)
+    precision, _ = ExtractSettings(device="cpu").resolved_precision(("fp32", "bf16"))
+    ours, rows = emi_encoder(checkpoint, precision, crops), []
+    flops = flops_per_image(checkpoint)
+    limits = {"plain": gemm_rate(precision, packed=False), "packed": gemm_rate(precision, packed=True)}
+    for dtype in dict.fromkeys(("fp32", precision)):
+        for size in BATCHES:
+            timed = in_pairs(library_encoder(checkpoint, dtype, crops, size), ours, pairs)
+            other, own = (statistics.median(times) for times in zip(*timed, strict=True))
+            rows.append(
+                {
+                    "name": f"embed: transformers, {dtype}, batches of {size}",
+                    "faces/s": CROPS / other,
+                    f"emi, {precision}, faces/s": CROPS / own,
+                    "x": statistics.median(other / own for other, own in timed),
+                    "x real time": CROPS / FPS / own,
+                    "GFLOP/s": flops * CROPS / own / 1e9,
+                    **{f"% of {name} GEMM": 100 * flops * CROPS / own / 1e9 / rate for name, rate in limits.items()},
+                }
+            )
+    return rows
+
+
+def emi_encoder(checkpoint: Path, precision: str, crops: np.ndarray) -> Callable[[], object]:
+    """Return a call that embeds the crops as an extraction does: one thread per operation, a batch per core."""
+    identity = identify(str(checkpoint))
+    with one_thread_per_operation():
+        backbone: Any = family_of(str(checkpoint)).load(identity, torch.device("cpu"), precision)
+    cores = available_cores()
+
+    def embed(images: np.ndarray) -> None:
+        with torch.inference_mode():
+            backbone.embed(list(images))
+
+    def run() -> None:
+        with one_thread_per_operation(), ThreadPoolExecutor(cores) as pool:
+            list(pool.map(embed, np.array_split(crops, cores)))
+
+    return run
+
+
+def library_encoder(checkpoint: Path, precision: str, crops: np.ndarray, size: int) -> Callable[[], object]:
+    """Return a call that embeds the crops as transformers' documentation shows, with all threads."""
+    processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
+    model = transformers.AutoModel.from_pretrained(checkpoint, dtype=DTYPES[precision], add_pooling_layer=False).eval()
+
+    def run() -> None:
+        with torch.inference_mode():
+            for at in range(0, len(crops), size):
+                inputs = processor(list(crops[at : at + size]), return_tensors="pt").to(DTYPES[precision])
+                model(**inputs).last_hidden_state[:, 0].float()
+
+    return run
+
+
+def flops_per_image(checkpoint: Path) -> int:
+    """Count the floating-point operations of one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = transformers.AutoModel.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(torch.zeros(1, 3, 224, 224))
+    return counter.get_total_flops()
+
+
+def gemm_rate(precision: str, *, packed: bool) -> float:
+    """GFLOP/s of the encoder's own largest product, (8 images, 768) @ (768, 3072), with all threads, best of thirty."""
+    rows, dtype = 8 * 197, DTYPES[precision]
+    a, b = (torch.randn(*shape).to(dtype) for shape in ((rows, 768), (3072, 768)))
+    product = PackedLinear(b, None, dtype) if packed else partial(torch.nn.functional.linear, weight=b)
+    with torch.inference_mode():
+        best = min(seconds_of(lambda: product(a)) for _ in range(30))
+    return 2 * rows * 768 * 3072 / best / 1e9
+
+
+def media_to_cache(clips: str, backbone: str) -> dict[str, Any]:
+    """Extract all videos; run in a process of its own, whose memory is measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = seconds_of(lambda: emi.extract(clips, Path(folder) / "c.zarr", backbone=backbone))
+        store = emi.open_cache(Path(folder) / "c.zarr")
+        length = sum(store[id].seconds for id in store.ids)
+    name = f"videos to cache, {Path(backbone).name}"
+    return {"name": name, "x real time": length / seconds, "peak MB": peak_mb()}
 
 
 if __name__ == "__main__":

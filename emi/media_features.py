@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -63,6 +64,7 @@ class StreamFeatures:
             backbone=backbone or (str(trained.folder.resolve()) if source == HERE else source),
             revision=None if backbone else stream.features.get("revision"),
             layer=layer if isinstance(layer := made_with.get("layer"), int) else None,
+            pooling=made_with.get("pooling"),
             max_seconds=made_with.get("max_seconds"),
             precision=made_with["precision"],
             dtype=made_with["dtype"],
@@ -70,12 +72,13 @@ class StreamFeatures:
             track=made_with.get("track"),
             **options_made_with(made_with),
         )
+        describe = partial(identify, layer=self._settings.layer, pooling=self._settings.pooling)
         try:
-            identity = identify(self._settings.backbone, self._settings.revision, self._settings.layer)
+            identity = describe(self._settings.backbone, self._settings.revision)
         except BackboneError:  # without that commit, the backbone as it is now; its hash is compared anyway
             if self._settings.revision is None:
                 raise
-            identity = identify(self._settings.backbone, layer=self._settings.layer)
+            identity = describe(self._settings.backbone)
         self._header = self._header_of(identity, made_with)
         self._header.must_match(extracted, str(trained.folder))
         track = options.track or self._settings.track

@@ -87,7 +87,7 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
     """
     with contextlib.closing(open_container(cache)) as container, contextlib.ExitStack() as opened:
         _check_sharing(cache, settings)
-        identity = identify(settings.backbone, settings.revision, settings.layer)
+        identity = identify(settings.backbone, settings.revision, settings.layer, settings.pooling)
         faces = identity.modality == "face"
         sources = find_media(media, settings.media_root, images=faces)
         if faces and settings.videos is not None:

@@ -57,10 +57,15 @@ DEFAULT = DecodeOptions()
 class ExtractSettings:
     """How features are made."""
 
-    backbone: str = setting("silero", "silero, mtcnn (faces), a Hugging Face id, or a local checkpoint folder.")
+    backbone: str = setting(
+        "silero", "silero, mtcnn (faces), a Hugging Face id, or a local checkpoint folder of sound or images."
+    )
     revision: str | None = setting(None, "Branch, tag or commit of a Hugging Face id.", shown="main")
     layer: int | None = setting(
         None, "Take this layer of a Whisper encoder, counted from 1; 0 is its input.", metavar="N", shown="the last"
+    )
+    pooling: str | None = setting(
+        None, "Output of an image encoder: cls, its class token, or pooled, its pooled output.", shown="by its kind"
     )
     max_seconds: float | None = setting(
         12.0, "Use this many seconds of each clip, from its start; none uses whole clips.", none="none"
@@ -107,6 +112,10 @@ class ExtractSettings:
     detect_every: int = setting(
         1, "Search faces in every n-th picture, and interpolate between two that show the face.", metavar="N"
     )
+    crop: str = setting(
+        "aligned",
+        "How faces are cut out: aligned by eyes, nose and mouth to 112 pixels, or square, the head as it is at 224.",
+    )
     refresh: bool = setting(False, "Extract clips again whose media changed since; the old ones are replaced.")
 
     def __post_init__(self) -> None:
@@ -136,7 +145,9 @@ class ExtractSettings:
     @property
     def decoding(self) -> DecodeOptions:
         """Which part of each file is decoded."""
-        faces = FaceOptions(fps=self.fps, face=self.face, min_face=self.min_face, detect_every=self.detect_every)
+        faces = FaceOptions(
+            fps=self.fps, face=self.face, min_face=self.min_face, detect_every=self.detect_every, crop=self.crop
+        )
         return DecodeOptions(track=self.track, allow_truncated=self.allow_truncated, faces=faces)
 
     def used(self, seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""`emi faces`: videos into aligned crops of faces, a table and a contact sheet."""
+"""`emi faces`: videos into crops of faces, a table and a contact sheet."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from emi.cli import options
 from emi.cli.messages import tell_missing, tell_some
 from extract.settings import ExtractSettings
 
-USED = "fps face min_face detect_every max_seconds media_root workers allow_truncated"
+USED = "fps face min_face detect_every crop max_seconds media_root workers allow_truncated"
 
 
 @options.takes((ExtractSettings, USED))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 from cache.paths import at_home
 from extract.backbones.checkpoint import find_checkpoint
+from extract.backbones.image.family import IMAGES
+from extract.backbones.image.models import MODELS
 from extract.backbones.mtcnn.family import MTCNN
 from extract.backbones.protocol import (
     Backbone,
@@ -20,6 +22,7 @@ from extract.backbones.protocol import (
     Features,
     Identity,
     LayeredFamily,
+    PooledFamily,
     Regularisation,
     Stage,
     Trainable,
@@ -58,6 +61,7 @@ MODEL_TYPES: dict[str, Family] = {
     "hubert": TRANSFORMERS,
     "wavlm": TRANSFORMERS,
     "whisper": WHISPER,
+    **dict.fromkeys(MODELS, IMAGES),
 }
 
 
@@ -76,7 +80,7 @@ def family_of(name: str, revision: str | None = None) -> Family:
     if (named := named_family(name)) is not None:
         return named
     checkpoint = find_checkpoint(name, revision)
-    kind = checkpoint.config.get("model_type")
+    kind = checkpoint.model_type
     if kind not in MODEL_TYPES:
         raise BackboneError(
             f"{checkpoint.folder} is a {kind!r} model, and emi runs {', '.join(MODEL_TYPES)}; choose one of those, or "
@@ -102,17 +106,18 @@ def load_trainable(
     return cast(TrainableFamily, family).load_trainable(identity, device, precision, regularisation)
 
 
-def identify(name: str, revision: str | None = None, layer: int | None = None) -> Identity:
+def identify(name: str, revision: str | None = None, layer: int | None = None, pooling: str | None = None) -> Identity:
     """Describe a backbone without loading it.
 
     Args:
         name: of a family, a Hugging Face id, also as `ID@REVISION`, or a local folder.
         revision: branch, tag or commit of an id; the hub's main branch by default.
         layer: number of the layer whose output is taken; None is the last.
+        pooling: output of an image encoder, "cls" or "pooled"; None is that of its kind.
 
     Raises:
         BackboneError: unknown, not available, or of an architecture that is not supported.
-        ExtractSettingsError: its layers cannot be chosen, or there is no such layer.
+        ExtractSettingsError: its layer or its output cannot be chosen, or there is no such one.
     """
     if revision is not None:
         if named_family(name) or Path(at_home(name)).is_dir() or "@" in name:
@@ -122,10 +127,14 @@ def identify(name: str, revision: str | None = None, layer: int | None = None) -
             )
         name = f"{name}@{revision}"
     family = family_of(name)
-    if layer is None:
-        return family.identify(name)
-    if not getattr(family, "has_layers", False):
+    if layer is not None and not getattr(family, "has_layers", False):
         raise ExtractSettingsError(
             f"--layer {layer} chooses a layer of a Whisper encoder, and the backbone is {name!r}; leave it out"
         )
-    return cast(LayeredFamily, family).identify(name, layer)
+    if pooling is not None and not getattr(family, "has_poolings", False):
+        raise ExtractSettingsError(
+            f"--pooling {pooling} chooses the output of an image encoder, and the backbone is {name!r}; leave it out"
+        )
+    if pooling is not None:
+        return cast(PooledFamily, family).identify(name, pooling)
+    return family.identify(name) if layer is None else cast(LayeredFamily, family).identify(name, layer)

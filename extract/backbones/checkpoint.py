@@ -50,6 +50,11 @@ class Checkpoint:
     preprocessor: Mapping[str, Any]
     commit: str | None = None
 
+    @property
+    def model_type(self) -> str | None:
+        """Which architecture it is; files of timm do not say so."""
+        return self.config.get("model_type", "timm_wrapper" if "pretrained_cfg" in self.config else None)
+
     def display_name(self, source: str) -> str:
         """Return a hub id unchanged, and of a folder its name only, so that moving it changes nothing."""
         return self.folder.resolve().name if self.commit is None else source
@@ -137,7 +142,7 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         raise BackboneError(f"{folder} is no checkpoint folder: it has no config.json")
     # as transformers 5: the settings of the feature extractor come from those of the processor, where it has some
     alone, processor = (_json(path) if (path := folder / name).is_file() else {} for name in CONFIGS[1:])
-    parts = (processor.get(name) for name in ("feature_extractor", "audio_processor"))
+    parts = (processor.get(name) for name in ("feature_extractor", "audio_processor", "image_processor"))
     preprocessor = next((part for part in parts if isinstance(part, dict)), alone)
     return Checkpoint(folder, _json(config), preprocessor, None if local else folder.name)
 

@@ -12,9 +12,10 @@ same.
 import functools
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import MethodType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from extract import private
@@ -77,6 +78,16 @@ def wrong_below_float32(weight: Tensor) -> bool:
     than 16 channels per group.
     """
     return weight.device.type == "cpu" and weight.shape[1] < 16
+
+
+def keep_in_float32(module: nn.Module) -> None:
+    """Let a module compute outside of autocast; a copy of it does so with its own weights."""
+    module.forward = MethodType(_in_float32, module)
+
+
+def _in_float32(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return type(module).forward(module, x.float())
 
 
 @functools.cache

@@ -116,6 +116,15 @@ class LayeredFamily(Family, Protocol):
         """Describe a backbone; `layer` is in its fingerprint, None is the last."""
 
 
+class PooledFamily(Family, Protocol):
+    """A `Family` whose output can be chosen (`--pooling`)."""
+
+    has_poolings: bool
+
+    def identify(self, name: str, pooling: str | None = None) -> Identity:
+        """Describe a backbone; `pooling` is in its fingerprint, None is that of its kind."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Regularisation:
     """Changes to a backbone's forward pass in training. By default, only the checkpoint's dropout is active.

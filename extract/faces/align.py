@@ -1,14 +1,20 @@
-"""Cut faces out of pictures, turned and scaled onto the landmarks of ArcFace."""
+"""Cut faces out of pictures: turned and scaled onto the landmarks of ArcFace, or as they are, with a margin."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from extract.faces.images import scaled
 
 CROP_SIDE = 112
 ARCFACE = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)], np.float32
 )
 """(5, 2) landmarks in a crop of 112 pixels, in the order of `Faces.landmarks` (InsightFace's alignment)."""
+SQUARE_SIDE = 224
+SQUARE_SCALE = 1.3
+"""Of the longer side of the box: the whole head, as the faces of VGGFace2 were cut out (Cao et al. 2018)."""
+SIDES = {"aligned": CROP_SIDE, "square": SQUARE_SIDE}
 
 
 def onto_template(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -28,6 +34,46 @@ def onto_template(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
     spread = (np.abs(points - centre) ** 2).sum(axis=1)
     turn = (np.conj(points - centre) @ (template - template.mean())) / np.maximum(spread, 1e-12)
     return _matrices(turn, template.mean() - turn * centre[:, 0])
+
+
+def cut_out(
+    images: NDArray[np.uint8], boxes: NDArray[np.float32], landmarks: NDArray[np.float32], crop: str
+) -> NDArray[np.uint8]:
+    """Cut one face out of each picture.
+
+    Args:
+        images: (rows, height, width, 3) uint8.
+        boxes: (rows, 4) in pixels.
+        landmarks: (rows, 5, 2) in pixels.
+        crop: key in `SIDES`.
+
+    Returns:
+        (rows, side, side, 3) uint8.
+    """
+    return crops(images, onto_template(landmarks)) if crop == "aligned" else square_crops(images, boxes)
+
+
+def square_crops(images: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Cut out the square around the middle of each box, `SQUARE_SCALE` times its longer side, in whole pixels.
+
+    Beyond the picture, its edge is repeated.
+
+    Args:
+        images: (rows, height, width, 3) uint8.
+        boxes: (rows, 4), left, top, right, bottom in pixels; may reach beyond the picture.
+
+    Returns:
+        (rows, `SQUARE_SIDE`, `SQUARE_SIDE`, 3) uint8.
+    """
+    _, height, width, _ = images.shape
+    found = np.empty((len(images), SQUARE_SIDE, SQUARE_SIDE, 3), np.uint8)
+    sides = np.maximum(1, np.rint(SQUARE_SCALE * (boxes[:, 2:] - boxes[:, :2]).max(axis=1))).astype(int)
+    corners = np.rint((boxes[:, :2] + boxes[:, 2:] - sides[:, None]) / 2).astype(int)
+    for row, (image, (left, top), side) in enumerate(zip(images, corners, sides, strict=True)):
+        lines, columns = (np.arange(start, start + side) for start in (top, left))
+        square = image[lines.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
+        found[row] = scaled(square, SQUARE_SIDE)
+    return found
 
 
 def crops(images: NDArray[np.uint8], matrices: NDArray[np.float32], side: int = CROP_SIDE) -> NDArray[np.uint8]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from extract.errors import MediaError
-from extract.faces.align import CROP_SIDE
 from extract.sources import is_image
 
 TABLE = "faces.csv"
@@ -19,6 +18,8 @@ TABLE = "faces.csv"
 BLOCK_ROWS = 64
 ANIMATED = frozenset({"PNG", "WEBP"})
 """Formats in which a file may be a film; in others several pictures are views or pages of one."""
+LARGEST = 512
+"""Pixels: larger images are reduced to this, so that a clip of them can be held."""
 SPARSEST = 100
 """Rows per image up to which numbers are taken for rows; of time stamps there would be more."""
 _NUMBERED = re.compile(r"(.*?)([0-9]+)", re.DOTALL)
@@ -42,7 +43,9 @@ def image_names(folder: Path, fps: float | None) -> list[str]:
         raise MediaError(f"cannot be read ({error.strerror})") from error
 
 
-def read_images(folder: Path, names: Sequence[str]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_], list[str]]]:
+def read_images(
+    folder: Path, names: Sequence[str]
+) -> Iterator[tuple[list[NDArray[np.uint8]], NDArray[np.bool_], list[str]]]:
     """Read the images of a folder in blocks.
 
     Args:
@@ -50,11 +53,11 @@ def read_images(folder: Path, names: Sequence[str]) -> Iterator[tuple[NDArray[np
         names: as `image_names` gives them.
 
     Yields:
-        Crops (rows, 112, 112, 3) uint8 RGB, zeros where the image is missing or broken; (rows,) bool, where it is not;
-        why images are broken.
+        Per row its image as (height, width, 3) uint8 RGB, empty where it is missing or broken; (rows,) bool, where it
+        is not; why images are broken.
     """
     for block in (names[i : i + BLOCK_ROWS] for i in range(0, len(names), BLOCK_ROWS)):
-        images, valid = np.zeros((len(block), CROP_SIDE, CROP_SIDE, 3), np.uint8), np.zeros(len(block), np.bool_)
+        images, valid = [np.zeros((0, 0, 3), np.uint8)] * len(block), np.zeros(len(block), np.bool_)
         problems = []
         for row, name in enumerate(block):
             if name:
@@ -96,7 +99,7 @@ def rows_of(names: Sequence[str]) -> list[str]:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Return an image as (112, 112, 3) uint8 RGB; one of another size is scaled, transparency is dropped.
+    """Return an image as (height, width, 3) uint8 RGB of at most `LARGEST` pixels; transparency is dropped.
 
     Raises:
         MediaError: it cannot be read.
@@ -111,9 +114,24 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise MediaError(f"cannot be read ({str(error).replace(str(path), path.name)})") from error
-    if upright.size != (CROP_SIDE, CROP_SIDE):
-        upright = upright.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR)
+    if max(upright.size) > LARGEST:
+        upright.thumbnail((LARGEST, LARGEST), Image.Resampling.BILINEAR, reducing_gap=None)
     return np.asarray(upright)
+
+
+def scaled(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return (height, width, 3) uint8 as (side, side, 3)."""
+    if image.shape[:2] == (side, side):
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def squares(images: Sequence[NDArray[np.uint8]], side: int) -> NDArray[np.uint8]:
+    """Return (height, width, 3) uint8 images as (images, side, side, 3)."""
+    found = np.zeros((len(images), side, side, 3), np.uint8)
+    for square, image in zip(found, images, strict=True):
+        square[:] = scaled(image, side)
+    return found
 
 
 def _check_rate(folder: Path, fps: float) -> None:

@@ -1,4 +1,4 @@
-"""Faces as a modality: aligned crops of one face per clip. Importing this module imports neither PyAV nor torch."""
+"""Faces as a modality: crops of one face per clip. Importing this module imports neither PyAV nor torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 DECODER = 1
 """Version of how videos become crops, in the fingerprint."""
-TEMPLATE = "arcface 112"
 ROWS_PER_SECOND = 6
 
 
@@ -29,8 +28,8 @@ class Face:
     name = "face"
     medium = "video"
     cost_per_second = ROWS_PER_SECOND
-    window_seconds = 384.0
-    """Three windows of crops are in memory at a time (at most 3 x 87 MB at 6 rows a second, 3 x 430 MB at 30)."""
+    window_seconds = 192.0
+    """Three windows are in memory at a time: at 6 rows a second 3 x 43 MB of aligned crops, 3 x 173 MB of squares."""
     longest_held = 60.0
     longest_rows = 1800
     """Of a clip whose crops are held (68 MB); those of a longer one are cut out in blocks."""
@@ -48,7 +47,6 @@ class Face:
             "decoder": DECODER,
             **settings.decoding.faces.fingerprint(),
             "detector_sha256": WEIGHTS_SHA256,
-            "crop": TEMPLATE,
             **({} if settings.max_seconds is None else {"max_seconds": float(settings.max_seconds)}),
         }
 

@@ -7,6 +7,8 @@ from typing import Any
 from extract.errors import ExtractSettingsError
 
 CHOICES = ("longest", "largest", "first", "left", "right")
+CROPS = {"aligned": "arcface 112", "square": "square 1.3 x box, 224"}
+"""How faces are cut out, and how fingerprints hold that; see `extract.faces.align`."""
 NATIVE = "native"
 """What users type, and fingerprints hold, for every frame of the video."""
 SMALLEST = 12
@@ -61,10 +63,12 @@ class FaceOptions(TrackingSettings):
     Attributes:
         fps: rows per second; None gives a row per frame of the video.
         min_face: side of the smallest face, in pixels of the picture.
+        crop: key in `CROPS`.
     """
 
     fps: float | None = 6.0
     min_face: int = 40
+    crop: str = "aligned"
 
     def __post_init__(self) -> None:
         TrackingSettings.__post_init__(self)
@@ -72,10 +76,12 @@ class FaceOptions(TrackingSettings):
             raise ExtractSettingsError(f"--fps: rows per second above zero, or {NATIVE}, got {self.fps}")
         if self.min_face < SMALLEST:
             raise ExtractSettingsError(f"--min-face: at least {SMALLEST} pixels, got {self.min_face}")
+        if self.crop not in CROPS:
+            raise ExtractSettingsError(f"--crop takes {' or '.join(CROPS)}, got {self.crop!r}")
 
     def fingerprint(self) -> dict[str, Any]:
         """Return all options as a fingerprint holds them."""
-        return {**asdict(self), "fps": NATIVE if self.fps is None else float(self.fps)}
+        return {**asdict(self), "fps": NATIVE if self.fps is None else float(self.fps), "crop": CROPS[self.crop]}
 
 
 DEFAULT = FaceOptions()
@@ -83,5 +89,6 @@ DEFAULT = FaceOptions()
 
 def options_made_with(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a fingerprint holds, by name; those of audio has none."""
+    typed = {NATIVE: None} | {held: name for name, held in CROPS.items()}
     found = {field.name: fingerprint[field.name] for field in fields(FaceOptions) if field.name in fingerprint}
-    return {name: None if value == NATIVE else value for name, value in found.items()}
+    return {name: typed.get(value, value) for name, value in found.items()}

@@ -1,5 +1,6 @@
-"""Read a clip as aligned crops of one face: of a video, in two passes, so that no more than a block is in memory."""
+"""Read a clip as crops of one face: of a video, in two passes, so that no more than a block is in memory."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from extract.audio.media import open_container
 from extract.audio.structure import stated_seconds
 from extract.audio.track import clock_zero
 from extract.errors import MediaError
-from extract.faces.align import CROP_SIDE, crops, onto_template
+from extract.faces.align import CROP_SIDE, SIDES, cut_out
 from extract.faces.image_times import at_frames
 from extract.faces.images import image_names, read_images
 from extract.faces.mtcnn import Detector, DetectorSettings
@@ -34,7 +35,8 @@ class FaceCrops(Item):
     """The face of a clip, row by row; at least one row.
 
     Attributes:
-        images: (rows, 112, 112, 3) uint8 RGB, aligned; zeros where not valid; none of a long clip.
+        images: (rows, side, side, 3) uint8 RGB, zeros where not valid, none of a long clip; of a folder of images, one
+            (height, width, 3) per row, as they are there.
         valid: (rows,) bool, whether the face was found.
         times: (rows, 2) float64, start and end in seconds; None where rows have a fixed hop.
         boxes: (rows, 4) float32 in pixels of the upright picture; NaN where not valid, and of crops that were given.
@@ -44,7 +46,7 @@ class FaceCrops(Item):
         max_seconds: cut with which the clip was read, and a long one is read again.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | list[NDArray[np.uint8]]
     valid: NDArray[np.bool_]
     times: NDArray[np.float64] | None
     boxes: NDArray[np.float32]
@@ -53,6 +55,11 @@ class FaceCrops(Item):
     others: int = 0
     max_seconds: float | None = None
 
+    @property
+    def faces(self) -> list[NDArray[np.uint8]]:
+        """The images of valid rows."""
+        return [self.images[row] for row in np.flatnonzero(self.valid)]
+
 
 class FaceReader:
     """Reads the crops of clips; the detector is loaded once per setting.
@@ -60,8 +67,8 @@ class FaceReader:
     Each clip is searched with one torch thread, as bytes must not depend on the number of cores.
 
     Args:
-        longest_rows: rows up to which a whole clip is cut out; a longer one is `Item.long`, with the places of its
-            face and without images, which `CropRecording` gives.
+        longest_rows: rows of aligned crops, in whose memory a whole clip must fit; a longer one is `Item.long`, with
+            the places of its face and without images, which `CropRecording` gives.
     """
 
     def __init__(self, longest_rows: int) -> None:
@@ -96,13 +103,13 @@ class FaceReader:
     ) -> FaceCrops:
         """Read a folder of images; see `extract.faces.images`. Those of a long one are only looked at."""
         names, times, seconds, remark = _timed(folder, video, max_seconds, options)
-        long = len(names) > self._longest_rows
-        images = np.zeros((0 if long else len(names), CROP_SIDE, CROP_SIDE, 3), np.uint8)
-        valid, problems, row = np.zeros(len(names), np.bool_), list[str](), 0
+        images, valid, problems = list[NDArray[np.uint8]](), np.zeros(len(names), np.bool_), list[str]()
+        long, room, row = len(names) > self._longest_rows, 3 * CROP_SIDE**2 * self._longest_rows, 0
         for part, there, broken in read_images(folder, names):
             valid[row : row + len(there)] = there
-            if not long:
-                images[row : row + len(there)] = part
+            room -= sum(image.nbytes for image in part)
+            long = long or room < 0
+            images = [] if long else images + part
             row += len(there)
             problems += broken
         if problems and not valid.any():
@@ -137,12 +144,12 @@ class FaceReader:
             raise MediaError("has no picture before the cut")
         if not found.valid.any():
             return nothing_found(video.seconds, video.cut_off, faces, float(found.times[-1, 1]))
-        long = len(found.valid) > self._longest_rows
-        images = np.zeros((0 if long else len(found.valid), CROP_SIDE, CROP_SIDE, 3), np.uint8)
+        long = len(found.valid) * SIDES[faces.crop] ** 2 > self._longest_rows * CROP_SIDE**2
+        images = _no_images(0 if long else len(found.valid), faces)
         if not long:
             again = Video(path, fps=faces.fps, max_seconds=max_seconds, options=options)
             row = 0
-            for part in _cut_out(again, found.valid, found.landmarks):
+            for part in _cut_out(again, found.valid, found.boxes, found.landmarks, faces.crop):
                 images[row : row + len(part)] = part
                 row += len(part)
         return FaceCrops(
@@ -191,7 +198,7 @@ def nothing_found(seconds: float, cut_off: str, options: "FaceOptions", end: flo
     return FaceCrops(
         seconds=seconds,
         cut_off=cut_off,
-        images=np.zeros((1, CROP_SIDE, CROP_SIDE, 3), np.uint8),
+        images=_no_images(1, options),
         valid=np.zeros(1, np.bool_),
         times=np.array([[0.0, end]]) if options.fps is None else None,
         boxes=np.full((1, 4), np.nan, np.float32),
@@ -201,7 +208,7 @@ def nothing_found(seconds: float, cut_off: str, options: "FaceOptions", end: flo
 
 
 class CropRecording:
-    """See `extract.modality.Recording`: (rows, 112, 112, 3) uint8, zeros where not valid.
+    """See `extract.modality.Recording`: (rows, side, side, 3) uint8, zeros where not valid.
 
     Args:
         path: of a video, or of a folder of images.
@@ -217,16 +224,16 @@ class CropRecording:
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """See `Recording`."""
-        fps, item = self._options.faces.fps, self._item
+        faces, item = self._options.faces, self._item
         if not self._path.is_dir():
-            video = Video(self._path, fps=fps, max_seconds=item.max_seconds, options=self._options)
-            return _cut_out(video, item.valid, item.landmarks)
-        names = image_names(self._path, fps)[: len(item.valid)]
+            video = Video(self._path, fps=faces.fps, max_seconds=item.max_seconds, options=self._options)
+            return _cut_out(video, item.valid, item.boxes, item.landmarks, faces.crop)
+        names = image_names(self._path, faces.fps)[: len(item.valid)]
         return _again(self._path, names + [""] * (len(item.valid) - len(names)), item.valid)
 
 
 def _again(folder: Path, names: Sequence[str], valid: NDArray[np.bool_]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the images of a folder in blocks.
+    """Yield the images of a folder in blocks of one size.
 
     Raises:
         MediaError: the folder changed after it was first read.
@@ -236,10 +243,19 @@ def _again(folder: Path, names: Sequence[str], valid: NDArray[np.bool_]) -> Iter
         if not np.array_equal(there, valid[row : row + len(there)]):
             raise MediaError("changed while it was being read")
         row += len(there)
-        yield images
+        for _, run in itertools.groupby(images, key=np.shape):
+            block = np.stack(list(run))
+            yield block if block.size else np.zeros((len(block), 1, 1, 3), np.uint8)
 
 
-def _cut_out(video: Video, valid: NDArray[np.bool_], landmarks: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
+def _no_images(rows: int, options: "FaceOptions") -> NDArray[np.uint8]:
+    side = SIDES[options.crop]
+    return np.zeros((rows, side, side, 3), np.uint8)
+
+
+def _cut_out(
+    video: Video, valid: NDArray[np.bool_], boxes: NDArray[np.float32], landmarks: NDArray[np.float32], crop: str
+) -> Iterator[NDArray[np.uint8]]:
     """Yield the crops of a video in blocks.
 
     Raises:
@@ -251,8 +267,8 @@ def _cut_out(video: Video, valid: NDArray[np.bool_], landmarks: NDArray[np.float
         here, start = valid[rows], rows.stop
         if start > len(valid):
             break
-        images = np.zeros((len(here), CROP_SIDE, CROP_SIDE, 3), np.uint8)
-        images[here] = crops(block.images[here], onto_template(landmarks[rows][here]))
+        images = np.zeros((len(here), SIDES[crop], SIDES[crop], 3), np.uint8)
+        images[here] = cut_out(block.images[here], boxes[rows][here], landmarks[rows][here], crop)
         yield images
     if start != len(valid):
         raise MediaError("changed while it was being read")

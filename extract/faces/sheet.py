@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from extract.faces.align import CROP_SIDE
-from extract.faces.images import TABLE
+from extract.faces.images import TABLE, read_image, scaled
 
 SHEET = "sheet.png"
 CLIPS, CROPS = 40, 10
@@ -38,8 +38,8 @@ def draw_sheet(out: Path, ids: Sequence[str]) -> Path:
         for place, row in enumerate(_spread(rows, CROPS)):
             left, top = LABEL + place * step, line * step
             if row["valid"] == "1":
-                with Image.open(out / id / f"{int(row['row']):05d}.png") as crop:
-                    sheet.paste(crop, (left, top))
+                crop = scaled(read_image(out / id / f"{int(row['row']):05d}.png"), CROP_SIDE)
+                sheet.paste(Image.fromarray(crop), (left, top))
             else:
                 right, bottom = left + CROP_SIDE - 1, top + CROP_SIDE - 1
                 pen.rectangle((left, top, right, bottom), fill="lightgrey")

@@ -1,12 +1,17 @@
-"""What MTCNN's output network sees in aligned crops of faces."""
+"""What MTCNN's output network sees in crops of faces."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from extract.backbones.face_rows import spread, spread_blocks
 from extract.backbones.protocol import Features
-from extract.faces.mtcnn.detector import EMBEDDED, Detector
+from extract.faces.align import CROP_SIDE
+from extract.faces.images import squares
+from extract.faces.mtcnn.detector import Detector
 from extract.faces.reading import FaceCrops
 
 
@@ -25,23 +30,14 @@ class MtcnnEncoder:
 
     def __call__(self, clips: Sequence[FaceCrops]) -> Features:
         """Return (rows of all clips, 266) float32."""
-        valid = torch.from_numpy(np.concatenate([clip.valid for clip in clips]))
-        frames = torch.zeros(len(valid), EMBEDDED)
-        frames[valid] = torch.from_numpy(
-            self._detector.embed(np.concatenate([clip.images[clip.valid] for clip in clips]))
-        )
-        times = [clip.times for clip in clips if clip.times is not None]
-        return Features(
-            frames,
-            [len(clip.valid) for clip in clips],
-            times=torch.from_numpy(np.concatenate(times)) if times else None,
-            valid=valid,
-        )
+        return spread(clips, self._embed([face for clip in clips for face in clip.faces]))
 
-    def in_blocks(self, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """See `Blockwise`; a block is (rows, 112, 112, 3) uint8 crops."""
-        for block in blocks:
-            yield torch.from_numpy(self._detector.embed(block.cpu().numpy()))
+    def in_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """See `Blockwise`; a block is (rows, side, side, 3) uint8 crops."""
+        return spread_blocks(blocks, lambda crops: self._embed(crops.cpu().numpy()))
+
+    def _embed(self, faces: Sequence[NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(self._detector.embed(squares(faces, CROP_SIDE)))
 
     def num_frames(self, num_samples: int) -> int:
         """Return the number of rows."""

@@ -12,14 +12,14 @@ import itertools
 import re
 import warnings
 from collections.abc import Sequence
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from extract.backbones.checkpoint import Checkpoint
-from extract.backbones.packed_weights import wrong_below_float32
+from extract.backbones.library_model import build_model
+from extract.backbones.packed_weights import keep_in_float32, wrong_below_float32
 from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features
 from extract.backbones.speech.front_end import num_frames, num_samples
@@ -74,7 +74,7 @@ class SpeechTransformer(nn.Module):
         self._packed = None if self.pads else PackedEncoder(encoder, dtype)
         position, config = encoder.encoder.pos_conv_embed.conv, encoder.config
         if self.pads and wrong_below_float32(position.weight):
-            position.forward = MethodType(_forward_in_float32, position)  # a copy computes with its weights
+            keep_in_float32(position)
         self.encoder: Any = encoder if self.pads else None  # the packed encoder has its own layout of the weights
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
         self._receptive_field = num_samples(1, self._convolutions)  # 400 for wav2vec 2.0
@@ -133,12 +133,6 @@ class SpeechTransformer(nn.Module):
 # Torch's warning about how WavLM's attention calls it (transformers 5.23), silenced for the whole process:
 # `warnings.catch_warnings` would restore filters while other threads run batches.
 _MIXED_MASKS = ("ignore", re.compile("Support for mismatched key_padding_mask", re.IGNORECASE), Warning, None, 0)
-
-
-def _forward_in_float32(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a module outside of autocast."""
-    with torch.autocast(x.device.type, enabled=False):
-        return type(module).forward(module, x.float())
 
 
 def load_speech_transformer(
@@ -214,56 +208,19 @@ def load_encoder(checkpoint: Checkpoint, **config: Any) -> nn.Module:
     Raises:
         BackboneError: its files cannot be read, or a weight of the encoder is missing, unexpected or of another shape.
     """
-    import transformers
-    from transformers.utils import logging
-
     layout = checkpoint.layout()
     stored = checkpoint.tensors(layout.in_encoder)
     tensors = {name.removeprefix(layout.prefix): tensor for name, tensor in stored.items()}
     if not checkpoint.config.get("conv_pos_batch_norm"):
         tensors = _with_normed_position(tensors)
-    logging.disable_progress_bar()  # loading takes a second, and the extraction has its own bar
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of missing weights; problems are raised below
-    kind = getattr(transformers, _ENCODERS[checkpoint.config["model_type"]])
-    try:
-        settings = kind.config_class.from_dict({**checkpoint.config, **config})
-        encoder, report = kind.from_pretrained(
-            None,
-            config=settings,
-            state_dict=tensors,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-        )
-    except MemoryError:
-        raise
-    except Exception as error:  # a model that cannot be built raises many types
-        first_line = str(error).strip().partition("\n")[0]
-        raise BackboneError(
-            f"{checkpoint.folder}: transformers {transformers.__version__} cannot build the model of its config.json "
-            f"({type(error).__name__}: {first_line})"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-    _refuse_problems(checkpoint, layout.prefix, report)
-    return encoder
-
-
-def _refuse_problems(checkpoint: Checkpoint, prefix: str, report: dict[str, Any]) -> None:
-    shapes = (f"{name} {tuple(stored)} for {tuple(wanted)}" for name, stored, wanted in report["mismatched_keys"])
-    problems = {
-        "missing": sorted(set(report["missing_keys"]) - _TRAINING_ONLY),
-        "unexpected": sorted(report["unexpected_keys"]),
-        "misshapen": sorted(shapes),
-    }
-    for what, weights in problems.items():
-        if weights:
-            raise BackboneError(
-                f"{checkpoint.folder}: {len(weights)} {what} weight(s) of the encoder, the first "
-                f"{prefix + weights[0]!r}; the weights do not fit config.json, and features would be wrong: use the "
-                "config.json that belongs to them, or download the checkpoint again"
-            )
+    return build_model(
+        checkpoint,
+        _ENCODERS[checkpoint.config["model_type"]],
+        {**checkpoint.config, **config},
+        tensors,
+        may_differ=lambda _, name: name in _TRAINING_ONLY,
+        prefix=layout.prefix,
+    )
 
 
 def _with_normed_position(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

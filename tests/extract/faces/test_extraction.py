@@ -238,9 +238,9 @@ def test_long_videos_are_computed_in_blocks(folder, tmp_path, monkeypatch, fps, 
 
 def test_a_video_that_changes_between_the_passes_fails(folder):
     video = Video(folder / "short.mp4", fps=5)
-    landmarks = np.zeros((3, 5, 2), np.float32)
+    boxes, landmarks = np.zeros((3, 4), np.float32), np.zeros((3, 5, 2), np.float32)
     with pytest.raises(MediaError, match="changed while it was being read"):
-        list(_cut_out(video, np.zeros(3, bool), landmarks))
+        list(_cut_out(video, np.zeros(3, bool), boxes, landmarks, "aligned"))
 
 
 CHILD = """

@@ -6,8 +6,7 @@ from PIL import Image
 
 import emi
 from extract.errors import MediaError, MediaListError
-from extract.faces.images import image_names, read_image, read_images, rows_of
-from extract.faces.modality import Face
+from extract.faces.images import LARGEST, image_names, read_image, read_images, rows_of, scaled
 from extract.faces.mtcnn import Detector
 from extract.modality import MODALITIES
 from extract.settings import DecodeOptions
@@ -63,9 +62,12 @@ def test_other_sizes_and_modes_are_read(tmp_path):
     Image.fromarray(picture).convert("RGBA").save(tmp_path / "alpha.png")
     Image.fromarray(picture).convert("L").save(tmp_path / "grey.png")
     Image.fromarray(face(1, 224)).save(tmp_path / "large.png")
+    Image.fromarray(np.full((300, 1200, 3), 7, np.uint8)).save(tmp_path / "huge.png")
     np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), picture)
     assert read_image(tmp_path / "grey.png").shape == (112, 112, 3)
-    assert np.abs(read_image(tmp_path / "large.png").astype(int) - picture).mean() < 4
+    np.testing.assert_array_equal(read_image(tmp_path / "large.png"), face(1, 224))
+    assert np.abs(scaled(read_image(tmp_path / "large.png"), 112).astype(int) - picture).mean() < 4
+    assert read_image(tmp_path / "huge.png").shape == (LARGEST // 4, LARGEST, 3)
 
 
 def test_missing_and_broken_images_are_rows_without_a_face(tmp_path):
@@ -75,7 +77,9 @@ def test_missing_and_broken_images_are_rows_without_a_face(tmp_path):
     (folder / "._1.png").write_bytes(b"x")
     (images, valid, problems), *_ = read_images(folder, image_names(folder, 6))
     assert valid.tolist() == [True, True, False, False, True]
-    np.testing.assert_array_equal(images, [face(1), face(2), 0 * face(1), 0 * face(1), face(5)])
+    for row, number in ((0, 1), (1, 2), (4, 5)):
+        np.testing.assert_array_equal(images[row], face(number))
+    assert images[2].size == images[3].size == 0
     assert [problem.partition(" (")[0] for problem in problems] == ["4.jpg cannot be read"]
     whole, cut = (read_clip(folder, max_seconds) for max_seconds in (None, 0.3))
     assert whole.seconds == cut.seconds == pytest.approx(5 / 6)
@@ -134,7 +138,7 @@ def test_many_images_are_computed_in_blocks(tmp_path, monkeypatch, max_seconds):
     write(tmp_path / "clips" / "a", **{str(i): face(i) for i in (0, 1, 2, 5, 6, 8)})
     settings = {"backbone": "mtcnn", "dtype": "float32", "max_seconds": max_seconds}
     emi.extract(tmp_path / "clips", tmp_path / "whole.zarr", **settings)
-    monkeypatch.setattr(Face, "longest_rows", 4)
+    monkeypatch.setattr(type(MODALITIES["face"]), "longest_rows", 4)
     monkeypatch.setattr("extract.faces.images.BLOCK_ROWS", 2)
     item = read_clip(tmp_path / "clips" / "a", max_seconds)
     assert (item.long, len(item.images), len(item.valid)) == (True, 0, 9)

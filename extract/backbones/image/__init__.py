@@ -1,0 +1,1 @@
+"""Image encoders of the transformers library and of timm, for crops of faces."""
