@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     pairs = 1 if options.quick else LEAST_PAIRS
+    transformers.logging.disable_progress_bar()
     print(
         f"{header_line()}, torch {torch.__version__}, {torch.get_num_threads()} threads; load {os.getloadavg()[0]:.2f}"
     )
@@ -167,7 +168,7 @@ def decoding(folder: Path) -> dict[str, Any]:
 def save_vit(folder: Path, *, small: bool) -> Path:
     """Save ViT-base with random weights, as google/vit-base-patch16-224-in21k is."""
     sizes = {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 192} if small else {}
-    transformers.ViTModel(transformers.ViTConfig(**sizes), add_pooling_layer=False).save_pretrained(folder)
+    transformers.ViTModel(transformers.ViTConfig(**sizes)).save_pretrained(folder)
     transformers.ViTImageProcessorPil().save_pretrained(folder)
     return folder
 
@@ -219,7 +220,7 @@ def emi_encoder(checkpoint: Path, precision: str, crops: np.ndarray) -> Callable
 def library_encoder(checkpoint: Path, precision: str, crops: np.ndarray, size: int) -> Callable[[], object]:
     """Return a call that embeds the crops as transformers' documentation shows, with all threads."""
     processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
-    model = transformers.AutoModel.from_pretrained(checkpoint, dtype=DTYPES[precision], add_pooling_layer=False).eval()
+    model = transformers.AutoModel.from_pretrained(checkpoint, dtype=DTYPES[precision]).eval()
 
     def run() -> None:
         with torch.inference_mode():

@@ -34,7 +34,7 @@ class MtcnnEncoder:
 
     def in_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """See `Blockwise`; a block is (rows, side, side, 3) uint8 crops."""
-        return spread_blocks(blocks, lambda crops: self._embed(crops.cpu().numpy()))
+        return spread_blocks(blocks, lambda crops: self._embed(list(crops.cpu().numpy())))
 
     def _embed(self, faces: Sequence[NDArray[np.uint8]]) -> Tensor:
         return torch.from_numpy(self._detector.embed(squares(faces, CROP_SIDE)))
