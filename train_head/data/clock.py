@@ -21,29 +21,28 @@ class LabelClock:
 
     Attributes:
         fps: label rows per second; 0 where the rows are the frames of a video.
-        native: the streams that were extracted from every frame of the video: their rows have times.
+        streams: of the clips; rows of those that were extracted from every frame of the video have times.
     """
 
     fps: float
-    native: Sequence[Stream]
+    streams: Sequence[Stream]
 
     def seconds(self, labels: Labels, clip: int) -> NDArray[np.float64]:
         """(label rows,) seconds of the label rows of one clip; NaN where nothing says when they are.
 
-        Label rows beyond the video's last frame are when that is. Of a video in which nothing was found, only the
-        length is known: its label rows are spread evenly over it.
+        Label rows beyond the video's last frame are when that is. Where no stream has the frames of the video, as where
+        no face was found, label rows are spread evenly over the clip.
         """
         numbers = labels.moments_of(clip)
         if labels.clock == "time":
             return numbers
         if self.fps:
             return numbers / self.fps
-        stream = next((stream for stream in self.native if stream.lengths[clip]), None)
-        if stream is None:
-            return np.full(len(numbers), np.nan)
-        times = _times(stream, clip)
-        if self._nothing_found(stream, clip):
-            return numbers * (times[0, 1] / max(1, _frames(labels, clip)))
+        video = self._video(clip)
+        if video is None:
+            length = max(_end(stream, clip) for stream in self.streams)
+            return numbers * (length / max(1, _frames(labels, clip))) if length else np.full(len(numbers), np.nan)
+        times = _times(video, clip)
         held: NDArray[np.float64] = times[np.minimum(numbers.astype(np.int64), len(times) - 1), 0]
         return held
 
@@ -58,11 +57,9 @@ class LabelClock:
         few: list[str] = []
         many: list[str] = []
         for clip, name in enumerate(labels.filenames):
-            stream = next((stream for stream in self.native if stream.lengths[clip]), None)
-            if stream is None or self._nothing_found(stream, clip):
-                continue
-            rows, frames = _frames(labels, clip), int(stream.lengths[clip])
-            if rows > frames or (rows < frames and not labels.clock):  # a table may leave frames out
+            video = self._video(clip)
+            rows, frames = _frames(labels, clip), int(video.lengths[clip]) if video is not None else 0
+            if frames and (rows > frames or (rows < frames and not labels.clock)):  # a table may leave frames out
                 said = f"{name}: {rows} rows of labels, {frames} frames"
                 (few if are_few(abs(rows - frames), rows) else many).append(said)
         if many:
@@ -72,10 +69,14 @@ class LabelClock:
             )
         return few
 
-    @staticmethod
-    def _nothing_found(stream: Stream, clip: int) -> bool:
-        start = int(stream.starts[clip])
-        return int(stream.lengths[clip]) == 1 and stream.valid is not None and not stream.valid[start]
+    def _video(self, clip: int) -> Stream | None:
+        """Return the first stream with a row for each frame of a clip's video; one row without anything is none."""
+        for stream in self.streams:
+            length, start = int(stream.lengths[clip]), int(stream.starts[clip])
+            nothing = length == 1 and stream.valid is not None and not stream.valid[start]
+            if stream.times is not None and length and not nothing:
+                return stream
+        return None
 
 
 def label_clock(labels: Labels, streams: Mapping[str, Stream], fps: float) -> LabelClock:
@@ -89,12 +90,11 @@ def label_clock(labels: Labels, streams: Mapping[str, Stream], fps: float) -> La
     Raises:
         LabelError: nothing says it.
     """
-    native = [stream for stream in streams.values() if stream.times is not None]
-    if labels.clock != "time" and not fps and not native:
+    if labels.clock != "time" and not fps and all(stream.times is None for stream in streams.values()):
         raise LabelError(
             f"{labels.path} does not say when its rows are; give --label-fps, such as 25 for a row every 40 ms"
         )
-    return LabelClock(fps, native)
+    return LabelClock(fps, list(streams.values()))
 
 
 def rows_at_labels(
@@ -163,3 +163,10 @@ def _times(stream: Stream, clip: int) -> NDArray[np.float64]:
     assert stream.times is not None
     start = int(stream.starts[clip])
     return stream.times[start : start + int(stream.lengths[clip])].double().numpy()
+
+
+def _end(stream: Stream, clip: int) -> float:
+    """Seconds at which the last row of a clip ends; 0 where there is none, or nothing says it."""
+    if stream.times is not None:
+        return float(_times(stream, clip)[-1:, 1].sum())
+    return int(stream.lengths[clip]) * (stream.hop or 0.0)
