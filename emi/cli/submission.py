@@ -31,13 +31,25 @@ def submission(
     """
     from emi.console import check_writable
     from train_head.data.label_format import parse_range
-    from train_head.data.reading import read_any_labels
-    from train_head.evaluation.frame_submission import BOUNDS, write_frame_submission
+    from train_head.evaluation.frame_submission import BOUNDS
 
     check_writable(out)
     place = predictions / "predictions_test" if (predictions / "predictions_test").is_dir() else predictions
-    bounds = parse_range(given["label_range"]) if "label_range" in given else BOUNDS
-    read = read_any_labels(place, check_range=False)
-    clipped = write_frame_submission(out, read, template, bounds)
+    write_rows_of(template, place, out, parse_range(given["label_range"]) if "label_range" in given else BOUNDS)
+
+
+def write_rows_of(template: Path, predictions: Path, out: Path, bounds: tuple[float, float]) -> None:
+    """Write the rows of a template, and say how many values were clipped.
+
+    Args:
+        template: the organisers' example.
+        predictions: folder with a text file per clip, or another file of predictions per frame.
+        out: file to write.
+        bounds: to which values are clipped.
+    """
+    from train_head.data.reading import read_any_labels
+    from train_head.evaluation.frame_submission import write_frame_submission
+
+    clipped = write_frame_submission(out, read_any_labels(predictions, check_range=False), template, bounds)
     low, high = bounds
     typer.echo(f"wrote the rows of {template} to {out}; {clipped} values were clipped to {low:g} and {high:g}")
