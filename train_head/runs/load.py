@@ -201,14 +201,14 @@ def load_heads(folder: StrPath) -> list[tuple[TrainedHead, float]]:
         }
         rows = [getattr(head.settings, key) for key in ROW_SETTINGS] + [head.head.reach] if head.by_frame else []
         groups.setdefault(f"{own} {json.dumps([made, rows], sort_keys=True)}", []).append((head, weight))
-    centre = _is_centred(place)
+    centre = is_centred(place)
     if centre and len(groups) > 1:
         one, other, *_ = [group[0][0] for group in groups.values()]
         raise _unlike(place, one, other, "features or windows, which cannot be centred,")
     return [_together(place, group, centre=centre) for group in groups.values()]
 
 
-def _is_centred(folder: Path) -> bool:
+def is_centred(folder: Path) -> bool:
     """Whether the predictions of the runs that a folder lists are centred before the mean."""
     path = folder / run_folder.ENSEMBLE
     return path.is_file() and read_toml(path, "list of runs", RunFolderError).get("centre") is True
@@ -240,7 +240,7 @@ def members_of(folder: Path, within: tuple[Path, ...] = ()) -> list[tuple[Path, 
                 f"{folder / run_folder.ENSEMBLE} lists {name}, and there is no run at {os.path.abspath(place)}; put it "
                 "back, or make the ensemble again from where its runs are now (`emi ensemble`)"
             )
-        if _is_centred(place):
+        if is_centred(place):
             raise RunFolderError(
                 f"{folder / run_folder.ENSEMBLE} lists {name}, whose runs are centred before their mean; within "
                 "another mean they cannot be, so make the ensemble of its runs"
