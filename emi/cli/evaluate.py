@@ -68,7 +68,7 @@ def evaluate(
     form, frames = label_format(**given), submission and has_image_rows(labels)
     if submission and (predictions.is_dir() or labels.is_dir()):
         raise LabelError(
-            "--submission checks a file beside a template, not folders with rows per frame; leave it out, or write the "
+            "--submission checks a CSV beside a template, not folders with rows per frame; leave it out, or write the "
             "file with `emi submission`"
         )
     numbers: dict[str, Any] = {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from cache.format import Clip
 from train_head.data.clock import rows_at_labels
@@ -82,8 +83,9 @@ def predict_split(trained: TrainedHead, split: Split) -> NDArray[np.float32]:
     samples = rows.windowed(settings.window, settings.hop)
     if not (any(trained.smoothing) or trained.centre):
         return predict(trained.head, samples, overlap=settings.overlap)
-    together = isinstance(trained.head, Ensemble)
-    members, weights = (trained.head.members, trained.head.weights) if together else ([trained.head], [1.0])
+    members, weights = list[nn.Module]([trained.head]), [1.0]
+    if isinstance(trained.head, Ensemble):
+        members, weights = list(trained.head.members), trained.head.weights
     found = [predict(member, samples, overlap=settings.overlap) for member in members]
     smoothed = [
         values if smoothing is None else smoothing.apply(values, lengths)
