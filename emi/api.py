@@ -174,6 +174,7 @@ def ensemble(
     *,
     weights: Sequence[float] | None = None,
     labels: StrPath | None = None,
+    centre: bool = False,
 ) -> EnsembleResult:
     """Make a folder that predicts the mean of finished runs, of any heads, features and backbones.
 
@@ -182,11 +183,12 @@ def ensemble(
         out: folder; `load(out)` takes it.
         weights: what each counts; all alike by default.
         labels: labels of the validation clips, where the file that the runs record is gone or has changed.
+        centre: of predictions per frame, move each run's to a common level first (CCC centring).
 
     Raises:
         EmiError: see `train_head.protocols.ensemble.ensemble`.
     """
-    return make_ensemble(runs, out, weights=weights, labels=labels)
+    return make_ensemble(runs, out, weights=weights, labels=labels, centre=centre)
 
 
 @takes_paths

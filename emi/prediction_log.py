@@ -12,8 +12,9 @@ from cache.sources import size_and_time
 from cache.system.atomic_file import write_atomically
 from extract.sources import Source
 from train_head.data.labels import FILENAME
-from train_head.runs.load import members_of
+from train_head.runs.load import is_centred, members_of
 from train_head.runs.run_folder import BEST, CONFIG
+from train_head.runs.smoothing import FILE as SMOOTHING
 
 Record = dict[str, Any]
 
@@ -94,9 +95,9 @@ def _state(source: Source) -> list[Any] | None:
 
 def model_digest(run: StrPath) -> str:
     """Return a hash of the settings and weights of a run, or of all runs of an ensemble."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"centred" if is_centred(Path(run)) else b"")
     for folder, weight in members_of(Path(run)):
         digest.update(f"{weight!r}\n".encode())
-        for name in (CONFIG, BEST):
-            digest.update((folder / name).read_bytes())
+        for name in (CONFIG, BEST, SMOOTHING):
+            digest.update((folder / name).read_bytes() if name != SMOOTHING or (folder / name).is_file() else b"")
     return digest.hexdigest()

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def evaluate(
     predictions: Annotated[
         Path,
-        typer.Argument(help="CSV with Filename and one column per target; of frames, also a folder of text files."),
+        typer.Argument(
+            help="CSV with Filename and one column per target; of frames, also a folder of text files, or a submission."
+        ),
     ],
     labels: Annotated[Path, typer.Argument(help="Labels, per clip or per frame; their clips and columns decide.")],
     *,
@@ -41,7 +43,10 @@ def evaluate(
     ] = None,
     submission: Annotated[
         bool,
-        typer.Option("--submission", help="First check the file as a challenge would; LABELS may have no values."),
+        typer.Option(
+            "--submission",
+            help="First check the file as a challenge would; LABELS may have no values. Of frames: the template.",
+        ),
     ] = False,
     json_file: options.Json = None,
     given: options.Given,
@@ -55,22 +60,28 @@ def evaluate(
     Example: emi evaluate runs/paper/predictions_valid.csv valid_split.csv --bins --json scores.json
     """
     from emi.console import check_writable
+    from train_head.data.image_rows import has_image_rows
+    from train_head.evaluation.frame_submission import check_frame_submission
     from train_head.evaluation.submission import check_submission, has_values
 
     check_writable(json_file)
-    form = label_format(**given)
+    form, frames = label_format(**given), submission and has_image_rows(labels)
     if submission and (predictions.is_dir() or labels.is_dir()):
         raise LabelError(
-            "--submission checks a CSV with one row per clip, not folders with rows per frame; leave it out"
+            "--submission checks a CSV beside a template, not folders with rows per frame; leave it out, or write the "
+            "file with `emi submission`"
         )
     numbers: dict[str, Any] = {}
-    if submission:
+    if frames:
+        numbers["problems"] = check_frame_submission(predictions, labels)
+    elif submission:
         numbers["problems"] = check_submission(predictions, labels, form)
+    if submission:
         for problem in numbers["problems"]:
             typer.echo(f"{predictions}: {problem}", err=True)
         if not numbers["problems"]:
             typer.echo(f"{predictions} can be submitted: header, clips, order and values fit {labels}")
-    if not numbers.get("problems") and (not submission or has_values(labels, form)):
+    if not numbers.get("problems") and (not submission or (not frames and has_values(labels, form))):
         numbers = _score(predictions, labels, form, intervals, bins, train) | numbers
     if json_file is not None:
         json_file.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

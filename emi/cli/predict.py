@@ -35,7 +35,10 @@ def predict(
     ] = None,
     submission: Annotated[
         Path | None,
-        typer.Option(help="Write a challenge's file: integer Filenames without padding, sorted, values within 0 to 1."),
+        typer.Option(
+            help="Write a challenge's file: integer Filenames without padding, sorted, values within 0 to 1. "
+            "Of frames: the rows of --template, beside --out."
+        ),
     ] = None,
     template: Annotated[
         Path | None, typer.Option(help="CSV whose clips are predicted, and whose row order the --submission takes.")
@@ -59,6 +62,7 @@ def predict(
 
     Example: emi predict clips/ --model runs/paper --submission predictions.csv --template test_split.csv
     """
+    from emi.cli.submission import write_rows_of
     from emi.media_sources import list_sources
     from emi.prediction import load
     from emi.prediction_log import PredictionLog, model_digest
@@ -71,10 +75,14 @@ def predict(
     media_root = given.pop("media_root", None)
     options = DecodeOptions(**{name: given.pop(name) for name in ("track", "allow_truncated") if name in given})
     loaded = load(model, backbone=_places(backbone), options=options, **given)
-    _check_kind(loaded, csv_file or submission, out)
+    _check_kind(loaded, csv_file, submission, out, template)
     sources = list_sources(media, media_root, images=loaded.takes_images)
     if out is not None:
+        if template is not None:
+            sources = _named_in(template, sources)
         _write_rows(loaded, media, sources, out, f"{model_digest(model)} {options} {given.get('label_fps')}")
+        if submission is not None and template is not None:
+            write_rows_of(template, out, submission, loaded.label_range)
         return
     if template is not None:
         sources = [sources[i] for i in template_clips(template, loaded.names, [source.id for source in sources])]
@@ -111,15 +119,21 @@ def _check(csv_file: Path | None, submission: Path | None, template: Path | None
     check_writable(csv_file, submission)
 
 
-def _check_kind(model: "Model", table: Path | None, out: Path | None) -> None:
+def _check_kind(
+    model: "Model", csv_file: Path | None, submission: Path | None, out: Path | None, template: Path | None
+) -> None:
     """Refuse a table for a run that predicts every frame, and a folder for one that predicts the clip."""
     from train_head.errors import RunFolderError, refuse
 
     refuse(
         (
-            model.by_frame and (out is None or table is not None),
+            model.by_frame and (out is None or csv_file is not None),
             "this run predicts every frame, which a table of clips cannot hold; give --out FOLDER alone, which gets a "
             "file per clip",
+        ),
+        (
+            model.by_frame and submission is not None and template is None,
+            "the rows of a --submission of frames are those of --template, the organisers' example; name it",
         ),
         (out and not model.by_frame, "this run predicts a value per clip; give --csv FILE instead of --out"),
         error=RunFolderError,
@@ -157,6 +171,23 @@ def _write_rows(model: "Model", media: "Sequence[str]", sources: "Sequence[Sourc
         _tell_kept(None, len(failures), len(sources), log)
         raise typer.Exit(1)
     log.remove()
+
+
+def _named_in(template: Path, sources: "Sequence[Source]") -> "list[Source]":
+    """Return the clips that a template of frames names.
+
+    Raises:
+        LabelError: some are not among the media; names the first five.
+    """
+    from cache.ids import find_ids
+    from train_head.data.image_rows import read_image_rows
+    from train_head.evaluation.submission import problem, refuse_problems
+
+    by_id, clips = {source.id: source for source in sources}, read_image_rows(template).clips().ids
+    found = find_ids(clips, by_id)
+    lacking = [clip for clip, name in zip(clips, found, strict=True) if name is None]
+    refuse_problems(problem(lacking, f"of its {len(clips)} clips are not among the media"), template)
+    return sorted(by_id[name] for name in found if name is not None)
 
 
 def _tell_kept(submission: Path | None, failures: int, clips: int, log: "PredictionLog") -> None:

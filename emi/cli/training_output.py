@@ -151,6 +151,8 @@ def print_outcome(outcome: Outcome, out: Path, missing: str) -> None:
         if result.overlap:
             typer.echo(result.overlap, err=True)
         typer.echo(f"validation, best epoch {result.best_epoch}:\n{result.report.table()}")
+        if result.smoothing:
+            typer.echo(result.smoothing.sentence("valid"))
         if result.agreement:
             typer.echo(result.agreement.table(result.report))
         if result.test_report:

@@ -133,6 +133,27 @@ def test_a_run_on_labels_with_times_needs_a_rate(data, labelled_cache, tmp_path)
         assert len(values(tmp_path / "fast")[clip]) - 2 * len(rows) in (-1, 0, 1)
 
 
+def test_a_submission_has_the_rows_of_its_template_and_only_its_clips_are_predicted(data, tmp_path):
+    expected, file = values(data / "run" / "predictions_valid"), tmp_path / "predictions.txt"
+    clips = sorted(expected)[1:3]
+    rows = [f"{clip}/{i + 1:05d}.jpg" for clip in reversed(clips) for i in range(len(expected[clip]))]
+    template = tmp_path / "example.txt"
+    template.write_text("\n".join(["image_location,valence,arousal", *(f"{row},0,0" for row in rows), ""]))
+    done = predict(data, data / "run", tmp_path / "out", "--template", template, "--submission", file)
+    assert done.exit_code == 0, done.output
+    assert sorted(values(tmp_path / "out")) == clips
+    header, *lines = (line.split(",") for line in file.read_text().splitlines())
+    assert header == ["image_location", "valence", "arousal"]
+    assert [line[0] for line in lines] == rows
+    wanted = np.clip(np.concatenate([expected[clip] for clip in reversed(clips)]), -1, 1)
+    np.testing.assert_allclose(np.array([line[1:] for line in lines], float), wanted, atol=1e-5)
+    alone = predict(data, data / "run", tmp_path / "out", "--submission", file)
+    assert "are those of --template, the organisers' example" in str(alone.exception)
+    template.write_text("image_location\nsomebody/00001.jpg\n")
+    other = predict(data, data / "run", tmp_path / "out", "--template", template, "--submission", file)
+    assert "1 of its 1 clips are not among the media (first: somebody)" in str(other.exception)
+
+
 def test_what_does_not_go_together_is_refused(data, labelled, labelled_cache, tmp_path):
     files = (labelled / "train.csv", labelled / "valid.csv", tmp_path / "clips")
     emi.train_head(labelled_cache, *files, head="mean", epochs=1)

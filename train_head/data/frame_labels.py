@@ -100,6 +100,9 @@ def _read_folder(place: Path, form: LabelFormat) -> Labels:
 def _lines(file: Path) -> tuple[tuple[str, ...], list[str]]:
     """Return the names in the first line of a file, and its other lines; empty ones at its end are left out."""
     header, *lines = file.read_text(encoding="utf-8-sig").splitlines() or [""]
+    if not header.strip():
+        what = "is empty" if not lines else "has an empty first line"
+        raise LabelError(f"{file} {what}; expected the names of the targets and a line per frame")
     while lines and not lines[-1].strip():
         lines.pop()
     return tuple(cell.strip() for cell in header.split(",")), lines

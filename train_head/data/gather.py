@@ -17,7 +17,7 @@ from cache.ids import match_ids
 from cache.paths import StrPath
 from cache.reader import FeatureCache, open_cache
 from cache.shared import shared_load
-from train_head.data.clock import rows_at_labels
+from train_head.data.clock import LabelClock, label_clock, rows_at_labels
 from train_head.data.labels import Labels
 from train_head.data.splits import Split, whole_clips
 from train_head.data.streams import Stream
@@ -93,12 +93,18 @@ def gather(
     splits = {}
     for name, part in labels.items():
         streams = {s: rows.without_empty() if part.by_frame else rows.only_valid() for s, rows in found[name].items()}
-        at = rows_at_labels(part, streams, fps) if part.by_frame else None
-        if at is not None:
-            _refuse_uncovered(part, at)
-        split = Split(part, streams, torch.from_numpy(part.unit_values), whole_clips(part), at)
+        split = Split(part, streams, torch.from_numpy(part.unit_values), whole_clips(part))
+        split = _timed(split, label_clock(part, found[name], fps)) if part.by_frame else split
         splits[name] = with_required(split, skip_missing, require)
     return splits
+
+
+def _timed(split: Split, clock: LabelClock) -> Split:
+    """Return a split of labels per frame with the rows that hold at its label rows."""
+    misaligned = clock.differing(split.labels)
+    at = rows_at_labels(split.labels, split.streams, clock.fps, clock)
+    _refuse_uncovered(split.labels, at)
+    return replace(split, at=at, misaligned=misaligned)
 
 
 def gather_streams(

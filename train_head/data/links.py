@@ -11,6 +11,8 @@ from train_head.errors import TrainSettingsError
 
 PRESETS = {"aff-wild2": r"(.+?)(?:_left|_right)?"}
 """Patterns by name, of streams of sound: two people in one video of Aff-Wild2 share its sound."""
+GROUPS = {name: f"^{pattern}$" for name, pattern in PRESETS.items()}
+"""Regular expressions that find what clips belong to, for a preset: the video."""
 
 
 class LinkedCache(FeatureCache):

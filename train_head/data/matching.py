@@ -106,11 +106,11 @@ def predicted_rows(truth: Labels, guess: Labels) -> Labels:
         apart = abs(rows - predicted) if free else int((labelled[truth.rows_of([i])] & ~found).sum())
         said = f"{predicted} rows for {rows} of labels" if free else f"{apart} of {rows} rows of labels not predicted"
         if apart:
-            (many if apart > max(FEW_ROWS, FEW_SHARE * rows) else few).append(f"{truth.filenames[i]}: {said}")
+            (few if are_few(apart, rows) else many).append(f"{truth.filenames[i]}: {said}")
     if many:
         raise LabelError(
-            f"the rows of {guess.path} are not those of {truth.path} in {len(many)} clips (first: "
-            f"{'; '.join(many[:5])}); predict every frame that has a label"
+            f"the rows of {guess.path} are not those of {truth.path} in {some_clips(many)}; predict every frame that "
+            "has a label"
         )
     if all(found.all() for found in kept):
         return replace(truth, cut=tuple(few))
@@ -123,6 +123,16 @@ def predicted_rows(truth: Labels, guess: Labels) -> Labels:
         moments=np.concatenate(moments),
         cut=tuple(few),
     )
+
+
+def are_few(apart: int, rows: int) -> bool:
+    """Whether a clip with this number of label rows may have so many more or less."""
+    return apart <= max(FEW_ROWS, FEW_SHARE * rows)
+
+
+def some_clips(said: Sequence[str]) -> str:
+    """Return the number of clips, and what is said of the first five."""
+    return f"{len(said)} clip{'s' * (len(said) > 1)} (first: {'; '.join(said[:5])})"
 
 
 def labelled_rows(labels: Labels) -> NDArray[np.bool_]:

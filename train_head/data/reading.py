@@ -6,13 +6,28 @@ import numpy as np
 
 from cache.paths import StrPath
 from train_head.data.frame_labels import are_frame_labels, read_frame_labels
+from train_head.data.image_rows import has_image_rows, read_image_rows
 from train_head.data.label_format import LabelFormat
-from train_head.data.labels import FILENAME, Labels, NoGroupsError, label_table, read_clips, read_labels, read_split
+from train_head.data.labels import (
+    FILENAME,
+    Labels,
+    NoGroupsError,
+    label_table,
+    match_groups,
+    read_clips,
+    read_labels,
+    read_split,
+)
 from train_head.errors import LabelError
 
 
 def read_any_labels(path: StrPath, form: LabelFormat | None = None, *, check_range: bool = True) -> Labels:
-    """Read labels; arguments and errors as of `read_labels` and `read_frame_labels`."""
+    """Read labels; arguments and errors as of `read_labels` and `read_frame_labels`.
+
+    Predictions (without `check_range`) may be a file with a row per frame that is named by its image.
+    """
+    if not check_range and has_image_rows(path):
+        return read_image_rows(path).predictions()
     read = read_frame_labels if are_frame_labels(path, form) else read_labels
     return read(path, form, check_range=check_range)
 
@@ -22,7 +37,8 @@ def read_beside(split: str, path: StrPath, form: LabelFormat, train: Labels) -> 
 
     Args:
         split: its name.
-        path: labels per frame where those of the training are, else a CSV.
+        path: labels per frame where those of the training are, else a CSV; "test" may be a template of a submission,
+            which gives clips and rows.
         form: with the targets of the training.
         train: labels, or predictions, of the same targets.
 
@@ -57,6 +73,10 @@ def _read_clips(split: str, path: StrPath, form: LabelFormat, train: Labels) -> 
 
 
 def _read_frames(split: str, path: StrPath, form: LabelFormat, train: Labels) -> Labels:
+    if split == "test" and has_image_rows(path):
+        clips = read_image_rows(path).clips()
+        groups = match_groups(clips.filenames, form.group_by, clips.path) if form.group_by else None
+        return replace(clips, groups=groups, range=form.range)
     if not are_frame_labels(path, form):
         raise LabelError(f"{path} has no labels per frame, and {train.path} has; give such a folder or table")
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from train_head.data.labels import Labels
+from train_head.data.matching import some_clips
 from train_head.data.streams import Rows, Stream
 from train_head.data.windows import Window, make_windows
 
@@ -42,6 +43,7 @@ class Split:
         at: for labels per frame, by stream, (label rows,) int64: the row of the clip that holds at each label row, from
             0 at the clip's first row of that stream; -1 where none does.
         skipped: for labels per frame, by stream, (samples,) int64: rows of the clip before those of each sample.
+        misaligned: for labels per frame, clips whose label rows are a few more or less than the frames of their video.
     """
 
     labels: Labels
@@ -50,6 +52,7 @@ class Split:
     windows: Sequence[Window] | None = None
     at: Mapping[str, Tensor] | None = None
     skipped: Mapping[str, Tensor] | None = None
+    misaligned: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,6 +97,10 @@ class Split:
         """Return the same samples with some of the streams."""
         at, skipped = (None if part is None else {n: part[n] for n in names} for part in (self.at, self.skipped))
         return replace(self, streams={name: self.streams[name] for name in names}, at=at, skipped=skipped)
+
+    def filled(self) -> "Split":
+        """Return the same samples with valid rows in the places of others; see `Stream.filled`."""
+        return replace(self, streams={name: stream.filled() for name, stream in self.streams.items()})
 
     def take(self, clips: Sequence[int]) -> "Split":
         """Return some of the clips, on the same rows; of labels per frame, before they are cut into windows."""
@@ -211,6 +218,16 @@ def lacking_clips(splits: Mapping[str, Split]) -> list[tuple[str, str, str]]:
         for clip in range(len(split))
         for stream, rows in (split.streams.items() if len(split.streams) > 1 else ())
         if not rows.lengths[clip]
+    ]
+
+
+def misaligned_clips(splits: Mapping[str, Split]) -> list[str]:
+    """Return a sentence per split of which clips have a few label rows more or less than their video has frames."""
+    return [
+        f"{name}: label rows and frames of the video differ a little in {some_clips(split.misaligned)}; label rows "
+        "beyond the last frame belong to it"
+        for name, split in splits.items()
+        if split.misaligned
     ]
 
 

@@ -84,6 +84,24 @@ class Stream:
         empty = self.only_valid().lengths == 0
         return replace(self, lengths=self.lengths.masked_fill(empty, 0))
 
+    def filled(self) -> "Stream":
+        """Return the stream with the nearest valid row of a sample in the place of each that is not valid.
+
+        Of two that are equally near it is the earlier; a sample without valid rows stays as it is.
+        """
+        if self.valid is None:
+            return self
+        index = torch.arange(len(self.rows), device=self.valid.device)
+        for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
+            known = self.valid[start : start + length].nonzero()[:, 0]
+            if 0 < len(known) < length:
+                row = torch.arange(length, device=known.device)
+                after = known[torch.searchsorted(known, row).clamp(max=len(known) - 1)]
+                before = known[(torch.searchsorted(known, row, right=True) - 1).clamp(min=0)]
+                nearest = torch.where((row - before).abs() <= (after - row).abs(), before, after)
+                index[start : start + length] = start + nearest
+        return replace(self, index=index)
+
     def chunks(self) -> Iterator[Tensor]:
         """Yield the valid rows of each sample, in storage dtype."""
         for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):

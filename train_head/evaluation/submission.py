@@ -51,8 +51,10 @@ def check_submission(predictions: StrPath, labels_or_template: StrPath, form: La
     if FILENAME not in given.header:
         return problems
     ragged = [line for line, cells in zip(given.lines, given.rows, strict=True) if len(cells) != len(given.header)]
-    problems += _problem(ragged, f"rows do not have the header's {len(given.header)} cells", "line ")
-    return problems + _clip_problems(_filenames(given), _filenames(wanted)) + _value_problems(given, form.range)
+    problems += problem(ragged, f"rows do not have the header's {len(given.header)} cells", "line ")
+    return (
+        problems + _clip_problems(_filenames(given), _filenames(wanted)) + value_problems(_values_of(given), form.range)
+    )
 
 
 def write_submission(
@@ -86,8 +88,8 @@ def write_submission(
     if array.shape != (len(ids), len(names)):
         raise ValueError(f"values have shape {array.shape}, expected ({len(ids)}, {len(names)})")
     broken = [f"{ids[i]} {names[k]}" for i, k in np.argwhere(~np.isfinite(array))]
-    _refuse(_problem(broken, "predictions are not finite"), path)
-    _refuse(_problem(_repeated(list(ids if template else map(clip_id, ids))), "clips were predicted twice"), path)
+    refuse_problems(problem(broken, "predictions are not finite"), path)
+    refuse_problems(problem(repeated(list(ids if template else map(clip_id, ids))), "clips were predicted twice"), path)
     if template is not None:
         columns, rows = _as_template(template, ids, names)
     else:
@@ -127,8 +129,8 @@ def template_clips(template: StrPath, names: Sequence[str], ids: Sequence[str]) 
         LabelError: the template has other targets, a clip twice, or a clip that is not available; names the first five.
     """
     _, wanted = _read_template(template, names, ids)
-    _refuse(
-        _problem([name for name, i in wanted if i is None], f"of its {len(wanted)} clips are not among the media"),
+    refuse_problems(
+        problem([name for name, i in wanted if i is None], f"of its {len(wanted)} clips are not among the media"),
         template,
     )
     return sorted(i for _, i in wanted if i is not None)
@@ -187,10 +189,10 @@ def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
     known = [(name, clip) for name, clip in zip(given, found, strict=True) if clip is not None]
     present = {clip for _, clip in known}
     problems = [
-        *_problem([name for name in dict.fromkeys(wanted) if name not in present], "clips are missing"),
-        *_problem([n for n, clip in zip(given, found, strict=True) if clip is None], "clips are not asked for"),
-        *_problem(_repeated([clip_id(c or n) for n, c in zip(names, found, strict=True)]), "clips stand twice or more"),
-        *_problem([f"{a!r} for {b!r}" for a, b in known if a != b], "Filenames are written otherwise"),
+        *problem([name for name in dict.fromkeys(wanted) if name not in present], "clips are missing"),
+        *problem([n for n, clip in zip(given, found, strict=True) if clip is None], "clips are not asked for"),
+        *problem(repeated([clip_id(c or n) for n, c in zip(names, found, strict=True)]), "clips stand twice or more"),
+        *problem([f"{a!r} for {b!r}" for a, b in known if a != b], "Filenames are written otherwise"),
     ]
     expected = [name for name in dict.fromkeys(wanted) if name in present]
     order = list(dict.fromkeys(clip for _, clip in known))
@@ -198,31 +200,43 @@ def _clip_problems(given: list[str], wanted: list[str]) -> list[str]:
     if order not in (expected, ascending):
         nearer = ascending if order[0] == ascending[0] else expected
         moved = [f"{a} where {b} belongs" for a, b in zip(order, nearer, strict=True) if a != b]
-        problems += _problem(moved, "rows are out of order")
+        problems += problem(moved, "rows are out of order")
     return problems
 
 
-def _value_problems(sheet: Table, bounds: Range) -> list[str]:
+def _values_of(sheet: Table) -> list[tuple[str, str]]:
+    """Return the cells of the targets, each with its clip and target."""
     column = sheet.header.index(FILENAME)
-    strange, infinite, outside = [], [], []
-    for cells in sheet.rows:
-        clip = cells[column] if len(cells) > column else "?"
-        for name, cell in zip(sheet.header, cells, strict=False):
-            if name == FILENAME:
-                continue
-            try:
-                value = float(cell)
-            except ValueError:
-                strange.append(f"{clip} {name}: {cell!r}")
-                continue
-            if not math.isfinite(value):
-                infinite.append(f"{clip} {name}: {cell}")
-            elif not bounds[0] <= value <= bounds[1]:
-                outside.append(f"{clip} {name}: {cell}")
     return [
-        *_problem(strange, "values are no numbers"),
-        *_problem(infinite, "values are not finite"),
-        *_problem(outside, f"values are outside {bounds[0]:g} to {bounds[1]:g}"),
+        (f"{cells[column] if len(cells) > column else '?'} {name}", cell)
+        for cells in sheet.rows
+        for name, cell in zip(sheet.header, cells, strict=False)
+        if name != FILENAME
+    ]
+
+
+def value_problems(cells: Iterable[tuple[str, str]], bounds: Range) -> list[str]:
+    """Return a sentence for cells that are no numbers, one for those not finite, and one for those out of bounds.
+
+    Args:
+        cells: as written, each with the name of its place.
+        bounds: of the values.
+    """
+    strange, infinite, outside = [], [], []
+    for place, cell in cells:
+        try:
+            value = float(cell)
+        except ValueError:
+            strange.append(f"{place}: {cell!r}")
+            continue
+        if not math.isfinite(value):
+            infinite.append(f"{place}: {cell}")
+        elif not bounds[0] <= value <= bounds[1]:
+            outside.append(f"{place}: {cell}")
+    return [
+        *problem(strange, "values are no numbers"),
+        *problem(infinite, "values are not finite"),
+        *problem(outside, f"values are outside {bounds[0]:g} to {bounds[1]:g}"),
     ]
 
 
@@ -233,12 +247,12 @@ def _as_template(
     columns, wanted = _read_template(template, names, ids)
     rows = [(name, i) for name, i in wanted if i is not None]
     problems = [
-        *_problem([name for name, i in wanted if i is None], "clips were not predicted"),
-        *_problem(
+        *problem([name for name, i in wanted if i is None], "clips were not predicted"),
+        *problem(
             [ids[i] for i in sorted(set(range(len(ids))) - {i for _, i in rows})], "predicted clips are not in it"
         ),
     ]
-    _refuse(problems, template)
+    refuse_problems(problems, template)
     return columns, rows
 
 
@@ -252,8 +266,8 @@ def _read_template(
         raise LabelError(f"{sheet.path} has the targets {', '.join(targets)}, and the run predicts {', '.join(names)}")
     filenames, index = _filenames(sheet), {clip: i for i, clip in enumerate(ids)}
     found = find_ids(filenames, ids)
-    repeated = _repeated([clip or name for name, clip in zip(filenames, found, strict=True)])
-    _refuse(_problem(repeated, "clips stand twice"), sheet.path)
+    twice = repeated([clip or name for name, clip in zip(filenames, found, strict=True)])
+    refuse_problems(problem(twice, "clips stand twice"), sheet.path)
     rows = [None if clip is None else index[clip] for clip in found]
     return [list(names).index(name) for name in targets], list(zip(filenames, rows, strict=True))
 
@@ -262,16 +276,18 @@ def _are_integers(names: Iterable[str]) -> bool:
     return all(name.isascii() and name.isdecimal() for name in names)
 
 
-def _repeated(names: Sequence[str]) -> list[str]:
+def repeated(names: Sequence[str]) -> list[str]:
+    """Return the names that stand twice or more."""
     return [name for name, times in Counter(names).items() if times > 1]
 
 
-def _problem(found: Sequence[object], what: str, unit: str = "") -> list[str]:
+def problem(found: Sequence[object], what: str, unit: str = "") -> list[str]:
     """Return no sentence, or one with the count and the first few."""
     first = ", ".join(f"{unit}{item}" for item in found[:SHOWN])
     return [f"{len(found)} {what} (first: {first})"] if found else []
 
 
-def _refuse(problems: Sequence[str], where: StrPath) -> None:
+def refuse_problems(problems: Sequence[str], where: StrPath) -> None:
+    """Raise a LabelError of what is wrong with a file, if anything is."""
     if problems:
         raise LabelError(f"{where}: {'; '.join(problems)}")

@@ -21,10 +21,11 @@ from train_head.errors import LabelError, RunFolderError, TrainSettingsError, re
 from train_head.evaluation.baselines import LABELS_FOLDS, training_mean
 from train_head.evaluation.labelled import report_of
 from train_head.evaluation.metrics import METRICS
-from train_head.protocols.result import SUMMARY, Scored, score, write_ensemble
+from train_head.protocols.result import SUMMARY, Scored, listed_members, score, write_ensemble
 from train_head.reports.tables import OVER_TARGETS, cell, text_table
 from train_head.reports.usage import how_to_predict
 from train_head.runs import run_folder
+from train_head.runs.centring import centred_mean
 from train_head.runs.label_rows import has_clock
 from train_head.runs.load import TrainedHead, load_heads, members_of
 from train_head.targets import FRAME
@@ -104,38 +105,49 @@ def ensemble(
     *,
     weights: Sequence[float] | None = None,
     labels: StrPath | None = None,
+    centre: bool = False,
 ) -> EnsembleResult:
     """Make a folder that predicts the mean of finished runs; they stay where they are.
 
     Args:
         runs: run folders of the same targets that predicted the same clips; folders of seeds, folds or ensembles too.
+            One such folder alone stands for its runs; folds have the clips of the test split in common.
         out: gets ensemble.toml, the mean of each predictions file that all have, summary.json, README.md.
         weights: one per run; all alike by default.
         labels: labels of the validation clips, where the file that the runs record is gone or has changed.
+        centre: move each run's predictions of a clip to a common level first, see `train_head.runs.centring`; for
+            labels per frame.
 
     Raises:
-        TrainSettingsError: fewer than two runs, one given twice, or weights that are none.
+        TrainSettingsError: fewer than two runs, one given twice, weights that are none, or `centre` with one prediction
+            per clip.
         RunFolderError: a run is not finished, their targets differ, one is of clips and another of frames, or the
             folder holds something else.
         LabelError: their clips or labels differ, or the labels are gone.
     """
+    if len(runs) == 1:
+        runs = [Path(runs[0]) / name for name in listed_members(Path(runs[0]))] or runs
     folder, shares = Path(out), _shares(runs, weights)
     configs = [run_folder.read_config_file(Path(run)) for run in runs]
     found = [_Run(Path(run), config, config.get("data", {})) for run, config in zip(runs, configs, strict=True)]
     if folder.resolve() in {run.place.resolve() for run in found}:
         raise TrainSettingsError(f"{out} is one of the runs; give the ensemble another --out")
     _check_alike(found)
+    by_frame = found[0].data.get("resolution") == FRAME
+    refuse((centre and not by_frame, "--centre is for predictions per frame, whose level it moves; leave it out"))
     heads = [head for run in found for head, _ in load_heads(run.place)]
     splits = [split for split in SPLITS if _all_have(found, split)]
     truths = {split: _labels(found, split, labels if split == "valid" else None) for split in splits}
     values = {split: _values(found, split) for split in splits}
     names = [os.path.relpath(run.place.resolve(), folder.resolve()) for run in found]
-    config = _config(found, names, shares)
+    config = _config(found, names, shares, centre)
     run_folder.prepare_folder(folder, config)
     before = _contents(folder)
     scored = {}
     for split, predicted in values.items():
-        mean = np.average(np.stack([part.values for part in predicted]).astype(np.float64), 0, shares)
+        stacked = np.stack([part.values for part in predicted]).astype(np.float64)
+        lengths = predicted[0].lengths.tolist()
+        mean = centred_mean(stacked, shares, lengths) if centre else np.average(stacked, 0, shares)
         together = replace(predicted[0], values=mean.astype(np.float32))
         write_predictions(prediction_file(folder, split, together), together, together.names, together.values)
         truth = truths[split]
@@ -148,7 +160,7 @@ def ensemble(
     done = EnsembleResult(folder=folder, members=tuple(names), weights=shares, scored=scored)
     write_atomically(folder / SUMMARY, (json.dumps(done.to_dict(), indent=2) + "\n").encode())
     write_atomically(folder / run_folder.CARD, _card(done, found, heads).encode())
-    write_ensemble(folder, "ensemble", names, None if weights is None else shares)
+    write_ensemble(folder, "ensemble", names, None if weights is None else shares, centre=centre)
     return replace(done, nothing_to_do=_contents(folder) == before)
 
 
@@ -197,7 +209,13 @@ def _check_alike(runs: Sequence[_Run]) -> None:
 
 
 def _all_have(runs: Sequence[_Run], split: str) -> bool:
-    """Whether all runs have predicted a split; of validation and folds, all or none must have."""
+    """Whether all runs have predicted a split; of validation and folds, all or none must have.
+
+    Different folds of one cross-validation have no validation clips in common.
+    """
+    numbers = [run.config.get("protocol", {}).get("number") for run in runs if _is_fold(run)]
+    if split == "valid" and len(set(numbers)) == len(runs):
+        return False
     having = [run for run in runs if run.predictions(split).exists()]
     lacking = [run.place for run in runs if not run.predictions(split).exists()]
     if having and lacking and split != "test":
@@ -206,6 +224,10 @@ def _all_have(runs: Sequence[_Run], split: str) -> bool:
             "predicted the same clips can be averaged"
         )
     return not lacking
+
+
+def _is_fold(run: _Run) -> bool:
+    return run.config.get("protocol", {}).get("kind") == "fold"
 
 
 def _values(runs: Sequence[_Run], split: str) -> list[Labels]:
@@ -252,13 +274,14 @@ def _recorded(runs: Sequence[_Run], split: str) -> Path:
     raise LabelError(f"the {split} labels of these runs, {place}: the file {what}; {where}")
 
 
-def _config(runs: Sequence[_Run], names: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
+def _config(runs: Sequence[_Run], names: Sequence[str], shares: Sequence[float], centre: bool) -> dict[str, Any]:
     first = runs[0]
     keys = ("valid", "valid_sha256", "test", "test_sha256", "targets", "rater", "group_by", "resolution")
     return {
         **{key: first.config[key] for key in SAME if key in first.config},
         "data": {key: first.data[key] for key in keys if all(key in run.data for run in runs)},
-        "protocol": {"kind": "ensemble", "members": list(names), "weights": list(shares)},
+        "protocol": {"kind": "ensemble", "members": list(names), "weights": list(shares)}
+        | ({"centre": True} if centre else {}),
         LICENCE: _licence(runs).to_dict(),
         "versions": run_folder.versions(),
     }

@@ -9,7 +9,7 @@ import numpy as np
 
 from cache.paths import StrPath
 from cache.system.atomic_file import write_atomically
-from train_head.data.groups import Rows, speaker_folds
+from train_head.data.groups import Rows, official_folds, speaker_folds
 from train_head.data.labels import FILENAME
 from train_head.data.predictions import prediction_file, write_predictions
 from train_head.data.splits import Split
@@ -19,18 +19,19 @@ from train_head.protocols.pool import pool, trainable, write_pooled_labels
 from train_head.protocols.result import ProtocolResult, finish, listed_members, prepare_protocol, score
 from train_head.reports.tables import csv_text
 from train_head.runs import run_folder
-from train_head.runs.inputs import Inputs
+from train_head.runs.inputs import Inputs, check_disjoint_splits
 from train_head.runs.result import TrainResult
 from train_head.runs.train import finished_run, train_run
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings
+from train_head.training.smoothing_kinds import NO_SMOOTHING
 
 
 def train_folds(
     inputs: Inputs,
     out: StrPath,
     settings: TrainSettings,
-    folds: int,
+    folds: int | str,
     reporter: Reporter = SILENT,
     *,
     only: int | None = None,
@@ -46,7 +47,7 @@ def train_folds(
         out: folder of the runs; gets predictions_folds.csv with all clips and labels_folds.csv to score it with (or
             folders, where the labels are), folds.csv, summary.json, README.md and ensemble.toml.
         settings: of every run, and the seed of the folds.
-        folds: how many; 2 or more.
+        folds: how many, 2 or more; or `OFFICIAL6`, see `groups.official_folds`.
         reporter: hears of runs, epochs and steps.
         only: train this fold alone, from 0. Several jobs may run at once on one file system, each with another fold;
             the job that finishes last joins them.
@@ -60,10 +61,11 @@ def train_folds(
     """
     work = _begin(inputs, out, settings, folds)
     before = listed_members(work.folder)
-    mine = {number: work.train(number, reporter) for number in (range(folds) if only is None else (only,))}
+    numbers = range(len(work.cut))
+    mine = {number: work.train(number, reporter) for number in (numbers if only is None else (only,))}
     with run_folder.locked(work.folder, wait=True):
-        results = {i: found for i in range(folds) if (found := mine.get(i) or work.finished(i)) is not None}
-        missing = tuple(i for i in range(folds) if i not in results)
+        results = {i: found for i in numbers if (found := mine.get(i) or work.finished(i)) is not None}
+        missing = tuple(i for i in numbers if i not in results)
         if missing:
             return next(iter(mine.values())), missing
         return _join(work, list(results.values()), before), ()
@@ -79,6 +81,7 @@ class _Folds:
         settings: of every run.
         clips: that are cut into folds.
         labels: CSV or folder of their labels.
+        folds: how many, or their name.
         cut: per fold the rows to train on and the rows to predict.
     """
 
@@ -87,6 +90,7 @@ class _Folds:
     settings: TrainSettings
     clips: Split
     labels: Path
+    folds: int | str
     cut: Sequence[tuple[Rows, Rows]]
 
     def part(self, number: int) -> Inputs:
@@ -105,7 +109,7 @@ class _Folds:
             protocol={
                 "kind": "fold",
                 "number": number,
-                "folds": len(self.cut),
+                "folds": self.folds,
                 "clips_sha256": hashlib.sha256(ids.encode()).hexdigest(),
             },
         )
@@ -119,15 +123,20 @@ class _Folds:
         return finished_run(self.part(number), self.folder / f"fold-{number}", self.settings)
 
 
-def _begin(inputs: Inputs, out: StrPath, settings: TrainSettings, folds: int) -> _Folds:
+def _begin(inputs: Inputs, out: StrPath, settings: TrainSettings, folds: int | str) -> _Folds:
     """Cut the folds and prepare the folder; several jobs may do so at the same time."""
     settings, folder = settings.on_this_machine(), Path(out)
     clips = pool(inputs)
-    cut = cut_folds(clips, folds, settings.seed)
+    if isinstance(folds, str):
+        check_disjoint_splits(inputs.labels)
+        train = inputs.splits["train"].labels
+        cut = official_folds(train.filenames, train.groups, len(clips) - len(train))
+    else:
+        cut = cut_folds(clips, folds, settings.seed)
     prepare_protocol(folder, settings, inputs, {"kind": "folds", "folds": folds})
     with run_folder.locked(folder, wait=True):
         labels = write_pooled_labels(inputs, folder, LABELS_FOLDS)
-    return _Folds(inputs=inputs, folder=folder, settings=settings, clips=clips, labels=labels, cut=cut)
+    return _Folds(inputs=inputs, folder=folder, settings=settings, clips=clips, labels=labels, folds=folds, cut=cut)
 
 
 def cut_folds(split: Split, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
@@ -168,22 +177,25 @@ def _join(work: _Folds, results: Sequence[TrainResult], before: tuple[str, ...])
         valid=score(predicted, labels, [result.report for result in results], means),
         labels=labels,
         train=labels,
-        notes=_notes(work.inputs, work.settings),
+        notes=_notes(work),
         before=before,
     )
 
 
-def _notes(inputs: Inputs, settings: TrainSettings) -> tuple[str, ...]:
+def _notes(work: _Folds) -> tuple[str, ...]:
+    inputs, settings = work.inputs, work.settings
     epochs = (
         f"Every run kept its last epoch, {settings.stop_after}, so no fold chose its own."
         if settings.stop_after
         else "Each fold's best epoch was chosen on the fold itself, so these figures are optimistic; a fixed number of "
         "epochs (stop_after) chooses nothing."
     )
+    if settings.smooth != NO_SMOOTHING and not settings.smooth_rows:
+        epochs += " How wide each fold is smoothed was chosen on the fold itself; smooth_rows chooses nothing."
     groups = (
         f"The folds share no group ({inputs.label_files.format.group_by})."
         if inputs.label_files.format.group_by is not None
-        else "The clips were shuffled without regard to who speaks: speakers may be on both sides, which flatters "
-        "these figures; group_by keeps them apart."
+        else "The folds were cut without regard to who speaks: speakers may be on both sides, which flatters these "
+        "figures; group_by keeps them apart."
     )
     return epochs, groups, *(f"{sentence}." for sentence in inputs.lacking)

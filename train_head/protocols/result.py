@@ -189,9 +189,12 @@ def listed_members(folder: Path) -> tuple[str, ...]:
         raise RunFolderError(f"{path} is damaged ({error}); remove it, and the same command writes it anew") from error
 
 
-def write_ensemble(folder: Path, kind: str, members: Sequence[str], weights: Sequence[float] | None = None) -> None:
+def write_ensemble(
+    folder: Path, kind: str, members: Sequence[str], weights: Sequence[float] | None = None, *, centre: bool = False
+) -> None:
     """List the runs whose predictions are averaged, by their places seen from the folder, with weights if not alike."""
-    content = {"kind": kind, "members": list(members)} | ({} if weights is None else {"weights": list(weights)})
+    content: dict[str, Any] = {"kind": kind, "members": list(members)}
+    content |= ({} if weights is None else {"weights": list(weights)}) | ({"centre": True} if centre else {})
     write_atomically(folder / run_folder.ENSEMBLE, tomli_w.dumps(content).encode())
 
 

@@ -24,6 +24,7 @@ from train_head.reports.usage import usage_of
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, backbones, check_disjoint_splits, licence_text
 from train_head.runs.result import Predictions, TrainResult
+from train_head.runs.smoothing import read_smoothing
 from train_head.runs.train import fit, predict_splits, run_config, score_splits, train_run
 from train_head.training.loop import SILENT, Reporter
 from train_head.training.settings import TrainSettings
@@ -227,7 +228,7 @@ def train_on_all(
 
     Args:
         inputs: "test" is predicted where given.
-        folder: run folder.
+        folder: run folder, within that of a run with validation, whose smoothing it takes over.
         settings: the learning rate is that of `settings.epochs`, as in the run whose best epoch is repeated.
         epochs: stop after this many.
         reporter: hears of epochs and steps.
@@ -241,6 +242,9 @@ def train_on_all(
     labels = {name: split.labels for name, split in splits.items()}
     on_all = replace(inputs, splits=splits, labels=labels, protocol={"kind": ALL})
     run_folder.prepare_folder(folder, run_config(settings, on_all))
+    smoothing = read_smoothing(folder.parent)
+    if smoothing is not None:
+        replace(smoothing, scores={}).write(folder)
     loop, before = fit(on_all, folder, settings, None, reporter)
     predictions = predict_splits(loop, splits, folder)
     report = score_splits(splits, predictions).get("test")

@@ -22,11 +22,11 @@ from train_head.data.gather import Stores, gather, open_stores, resolve_splits
 from train_head.data.groups import check_disjoint
 from train_head.data.label_format import LabelFormat
 from train_head.data.labels import Labels
-from train_head.data.links import linked, read_links
+from train_head.data.links import GROUPS, linked, read_links
 from train_head.data.names import UNNAMED, Caches, by_stream
 from train_head.data.raters import Agreement, agreement
 from train_head.data.reading import read_any_labels, read_beside
-from train_head.data.splits import Split, lacking_streams
+from train_head.data.splits import Split, lacking_streams, misaligned_clips
 from train_head.errors import LabelError, RunFolderError, TrainSettingsError
 from train_head.reports.tables import licence_line
 from train_head.training.loop import TrainingLoop
@@ -73,9 +73,11 @@ class LabelFiles:
         require: Sequence[str] = (),
         ids: Sequence[str] = (),
     ) -> "LabelFiles":
-        """Make them of the paths that are given."""
+        """Make them of the paths that are given; with a preset of ids, clips of one source are a group."""
         files = {name: path for name, path in (("train", train), ("valid", valid), ("test", test)) if path is not None}
         form = format or LabelFormat()
+        if form.group_by is None:
+            form = replace(form, group_by=next((GROUPS[preset] for preset in ids if preset in GROUPS), None))
         return cls(files=files, format=form, skip_missing=skip_missing, require=tuple(require), ids=tuple(ids))
 
     def read(self) -> dict[str, Labels]:
@@ -254,8 +256,8 @@ class Inputs:
 
     @property
     def lacking(self) -> list[str]:
-        """A sentence per stream that clips lack; see `lacking_streams`."""
-        return lacking_streams(self.splits)
+        """Sentences on streams that clips lack, and on label rows that are not the frames of a video."""
+        return [*lacking_streams(self.splits), *misaligned_clips(self.splits)]
 
     @property
     def skipped(self) -> int:

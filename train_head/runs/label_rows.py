@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from cache.format import Clip
 from train_head.data.clock import rows_at_labels
@@ -13,7 +14,9 @@ from train_head.data.labels import Labels
 from train_head.data.splits import Split, whole_clips
 from train_head.data.streams import Stream
 from train_head.errors import RunFolderError
-from train_head.runs.load import TrainedHead, clip_stream
+from train_head.runs.centring import centred_mean
+from train_head.runs.load import Ensemble, TrainedHead, clip_stream
+from train_head.training.settings import NEAREST
 from train_head.training.trainer import predict
 
 NO_CLOCK = "nothing says when the rows of its predictions are; give --label-fps, such as 25 for a row every 40 ms"
@@ -62,9 +65,35 @@ def predict_label_rows(trained: TrainedHead, clips: Mapping[str, Clip | None], f
     if not rows:
         return values
     at = rows_at_labels(labels, streams, fps)
-    settings = trained.settings
-    split = Split(labels, streams, torch.from_numpy(values), whole_clips(labels), at)
-    return predict(trained.head, split.windowed(settings.window, settings.hop), overlap=settings.overlap)
+    return predict_split(trained, Split(labels, streams, torch.from_numpy(values), whole_clips(labels), at))
+
+
+def predict_split(trained: TrainedHead, split: Split) -> NDArray[np.float32]:
+    """Predict the label rows of clips, smoothed, and centred where there are several runs that are.
+
+    Args:
+        trained: on labels per frame.
+        split: the clips, with the streams of the head.
+
+    Returns:
+        (label rows, targets) float32 on the labels' scale.
+    """
+    settings, lengths = trained.settings, split.labels.lengths
+    rows = split.filled() if settings.missing == NEAREST else split
+    samples = rows.windowed(settings.window, settings.hop)
+    if not (any(trained.smoothing) or trained.centre):
+        return predict(trained.head, samples, overlap=settings.overlap)
+    members, weights = list[nn.Module]([trained.head]), [1.0]
+    if isinstance(trained.head, Ensemble):
+        members, weights = list(trained.head.members), trained.head.weights
+    found = [predict(member, samples, overlap=settings.overlap) for member in members]
+    smoothed = [
+        values if smoothing is None else smoothing.apply(values, lengths)
+        for values, smoothing in zip(found, trained.smoothing, strict=True)
+    ]
+    stacked = np.stack(smoothed).astype(np.float64)
+    mean = centred_mean(stacked, weights, lengths.tolist()) if trained.centre else np.average(stacked, 0, weights)
+    return mean.astype(np.float32)
 
 
 def _count(streams: Mapping[str, Stream], seconds: Sequence[float], fps: float) -> int:

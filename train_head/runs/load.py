@@ -21,12 +21,13 @@ from train_head.data.streams import Rows, Stream
 from train_head.errors import RunFolderError
 from train_head.runs import run_folder
 from train_head.runs.inputs import load_transform
+from train_head.runs.smoothing import Smoothing, read_smoothing
 from train_head.targets import FRAME
 from train_head.toml_file import read_toml
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings, resolve_settings
 
-ROW_SETTINGS = ("window", "hop", "overlap", "label_fps")
+ROW_SETTINGS = ("window", "hop", "overlap", "label_fps", "missing")
 """What decides how label rows are predicted, beside the head."""
 
 
@@ -51,6 +52,11 @@ class Ensemble(nn.Module):
         if self._weights is None:
             return torch.stack(values).mean(0)
         return torch.stack([w * value for w, value in zip(self._weights, values, strict=True)]).sum(0)
+
+    @property
+    def weights(self) -> list[float]:
+        """What each member counts in the mean; they sum to 1."""
+        return self._weights or [1 / len(self.members)] * len(self.members)
 
     @property
     def by_frame(self) -> bool:
@@ -112,6 +118,8 @@ class TrainedHead:
         streams: what it reads, by name.
         settings: how it was trained; of several runs, the first's.
         require: names of streams that every clip must have.
+        smoothing: how its predictions per label row are smoothed; of several runs, those of each.
+        centre: whether predictions per label row of several runs are moved to a common level before the mean.
     """
 
     folder: Path
@@ -120,6 +128,8 @@ class TrainedHead:
     streams: Mapping[str, TrainedStream]
     settings: TrainSettings
     require: tuple[str, ...] = ()
+    smoothing: tuple[Smoothing | None, ...] = (None,)
+    centre: bool = False
 
     @property
     def label_range(self) -> Range:
@@ -191,7 +201,17 @@ def load_heads(folder: StrPath) -> list[tuple[TrainedHead, float]]:
         }
         rows = [getattr(head.settings, key) for key in ROW_SETTINGS] + [head.head.reach] if head.by_frame else []
         groups.setdefault(f"{own} {json.dumps([made, rows], sort_keys=True)}", []).append((head, weight))
-    return [_together(place, group) for group in groups.values()]
+    centre = is_centred(place)
+    if centre and len(groups) > 1:
+        one, other, *_ = [group[0][0] for group in groups.values()]
+        raise _unlike(place, one, other, "features or windows, which cannot be centred,")
+    return [_together(place, group, centre=centre) for group in groups.values()]
+
+
+def is_centred(folder: Path) -> bool:
+    """Whether the predictions of the runs that a folder lists are centred before the mean."""
+    path = folder / run_folder.ENSEMBLE
+    return path.is_file() and read_toml(path, "list of runs", RunFolderError).get("centre") is True
 
 
 def _unlike(place: Path, one: TrainedHead, other: TrainedHead, what: str) -> RunFolderError:
@@ -219,6 +239,11 @@ def members_of(folder: Path, within: tuple[Path, ...] = ()) -> list[tuple[Path, 
             raise RunFolderError(
                 f"{folder / run_folder.ENSEMBLE} lists {name}, and there is no run at {os.path.abspath(place)}; put it "
                 "back, or make the ensemble again from where its runs are now (`emi ensemble`)"
+            )
+        if is_centred(place):
+            raise RunFolderError(
+                f"{folder / run_folder.ENSEMBLE} lists {name}, whose runs are centred before their mean; within "
+                "another mean they cannot be, so make the ensemble of its runs"
             )
         inner = members_of(place, (*within, folder.resolve()))
         found += [(member, own * weight / sum(weights)) for member, own in inner]
@@ -249,7 +274,8 @@ def _load_run(place: Path) -> TrainedHead:
     dims = {name: stream.header.width for name, stream in streams.items()}
     head = Predictor(settings, dims, len(names), by_frame=config["data"].get("resolution") == FRAME)
     head.load_state_dict(run_folder.load_best(place))
-    return TrainedHead(place, head.eval(), names, streams, settings, tuple(config["data"].get("require", ())))
+    require = tuple(config["data"].get("require", ()))
+    return TrainedHead(place, head.eval(), names, streams, settings, require, (read_smoothing(place),))
 
 
 def clip_stream(name: str, clip: Clip | None, header: Header) -> Stream:
@@ -283,11 +309,13 @@ def _rows(clip: Clip | None, header: Header) -> Rows:
     )
 
 
-def _together(place: Path, group: list[tuple[TrainedHead, float]]) -> tuple[TrainedHead, float]:
+def _together(place: Path, group: list[tuple[TrainedHead, float]], *, centre: bool) -> tuple[TrainedHead, float]:
     """Join heads with the same features into one."""
     (first, _), weights = group[0], [weight for _, weight in group]
     if len(group) == 1:
         return group[0]
     head = Ensemble([member.head for member, _ in group], weights).eval()
     require = tuple(sorted({name for member, _ in group for name in member.require}))
-    return replace(first, folder=place, head=head, require=require), sum(weights)
+    smoothing = tuple(one for member, _ in group for one in member.smoothing)
+    together = replace(first, folder=place, head=head, require=require, smoothing=smoothing, centre=centre)
+    return together, sum(weights)

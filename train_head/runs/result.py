@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from train_head.data.raters import Agreement
 from train_head.evaluation.metrics import Report
+from train_head.runs.smoothing import Smoothing
 from train_head.training.loop import Record
 
 Predictions = Mapping[str, NDArray[np.float32]]
@@ -29,6 +30,7 @@ class TrainResult:
         skipped: clips of the label files that no cache holds (with `skip_missing`).
         overlap: a sentence where clips are both trained and validated on, or nothing.
         agreement: of the validation clips' raters, where these were asked for.
+        smoothing: of the predictions, where there is any.
         resumed_at: epochs that were done before this call; equal to len(history) where there was nothing to do.
     """
 
@@ -41,4 +43,5 @@ class TrainResult:
     skipped: int
     overlap: str
     agreement: Agreement | None = None
+    smoothing: Smoothing | None = None
     resumed_at: int

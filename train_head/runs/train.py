@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from train_head.reports.tables import csv_text
 from train_head.runs import run_folder
 from train_head.runs.inputs import Inputs, rater_agreement
 from train_head.runs.result import Predictions, TrainResult
+from train_head.runs.smoothing import choose_smoothing, read_smoothing
 from train_head.targets import FRAME
 from train_head.training.compatibility import check_targets
 from train_head.training.loop import SILENT, Record, Reporter, TrainingLoop
@@ -76,7 +78,10 @@ def finished_run(inputs: Inputs, folder: Path, settings: TrainSettings) -> Train
     try:
         with run_folder.locked(folder):
             history = run_folder.read_history(folder)
-            predicted = {name: inputs.splits[name].labels for name in PREDICTED if name in inputs.splits}
+            names = inputs.splits["train"].labels.names  # a test split may have none
+            predicted = {
+                name: replace(inputs.splits[name].labels, names=names) for name in PREDICTED if name in inputs.splits
+            }
             predictions = {
                 name: read_predictions(prediction_file(folder, name, labels), labels)
                 for name, labels in predicted.items()
@@ -118,22 +123,31 @@ def predict_splits(loop: TrainingLoop, splits: Mapping[str, Split], folder: Path
     Args:
         loop: trained to the end.
         splits: by name; "train" gives the names of the targets.
-        folder: run folder; gets predictions_valid.csv and predictions_test.csv, or folders of these names.
+        folder: run folder; gets predictions_valid.csv and predictions_test.csv, or folders of these names, smoothed
+            where the settings say so: the smoothing is chosen on the validation split, or that of the folder.
 
     Returns:
         By split, (clips, targets), or (label rows, targets) for labels per frame.
     """
     names, loaded = splits["train"].labels.names, False
+    smoothing = read_smoothing(folder)
     predictions: dict[str, NDArray[np.float32]] = {}
     for name in (name for name in PREDICTED if name in splits):
-        file = prediction_file(folder, name, splits[name].labels)
+        labels = splits[name].labels
+        file = prediction_file(folder, name, labels)
         values = loop.stored_predictions(file)
         if values is None:
             if not loaded:
                 loop.load_best()
                 loaded = True
             values = loop.predict(splits[name])
-            write_predictions(file, splits[name].labels, names, values)
+            if name == "valid":
+                smoothing = choose_smoothing(loop.settings, values, labels)
+            if smoothing is not None:
+                smoothing = smoothing.scored(name, values, labels)
+                values = smoothing.apply(values, labels.lengths)
+                smoothing.write(folder)
+            write_predictions(file, labels, names, values)
         predictions[name] = values
     return predictions
 
@@ -187,5 +201,6 @@ def _result(
         skipped=inputs.skipped,
         overlap=inputs.overlap,
         agreement=rater_agreement(inputs.splits["valid"].labels),
+        smoothing=read_smoothing(folder),
         resumed_at=resumed_at,
     )

@@ -30,7 +30,7 @@ def check_targets(settings: TrainSettings, targets: Targets) -> None:
 
     Raises:
         TrainSettingsError: a batch is one clip, and the loss compares clips; or for labels per frame, augmentation
-            moves rows, or a head has no state per row.
+            moves rows, or a head has no state per row; or settings for labels per frame are given for labels per clip.
     """
     if targets.by_frame:
         check_states(settings.stream(name).head for name in settings.streams or [UNNAMED])
@@ -40,6 +40,11 @@ def check_targets(settings: TrainSettings, targets: Targets) -> None:
             settings.batch_size == 1 and bool(compared) and not targets.by_frame,
             f"the loss {', '.join(compared)} compares the clips of a batch, and is constant for one; give batch_size 2 "
             "or more",
+        ),
+        (
+            not targets.by_frame and (settings.missing != TrainSettings.missing or settings.smooth != "none"),
+            "missing and smooth are for labels per frame; with a label per clip, rows in which nothing was found are "
+            "left out, and there is nothing to smooth",
         ),
         (
             targets.by_frame and bool(augment.mixup or augment.frame_dropout),

@@ -22,14 +22,17 @@ RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versio
 """Tables of a run's config.toml that record what it was made from, or are read elsewhere (`emi.finetuning`)."""
 TABLES = ("augment", "streams", "fusion")
 """Tables of settings, beside those that hold a head's options."""
-SELDOM = ("label_range", "window", "hop", "overlap", "label_fps", "clock", "modality_dropout", "auxiliary")
+SELDOM = tuple(
+    "label_range window hop overlap label_fps clock modality_dropout auxiliary missing smooth smooth_rows".split()
+)
 """Settings that a run records only where they are not the defaults."""
+MASK, NEAREST = MISSING = ("mask", "nearest")
 PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda")
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("lr label_scale clip_value batch_size epochs", lambda value: value > 0, "be above 0"),
     ("lr label_scale clip_value weight_decay warmup_epochs label_fps auxiliary", math.isfinite, "be finite"),
     (
-        "weight_decay warmup_epochs patience stop_after seed window hop label_fps auxiliary",
+        "weight_decay warmup_epochs patience stop_after seed window hop label_fps auxiliary smooth_rows",
         lambda value: value >= 0,
         "not be negative",
     ),
@@ -107,12 +110,23 @@ class TrainSettings:
         "mean",
         "Prediction where windows overlap: mean, or valid, which drops rows that did not see all they depend on.",
     )
+    missing: str = setting(
+        MASK,
+        "Rows in which no face was found, for labels per frame: mask, or nearest, which takes the nearest with one.",
+    )
+    smooth: str = setting("none", "Smoothing of predictions per frame: none, mean or median, moving within each clip.")
+    smooth_rows: int = setting(
+        0,
+        "Label rows on either side that smoothing takes; 0 chooses 0 to 65 in steps of 5, for each target, by the CCC "
+        "of the validation clips.",
+    )
 
     def __post_init__(self) -> None:
         from train_head.data.windows import OVERLAPS
         from train_head.heads import head_options
         from train_head.heads.fusions import fusion_options
         from train_head.losses import canonical, canonical_weighting
+        from train_head.training.smoothing_kinds import KINDS, NO_SMOOTHING
 
         object.__setattr__(self, "loss", canonical(self.loss))
         object.__setattr__(self, "weighting", canonical_weighting(self.weighting))
@@ -129,7 +143,18 @@ class TrainSettings:
                     raise TrainSettingsError(f"{name} must {rule}, got {getattr(self, name)}")
         if self.stop_after > self.epochs:
             raise TrainSettingsError(f"stop_after must not be above epochs ({self.epochs}), got {self.stop_after}")
-        for name, known in (("precision", PRECISIONS), ("device", DEVICES), ("overlap", OVERLAPS)):
+        if self.smooth_rows and self.smooth == NO_SMOOTHING:
+            raise TrainSettingsError(
+                f"smooth_rows ({self.smooth_rows}) needs a kind of smoothing: smooth mean or median"
+            )
+        choices: Mapping[str, Collection[str]] = {
+            "precision": PRECISIONS,
+            "device": DEVICES,
+            "overlap": OVERLAPS,
+            "missing": MISSING,
+            "smooth": (NO_SMOOTHING, *KINDS),
+        }
+        for name, known in choices.items():
             check_known(name, [getattr(self, name)], known)
         object.__setattr__(self, "head_options", asdict(head_options(self.head, dict(self.head_options))))
         object.__setattr__(self, "fusion_options", asdict(fusion_options(self.fusion, dict(self.fusion_options))))

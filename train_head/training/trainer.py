@@ -26,7 +26,7 @@ from train_head.training.augment_settings import AugmentSettings
 from train_head.training.compatibility import check_clock, check_targets
 from train_head.training.loop import Record, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.predictor import Predictor
-from train_head.training.settings import TrainSettings
+from train_head.training.settings import NEAREST, TrainSettings
 
 
 class Trainer(TrainingLoop):
@@ -54,8 +54,8 @@ class Trainer(TrainingLoop):
         self.augment = AugmentSettings(**settings.augment)
         check_targets(settings, train.labels.targets)
         self._placed = Placer(self.device)
-        self.train = self._placed(train.windowed(settings.window, settings.hop, labelled=True))
-        self.valid = self._placed(valid) if valid is not None else None
+        self.train = self._sampled(train, labelled=True)
+        self.valid = self._placed(self._filled(valid)) if valid is not None else None
         torch.manual_seed(settings.seed)
         dims = {name: stream.dim for name, stream in train.streams.items()}
         predictor = Predictor(settings, dims, train.targets.shape[1], by_frame=train.labels.by_frame)
@@ -99,8 +99,15 @@ class Trainer(TrainingLoop):
 
     def predict(self, split: Split) -> NDArray[np.float32]:
         """(clips, targets) or (label rows, targets) float32 values by the evaluated weights, in the split's order."""
-        windowed = self._placed(split.windowed(self.settings.window, self.settings.hop))
-        return predict(self.evaluated, windowed, self._workspace, overlap=self.settings.overlap)
+        return predict(self.evaluated, self._sampled(split), self._workspace, overlap=self.settings.overlap)
+
+    def _sampled(self, split: Split, *, labelled: bool = False) -> Split:
+        """Return the samples of a split on the device."""
+        windowed = self._filled(split).windowed(self.settings.window, self.settings.hop, labelled=labelled)
+        return self._placed(windowed)
+
+    def _filled(self, split: Split) -> Split:
+        return split.filled() if self.settings.missing == NEAREST and split.at is not None else split
 
     def evaluate(self, split: Split) -> Report:
         """Metrics of the current weights on a split, in float32: the precision in which the run will predict."""

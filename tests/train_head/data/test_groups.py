@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import emi
-from train_head.data.groups import check_disjoint, speaker_folds
+from train_head.data.groups import check_disjoint, official_folds, speaker_folds
 from train_head.data.label_format import label_format
 from train_head.data.labels import match_groups, read_clips, read_labels
 from train_head.errors import LabelError
@@ -106,6 +106,39 @@ def test_the_seed_decides_which_speakers_meet():
 def test_more_folds_than_speakers_are_refused(folds, message):
     with pytest.raises(LabelError, match=message):
         speaker_folds(["a", "b", "c", "a"], folds, seed=0)
+
+
+def test_official_folds_are_fifths_in_the_order_of_names_and_the_validation_clips():
+    names = [f"{i:03d}" for i in np.random.default_rng(0).permutation(341)]
+    folds = official_folds(names, None, valid=71)
+    assert [len(valid) for _, valid in folds] == [68, 68, 68, 68, 69, 71]
+    for number in range(5):
+        assert (
+            sorted(names[i] for i in folds[number][1])
+            == [f"{i:03d}" for i in range(68 * number, 341)][: len(folds[number][1])]
+        )
+    assert folds[5] == (list(range(341)), list(range(341, 412)))
+    for train, valid in folds:
+        assert sorted(train + valid) == list(range(412))
+        assert train == sorted(train)
+
+
+def test_the_border_of_an_official_fold_moves_to_the_next_video():
+    names = ["a", "b_left", "b_right", "b-1", "c", "d", "e", "e_left", "f", "g"]
+    groups = ["a", "b", "b", "b-1", "c", "d", "e", "e", "f", "g"]
+    parts = [[names[i] for i in valid] for _, valid in official_folds(names, groups, valid=1)[:5]]
+    # borders of fifths are at 2, 4, 6 and 8; that at 2 lies between b_left and b_right
+    assert parts == [["a", "b_left", "b_right"], ["b-1"], ["c", "d"], ["e", "e_left"], ["f", "g"]]
+    backwards = names[::-1]
+    again = official_folds(backwards, groups[::-1], valid=1)[:5]
+    assert [sorted(backwards[i] for i in valid) for _, valid in again] == [sorted(part) for part in parts]
+
+
+def test_too_few_videos_for_official_folds_are_refused():
+    with pytest.raises(LabelError, match=r"cut into 5 folds, and its 4 clips are too few; give --folds N"):
+        official_folds(["a", "b", "c", "d"], None, valid=3)
+    with pytest.raises(LabelError, match=r"its 2 groups of clips \(a, b\) are too few"):
+        official_folds([f"{g}{i}" for g in "ab" for i in range(5)], ["a"] * 5 + ["b"] * 5, valid=3)
 
 
 def test_an_empty_group_in_the_test_file_is_an_error_that_names_its_line(labelled, labelled_cache, tmp_path):

@@ -53,7 +53,7 @@ def test_a_clip_with_a_few_rows_more_or_less_is_cut_to_the_shorter_and_said(tmp_
 @pytest.mark.parametrize("predicted", [96, 104, 0])
 def test_a_clip_with_many_rows_more_or_less_is_named(tmp_path, predicted):
     labels = folder(tmp_path / "labels", {"a": 100, "b": 20})
-    with pytest.raises(LabelError, match=rf"1 clips \(first: a: {predicted} rows for 100 of labels\)"):
+    with pytest.raises(LabelError, match=rf"1 clip \(first: a: {predicted} rows for 100 of labels\)"):
         read_pair(folder(tmp_path / "guess", {"a": predicted, "b": 20}), labels, VA)
 
 
