@@ -158,3 +158,18 @@ def test_a_stream_of_which_nothing_says_when_it_is_has_no_clock():
 def test_an_option_out_of_range_is_refused_by_name(fusion, option, value):
     with pytest.raises(TrainSettingsError, match=option):
         fusion_options(fusion, {option: value})
+
+
+def test_layers_of_its_own_for_each_target_give_what_they_give_alone():
+    shared, own = make_head("transformer", rows=True), make_head("transformer", rows=True, per_target=True)
+    assert sum(p.numel() for p in own.fusion.regressor.parameters()) > sum(
+        p.numel() for p in shared.fusion.regressor.parameters()
+    )
+    states = torch.randn(2, 5, 16)
+    values = own.fusion.regressor(states)
+    assert values.shape == (2, 5, TARGETS)
+    for k, layers in enumerate(own.fusion.regressor.layers):
+        assert torch.equal(values[..., k : k + 1], layers(states))
+    values[..., 0].sum().backward()
+    assert all((p.grad != 0).any() for p in own.fusion.regressor.layers[0].parameters())
+    assert all(p.grad is None or not p.grad.any() for p in own.fusion.regressor.layers[1].parameters())
