@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from train_head.errors import TrainSettingsError
+from train_head.heads.dropout import CheapDropout
 from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
 from train_head.heads.options import HeadOptions
@@ -108,7 +109,7 @@ class WeightNormBlock(nn.Module):
         self.second = nn.ModuleList(CausalConv(hidden, hidden, k, dilation, causal=causal) for k in kernels)
         self.residual = nn.Identity() if dim == hidden else nn.Linear(dim, hidden)
         self.activation = nn.LeakyReLU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = CheapDropout(dropout)
         before, after = self.first[-1].padding
         self.padding = (2 * before, 2 * after)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from train_head.heads.dropout import with_cheap_dropout
 from train_head.heads.fusions.fusion import Fusion, Part, Reading, Regressor, Widths, any_present
 from train_head.heads.options import HeadOptions, check_multiple
 from train_head.heads.regressor import OUTPUTS, one_layer
@@ -67,7 +68,7 @@ class TransformerFusion(Fusion):
         layer = nn.TransformerEncoderLayer(
             hidden, options.heads, options.width or 4 * hidden, options.dropout, batch_first=True
         )
-        self.encoder = nn.TransformerEncoder(layer, options.layers, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(with_cheap_dropout(layer), options.layers, enable_nested_tensor=False)
         self.regressor: nn.Module = (
             PerTarget(hidden, targets, options)
             if options.per_target
