@@ -132,7 +132,7 @@ def own_loop(case: Case, batches: int, device: str, precision: str) -> Callable[
     return turn
 
 
-def in_process(stack: ExitStack, build: Callable[..., Callable[[], float]], *arguments: Any) -> Callable[[], float]:
+def in_process(stack: ExitStack, build: Callable[..., Callable[[], Any]], *arguments: Any) -> Callable[[], Any]:
     """A loop in a process of its own, which ends with the stack: what one sets for its process, no other has."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -143,14 +143,14 @@ def in_process(stack: ExitStack, build: Callable[..., Callable[[], float]], *arg
     stack.callback(process.join)
     stack.callback(here.close)
 
-    def turn() -> float:
+    def turn() -> Any:
         here.send(None)
-        return float(here.recv())
+        return here.recv()
 
     return turn
 
 
-def _take_turns(pipe: Connection, build: Callable[..., Callable[[], float]], *arguments: Any) -> None:
+def _take_turns(pipe: Connection, build: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
     turn = build(*arguments)
     pipe.send(None)
     try:

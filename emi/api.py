@@ -22,6 +22,7 @@ from train_head.protocols import (
     ablate_streams,
     read_rows,
     rows_settings,
+    rows_streams,
 )
 from train_head.protocols import ablate as run_ablation
 from train_head.protocols import ensemble as make_ensemble
@@ -164,7 +165,9 @@ def ablate(
         ids=ids,
     )
     inputs = gather_inputs(cache, label_files)
-    return ablate_streams(inputs, out, resolved[0][1], seeds) if streams else run_ablation(inputs, out, resolved, seeds)
+    if streams:
+        return ablate_streams(inputs, out, resolved[0][1], seeds)
+    return run_ablation(inputs, out, resolved, seeds, streams=rows_streams(chosen))
 
 
 @takes_paths

@@ -18,7 +18,7 @@ def ablate(
     *,
     config: options.CommonConfig = None,
     rows: Annotated[
-        Path | None, typer.Option(help='TOML file with other rows: [[row]], name = "…", and any settings.')
+        Path | None, typer.Option(help='TOML file with other rows: [[row]], name = "…", any settings, streams = ["…"].')
     ] = None,
     streams: Annotated[
         bool, typer.Option("--streams", help="Train on every subset of the streams instead: what each is worth.")
@@ -58,7 +58,8 @@ def ablate(
     if streams:
         found = protocols.ablate_streams(inputs, out, resolved[0][1], seeds, TrainingOutput())
     else:
-        found = protocols.ablate(inputs, out, resolved, seeds, TrainingOutput())
+        parts = protocols.rows_streams(chosen)
+        found = protocols.ablate(inputs, out, resolved, seeds, TrainingOutput(), streams=parts)
     print_table(found, out, skipped=inputs.skipped, missing=left_out(require))
     if csv_file is not None:
         csv_file.write_text(found.csv(), encoding="utf-8")

@@ -1,6 +1,7 @@
 """Several streams, or targets per row: an encoder per stream, and a fusion of what they give."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -67,6 +68,9 @@ class FusedHead(nn.Module):
         """
         if self.needs_clock:
             streams = rows_at_clock(streams, self.clock)
+        run: Tensor | None = None
+        if self.rows and self.fusion.row_by_row:
+            streams, run = distinct_rows(streams)
         encoded = {name: self._encode(name, streams[name]) for name in self.encoders}
         parts = {name: self._part(name, streams[name], encoded[name]) for name in self.encoders}
         values: Tensor = self.fusion(parts)
@@ -74,6 +78,8 @@ class FusedHead(nn.Module):
         for name, regressor in own.items():
             vectors, _, present = self._read(name, streams[name], encoded[name], reading)
             alone[name] = torch.where(present.unsqueeze(-1), regressor(vectors), torch.nan)
+        if run is not None:
+            return _repeated(values, run), {name: _repeated(part, run) for name, part in alone.items()}
         return time_mean(values, any_present(parts)) if self.needs_clock else values, alone
 
     def own_width(self, name: str) -> int:
@@ -106,3 +112,34 @@ class FusedHead(nn.Module):
             return vectors, held, held & inside.gather(1, at)
         steps = segment_mask(inside, stride)
         return encoded.states, steps.any(dim=1, keepdim=True), never_empty(steps)
+
+
+def distinct_rows(streams: Mapping[str, Rows]) -> tuple[Mapping[str, Rows], Tensor | None]:
+    """Leave out reference rows at which every stream holds the row that it held at the one before.
+
+    Labels may be denser than features: of 25 label rows in a second, one is predicted where features are of seconds.
+
+    Returns:
+        The streams with fewer reference rows, and (batch, reference rows) int64, which of these stands for each; or the
+        streams as they are and None, where no clip has fewer.
+    """
+    held = torch.stack(
+        [rows.at for rows in streams.values() if rows.at is not None]
+    )  # (streams, batch, reference rows)
+    new = torch.ones_like(held[0], dtype=torch.bool)
+    new[:, 1:] = (held[..., 1:] != held[..., :-1]).any(dim=0)
+    run = new.cumsum(dim=1) - 1
+    count = int(run[:, -1].max()) + 1
+    if count == run.shape[1]:
+        return streams, None
+    place = torch.zeros_like(run[:, :count]).scatter_reduce_(
+        1, run, torch.arange(run.shape[1], device=run.device).expand_as(run), "amax"
+    )
+    return {
+        name: replace(rows, at=rows.at.gather(1, place)) for name, rows in streams.items() if rows.at is not None
+    }, run
+
+
+def _repeated(values: Tensor, run: Tensor) -> Tensor:
+    """(batch, fewer rows, targets) → (batch, reference rows, targets)."""
+    return values.gather(1, run.unsqueeze(-1).expand(-1, -1, values.shape[2]))

@@ -25,9 +25,19 @@ from train_head.heads.regressor import ACTIVATIONS, OUTPUTS
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-LOWEST = {"hidden": 0, "layers": 1, "heads": 1, "pool_frames": 1, "kernel": 1, "width": 0, "width_in": 1}
+LOWEST = {
+    "hidden": 0,
+    "layers": 1,
+    "heads": 1,
+    "pool_frames": 1,
+    "kernel": 1,
+    "branches": 1,
+    "width": 0,
+    "width_in": 1,
+}
 """The least that a whole-number option may be."""
-CHOICES = {"output": OUTPUTS, "activation": ACTIVATIONS}
+BLOCKS = ("residual", "weightnorm")
+CHOICES = {"output": OUTPUTS, "activation": ACTIVATIONS, "block": BLOCKS}
 
 
 class HeadOptions:
@@ -54,7 +64,7 @@ def _check(name: str, value: Any) -> None:
         raise TrainSettingsError(f"slope must be finite and not negative, got {value!r}")
     if name == "query" and not isinstance(value, str):
         raise TrainSettingsError(f"query must be the name of a stream, got {value!r}")
-    if name in ("global_vector", "causal", "positions") and not isinstance(value, bool):
+    if name in ("global_vector", "causal", "positions", "per_target") and not isinstance(value, bool):
         raise TrainSettingsError(f"{name} must be true or false, got {value!r}")
 
 

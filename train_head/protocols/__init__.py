@@ -9,7 +9,7 @@
 Each resumes as a run does: killed at any moment, the same call continues and gives the same files.
 """
 
-from train_head.protocols.ablation import PAPER_ROWS, Ablation, Row, ablate, read_rows, rows_settings
+from train_head.protocols.ablation import PAPER_ROWS, Ablation, Row, ablate, read_rows, rows_settings, rows_streams
 from train_head.protocols.ensemble import EnsembleResult, ensemble
 from train_head.protocols.result import ProtocolResult, Scored
 from train_head.protocols.run import Outcome, train
@@ -29,5 +29,6 @@ __all__ = [
     "ensemble",
     "read_rows",
     "rows_settings",
+    "rows_streams",
     "train",
 ]

@@ -36,10 +36,12 @@ class Row:
     Attributes:
         name: as it is printed.
         overrides: settings in which it differs from the base, options of the head and of augmentation among them.
+        streams: names of those that it reads; all where there are none.
     """
 
     name: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    streams: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -149,6 +151,8 @@ def ablate(
     rows: Sequence[tuple[str, TrainSettings]],
     seeds: int,
     reporter: Reporter = SILENT,
+    *,
+    streams: Mapping[str, Sequence[str]] | None = None,
 ) -> Ablation:
     """Train every row with every seed and compare each row with the one before; called again it resumes.
 
@@ -158,24 +162,30 @@ def ablate(
         rows: names and settings; see `rows_settings`.
         seeds: runs per row.
         reporter: hears of runs (ROW/seed-I), epochs and steps.
+        streams: by row, those that it reads; all of them where it is not there. See `rows_streams`.
 
     Raises:
-        TrainSettingsError: no rows, two that share a folder, or a row that does not go with the targets.
+        TrainSettingsError: no rows, two that share a folder, a row that does not go with the targets, or a stream that
+            is not there.
         RunFolderError: a folder holds something else.
         LabelError: there are labels per frame of a single validation clip, and nothing to compare rows over.
     """
     folder, labels = Path(out), inputs.splits["valid"].labels
     check_names([name for name, _ in rows])
     check_units(labels)
-    for _, settings in rows:
+    read = {name: (inputs, settings) for name, settings in rows}
+    for name, names in (streams or {}).items():
+        check_known("stream", names, inputs.source.streams, f"row {name!r}: ")
+        read[name] = inputs.of_streams(names), read[name][1].of_streams(names)
+    for _, settings in read.values():
         check_targets(settings, labels.targets)
     prepare(folder, [(name, Row(name).folder) for name, _ in rows])
     for sentence in inputs.lacking:
         reporter.note(sentence)
     places = {name: folder / Row(name).folder for name, _ in rows}
     results = [
-        train_seeds(inputs, places[name], settings, seeds, reporter, reported_under=f"{places[name].name}/")
-        for name, settings in rows
+        train_seeds(part, places[name], settings, seeds, reporter, reported_under=f"{places[name].name}/")
+        for name, (part, settings) in read.items()
     ]
     values = [read_predictions(prediction_file(place, "valid", labels), labels) for place in places.values()]
     differences = [difference_of(now, before, labels, several_groups(labels)) for before, now in pairwise(values)]
@@ -218,8 +228,15 @@ def rows_settings(
     return settings
 
 
+def rows_streams(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
+    """Return the streams of the rows that read some of them only, by name."""
+    return {row.name: row.streams for row in rows if row.streams}
+
+
 def read_rows(path: StrPath) -> list[Row]:
     """Read rows from TOML: one `[[row]]` each, with a name and any settings.
+
+    `streams` may be a list of names: those that the row reads.
 
     Raises:
         TrainSettingsError: no such file, not TOML, no rows, or a row without a name.
@@ -232,7 +249,19 @@ def read_rows(path: StrPath) -> list[Row]:
     for number, table in enumerate(tables, 1):
         if not isinstance(table.get("name"), str):
             raise TrainSettingsError(f'{path}: row {number} has no name; write name = "…" in it')
-    return [Row(table["name"], {k: v for k, v in table.items() if k != "name"}) for table in tables]
+    return [_row(table) for table in tables]
+
+
+def _row(table: Mapping[str, Any]) -> Row:
+    settings = {key: value for key, value in table.items() if key != "name"}
+    names = settings.pop("streams") if isinstance(settings.get("streams"), list) else []
+    refuse(
+        (
+            not all(isinstance(name, str) for name in names),
+            f"row {table['name']!r}: streams is a list of names or a table of settings by name, got {names}",
+        )
+    )
+    return Row(table["name"], settings, tuple(names))
 
 
 def check_names(names: Sequence[str]) -> None:

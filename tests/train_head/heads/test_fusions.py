@@ -1,5 +1,7 @@
 """What each fusion computes, beside what all of them promise."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -9,6 +11,7 @@ from train_head.data.clock import rows_at_clock
 from train_head.data.streams import Rows
 from train_head.errors import TrainSettingsError
 from train_head.heads import build_fused, build_head
+from train_head.heads.fused import distinct_rows
 from train_head.heads.fusions import FUSIONS, fusion_options
 from train_head.heads.fusions.fusion import Part
 from train_head.heads.transformer import sinusoids
@@ -158,3 +161,35 @@ def test_a_stream_of_which_nothing_says_when_it_is_has_no_clock():
 def test_an_option_out_of_range_is_refused_by_name(fusion, option, value):
     with pytest.raises(TrainSettingsError, match=option):
         fusion_options(fusion, {option: value})
+
+
+def test_layers_of_its_own_for_each_target_give_what_they_give_alone():
+    shared, own = make_head("transformer", rows=True), make_head("transformer", rows=True, per_target=True)
+    assert sum(p.numel() for p in own.fusion.regressor.parameters()) > sum(
+        p.numel() for p in shared.fusion.regressor.parameters()
+    )
+    states = torch.randn(2, 5, 16)
+    values = own.fusion.regressor(states)
+    assert values.shape == (2, 5, TARGETS)
+    for k, layers in enumerate(own.fusion.regressor.layers):
+        assert torch.equal(values[..., k : k + 1], layers(states))
+    values[..., 0].sum().backward()
+    assert all((p.grad != 0).any() for p in own.fusion.regressor.layers[0].parameters())
+    assert all(p.grad is None or not p.grad.any() for p in own.fusion.regressor.layers[1].parameters())
+
+
+@pytest.mark.parametrize("fusion", ["concat", "late"])
+def test_label_rows_that_hold_the_same_rows_are_predicted_once_and_all_get_the_value(fusion, monkeypatch):
+    head = make_head(fusion, rows=True).eval()
+    streams = make_streams({"audio": [9, 20], "face": [4, 0]}, rows=True)
+    streams = {name: replace(rows, at=rows.at.repeat_interleave(6, dim=1)) for name, rows in streams.items()}
+    values = head(streams)
+    with monkeypatch.context() as patch:
+        patch.setattr(head.fusion, "row_by_row", False, raising=False)
+        torch.testing.assert_close(values, head(streams), atol=1e-6, rtol=1e-5)
+    fewer, run = distinct_rows(streams)
+    assert fewer["audio"].at.shape[1] < streams["audio"].at.shape[1]
+    for name, rows in streams.items():
+        assert torch.equal(fewer[name].at.gather(1, run), rows.at)
+    single = {name: replace(rows, at=torch.arange(4)[None].repeat(2, 1)) for name, rows in streams.items()}
+    assert distinct_rows(single)[1] is None

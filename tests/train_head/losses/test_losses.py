@@ -226,3 +226,16 @@ def test_balanced_mse_draws_predictions_less_to_the_common_label():
 def test_the_options_of_a_loss_are_those_of_its_function():
     assert LOSSES["huber"].options == {"delta": 1.0}
     assert LOSSES["mse"].options == {}
+
+
+@EVERY_LOSS
+def test_labels_that_are_not_there_have_no_gradient_and_change_none(name):
+    p, t, _ = batch(name, clips=6)
+    known = torch.tensor([True, False, True, True, False, True])
+    masked = t.masked_fill(~known[:, None], torch.nan)
+    p.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, masked), p)
+    (found,) = torch.autograd.grad(LOSSES[name](p, masked), p)
+    (expected,) = torch.autograd.grad(LOSSES[name](p[known], t[known]), p)
+    torch.testing.assert_close(found, expected)
+    assert not found[~known].any()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from train_head.heads.dropout import with_cheap_dropout
 from train_head.heads.fusions.fusion import Fusion, Part, Reading, Regressor, Widths, any_present
 from train_head.heads.options import HeadOptions, check_multiple
-from train_head.heads.regressor import one_layer
+from train_head.heads.regressor import OUTPUTS, one_layer
 from train_head.heads.transformer import sinusoids
 
 
@@ -25,6 +26,8 @@ class TransformerFusionOptions(HeadOptions):
         width: size of the feed-forward layers; 0 takes four times `hidden`.
         positions: add sinusoidal positions, without which the encoder does not know the order of rows.
         dropout: in the encoder layers.
+        per_target: give each target two layers of its own, Linear → LeakyReLU → Linear, instead of one linear layer for
+            all (one linear layer per target would be the same as one for all).
         output: "linear", "tanh" or "sigmoid".
     """
 
@@ -36,6 +39,7 @@ class TransformerFusionOptions(HeadOptions):
     width: int = 128
     positions: bool = False
     dropout: float = 0.3
+    per_target: bool = False
     output: str = "linear"
 
     def __post_init__(self) -> None:
@@ -64,8 +68,12 @@ class TransformerFusion(Fusion):
         layer = nn.TransformerEncoderLayer(
             hidden, options.heads, options.width or 4 * hidden, options.dropout, batch_first=True
         )
-        self.encoder = nn.TransformerEncoder(layer, options.layers, enable_nested_tensor=False)
-        self.regressor = one_layer(hidden, targets, 0.0, options.output)
+        self.encoder = nn.TransformerEncoder(with_cheap_dropout(layer), options.layers, enable_nested_tensor=False)
+        self.regressor: nn.Module = (
+            PerTarget(hidden, targets, options)
+            if options.per_target
+            else one_layer(hidden, targets, 0.0, options.output)
+        )
 
     @classmethod
     def reads(
@@ -85,3 +93,20 @@ class TransformerFusion(Fusion):
             rows = rows + sinusoids(rows.shape[1], rows.shape[2], rows)
         out: Tensor = self.regressor(self.encoder(rows, src_key_padding_mask=~any_present(parts)))
         return out
+
+
+class PerTarget(nn.Module):
+    """Linear → LeakyReLU → Linear → output for each target."""
+
+    def __init__(self, width: int, targets: int, options: TransformerFusionOptions) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(width, width), nn.LeakyReLU(options.slope), nn.Linear(width, 1), OUTPUTS[options.output]()
+            )
+            for _ in range(targets)
+        )
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(batch, rows, width) → (batch, rows, targets)."""
+        return torch.cat([layers(rows) for layers in self.layers], dim=-1)

@@ -1,0 +1,75 @@
+"""Dropout and attention on a CPU: torch's numbers and gradients, but for which values are dropped."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from train_head.heads.dropout import CheapAttention, CheapDropout, _Attention, with_cheap_dropout
+
+
+def layers(chance: float, **options) -> tuple[nn.TransformerEncoderLayer, nn.TransformerEncoderLayer]:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, chance, batch_first=True, **options)
+    return layer, with_cheap_dropout(copy.deepcopy(layer))
+
+
+def outside() -> torch.Tensor:
+    return torch.tensor([[False] * 7, [False] * 4 + [True] * 3])
+
+
+@pytest.mark.parametrize("mask", [None, outside()])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_layer_equals_torchs_where_nothing_is_dropped(mask, norm_first):
+    theirs, own = layers(1e-9, norm_first=norm_first)  # rounds to no chance at all
+    assert list(own.state_dict()) == list(theirs.state_dict())
+    rows = torch.randn(2, 7, 8)
+    found, wanted = own.train()(rows, src_key_padding_mask=mask), theirs.eval()(rows, src_key_padding_mask=mask)
+    inside = torch.ones(2, 7, dtype=torch.bool) if mask is None else ~mask
+    torch.testing.assert_close(found[inside], wanted[inside], atol=1e-5, rtol=1e-5)
+    slope = torch.randn(2, 7, 8) * inside.unsqueeze(-1)
+    for output in (found, wanted):
+        output.backward(slope, retain_graph=True)
+    for (name, one), other in zip(own.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+    torch.testing.assert_close(
+        own.eval()(rows, src_key_padding_mask=mask)[inside], wanted[inside], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("mask", [None, outside()])
+def test_the_gradient_of_attention_is_that_of_its_numbers_with_the_same_values_dropped(mask):
+    def attend(*parts):
+        torch.manual_seed(3)
+        return _Attention.apply(*parts, mask, 0.4)
+
+    parts = [torch.randn(2, 1, 7, 7, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    assert torch.autograd.gradcheck(attend, parts)
+    value = torch.eye(7, dtype=torch.float64).expand(2, 1, 7, 7)
+    _, kept = (attend(*(part.detach() for part in parts[:2]), value) != 0).unique(return_counts=True)
+    assert len(kept) == 2, "some are kept and some dropped"
+
+
+def test_the_chance_and_the_mean_are_those_of_dropout_and_the_seed_decides():
+    dropout, x = CheapDropout(0.3), torch.ones(1000, 1001, requires_grad=True)
+    torch.manual_seed(0)
+    found = dropout(x)
+    torch.manual_seed(0)
+    assert torch.equal(found, dropout(x))
+    assert not torch.equal(found, dropout(x))
+    # 1e6 draws: three standard deviations of a share are 0.0014
+    assert (found == 0).float().mean().item() == pytest.approx(0.3, abs=0.0014)
+    assert found.max().item() == pytest.approx(1 / 0.7, rel=1e-4)
+    found.sum().backward()
+    assert torch.equal(x.grad, found.detach())
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_bfloat16_attention_stays_near_float32():
+    theirs, own = layers(1e-9)
+    assert isinstance(own.self_attn, CheapAttention)
+    rows = torch.randn(2, 7, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = own.train()(rows)
+    torch.testing.assert_close(found.float(), theirs.eval()(rows), atol=0.05, rtol=0.05)
