@@ -23,6 +23,7 @@ from emi.cli import (
     extract,
     faces,
     finetune,
+    import_weights,
     predict,
     streams,
     sweep,
@@ -51,6 +52,7 @@ COMMANDS = {
     app: (
         extract.extract,
         faces.faces,
+        import_weights.import_weights,
         train_head.train_head,
         predict.predict,
         evaluate.evaluate,
