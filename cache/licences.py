@@ -45,8 +45,10 @@ KNOWN: Mapping[str, Licence] = {
     "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim": Licence(name="CC BY-NC-SA 4.0", commercial_use="no"),
     "silero": Licence(name="MIT", commercial_use="yes"),
     "mtcnn": Licence(name="MIT", commercial_use="yes"),
+    "mfcc": Licence(name="MIT", commercial_use="yes"),
 }
-"""By name or Hugging Face id; the first from its model card, the others from the packages silero-vad and mtcnn."""
+"""By name or Hugging Face id; the first from its model card, silero and mtcnn from their packages. mfcc has no weights,
+and its licence is that of emi."""
 
 _PERMISSIVE = ("apache-", "mit", "bsd", "cc0", "cc-by-", "isc", "unlicense", "gpl-", "lgpl-", "agpl-", "mpl-", "wtfpl")
 """Beginnings of the identifiers of licences that allow commercial use, where these do not say otherwise."""

@@ -70,6 +70,7 @@ class StreamFeatures:
             dtype=made_with["dtype"],
             device=device,
             track=made_with.get("track"),
+            hop=made_with.get("hop"),
             **options_made_with(made_with),
         )
         describe = partial(identify, layer=self._settings.layer, pooling=self._settings.pooling)

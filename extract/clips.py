@@ -18,7 +18,7 @@ import itertools
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -111,17 +111,18 @@ def load_extractor(
     Raises:
         BackboneError: its files do not fit.
     """
-    device = settings.resolved_device()
+    device, modality = settings.resolved_device(), MODALITIES[identity.modality]
     batch_seconds, default_batches = settings.batching(identity.small)
+    timed = replace(identity, hop_seconds=modality.hop_seconds(identity, settings))
     with one_thread_per_operation(device):
-        backbone = family_of(identity.source, identity.revision).load(identity, device, precision)
+        backbone = family_of(identity.source, identity.revision).load(timed, device, precision)
     return Extractor(
         backbone=backbone,
         device=device,
         settings=settings,
         batch_seconds=batch_seconds,
         parallel_batches=parallel_batches or default_batches,
-        modality=MODALITIES[identity.modality],
+        modality=modality,
     )
 
 

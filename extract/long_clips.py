@@ -9,7 +9,7 @@ import torch
 
 from cache.format import Array
 from cache.system.memory import memory_bytes
-from extract.backbones import Backbone, Blockwise
+from extract.backbones import Backbone, Blockwise, BlockwiseAtTimes
 from extract.errors import MediaError
 from extract.modality import Modality, Recording
 
@@ -48,16 +48,20 @@ def compute_long(
             yield torch.from_numpy(block).to(device)
 
     if hasattr(backbone, "in_blocks"):
-        parts = (stored(rows, dtype).cpu().numpy() for rows in cast(Blockwise, backbone).in_blocks(blocks()))
+        if recording.times is not None and hasattr(backbone, "at_times"):
+            frames = cast(BlockwiseAtTimes, backbone).at_times(blocks(), torch.from_numpy(recording.times))
+        else:
+            frames = cast(Blockwise, backbone).in_blocks(blocks())
+        parts = (stored(rows, dtype).cpu().numpy() for rows in frames)
         return LongFeatures(_joined(parts), None, None, cost)
     whole: list[torch.Tensor] = []
     for block in blocks():
         whole.append(block)
         _refuse_too_long(cost / modality.cost_per_second, modality.bytes_per_second, device)
     features = backbone([torch.cat(whole)])
-    frames = stored(features.frames, dtype).cpu().numpy()
     vad, pooled = (None if a is None else a.cpu().numpy() for a in (features.vad, features.vad_pooled))
-    return LongFeatures(frames, vad, None if pooled is None else pooled[0], cost)
+    whole_frames = stored(features.frames, dtype).cpu().numpy()
+    return LongFeatures(whole_frames, vad, None if pooled is None else pooled[0], cost)
 
 
 def _joined(parts: Iterable[Array]) -> Array:

@@ -88,6 +88,7 @@ def plan(media: StrPath, cache: StrPath, settings: ExtractSettings) -> ExtractPl
     with contextlib.closing(open_container(cache)) as container, contextlib.ExitStack() as opened:
         _check_sharing(cache, settings)
         identity = identify(settings.backbone, settings.revision, settings.layer, settings.pooling)
+        _check_clock(identity, settings)
         faces = identity.modality == "face"
         sources = find_media(media, settings.media_root, images=faces)
         if faces and settings.videos is not None:
@@ -127,6 +128,7 @@ def make_header(identity: Identity, settings: ExtractSettings, precision: str) -
         fingerprint={
             **identity.fingerprint,
             **modality.fingerprint(settings),
+            **({"hop": hop} if identity.any_hop and hop not in (None, identity.hop_seconds) else {}),
             "precision": precision,
             "dtype": settings.dtype,
         },
@@ -178,6 +180,16 @@ def single_process_reason(cache: StrPath) -> str | None:
     if open_container(cache).one_writer:
         return "an HDF5 file is written by one process at a time"
     return "memory:// belongs to one process" if os.fspath(cache).startswith("memory://") else None
+
+
+def _check_clock(identity: Identity, settings: ExtractSettings) -> None:
+    """Refuse options that say when rows are, where the backbone's rows are elsewhere."""
+    options = {"--hop": settings.hop is not None, "--fps native": settings.fps is None and identity.modality == "audio"}
+    for option in (option for option, given in options.items() if given and not identity.any_hop):
+        raise ExtractSettingsError(
+            f"{option} says when the rows of vggish and mfcc are, and the backbone {identity.source!r} has rows of its "
+            "own; leave it out"
+        )
 
 
 def _check_sharing(cache: StrPath, settings: ExtractSettings) -> None:

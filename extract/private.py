@@ -6,14 +6,16 @@ known. An operator that is missing, or returns other values, is not used.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 Geometry = tuple[list[int], list[int], list[int], int]
-"""Padding, stride, dilation and groups of a convolution over an image with one row."""
+"""Padding, stride, dilation and groups of a convolution over images; a signal is an image with one row."""
+IMAGES_HINT = 8
+"""Number of images for which oneDNN chooses the layout."""
 ROWS_HINT = 512
 """Number of rows for which oneDNN chooses the layout; other numbers are as fast (measured from 50 to 2,400)."""
 
@@ -43,6 +45,25 @@ def packed_convolution(rows: Tensor, packed: Tensor, bias: Tensor | None, geomet
     image = rows.view(1, 1, *rows.shape).permute(0, 3, 1, 2)  # (1, channels, 1, time), channels last in memory
     run: Callable[..., Tensor] = torch.ops.mkldnn._convolution_pointwise
     return run(image, packed, bias, *geometry, "none", [], "")[0, :, 0].t()
+
+
+def pack_image_convolution(weight: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
+    """Convert a (out, in, height, width) weight to oneDNN's layout, for images of this height and width."""
+    shape = [IMAGES_HINT, weight.shape[1], *size]
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        weight.contiguous(memory_format=torch.channels_last), *geometry, shape
+    )
+
+
+def packed_image_convolution(
+    images: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry, *, relu: bool
+) -> Tensor:
+    """Convolve (images, channels, height, width), channels last in memory.
+
+    The public alternative is `functional.conv2d` with the original weight, and `relu` where that is asked for.
+    """
+    run: Callable[..., Tensor] = torch.ops.mkldnn._convolution_pointwise
+    return run(images, packed, bias, *geometry, "relu" if relu else "none", [], "")
 
 
 def softmax_backward(grad: Tensor, probabilities: Tensor) -> Tensor:
@@ -122,6 +143,20 @@ with torch.no_grad():
         _weight,
     )
     """Dtypes in which `packed_convolution` can be used here."""
+    _rows, _weight, _geometry = _numbers(2, 16, 6, 5), _numbers(32, 16, 3, 3), ([1, 1], [2, 2], [1, 1], 1)
+    IMAGES = _dtypes(
+        lambda images, weight: packed_image_convolution(
+            images.contiguous(memory_format=torch.channels_last),
+            pack_image_convolution(weight, _geometry, images.shape[2:]),
+            None,
+            _geometry,
+            relu=True,
+        ),
+        functional.conv2d(_rows, _weight, stride=2, padding=1).relu(),
+        _rows,
+        _weight,
+    )
+    """Dtypes in which `packed_image_convolution` can be used here."""
     _weights = torch.softmax(_numbers(3, 16), dim=-1)
     SOFTMAX_BACKWARD = _works(
         lambda: torch._softmax_backward_data(_numbers(3, 16), _weights, -1, _weights.dtype),

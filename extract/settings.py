@@ -58,7 +58,7 @@ class ExtractSettings:
     """How features are made."""
 
     backbone: str = setting(
-        "silero", "silero, mtcnn (faces), a Hugging Face id, or a local checkpoint folder of sound or images."
+        "silero", "silero, mfcc, mtcnn (faces), a Hugging Face id, or a local checkpoint folder of sound or images."
     )
     revision: str | None = setting(None, "Branch, tag or commit of a Hugging Face id.", shown="main")
     layer: int | None = setting(
@@ -96,7 +96,13 @@ class ExtractSettings:
         False, "Use files that are cut off or damaged as far as they decode; truncated.csv lists them."
     )
     fps: float | None = setting(
-        6.0, "Of faces: rows per second; native is every frame of the video, with its times.", none="native"
+        6.0,
+        "Of faces: rows per second; native is every frame of the video, with its times, also of sound for vggish and "
+        "mfcc.",
+        none="native",
+    )
+    hop: float | None = setting(
+        None, "Of vggish and mfcc: seconds from one row to the next.", metavar="SECONDS", shown="by backbone"
     )
     videos: str | Path | None = setting(
         None,
@@ -126,6 +132,10 @@ class ExtractSettings:
         for name, value in (("max_seconds", self.max_seconds), ("batch_seconds", self.batch_seconds)):
             if value is not None and not 0 < value < float("inf"):
                 raise ExtractSettingsError(f"{name} must be above zero, got {value}")
+        if self.hop is not None and not 0.01 <= self.hop < float("inf"):
+            raise ExtractSettingsError(f"--hop: at least 0.01 seconds, got {self.hop}")
+        if self.hop is not None and self.fps is None:
+            raise ExtractSettingsError(f"--hop {self.hop:g} and --fps native both say when rows are; leave one out")
         for name, number in (("workers", self.workers), ("processes", self.processes)):
             if number < 0:
                 raise ExtractSettingsError(f"{name} must be 0 (automatic) or above, got {number}")

@@ -23,6 +23,7 @@ from emi.cli import (
     extract,
     faces,
     finetune,
+    import_weights,
     predict,
     streams,
     submission,
@@ -52,6 +53,7 @@ COMMANDS = {
     app: (
         extract.extract,
         faces.faces,
+        import_weights.import_weights,
         train_head.train_head,
         predict.predict,
         evaluate.evaluate,

@@ -46,10 +46,12 @@ class Waveform(Item):
         samples: (samples,) float32, mono, not normalised; cut to the maximum length at 16 kHz, and up to
             `MARGIN_SECONDS` longer at the rate of the file.
         rate: Hz.
+        times: (rows, 2) float64, start and end of each frame of the file's video in seconds, where these are the rows.
     """
 
     samples: NDArray[np.float32]
     rate: int = SAMPLE_RATE
+    times: NDArray[np.float64] | None = None
 
     def at_16_khz(self, max_seconds: float | None) -> "Waveform":
         """Resample and cut; a long clip stays empty."""

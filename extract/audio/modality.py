@@ -1,8 +1,12 @@
 """Sound as a modality: (samples,) float32 at 16 kHz, mono. Importing this module imports neither PyAV nor torch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from extract.audio.timed_sound import TimedSound
+from extract.errors import MediaError
+from extract.faces.options import NATIVE
 from extract.modality.protocol import Modality, Read
 from extract.settings import CUDA_BYTES_PER_SECOND, DECODER, RESAMPLER, SAMPLE_RATE, DecodeOptions, ExtractSettings
 from extract.sources import Source
@@ -28,14 +32,17 @@ class Audio:
     marks = False
     packages: tuple[str, ...] = ("torch", "torchaudio", "transformers", "av", "silero-vad")
 
-    def hop_seconds(self, identity: "Identity", settings: ExtractSettings) -> float | None:  # noqa: ARG002
+    def hop_seconds(self, identity: "Identity", settings: ExtractSettings) -> float | None:
         """See `Modality`."""
-        return identity.hop_seconds
+        if not identity.any_hop:
+            return identity.hop_seconds
+        return None if settings.fps is None else settings.hop or identity.hop_seconds
 
     def fingerprint(self, settings: ExtractSettings) -> Mapping[str, Any]:
         """See `Modality`. A fingerprint without `max_seconds` is that of whole clips."""
         return {
             "decoder": DECODER,
+            **({"fps": NATIVE} if settings.fps is None else {}),
             **({} if settings.track is None else {"track": settings.track}),
             "sample_rate": SAMPLE_RATE,
             **({} if settings.max_seconds is None else {"max_seconds": float(settings.max_seconds)}),
@@ -47,7 +54,16 @@ class Audio:
         from extract.audio.media import read
 
         def read_source(source: Source, max_seconds: float | None, options: DecodeOptions) -> "Waveform":
-            return read(source.path, max_seconds, options, self.longest_held)
+            sound = read(source.path, max_seconds, options, self.longest_held)
+            if options.faces.fps is not None:
+                return sound
+            from extract.faces.video import Video
+
+            video = Video(source.path, fps=None, max_seconds=max_seconds, options=options)
+            times, _ = video.frame_times()
+            if not len(times):
+                raise MediaError(f"shows no picture in its first {max_seconds} s, and --fps native asks for its times")
+            return replace(sound, times=times)
 
         return read_source
 
@@ -55,25 +71,28 @@ class Audio:
         """Resample and cut."""
         return read.at_16_khz(max_seconds)
 
-    def record(self, item: "Waveform", source: Source, options: DecodeOptions) -> "SoundRecording":  # noqa: ARG002
+    def record(self, item: "Waveform", source: Source, options: DecodeOptions) -> "SoundRecording":
         """See `Modality`."""
         from extract.audio.recording import SoundRecording
 
-        return SoundRecording(source.path, options)
+        return SoundRecording(source.path, options, item.times)
 
     def cost(self, item: "Waveform") -> int:
         """Return the number of samples."""
         return len(item.samples)
 
-    def inputs(self, items: "Sequence[Waveform]", device: "torch.device") -> "Sequence[torch.Tensor]":
+    def inputs(
+        self, items: "Sequence[Waveform]", device: "torch.device"
+    ) -> "Sequence[torch.Tensor] | Sequence[TimedSound]":
         """See `Modality`."""
         import torch
 
-        waveforms = [torch.from_numpy(item.samples) for item in items]
-        if device.type != "cuda":
-            return waveforms
-        joined = torch.cat(waveforms).pin_memory().to(device, non_blocking=True)  # one transfer, not one per clip
-        return joined.split([len(w) for w in waveforms])
+        waveforms: Sequence[torch.Tensor] = [torch.from_numpy(item.samples) for item in items]
+        if device.type == "cuda":
+            joined = torch.cat(list(waveforms)).pin_memory().to(device, non_blocking=True)  # one transfer for all clips
+            waveforms = joined.split([len(w) for w in waveforms])
+        times = [torch.from_numpy(item.times) for item in items if item.times is not None]
+        return [TimedSound(*pair) for pair in zip(waveforms, times, strict=True)] if times else waveforms
 
     def stated_seconds(self, source: Source, options: DecodeOptions) -> float | None:
         """See `Modality`."""

@@ -16,12 +16,18 @@ BLOCK_SECONDS = 10.0
 
 
 class SoundRecording:
-    """See `extract.modality.Recording`: (samples,) float32 at 16 kHz, as `extract.audio.media.decode` gives it."""
+    """See `extract.modality.Recording`: (samples,) float32 at 16 kHz, as `extract.audio.media.decode` gives it.
 
-    def __init__(self, path: Path, options: DecodeOptions) -> None:
+    Args:
+        path: of the file.
+        options: which part of it is decoded.
+        times: of its rows, where they are those of a video.
+    """
+
+    def __init__(self, path: Path, options: DecodeOptions, times: NDArray[np.float64] | None = None) -> None:
         self._path, self._options = path, options
         self.seconds, self.cut_off = math.nan, ""
-        self.times: NDArray[np.float64] | None = None
+        self.times = times
         self.valid: NDArray[np.bool_] | None = None
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:

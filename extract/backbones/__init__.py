@@ -13,10 +13,13 @@ from cache.paths import at_home
 from extract.backbones.checkpoint import find_checkpoint
 from extract.backbones.image.family import IMAGES
 from extract.backbones.image.models import MODELS
+from extract.backbones.iresnet.family import IRESNET
+from extract.backbones.mfcc.family import MFCC
 from extract.backbones.mtcnn.family import MTCNN
 from extract.backbones.protocol import (
     Backbone,
     Blockwise,
+    BlockwiseAtTimes,
     Divisible,
     Family,
     Features,
@@ -30,6 +33,7 @@ from extract.backbones.protocol import (
 )
 from extract.backbones.silero.family import SILERO
 from extract.backbones.speech.family import TRANSFORMERS
+from extract.backbones.vggish.family import VGGISH
 from extract.backbones.whisper.family import WHISPER
 from extract.errors import BackboneError, ExtractSettingsError
 
@@ -41,6 +45,7 @@ __all__ = [
     "MODEL_TYPES",
     "Backbone",
     "Blockwise",
+    "BlockwiseAtTimes",
     "Divisible",
     "Family",
     "Features",
@@ -53,7 +58,7 @@ __all__ = [
     "load_trainable",
 ]
 
-BACKBONES: dict[str, Family] = {"silero": SILERO, "mtcnn": MTCNN}
+BACKBONES: dict[str, Family] = {"silero": SILERO, "mfcc": MFCC, "mtcnn": MTCNN}
 
 MODEL_TYPES: dict[str, Family] = {
     "silero-vad": SILERO,
@@ -62,6 +67,8 @@ MODEL_TYPES: dict[str, Family] = {
     "wavlm": TRANSFORMERS,
     "whisper": WHISPER,
     **dict.fromkeys(MODELS, IMAGES),
+    "vggish": VGGISH,
+    "iresnet": IRESNET,
 }
 
 

@@ -135,6 +135,11 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         BackboneError: it is not available, or not a checkpoint.
     """
     folder = Path(at_home(name))
+    if folder.is_file():
+        raise BackboneError(
+            f"{name} is a file, and a backbone is a folder; `emi import-weights {name} FOLDER` makes one of the "
+            "published weights of VGGish or an IResNet"
+        )
     local = bool(name) and folder.is_dir()  # an empty name would be the working folder
     folder = folder if local else _from_hub(name, revision)
     config = folder / "config.json"

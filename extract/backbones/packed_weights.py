@@ -10,7 +10,7 @@ same.
 """
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import MethodType
 
@@ -69,6 +69,47 @@ class PackedConv1d:
         (_, padding), _, _, groups = self._geometry
         signal = rows.t().unsqueeze(0)
         return functional.conv1d(signal, self._weight, self._bias, padding=padding, groups=groups)[0].t()[: len(rows)]
+
+
+class PackedConv2d:
+    """A convolution over (images, channels, height, width), channels last in memory.
+
+    Args:
+        weight: (out, in, height, width).
+        bias: (out,), or None.
+        dtype: of the products, their inputs and their result.
+        size: height and width of the images.
+        stride: in both directions.
+        padding: in both directions.
+        relu: whether a ReLU follows.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        size: Sequence[int],
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        relu: bool = False,
+    ) -> None:
+        self._weight = weight.detach().to(dtype, memory_format=torch.channels_last)
+        self._bias = None if bias is None else bias.detach().to(dtype)
+        self._relu = relu
+        self._geometry: private.Geometry = ([padding] * 2, [stride] * 2, [1, 1], 1)
+        self._packed = can_pack(self._weight, private.IMAGES)
+        if self._packed:
+            self._weight = private.pack_image_convolution(self._weight, self._geometry, size)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply to images of the dtype of the products."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self._packed:
+            return private.packed_image_convolution(images, self._weight, self._bias, self._geometry, relu=self._relu)
+        out = functional.conv2d(images, self._weight, self._bias, self._geometry[1], self._geometry[0])
+        return out.relu_() if self._relu else out
 
 
 def wrong_below_float32(weight: Tensor) -> bool:

@@ -21,10 +21,13 @@ class Identity:
         modality: what it takes: a key of `extract.modality.MODALITIES`.
         fingerprint: its part of a cache's fingerprint: backbone, weights_sha256, config_sha256, layer, normalisation.
         dim: features per frame.
-        hop_seconds: time from one frame to the next; None where frames have times, or where the settings decide.
+        hop_seconds: time from one frame to the next, by default where there is `any_hop`; None where frames have times,
+            or where the settings decide.
         vad_names: names of the regression head's outputs in their order, or empty.
         precisions: in which it can compute, of "fp32", "bf16" and "fp16".
         revision: commit of the repository that `source` names on the hub, or None for other sources.
+        any_hop: whether frames of sound can start at any time (`--hop`, `--fps native`). `Family.load` then gets the
+            hop of the settings in `hop_seconds`.
         small: whether a call costs more than computing a second of audio, so that batches should be large.
         note: a sentence for the user, or empty.
         licence: of the weights.
@@ -41,6 +44,7 @@ class Identity:
     note: str = ""
     licence: Licence = UNKNOWN
     modality: str = "audio"
+    any_hop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class Backbone(Protocol):
 
         Args:
             waveforms: what `Modality.inputs` makes of decoded clips. Of audio that is (samples,) float32 at 16 kHz, not
-                normalised; of faces, `extract.faces.reading.FaceCrops`.
+                normalised, or `extract.audio.timed_sound.TimedSound`; of faces, `extract.faces.reading.FaceCrops`.
         """
 
     def num_frames(self, num_samples: int) -> int:
@@ -95,6 +99,13 @@ class Blockwise(Backbone, Protocol):
         Returns:
             Together the frames of a call with the whole clip, up to rounding.
         """
+
+
+class BlockwiseAtTimes(Blockwise, Protocol):
+    """A `Blockwise` with `Identity.any_hop`."""
+
+    def at_times(self, blocks: "Iterable[Tensor]", times: "Tensor") -> "Iterator[Tensor]":
+        """Yield the features of one clip as `in_blocks`, of frames at `times` (see `TimedSound`)."""
 
 
 class Family(Protocol):

@@ -24,10 +24,10 @@ def test_every_part_passes_on_a_cpu_with_tiny_models(tmp_path):
     )
     parts = {part["name"]: part for part in json.loads((tmp_path / "gpu.json").read_text())}
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "8 of 8 parts passed; all passed; gpu.json"
+    assert done.stdout.splitlines()[-1] == "9 of 9 parts passed; all passed; gpu.json"
     assert {part["status"] for part in parts.values()} == {"passed"}
     rows = {name: {row["name"]: row for row in part["rows"]} for name, part in parts.items()}
-    assert list(rows) == [*"machine parity resume extraction finetuning heads sweep".split(), "one device"]
+    assert list(rows) == [*"machine parity resume extraction frames finetuning heads sweep".split(), "one device"]
     wanted = [f"{family}, {mode}" for family in FAMILIES for mode in ("fp32", "bf16", "fp16")] + ["silero, fp32"]
     assert list(rows["parity"]) == wanted
     for name, row in rows["parity"].items():
@@ -37,6 +37,7 @@ def test_every_part_passes_on_a_cpu_with_tiny_models(tmp_path):
     for row in rows["resume"].values():
         assert row["exit_codes"] == {"one": 0, "two": 0, "killed": -9, "resumed": 0}
         assert row["same_bytes"]
+    assert list(rows["frames"]) == ["VGGish, fp32", "IResNet-50, fp32"]
     assert len(rows["finetuning"]) == 5
     assert len(rows["heads"]) == 2
     assert rows["machine"]["machine"]["torch"]

@@ -1,0 +1,1 @@
+"""IResNet, the network of ArcFace, with or without attention."""

@@ -1,0 +1,50 @@
+"""Describe a folder of an IResNet's weights without importing torch."""
+
+from typing import TYPE_CHECKING
+
+from extract.backbones.checkpoint import find_checkpoint
+from extract.backbones.iresnet.config import IResNetConfig
+from extract.backbones.licence import licence_of_weights
+from extract.backbones.protocol import Backbone, Identity
+
+if TYPE_CHECKING:
+    import torch
+
+
+class IResNetFamily:
+    """See `Family`. A name is a folder with config.json and weights named as those of arcface_torch."""
+
+    def identify(self, name: str) -> Identity:
+        """Read the configuration and hash the weights.
+
+        Raises:
+            BackboneError: the configuration cannot be used.
+        """
+        checkpoint = find_checkpoint(name)
+        config = IResNetConfig.read(checkpoint.config, checkpoint.folder)
+        source = name if checkpoint.commit is None else name.partition("@")[0]
+        return Identity(
+            source=source,
+            revision=checkpoint.commit,
+            fingerprint={
+                "backbone": checkpoint.display_name(source),
+                "weights_sha256": checkpoint.weights_sha256(),
+                "config_sha256": checkpoint.config_sha256(),
+                "layer": "embedding",
+                "normalisation": "pixels to [-1, 1], embeddings to length 1",
+            },
+            dim=config.dim,
+            hop_seconds=None,
+            precisions=("fp32", "bf16"),
+            licence=licence_of_weights(source, checkpoint.folder),
+            modality="face",
+        )
+
+    def load(self, identity: Identity, device: "torch.device", precision: str) -> Backbone:
+        """Build the network; every weight must be in the file, but for a LA-SE that has not been trained."""
+        from extract.backbones.iresnet.encoder import load_iresnet
+
+        return load_iresnet(find_checkpoint(identity.source, identity.revision), device, precision)
+
+
+IRESNET = IResNetFamily()

@@ -1,0 +1,1 @@
+"""VGGish: 128 numbers for 0.96 s of sound."""
