@@ -29,9 +29,9 @@ from PIL import Image
 
 from benchmarks._machine import header_line
 from benchmarks._timing import figure, in_pairs, seconds_of
+from emi.demo.drawing import Identity, Pose, draw
 from extract.faces.mtcnn import Detector, Faces
 from extract.faces.mtcnn.boxes import overlaps
-from tests.extract.faces.drawn import Identity, Pose, draw
 
 SIZES = ((288, 352), (480, 640), (720, 1280))
 PICTURES, BATCH, LEAST_PAIRS = 16, 8, 5

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import emi
-from tests.extract.faces.drawn import Identity, Pose, draw
+from emi.demo.drawing import Identity, Pose, draw
 
 RATE = 6
 NAMES = ["Joy", "Calm"]

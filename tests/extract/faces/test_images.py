@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 import emi
+from emi.demo.drawing import Identity, Pose, draw
 from extract.errors import MediaError, MediaListError
 from extract.faces.images import read_image, read_images, rows_of
 from extract.faces.mtcnn import Detector
 from extract.sources import Source, find_media
-from tests.extract.faces.drawn import Identity, Pose, draw
 
 
 def face(number, side=112):
