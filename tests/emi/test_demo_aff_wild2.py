@@ -143,6 +143,8 @@ def test_no_person_is_in_both_splits() -> None:
     assert train
     assert valid
     assert not train & valid
+    faces = [trial.face for video in videos for trial in video.trials]
+    assert len(set(faces)) == len(faces)
 
 
 def test_each_split_has_a_few_dozen_seconds_by_default() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +18,7 @@ from emi.demo.labels import EMOTIONS
 from emi.demo.layout import DemoSummary
 from emi.demo.make import make_demo
 from emi.demo.mimicry import FPS, HEIGHT, WIDTH
-from emi.demo.plan import HIGH_VOICES, LOW_VOICES, face_of
+from emi.demo.settings import MAX_CLIPS
 from extract.faces.mtcnn import Detector, DetectorSettings
 
 RATE = 22050
@@ -67,15 +66,9 @@ def test_films_and_sounds_are_the_same_with_and_without_faces(demo: DemoSummary,
     assert not (alone.folder / "raw").exists()
 
 
-def test_each_voice_has_a_face_of_its_own_and_another_seed_has_others(demo: DemoSummary) -> None:
-    with (demo.folder / "speakers.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    train, valid = ({face_of(row["Voice"], 7) for row in rows if row["Split"] == split} for split in ("train", "valid"))
-    assert not train & valid
-    voices = LOW_VOICES + HIGH_VOICES
-    numbers = {face_of(voice, seed) for voice in voices for seed in (0, 1)}
-    assert len(numbers) == 2 * len(voices)
-    assert len({Identity.of(number) for number in numbers}) == len(numbers)
+def test_each_clip_has_a_face_of_its_own_and_another_seed_has_others() -> None:
+    identities = {Identity.of(seed * MAX_CLIPS + number) for seed in (0, 1) for number in range(200)}
+    assert len(identities) == 400
 
 
 def test_some_emotions_are_for_the_ear_and_others_for_the_eye() -> None:
