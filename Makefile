@@ -15,7 +15,7 @@ ifdef MEDIA
   BACKBONE ?= audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim
 else
   BACKBONE ?= silero
-  MEDIA := $(DEMO)/audio
+  MEDIA := $(DEMO)/raw
   DEMO_READY := $(DEMO)/demo.json
   HEAD_OPTIONS ?= --config configs/demo.toml
   FINETUNE_OPTIONS ?= --config configs/demo-finetune.toml
@@ -23,6 +23,8 @@ else
   TRIALS ?= 24
 endif
 CACHE ?= artifacts/features.zarr
+FACES ?= artifacts/faces.zarr
+STREAMS_RUN ?= artifacts/streams
 TRAIN ?= $(DEMO)/train_split.csv
 VALID ?= $(DEMO)/valid_split.csv
 RUN ?= artifacts/run
@@ -61,7 +63,10 @@ $(READY): pyproject.toml constraints.txt
 $(DEMO)/demo.json: | $(READY)
 	$(BIN)/emi demo-data $(DEMO)
 
-demo: train-head ## speak demo clips, extract features, train the paper's head, print the table
+demo: features ## draw and speak demo clips, extract voice and face, train on each and on both, print what each is worth
+	$(BIN)/emi extract $(MEDIA) --cache $(FACES) --backbone mtcnn
+	$(BIN)/emi ablate --streams --cache audio=$(CACHE) --cache face=$(FACES) --train $(TRAIN) --valid $(VALID) --out $(STREAMS_RUN) $(HEAD_OPTIONS)
+	$(BIN)/emi evaluate $(STREAMS_RUN)/audio+face/predictions_valid.csv $(VALID)
 
 features: $(READY) $(DEMO_READY) ## stage 1: MEDIA -> CACHE
 	$(BIN)/emi extract $(MEDIA) --cache $(CACHE) --backbone $(BACKBONE)

@@ -39,6 +39,7 @@ from PIL import Image
 from benchmarks._machine import header_line, in_own_process, peak_mb
 from benchmarks._timing import figure, in_pairs, seconds_of
 from cache.system.machine import available_cores
+from emi.demo.drawing import Identity, Pose, draw
 from extract.backbones import family_of, identify
 from extract.backbones.packed_weights import PackedLinear
 from extract.backbones.precision import DTYPES
@@ -47,7 +48,6 @@ from extract.faces.mtcnn.boxes import overlaps
 from extract.faces.video import Video
 from extract.settings import ExtractSettings
 from extract.threads import one_thread_per_operation
-from tests.extract.faces.drawn import Identity, Pose, draw
 
 SIZES = ((288, 352), (480, 640), (720, 1280))
 PICTURES, BATCH, LEAST_PAIRS = 16, 8, 5

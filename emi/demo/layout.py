@@ -1,61 +1,34 @@
-"""The demo folder as a whole: its tables, its README, its settings file, and moving it to its place at once."""
+"""The demo folder as a whole: what it holds, whether it is there already, and moving it to its place at once."""
 
 import json
-from collections.abc import Sequence
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from emi.demo.dials import DIALS
-from emi.demo.labels import EMOTIONS
-from emi.demo.plan import Clip
 from emi.demo.settings import DemoFolderError
-from train_head.reports.tables import csv_text
 
 SETTINGS_FILE = "demo.json"
-README = """\
-# Demo clips for emi
-
-**These are not people.** Every clip is synthetic speech made by espeak-ng (a GPL-3 program; the sound is its
-output), then modified in timbre, loudness and noise. The six intensities are random numbers that were drawn first; they
-set the properties of the voice. The clips contain no information about real emotion, and a score on these clips says
-nothing about a score on real ones.
-
-The layout is that of Hume-Vidmimic2, so every command that works here works there too.
-
-| file | content |
-|---|---|
-| `audio/00000.mp3` … | all {clips} clips, {seconds:.0f} s in all |
-| `raw/00000.mp4` … | {videos} of them as video (a drawn face) with the same sound |
-| `train_split.csv` | {train} clips |
-| `valid_split.csv` | {valid} clips of voices that are not in `train_split.csv` |
-| `speakers.csv` | the espeak-ng voice of each clip ({voices} in all) |
-| `demo.json` | the settings: {clips} clips, seed {seed} |
-
-The same settings and the same versions of espeak-ng, NumPy and PyAV give the same bytes.
-
-## How the intensities set the voice
-
-Each row is one property: its value when all six intensities are 0, what an intensity of 1 adds, and the standard
-deviation of a random part that does not depend on the labels.
-
-| property | unit | at rest | an intensity of 1 adds | random |
-|---|---|---|---|---|
-{dials}
-"""
+ANNOTATIONS = "annotations/VA_Estimation_Challenge"
+Settings = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DemoSummary:
     """What a demo folder holds.
 
     Attributes:
         folder: where it is.
-        clips: number of clips, each an mp3.
-        train: clips named in ``train_split.csv``.
-        valid: clips named in ``valid_split.csv``.
+        clips: number of clips; of videos in the layout of Aff-Wild2.
+        train: labelled clips to train on; one for each person of a video in the layout of Aff-Wild2.
+        valid: labelled clips to validate on.
         seconds: sound in all clips together.
         voices: different voices in both splits together.
-        videos: clips that also have an mp4.
+        videos: clips with a picture.
+        crops: images of faces.
         made: False when the folder held the same demo already and nothing was done.
     """
 
@@ -66,32 +39,25 @@ class DemoSummary:
     seconds: float
     voices: int
     videos: int
+    crops: int = 0
     made: bool = field(default=True, compare=False)
 
+    def expected(self, kind: str) -> dict[str, int]:
+        """Return how many files there should be, by pattern."""
+        if kind == "va":
+            labels = {f"{ANNOTATIONS}/Train_Set/*.txt": self.train, f"{ANNOTATIONS}/Validation_Set/*.txt": self.valid}
+            return {"videos/*.mp4": self.videos, "cropped_aligned/*/*.jpg": self.crops, **labels}
+        return {"audio/*.mp3": self.clips, "raw/*.mp4": self.videos, "*.csv": 3}
 
-def write_texts(folder: Path, clips: Sequence[Clip], summary: DemoSummary, settings: dict[str, int]) -> None:
-    """Write everything beside the media.
 
-    These are ``train_split.csv`` and ``valid_split.csv`` (Hume-Vidmimic2's header), ``speakers.csv``, ``README.md``,
-    and ``demo.json``, by which a later call recognises the folder.
-    """
-    for split in ("train", "valid"):
-        rows = ([clip.number, *(f"{value:.6g}" for value in clip.intensities)] for clip in clips if clip.split == split)
-        (folder / f"{split}_split.csv").write_bytes(csv_text([["Filename", *EMOTIONS], *rows]).encode())
-    voices = ((clip.number, clip.voice, clip.split) for clip in clips)
-    (folder / "speakers.csv").write_bytes(csv_text([("Filename", "Voice", "Split"), *voices]).encode())
-    lines = []
-    for name, dial in DIALS.items():
-        moves = ", ".join(f"{emotion} {move:+g}" for emotion, move in dial.moves.items()) or "—"
-        lines.append(f"| {name.replace('_', ' ')} | {dial.unit} | {dial.rest:g} | {moves} | {dial.jitter:g} |")
-    text = README.format(dials="\n".join(lines), seed=settings["seed"], **asdict(summary))
-    (folder / "README.md").write_text(text, encoding="utf-8")
+def write_settings(folder: Path, summary: DemoSummary, settings: Settings) -> None:
+    """Write the file by which a later call recognises the folder."""
     counts = {name: value for name, value in asdict(summary).items() if name not in ("folder", "made")}
     text = json.dumps({"settings": settings, "counts": counts}, indent=2)
     (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def find_demo(folder: Path, settings: dict[str, int]) -> DemoSummary | None:
+def find_demo(folder: Path, settings: Settings) -> DemoSummary | None:
     """Look whether the wanted demo is already there.
 
     Returns:
@@ -118,17 +84,26 @@ def find_demo(folder: Path, settings: dict[str, int]) -> DemoSummary | None:
         raise DemoFolderError(
             f"{folder} holds a demo with {other}, wanted {wanted}; choose another folder or delete this one"
         )
-    sounds, films = (len(list(folder.glob(files))) for files in ("audio/*.mp3", "raw/*.mp4"))
-    tables = all((folder / f"{name}.csv").is_file() for name in ("train_split", "valid_split", "speakers"))
-    if (sounds, films, tables) != (counts["clips"], counts["videos"], True):
-        raise DemoFolderError(
-            f"{folder} holds only part of its demo: {sounds} of {counts['clips']} mp3, {films} of "
-            f"{counts['videos']} mp4, tables {'there' if tables else 'missing'}; delete it and make it again"
-        )
-    return DemoSummary(folder=folder, **counts, made=False)
+    summary = DemoSummary(folder=folder, **counts, made=False)
+    for pattern, expected in summary.expected(settings["kind"]).items():
+        if (found := len(list(folder.glob(pattern)))) != expected:
+            raise DemoFolderError(
+                f"{folder} holds only part of its demo: {found} of {expected} {pattern}; delete it and make it again"
+            )
+    return summary
 
 
-def put_in_place(building: Path, folder: Path, settings: dict[str, int]) -> DemoSummary | None:
+@contextmanager
+def built_beside(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside a place; what was not moved from there is removed."""
+    building = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield building
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def put_in_place(building: Path, folder: Path, settings: Settings) -> DemoSummary | None:
     """Rename a finished demo to its place.
 
     Returns:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from emi.demo.labels import draw_intensities
+from emi.demo.labels import EMOTIONS, draw_intensities
 
 VALID_SHARE = 0.25
 
@@ -90,6 +90,23 @@ class Clip:
     text: str
     intensities: NDArray[np.float64]
 
+    @property
+    def amounts(self) -> dict[str, float]:
+        """The intensities by emotion."""
+        return dict(zip(EMOTIONS, self.intensities.tolist(), strict=True))
+
+
+def split_voices(rng: np.random.Generator) -> dict[str, list[str]]:
+    """Return voices for "train" and others for "valid", low and high ones in both, each in random order."""
+    low, high = rng.permutation(LOW_VOICES).tolist(), rng.permutation(HIGH_VOICES).tolist()
+    voices = {"train": low[VALID_LOW:] + high[VALID_HIGH:], "valid": low[:VALID_LOW] + high[:VALID_HIGH]}
+    return {split: rng.permutation(names).tolist() for split, names in voices.items()}
+
+
+def valid_share(clips: int) -> int:
+    """Return how many of the clips are for validation, at least 2."""
+    return max(2, round(VALID_SHARE * clips))
+
 
 def plan_clips(clips: int, seed: int) -> list[Clip]:
     """Plan a whole demo; the same arguments give the same plan.
@@ -102,10 +119,8 @@ def plan_clips(clips: int, seed: int) -> list[Clip]:
         Clips in the order of their numbers, the splits interleaved as in the real data.
     """
     rng = np.random.default_rng([seed, 0])
-    low, high = rng.permutation(LOW_VOICES).tolist(), rng.permutation(HIGH_VOICES).tolist()
-    voices = {"train": low[VALID_LOW:] + high[VALID_HIGH:], "valid": low[:VALID_LOW] + high[:VALID_HIGH]}
-    voices = {split: rng.permutation(names).tolist() for split, names in voices.items()}
-    valid = max(2, round(VALID_SHARE * clips))
+    voices = split_voices(rng)
+    valid = valid_share(clips)
     rows: list[tuple[str, str, NDArray[np.float64]]] = []
     for split, count in (("train", clips - valid), ("valid", valid)):
         cycle = itertools.cycle(voices[split])

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 import emi
 from emi.cli import app
+from emi.demo.drawing import Identity, Pose, draw
 from extract.failures import Failure
 from extract.sources import Source
-from tests.extract.faces.drawn import Identity, Pose, draw
 
 RATE = 6
 NAMES = ["Joy", "Calm"]

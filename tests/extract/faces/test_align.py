@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emi.demo.drawing import Identity, Pose, draw
 from extract.faces.align import ARCFACE, CROP_SIDE, crops, onto_template
 from extract.faces.mtcnn import Detector
-from tests.extract.faces.drawn import Identity, Pose, draw
 
 
 def applied(matrix, points):

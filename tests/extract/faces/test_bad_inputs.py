@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import emi
 from emi.cli import app
-from tests.extract.faces.drawn import draw
+from emi.demo.drawing import draw
 from tests.extract.faces.test_images import face, write
 
 

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 import emi
 from emi.cli import app
+from emi.demo.drawing import Identity, Pose, draw
 from extract.faces.align import ARCFACE
 from extract.faces.sheet import GAP, LABEL
-from tests.extract.faces.drawn import Identity, Pose, draw
 
 RATE = 10
 FILMS = {"a/always": "x" * 12, "between": "..xxxx....xxxx", "never": "." * 8}

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from emi.demo.drawing import Identity, Pose, draw
 from extract.errors import BackboneError, ExtractSettingsError
 from extract.faces import package
 from extract.faces.mtcnn import Detector, DetectorSettings, weights
 from extract.faces.mtcnn.areas import AreaTable
 from extract.faces.mtcnn.boxes import overlaps, without_doubles
-from tests.extract.faces.drawn import Identity, Pose, draw
 
 HOPPER = {
     "box": [163.72, 105.84, 347.64, 344.03],

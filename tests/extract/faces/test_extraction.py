@@ -12,6 +12,7 @@ from warm_python import python
 import emi
 import extract.plan
 from cache.errors import StaleCacheError
+from emi.demo.drawing import Identity, Pose, draw
 from extract.backbones import identify
 from extract.errors import BackboneError, ExtractSettingsError, MediaError
 from extract.faces import package
@@ -27,7 +28,6 @@ from extract.modality.decoding import Decoder
 from extract.settings import DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source
 from extract.threads import one_thread_per_operation
-from tests.extract.faces.drawn import Identity, Pose, draw
 
 RATE = 10
 WALL = np.full((160, 200, 3), 90, np.uint8)

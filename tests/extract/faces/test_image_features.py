@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 import emi
 from cache.errors import StaleCacheError
 from emi.cli import app
+from emi.demo.drawing import Identity, Pose, draw
 from extract.errors import ExtractSettingsError
 from extract.faces.align import SQUARE_SCALE, square_crops
 from extract.modality import MODALITIES
 from extract.settings import ExtractSettings
-from tests.extract.faces.drawn import Identity, Pose, draw
 from tests.extract.image_checkpoints import library, save
 
 RATE = 10

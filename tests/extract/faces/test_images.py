@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 
 import emi
+from emi.demo.drawing import Identity, Pose, draw
 from extract.errors import MediaError, MediaListError
 from extract.faces.images import LARGEST, image_names, read_image, read_images, rows_of, scaled
 from extract.faces.mtcnn import Detector
 from extract.modality import MODALITIES
 from extract.settings import DecodeOptions
 from extract.sources import Source, find_media
-from tests.extract.faces.drawn import Identity, Pose, draw
 
 
 def face(number, side=112):

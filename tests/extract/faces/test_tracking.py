@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from emi.demo.drawing import Identity, Pose, draw
 from extract.errors import ExtractSettingsError
 from extract.faces.mtcnn import Detector, Faces
 from extract.faces.tracking import TrackingSettings, track_faces
 from extract.faces.video import Pictures, Video
-from tests.extract.faces.drawn import Identity, Pose, draw
 
 FPS = 6.0
 

@@ -1,14 +1,20 @@
 """Drawn faces that a detector finds: identities from a seed, with expressions and poses, as people at a web camera."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 OVERSAMPLING = 3
+BLUR = 0.8
+"""Pixels, as of a small camera; without it, the detector finds fewer faces."""
+EYE_LEVEL = -0.12
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
+CIRCLE: list[Point] = [(math.cos(2 * math.pi * i / 48), math.sin(2 * math.pi * i / 48)) for i in range(48)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ class Pose:
         smile: -1 (corners down) to 1.
         jaw: 0 (closed) to 1 (wide open).
         brow: -1 (lowered) to 1 (raised).
-        blink: 0 (open) to 1 (closed).
+        slant: of the brows, -1 (inner ends lowered, as in anger) to 1 (inner ends raised, as in grief).
+        blink: -0.5 (wide open) to 1 (closed).
         yaw: -1 to 1, turned to the left or right of the picture.
         roll: degrees, clockwise.
         centre: x and y of the head, as fractions of width and height of the picture.
@@ -75,6 +82,7 @@ class Pose:
     smile: float = 0.0
     jaw: float = 0.0
     brow: float = 0.0
+    slant: float = 0.0
     blink: float = 0.0
     yaw: float = 0.0
     roll: float = 0.0
@@ -83,42 +91,59 @@ class Pose:
 
 
 def draw(
-    people: Sequence[tuple[Identity, Pose]], height: int = 240, width: int = 320, background: bool = True
-) -> np.ndarray:
-    """Draw people before the wall of the first.
+    people: Sequence[tuple[Identity, Pose]], height: int = 240, width: int = 320, room: Identity | None = None
+) -> NDArray[np.uint8]:
+    """Draw people before a wall.
 
     Args:
         people: identities and poses, from back to front.
         height, width: of the picture in pixels.
-        background: whether there is a wall; without, it is black.
+        room: whose wall it is; None takes that of the first, and black where there is nobody.
 
     Returns:
         (height, width, 3) uint8 RGB.
     """
     size = width * OVERSAMPLING, height * OVERSAMPLING
-    picture = Image.new("RGB", size)
-    if background and people:
-        light = np.linspace(1.08, 0.8, size[1])[:, None, None] * np.array(people[0][0].wall)
-        wall = np.broadcast_to(light, (size[1], size[0], 3)).clip(0, 255).astype(np.uint8)
-        picture = Image.fromarray(np.ascontiguousarray(wall))
+    owner = people[0][0] if room is None and people else room
+    picture = Image.new("RGB", size) if owner is None else _paint_wall(owner, *size)
     for identity, pose in people:
-        _Head(picture, identity, pose).draw()
-    picture = picture.filter(ImageFilter.GaussianBlur(0.8 * OVERSAMPLING))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BOX)).copy()
+        _Head(identity, pose, *size).draw(picture)
+    picture = picture.reduce(OVERSAMPLING).filter(ImageFilter.GaussianBlur(BLUR))
+    return np.asarray(picture).copy()
+
+
+def _paint_wall(identity: Identity, width: int, height: int) -> Image.Image:
+    """Lighter at the top."""
+    light = np.linspace(1.08, 0.8, height)[:, None, None] * np.array(identity.wall)
+    return Image.fromarray(light.clip(0, 255).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+
+
+def find_landmarks(identity: Identity, pose: Pose, height: int, width: int) -> NDArray[np.float32]:
+    """Return where `draw` puts the landmarks of a face.
+
+    Returns:
+        (5, 2) float32, x and y in pixels of the left eye, the right eye, the nose and the corners of the mouth; left
+        is that of the picture.
+    """
+    head = _Head(identity, pose, width, height)
+    corner = head.mouth_corner()
+    points = [(-identity.eye_distance, EYE_LEVEL), (identity.eye_distance, EYE_LEVEL), (0.0, identity.nose)]
+    points += [(-corner[0], corner[1]), corner]
+    return np.array([head.at(head.feature(point)) for point in points], np.float32)
 
 
 class _Head:
     """Draws one head. Coordinates run from -1 to 1 over the head's width (to the right) and height (down)."""
 
-    def __init__(self, picture: Image.Image, identity: Identity, pose: Pose) -> None:
-        self.pen, self.who, self.pose = ImageDraw.Draw(picture), identity, pose
-        self.half = picture.height * pose.size / 2
-        self.middle = picture.width * pose.centre[0], picture.height * pose.centre[1]
-        angle = np.deg2rad(pose.roll)
-        self.turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    def __init__(self, identity: Identity, pose: Pose, width: int, height: int) -> None:
+        self.who, self.pose = identity, pose
+        self.half = height * pose.size / 2
+        self.middle = width * pose.centre[0], height * pose.centre[1]
+        self.turn = math.cos(math.radians(pose.roll)), math.sin(math.radians(pose.roll))
 
-    def draw(self) -> None:
+    def draw(self, picture: Image.Image) -> None:
         """Draw everything, from back to front."""
+        self.pen = ImageDraw.Draw(picture)
         who, pose = self.who, self.pose
         dark_hair = _toned(who.hair, 0.8)
         if who.long_hair:
@@ -140,8 +165,9 @@ class _Head:
 
     def at(self, point: Point) -> Point:
         """Return where a point of the head lies in the picture."""
-        x, y = self.turn @ (np.array(point) * [self.half * self.who.width, self.half])
-        return self.middle[0] + x, self.middle[1] + y
+        x, y = point[0] * self.half * self.who.width, point[1] * self.half
+        cos, sin = self.turn
+        return self.middle[0] + cos * x - sin * y, self.middle[1] + sin * x + cos * y
 
     def feature(self, point: Point) -> Point:
         """Return where a point of the front of the face lies on the head: it moves as the head turns."""
@@ -153,8 +179,7 @@ class _Head:
         self.pen.polygon([self.at(point) for point in points], fill=colour)
 
     def oval(self, centre: Point, across: float, down: float, colour: Colour) -> None:
-        angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-        self.polygon([(centre[0] + across * np.cos(a), centre[1] + down * np.sin(a)) for a in angles.tolist()], colour)
+        self.polygon([(centre[0] + across * x, centre[1] + down * y) for x, y in CIRCLE], colour)
 
     def line(self, points: Sequence[Point], weight: float, colour: Colour) -> None:
         width = max(1, round(weight * self.half))
@@ -169,7 +194,7 @@ class _Head:
 
     def eye(self, side: int) -> None:
         who, pose = self.who, self.pose
-        x, y, size = side * who.eye_distance, -0.12, who.eye_size
+        x, y, size = side * who.eye_distance, EYE_LEVEL, who.eye_size
         opened = size * 0.62 * (1 - pose.blink) * (1 - 0.2 * max(0.0, pose.smile))
         at = self.feature((x, y))
         self.oval(self.feature((x, y - 0.01)), size * 1.45, size * 0.95, _toned(who.skin, 0.78))
@@ -182,8 +207,9 @@ class _Head:
         arc = [self.feature((x + size * 1.1 * u, y - opened * (1 - u * u))) for u in np.linspace(-1, 1, 9).tolist()]
         self.line(arc, 0.03, (40, 28, 24))
         lift = -0.3 - 0.09 * pose.brow
+        tilt = 0.07 * pose.slant - 0.02 * pose.brow  # by which the outer end lies lower
         brow = [
-            self.feature((x + side * 0.2 * u, y + lift + 0.22 + 0.05 * u * u - 0.02 * pose.brow * u - 0.09))
+            self.feature((x + side * 0.2 * u, y + lift + 0.13 + 0.05 * u * u + tilt * u))
             for u in np.linspace(-1, 1, 9).tolist()
         ]
         self.line(brow, who.brow_weight, _toned(who.hair, 0.75))
@@ -199,13 +225,21 @@ class _Head:
         for nostril in (-1, 1):
             self.oval(self.feature((nostril * 0.09 + 0.06 * yaw, tip + 0.03)), 0.05, 0.025, _toned(who.skin, 0.4))
 
+    def mouth_corner(self) -> Point:
+        """Return the right corner on the head."""
+        smile = self.pose.smile
+        return self.who.mouth * (1 + 0.22 * smile), 0.52 + 0.02 * self.pose.jaw - 0.1 * smile
+
     def mouth(self) -> None:
         who, pose = self.who, self.pose
-        half, y = who.mouth * (1 + 0.22 * pose.smile), 0.52 + 0.02 * pose.jaw
-        corner, gap = -0.1 * pose.smile, 0.2 * pose.jaw
+        (half, corner), middle, gap = self.mouth_corner(), 0.52 + 0.02 * pose.jaw, 0.2 * pose.jaw
 
         def curve(bow: float, drop: float) -> Callable[[float], Point]:
-            return lambda u: self.feature((half * u, y + corner * u * u + bow * (1 - u * u) + drop * (1 - u**4)))
+            def place(u: float) -> Point:
+                y = middle * (1 - u * u) + corner * u * u
+                return self.feature((half * u, y + bow * (1 - u * u) + drop * (1 - u**4)))
+
+            return place
 
         def band(upper: Callable[[float], Point], lower: Callable[[float], Point], colour: Colour) -> None:
             steps = np.linspace(-1, 1, 21).tolist()
