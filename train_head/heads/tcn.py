@@ -105,12 +105,13 @@ class WeightNormBlock(nn.Module):
         self, dim: int, hidden: int, kernels: Sequence[int], dilation: int, dropout: float, *, causal: bool
     ) -> None:
         super().__init__()
-        self.first = nn.ModuleList(CausalConv(dim, hidden, k, dilation, causal=causal) for k in kernels)
-        self.second = nn.ModuleList(CausalConv(hidden, hidden, k, dilation, causal=causal) for k in kernels)
+        first = [CausalConv(dim, hidden, k, dilation, causal=causal) for k in kernels]
+        second = [CausalConv(hidden, hidden, k, dilation, causal=causal) for k in kernels]
+        self.first, self.second = nn.ModuleList(first), nn.ModuleList(second)
         self.residual = nn.Identity() if dim == hidden else nn.Linear(dim, hidden)
         self.activation = nn.LeakyReLU()
         self.dropout = CheapDropout(dropout)
-        before, after = self.first[-1].padding
+        before, after = first[-1].padding
         self.padding = (2 * before, 2 * after)
 
     def forward(self, rows: Tensor, inside: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class IResNetBackbone:
 
     def in_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """See `Blockwise`; a block is (rows, side, side, 3) uint8 crops."""
-        return spread_blocks(blocks, lambda crops: self._embed(crops.cpu().numpy()))
+        return spread_blocks(blocks, lambda crops: self._embed(list(crops.cpu().numpy())))
 
     def num_frames(self, num_samples: int) -> int:
         """Return the number of rows."""
