@@ -101,7 +101,7 @@ def test_another_process_makes_the_same_bytes(demo: DemoSummary, tmp_path: Path)
 
 def test_the_same_process_makes_the_same_bytes_again(tmp_path: Path) -> None:
     for name in ("first", "second"):
-        make_demo(tmp_path / name, clips=5, seed=1)  # drawn by two threads
+        make_demo(tmp_path / name, clips=5, seed=1)
     assert digests(tmp_path / "first") == digests(tmp_path / "second")
 
 
