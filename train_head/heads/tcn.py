@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class WeightNormBlock(nn.Module):
         self.residual = nn.Identity() if dim == hidden else nn.Linear(dim, hidden)
         self.activation = nn.LeakyReLU()
         self.dropout = CheapDropout(dropout)
-        before, after = self.first[-1].padding
+        before, after = cast(CausalConv, self.first[-1]).padding
         self.padding = (2 * before, 2 * after)
 
     def forward(self, rows: Tensor, inside: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ class TcnEncoder(Encoder):
         super().__init__(dim, hidden, global_vector=options.global_vector)
         if options.block == "residual":
             self.project: nn.Module = nn.Linear(dim, hidden)
-            blocks: list[nn.Module] = [
+            blocks: list[TcnBlock] | list[WeightNormBlock] = [
                 TcnBlock(hidden, options.kernel, 2**i, options.dropout, causal=options.causal)
                 for i in range(options.layers)
             ]
@@ -145,7 +146,7 @@ class TcnEncoder(Encoder):
             ]
             self.norm = nn.Identity()
         self.blocks = nn.ModuleList(blocks)
-        before, after = (sum(sides) for sides in zip(*(block.padding for block in self.blocks), strict=True))
+        before, after = (sum(sides) for sides in zip(*(block.padding for block in blocks), strict=True))
         self.reach = (int(before), int(after))
 
     def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
