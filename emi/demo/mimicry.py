@@ -20,7 +20,7 @@ from emi.demo.prosody import Waveform, shape_waveform
 from emi.demo.settings import MAX_CLIPS, DemoSettings
 from train_head.reports.tables import csv_text
 
-WORKERS = 1  # with two, x264 sometimes writes other bytes for equal pictures; drawing holds the GIL anyway
+WORKERS = 2  # PyAV releases the GIL while it encodes
 BATCH = 32  # clips held in memory at a time
 FPS, HEIGHT, WIDTH = Fraction(6), 144, 192
 """Of the videos: small, so that they are drawn and searched for faces quickly."""
