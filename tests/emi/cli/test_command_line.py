@@ -18,7 +18,7 @@ from emi.cli import app
 CACHE_COMMANDS = "info verify repair compact convert merge derive import export remove"
 COMMANDS = [
     *("extract", "train-head", "ablate", "sweep", "finetune", "table1", "predict", "evaluate", "compare", "ensemble"),
-    *("demo-data", "faces", "clean", "submission"),
+    *("demo-data", "faces", "clean", "submission", "import-weights"),
     *(f"cache {name}" for name in CACHE_COMMANDS.split()),
 ]
 
