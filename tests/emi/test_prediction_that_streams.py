@@ -54,22 +54,22 @@ def test_a_run_that_was_stopped_predicts_the_others_and_writes_the_same_file(
     monkeypatch.setattr(extract.plan, "WINDOW_CLIPS", 8)
     predict(labelled / "audio", "--model", model, "--csv", tmp_path / "whole.csv")
     predicted: list[str] = []
-    record_of = Model._record
+    stored_of = Model._stored
 
     def stopped(self, clips):
         if len(predicted) == 13:
             raise KeyboardInterrupt
         predicted.append(next(iter(clips.values())).id)
-        return record_of(self, clips)
+        return stored_of(self, clips)
 
-    monkeypatch.setattr(Model, "_record", stopped)
+    monkeypatch.setattr(Model, "_stored", stopped)
     CliRunner().invoke(
         app, ["predict", str(labelled / "audio"), "--model", str(model), "--csv", str(tmp_path / "a.csv")]
     )
     assert (len(predicted), (tmp_path / "a.csv").exists()) == (13, False)
     assert (tmp_path / "a.csv.partial").exists()
     again: list[str] = []
-    monkeypatch.setattr(Model, "_record", lambda self, clips: again.append(1) or record_of(self, clips))
+    monkeypatch.setattr(Model, "_stored", lambda self, clips: again.append(1) or stored_of(self, clips))
     output = predict(labelled / "audio", "--model", model, "--csv", tmp_path / "a.csv")
     assert "13 of 40 clips were predicted before" in output
     assert len(again) == 27
