@@ -41,6 +41,7 @@ from train_head.evaluation.metrics import evaluate
 from train_head.losses import build_objective
 from train_head.runs import run_folder
 from train_head.training.compatibility import check_clock
+from train_head.training.denormals import denormals_as_zeros
 from train_head.training.loop import SILENT, Record, Reporter, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.settings import TrainSettings
 
@@ -185,6 +186,7 @@ class FinetuneTrainer(TrainingLoop):
         there = self._exported and self.folder is not None and file.is_file()
         return self.processes.from_first(read_labels(file, check_range=False).values if there else None)
 
+    @denormals_as_zeros()
     def run_epoch(self, number: int) -> Record:
         """Train one epoch, counted from 1, and validate."""
         # the same batches as in the cached mode

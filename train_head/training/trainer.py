@@ -24,6 +24,7 @@ from train_head.runs import run_folder
 from train_head.training.augment import augment_batch
 from train_head.training.augment_settings import AugmentSettings
 from train_head.training.compatibility import check_clock, check_targets
+from train_head.training.denormals import denormals_as_zeros
 from train_head.training.loop import Record, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.predictor import Predictor
 from train_head.training.settings import NEAREST, TrainSettings
@@ -113,6 +114,7 @@ class Trainer(TrainingLoop):
         """Metrics of the current weights on a split, in float32: the precision in which the run will predict."""
         return report_of(self.predict(split), split.labels)
 
+    @denormals_as_zeros()
     def run_epoch(self, number: int, batches: int | None = None) -> Record:
         """Train one epoch, counted from 1, and validate; nothing is saved.
 
