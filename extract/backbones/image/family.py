@@ -4,8 +4,8 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
+from extract.backbones.identity import identity_of
 from extract.backbones.image.models import MODELS, TIMM, dim_of
-from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Backbone, Identity
 from extract.errors import BackboneError, ExtractSettingsError
 
@@ -37,20 +37,15 @@ class ImageFamily:
                 f"{' or '.join(outputs)}; leave it out"
             )
         _check_supported(checkpoint)
-        source = name if checkpoint.commit is None else name.partition("@")[0]
-        return Identity(
-            source=source,
-            revision=checkpoint.commit,
-            fingerprint={
-                "backbone": checkpoint.display_name(source),
-                "weights_sha256": checkpoint.weights_sha256(),
-                "config_sha256": checkpoint.config_sha256(),
+        return identity_of(
+            name,
+            checkpoint,
+            {
                 "layer": "last",
                 "pooling": pooling or outputs[0],
             },
             dim=dim_of(checkpoint),
             hop_seconds=None,
-            licence=licence_of_weights(source, checkpoint.folder),
             modality="face",
         )
 

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from extract.backbones.checkpoint import find_checkpoint
+from extract.backbones.identity import identity_of
 from extract.backbones.iresnet.config import IResNetConfig
-from extract.backbones.licence import licence_of_weights
 from extract.backbones.protocol import Backbone, Identity
 
 if TYPE_CHECKING:
@@ -22,21 +22,16 @@ class IResNetFamily:
         """
         checkpoint = find_checkpoint(name)
         config = IResNetConfig.read(checkpoint.config, checkpoint.folder)
-        source = name if checkpoint.commit is None else name.partition("@")[0]
-        return Identity(
-            source=source,
-            revision=checkpoint.commit,
-            fingerprint={
-                "backbone": checkpoint.display_name(source),
-                "weights_sha256": checkpoint.weights_sha256(),
-                "config_sha256": checkpoint.config_sha256(),
+        return identity_of(
+            name,
+            checkpoint,
+            {
                 "layer": "embedding",
                 "normalisation": "pixels to [-1, 1], embeddings to length 1",
             },
             dim=config.dim,
             hop_seconds=None,
             precisions=("fp32", "bf16"),
-            licence=licence_of_weights(source, checkpoint.folder),
             modality="face",
         )
 

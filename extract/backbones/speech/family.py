@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
-from extract.backbones.licence import licence_of_weights
+from extract.backbones.identity import identity_of
 from extract.backbones.protocol import Backbone, Identity, Regularisation, Trainable
 from extract.backbones.weight_names import VAD
 from extract.errors import BackboneError
@@ -24,18 +24,14 @@ class TransformersFamily:
         config = checkpoint.config
         _check_supported(checkpoint)
         layout = checkpoint.layout()
-        source = name if checkpoint.commit is None else name.partition("@")[0]
         left_out = (
             f"{checkpoint.folder.name} has weights beside its encoder that are left out: {', '.join(layout.others)} (a "
             "head is used where its three outputs are called arousal, dominance and valence)"
         )
-        return Identity(
-            source=source,
-            revision=checkpoint.commit,
-            fingerprint={
-                "backbone": checkpoint.display_name(source),
-                "weights_sha256": checkpoint.weights_sha256(),
-                "config_sha256": checkpoint.config_sha256(),
+        return identity_of(
+            name,
+            checkpoint,
+            {
                 "layer": "last",
                 "normalisation": "clip-mean-variance" if _normalises(checkpoint) else "none",
             },
@@ -43,7 +39,6 @@ class TransformersFamily:
             dim=config.get("hidden_size", 768),
             hop_seconds=math.prod(config.get("conv_stride", _DEFAULT_STRIDES)) / 16_000,
             vad_names=() if layout.head is None else VAD,
-            licence=licence_of_weights(source, checkpoint.folder),
         )
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> Backbone:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from extract.backbones.checkpoint import find_checkpoint
-from extract.backbones.licence import licence_of_weights
+from extract.backbones.identity import identity_of
 from extract.backbones.protocol import Backbone, Identity
 from extract.backbones.vggish.layout import DIM, HOP_SECONDS, LAST_RELU
 from extract.errors import BackboneError
@@ -26,14 +26,10 @@ class VggishFamily:
             raise BackboneError(
                 f"{checkpoint.folder}/config.json needs {LAST_RELU}: true or false; `emi import-weights` writes it"
             )
-        source = name if checkpoint.commit is None else name.partition("@")[0]
-        return Identity(
-            source=source,
-            revision=checkpoint.commit,
-            fingerprint={
-                "backbone": checkpoint.display_name(source),
-                "weights_sha256": checkpoint.weights_sha256(),
-                "config_sha256": checkpoint.config_sha256(),
+        return identity_of(
+            name,
+            checkpoint,
+            {
                 "layer": "embedding before PCA",
                 "normalisation": "log-mel",
             },
@@ -41,7 +37,6 @@ class VggishFamily:
             hop_seconds=HOP_SECONDS,
             any_hop=True,
             precisions=("fp32", "bf16"),
-            licence=licence_of_weights(source, checkpoint.folder),
         )
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> Backbone:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
-from extract.backbones.licence import licence_of_weights
+from extract.backbones.identity import identity_of
 from extract.backbones.protocol import Identity
 from extract.errors import BackboneError, ExtractSettingsError
 
@@ -42,20 +42,15 @@ class WhisperFamily:
         """
         checkpoint = find_checkpoint(name)
         _check_supported(checkpoint, layer)
-        source = name if checkpoint.commit is None else name.partition("@")[0]
-        return Identity(
-            source=source,
-            revision=checkpoint.commit,
-            fingerprint={
-                "backbone": checkpoint.display_name(source),
-                "weights_sha256": checkpoint.weights_sha256(),
-                "config_sha256": checkpoint.config_sha256(),
+        return identity_of(
+            name,
+            checkpoint,
+            {
                 "layer": "last" if layer is None else layer,
                 "normalisation": "log-mel",
             },
             dim=checkpoint.config["d_model"],
             hop_seconds=HOP_SECONDS,
-            licence=licence_of_weights(source, checkpoint.folder),
         )
 
     def load(self, identity: Identity, device: "torch.device", precision: str) -> "WhisperBackbone":
