@@ -65,10 +65,8 @@ def predict(
     from emi.cli.submission import write_rows_of
     from emi.media_sources import list_sources
     from emi.prediction import load
-    from emi.prediction_log import PredictionLog, model_digest
-    from extract.failures import write_failures
+    from emi.prediction_log import model_digest
     from extract.settings import DecodeOptions
-    from train_head.evaluation.submission import template_clips
 
     _check(csv_file, submission, template, out)
     tell_licence_of_run(model)
@@ -77,29 +75,15 @@ def predict(
     loaded = load(model, backbone=_places(backbone), options=options, **given)
     _check_kind(loaded, csv_file, submission, out, template)
     sources = list_sources(media, media_root, images=loaded.takes_images)
-    if out is not None:
-        if template is not None:
-            sources = _named_in(template, sources)
-        _write_rows(loaded, media, sources, out, f"{model_digest(model)} {options} {given.get('label_fps')}")
-        if submission is not None and template is not None:
-            write_rows_of(template, out, submission, loaded.label_range)
+    made_with = f"{model_digest(model)} {options}"
+    if out is None:
+        _write_clips(loaded, media, sources, csv_file, submission, template, made_with)
         return
     if template is not None:
-        sources = [sources[i] for i in template_clips(template, loaded.names, [source.id for source in sources])]
-    log = PredictionLog(csv_file or submission, f"{model_digest(model)} {options}", sources)
-    before = frozenset(log.records)
-    with log:
-        failures = _predict_all(loaded, media, sources, log, loaded.iterate_sources, log.add)
-    if csv_file is not None:
-        write_failures(str(csv_file), [*failures, *loaded.stream_failures], {s.id for s in sources} - before)
-    if csv_file or submission is None:
-        _write_csv(csv_file, sources, log.records, loaded.names)
-    if failures:
-        _tell_kept(submission, len(failures), len(sources), log)
-        raise typer.Exit(1)
-    if submission is not None:
-        _write_submission(submission, [log.records[source.id] for source in sources], loaded, template)
-    log.remove()
+        sources = _named_in(template, sources)
+    _write_rows(loaded, media, sources, out, f"{made_with} {given.get('label_fps')}")
+    if submission is not None and template is not None:
+        write_rows_of(template, out, submission, loaded.label_range)
 
 
 def _check(csv_file: Path | None, submission: Path | None, template: Path | None, out: Path | None) -> None:
@@ -138,6 +122,42 @@ def _check_kind(
         (out and not model.by_frame, "this run predicts a value per clip; give --csv FILE instead of --out"),
         error=RunFolderError,
     )
+
+
+def _write_clips(
+    model: "Model",
+    media: "Sequence[str]",
+    sources: "Sequence[Source]",
+    csv_file: Path | None,
+    submission: Path | None,
+    template: Path | None,
+    made_with: str,
+) -> None:
+    """Write a table with a row per clip, a challenge's file, or both; without either, print the table.
+
+    Raises:
+        Exit: clips could not be predicted.
+    """
+    from emi.prediction_log import PredictionLog
+    from extract.failures import write_failures
+    from train_head.evaluation.submission import template_clips
+
+    if template is not None:
+        sources = [sources[i] for i in template_clips(template, model.names, [source.id for source in sources])]
+    log = PredictionLog(csv_file or submission, made_with, sources)
+    before = frozenset(log.records)
+    with log:
+        failures = _predict_all(model, media, sources, log, model.iterate_sources, log.add)
+    if csv_file is not None:
+        write_failures(str(csv_file), [*failures, *model.stream_failures], {s.id for s in sources} - before)
+    if csv_file or submission is None:
+        _write_csv(csv_file, sources, log.records, model.names)
+    if failures:
+        _tell_kept(submission, len(failures), len(sources), log)
+        raise typer.Exit(1)
+    if submission is not None:
+        _write_submission(submission, [log.records[source.id] for source in sources], model, template)
+    log.remove()
 
 
 def _write_rows(model: "Model", media: "Sequence[str]", sources: "Sequence[Source]", out: Path, made_with: str) -> None:
