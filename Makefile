@@ -10,6 +10,8 @@ READY := $(VENV)/.ready
 OLDEST := .venv-oldest
 
 DEMO := artifacts/demo
+VA := artifacts/va
+VA_LABELS := $(VA)/data/annotations/VA_Estimation_Challenge
 ifdef MEDIA
   # The paper's backbone for your own media; it comes from the Hugging Face hub, or name a local folder.
   BACKBONE ?= audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim
@@ -39,7 +41,7 @@ BENCH ?=
 # Which script of benchmarks/: extract, cache, scale, train_head, sweep, finetune, unfrozen, precision or faces.
 BENCH_SCRIPT ?= extract
 
-.PHONY: help setup demo features train-head sweep finetune test test-slow test-kernels test-gpu lint bench bench-gpu
+.PHONY: help setup demo va features train-head sweep finetune test test-slow test-kernels test-gpu lint bench bench-gpu
 .PHONY: docs clean test-oldest
 
 help: ## list the targets
@@ -67,6 +69,14 @@ demo: features ## draw and speak demo clips, extract voice and face, train on ea
 	$(BIN)/emi extract $(MEDIA) --cache $(FACES) --backbone mtcnn
 	$(BIN)/emi ablate --streams --cache audio=$(CACHE) --cache face=$(FACES) --train $(TRAIN) --valid $(VALID) --out $(STREAMS_RUN) $(HEAD_OPTIONS)
 	$(BIN)/emi evaluate $(STREAMS_RUN)/audio+face/predictions_valid.csv $(VALID)
+
+va: $(READY) ## the same for valence and arousal per frame of demo videos: face and voice, six folds, a picture of the predictions
+	$(BIN)/emi demo-data $(VA)/data --kind va
+	$(BIN)/emi extract $(VA)/data/cropped_aligned --backbone mtcnn --cache $(VA)/visual.zarr --videos $(VA)/data/videos --max-seconds none
+	$(BIN)/emi extract $(VA)/data/videos --backbone mfcc --cache $(VA)/audio.zarr --fps native --max-seconds none
+	$(BIN)/emi train-head --cache visual=$(VA)/visual.zarr --cache audio=$(VA)/audio.zarr --ids aff-wild2 --config configs/demo-va.toml \
+	  --train $(VA_LABELS)/Train_Set --valid $(VA_LABELS)/Validation_Set --folds official6 --out $(VA)/run
+	@echo "labels and predictions over time: $(VA)/run/traces_folds.png"
 
 features: $(READY) $(DEMO_READY) ## stage 1: MEDIA -> CACHE
 	$(BIN)/emi extract $(MEDIA) --cache $(CACHE) --backbone $(BACKBONE)

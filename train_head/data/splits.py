@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from train_head.data.labels import Labels
@@ -92,6 +93,20 @@ class Split:
                     before = max(before, int((place - place[first]).max()))
                     after = max(after, int((place[last] - place).max()))
         return before, after
+
+    def found(self) -> dict[str, NDArray[np.bool_]]:
+        """By stream, (label rows,) whether a valid row of it holds there; for labels per frame, in whole clips."""
+        assert self.at is not None
+        there = {}
+        for name, stream in self.streams.items():
+            held = self.at[name].cpu()
+            starts = np.repeat(stream.starts.cpu().numpy(), self.labels.lengths)
+            rows = torch.from_numpy(starts) + held.clamp(min=0)
+            valid = held >= 0
+            if stream.valid is not None:
+                valid &= stream.valid.cpu()[rows.clamp(max=len(stream.valid) - 1)]
+            there[name] = valid.numpy()
+        return there
 
     def of_streams(self, names: Sequence[str]) -> "Split":
         """Return the same samples with some of the streams."""

@@ -160,11 +160,14 @@ def cut_folds(split: Split, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
 
 def _join(work: _Folds, results: Sequence[TrainResult], before: tuple[str, ...]) -> ProtocolResult:
     """Write what the folds predict together."""
+    from train_head.reports.traces import draw_traces
+
     labels, number = work.clips.labels, np.zeros(len(work.clips), np.int64)
     predicted = np.zeros_like(labels.values)
     for i, ((_, clips), result) in enumerate(zip(work.cut, results, strict=True)):
         predicted[labels.rows_of(clips)], number[clips] = result.predictions["valid"], i
     write_predictions(prediction_file(work.folder, "folds", labels), labels, labels.names, predicted)
+    draw_traces(work.folder, "folds", predicted, work.clips, work.settings.label_fps)
     table = csv_text([(FILENAME, "fold"), *zip(labels.filenames, number.tolist(), strict=True)])
     write_atomically(work.folder / FOLDS, table.encode())
     means = fold_means(labels.values, np.repeat(number, labels.lengths))

@@ -291,6 +291,8 @@ def finish(
 
 
 def _readme(result: ProtocolResult, settings: TrainSettings, inputs: Inputs) -> str:
+    names = [path.stem for path in sorted(result.folder.glob("traces_*.svg"))]
+    pictures = "".join(f"\n![Labels and predictions over time]({name}.svg)\n" for name in names)
     return f"""# {len(result.members)} {result.kind} of one head for {", ".join(inputs.labels["train"].names)}
 
 Head `{settings.head}`, loss `{settings.loss}`; all settings are in `config.toml`, all numbers in `summary.json`.
@@ -299,7 +301,7 @@ Each run has its own model card: {", ".join(f"[{name}]({name}/README.md)" for na
 ```
 {result.table()}
 ```
-
+{pictures}
 The standard deviation is that of a sample. {METRICS[result.valid.metric]} of an average of predictions is no average
 of those of the runs.
 

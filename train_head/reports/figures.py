@@ -133,7 +133,7 @@ def _score_lines(axes: Axes, history: Sequence[Mapping[str, Any]], at: int) -> t
         (line,) = axes.plot(epochs, mean, color="black", linewidth=2.4)
         axes.plot(epochs[at], mean[at], "o", color="black")
         entries.insert(0, (mean[at], line, OVER_TARGETS))
-    return [line for _, line, _ in entries], [f"{_number(value)}  {_short(name)}" for value, _, name in entries]
+    return [line for _, line, _ in entries], [f"{number_text(value)}  {short_name(name)}" for value, _, name in entries]
 
 
 def scatter(
@@ -167,7 +167,9 @@ def scatter(
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for k, name in enumerate(names):
             value = pearson(a[:, k], b[:, k])
-            panels[k].set_title(f"{_short(name)}\nr {'undefined' if value is None else _number(value)}", loc="left")
+            panels[k].set_title(
+                f"{short_name(name)}\nr {'undefined' if value is None else number_text(value)}", loc="left"
+            )
             panels[k].set_ylim(low - margin, high + margin)
             panels[k].tick_params(labelleft=k % columns == 0, labelbottom=k + columns >= len(names), length=2)
             known = ~np.isnan(b[:, k])
@@ -217,10 +219,10 @@ def intervals(
                 if number is not None:
                     axes.plot(number, at, "o", color=POINTS)
                     axes.annotate(
-                        _number(number), (number, at), (0, 5), textcoords="offset points", ha="center", fontsize=8
+                        number_text(number), (number, at), (0, 5), textcoords="offset points", ha="center", fontsize=8
                     )
             axes.axvline(0, color=GREY, linewidth=1)
-            axes.set_yticks(range(len(rows)), [_short(name) for name, *_ in rows])
+            axes.set_yticks(range(len(rows)), [short_name(name) for name, *_ in rows])
             axes.set(ylim=(len(rows) - 0.5, -0.7))
             axes.set_title(title, loc="left")
         return save(figure, path)
@@ -258,10 +260,11 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
+    """Return three digits with a typographic minus, or the word for a number that is undefined."""
     return cell(None if value is None or math.isnan(value) else value).replace("-", "−")
 
 
-def _short(name: str, most: int = 24) -> str:
+def short_name(name: str, most: int = 24) -> str:
     """Return the name, or its two ends where it is long."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"

@@ -8,6 +8,7 @@ missing_streams.csv     where clips lack some of the streams: which lacks which
 predictions_valid.csv   (and predictions_test.csv) from the best weights, header as in the labels
 curves.svg, .png        loss and validation Pearson by epoch (`train_head.reports.figures`)
 scatter_valid.svg, .png (and scatter_test) predictions against labels
+traces_valid.svg, .png  (and traces_test) with labels per frame: both over time (`train_head.reports.traces`)
 README.md               model card
 features.toml, model.safetensors, config.json   of a fine-tuned run: its backbone (`emi.finetuning`)
 transform.safetensors   where the features are derived: what made them of extracted ones (`train_head.runs.inputs`)
@@ -20,6 +21,7 @@ seed-0/, fold-0/, …     the run folders
 ensemble.toml           the runs whose predictions are averaged, written once all are finished
 summary.json            the figures of each, their spread, and intervals of what they predict together
 predictions_folds.csv   of folds: every clip as predicted by the run that did not see it; labels_folds.csv to score it
+traces_folds.svg, .png  of folds with labels per frame: those labels and predictions over time
 folds.csv               of folds: which clip was in which
 """
 

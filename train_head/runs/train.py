@@ -51,6 +51,7 @@ def train_run(
     """
     from train_head.reports.card import write_card
     from train_head.reports.figures import draw_run  # takes half a second, which a finished run need not wait
+    from train_head.reports.traces import draw_traces
 
     settings, folder = settings.on_this_machine().for_streams(inputs.source.streams), Path(out)
     check_targets(settings, inputs.labels["train"].targets)
@@ -60,7 +61,10 @@ def train_run(
         loop, resumed_at = fit(inputs, folder, settings, valid, reporter)
         predictions = predict_splits(loop, inputs.splits, folder)
         result = _result(inputs, folder, predictions, loop.history, resumed_at)
-        draw_run(folder, loop.history, {name: split.labels for name, split in inputs.splits.items()})
+        if resumed_at < len(loop.history) or not (folder / run_folder.CARD).is_file():  # written last
+            draw_run(folder, loop.history, {name: split.labels for name, split in inputs.splits.items()})
+            for name, values in predictions.items():
+                draw_traces(folder, name, values, inputs.splits[name], settings.label_fps)
         write_card(settings, inputs, result)
         return result
 

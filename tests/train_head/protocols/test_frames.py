@@ -42,6 +42,7 @@ FORM, SPEAKER = LabelFormat(range=(-1, 1)), r"^(\w)-"
 def undrawn(monkeypatch):
     """Figures take longer than these runs."""
     monkeypatch.setattr("train_head.reports.figures.draw_run", lambda *_: None)
+    monkeypatch.setattr("train_head.reports.traces.draw_traces", lambda *_: None)
 
 
 @pytest.fixture(scope="module", params=["folder", "table"])

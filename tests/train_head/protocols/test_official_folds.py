@@ -23,6 +23,7 @@ QUICK = affwild.SETTINGS | {"head": "gru", "hidden": 4, "epochs": 1, "lr": 1e-2,
 def undrawn(monkeypatch):
     """Figures take longer than these runs."""
     monkeypatch.setattr("train_head.reports.figures.draw_run", lambda *_: None)
+    monkeypatch.setattr("train_head.reports.traces.draw_traces", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,7 @@ def six(data, tmp_path_factory):
     how = QUICK | {"smooth": "mean", "smooth_rows": 3, "seed": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train_head.reports.figures.draw_run", lambda *_: None)
+        patch.setattr("train_head.reports.traces.draw_traces", lambda *_: None)
         result = emi.train_head(
             data.caches, data.train, data.valid, out, **how, folds="official6", test=data.root / "example.txt"
         )

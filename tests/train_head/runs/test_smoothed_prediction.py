@@ -25,6 +25,7 @@ def runs(data, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train_head.reports.figures.draw_run", lambda *_: None)
+        patch.setattr("train_head.reports.traces.draw_traces", lambda *_: None)
         files = (data.caches, data.train, data.valid)
         how = QUICK | {"missing": "nearest", "window": 20, "hop": 12, "test": data.root / "example.txt"}
         emi.train_head(*files, root / "six", **how, folds="official6", smooth="median")

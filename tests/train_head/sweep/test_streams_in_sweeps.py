@@ -21,6 +21,7 @@ from train_head.runs.load import load_head
 def undrawn(monkeypatch: pytest.MonkeyPatch, warm_children: None) -> None:
     """Figures take longer than these runs."""
     monkeypatch.setattr("train_head.reports.figures.draw_run", lambda *_: None)
+    monkeypatch.setattr("train_head.reports.traces.draw_traces", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
