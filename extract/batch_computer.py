@@ -141,6 +141,8 @@ class BatchComputer:
             return Failure(source.id, readable(str(source.path)), readable(str(error)))
         with self._counting:
             self._stats.computed += found.cost
+        if recording.valid is not None:
+            found.frames[~recording.valid] = 0
         item = replace(item, seconds=recording.seconds, cut_off=recording.cut_off)
         by_row = {"vad": found.vad, "times": recording.times, "valid": recording.valid}
         return _extracted(source, item, found.frames, found.vad_pooled, **by_row)
@@ -168,6 +170,6 @@ def _extracted(
     times: Array | None = None,
     valid: Array | None = None,
 ) -> ExtractedClip:
-    missing = 0.0 if valid is None else 1 - float(valid.mean())
+    missing = item.missing or (0.0 if valid is None else 1 - float(valid.mean()))
     note = Note(source.id, readable(str(source.path)), item.track, item.cut_off, missing, item.remark)
     return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, times, valid, note=note, medium=item.medium)

@@ -122,6 +122,10 @@ class ExtractSettings:
         "aligned",
         "How faces are cut out: aligned by eyes, nose and mouth to 112 pixels, or square, the head as it is at 224.",
     )
+    missing_faces: str = setting(
+        "invalid",
+        "What a row without a face is: invalid, which heads leave out, or black: the features of a black picture.",
+    )
     refresh: bool = setting(False, "Extract clips again whose media changed since; the old ones are replaced.")
 
     def __post_init__(self) -> None:
@@ -156,7 +160,12 @@ class ExtractSettings:
     def decoding(self) -> DecodeOptions:
         """Which part of each file is decoded."""
         faces = FaceOptions(
-            fps=self.fps, face=self.face, min_face=self.min_face, detect_every=self.detect_every, crop=self.crop
+            fps=self.fps,
+            face=self.face,
+            min_face=self.min_face,
+            detect_every=self.detect_every,
+            crop=self.crop,
+            missing_faces=self.missing_faces,
         )
         return DecodeOptions(track=self.track, allow_truncated=self.allow_truncated, faces=faces)
 

@@ -1,4 +1,4 @@
-"""What backbones of faces have in common: a row per picture, zeros where there is no face."""
+"""What backbones of faces have in common: a row per picture, zeros where there is no face, unless black ones count."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -15,9 +15,9 @@ def spread(clips: Sequence[FaceCrops], found: Tensor) -> Features:
 
     Args:
         clips: of a batch.
-        found: (valid rows of all clips, dim), in order.
+        found: (rows of all clips that have features, dim), in order.
     """
-    valid = torch.from_numpy(np.concatenate([clip.valid for clip in clips]))
+    valid = torch.from_numpy(np.concatenate([clip.computed for clip in clips]))
     frames = found.new_zeros(len(valid), found.shape[1])
     frames[valid.to(found.device)] = found
     times = [clip.times for clip in clips if clip.times is not None]
@@ -30,10 +30,14 @@ def spread(clips: Sequence[FaceCrops], found: Tensor) -> Features:
 
 
 def spread_blocks(blocks: Iterable[Tensor], embed: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-    """Yield the features of each block of (rows, side, side, 3) uint8 crops; black ones are rows without a face."""
+    """Yield the features of each block of (rows, side, side, 3) uint8 crops; black ones are computed once."""
+    black: Tensor | None = None
     for block in blocks:
         seen = block.flatten(1).amax(dim=1) > 0
         found = embed(block[seen])
-        frames = found.new_zeros(len(block), found.shape[1])
+        frames = found.new_empty(len(block), found.shape[1])
         frames[seen] = found
+        if not seen.all():
+            black = embed(block[~seen][:1]) if black is None else black
+            frames[~seen] = black
         yield frames

@@ -9,6 +9,8 @@ from extract.errors import ExtractSettingsError
 CHOICES = ("longest", "largest", "first", "left", "right")
 CROPS = {"aligned": "arcface 112", "square": "square 1.3 x box, 224"}
 """How faces are cut out, and how fingerprints hold that; see `extract.faces.align`."""
+INVALID, BLACK = MISSING_FACES = ("invalid", "black")
+"""What a row without a face is: not valid, or the features of a black picture."""
 NATIVE = "native"
 """What users type, and fingerprints hold, for every frame of the video."""
 SMALLEST = 12
@@ -64,11 +66,13 @@ class FaceOptions(TrackingSettings):
         fps: rows per second; None gives a row per frame of the video.
         min_face: side of the smallest face, in pixels of the picture.
         crop: key in `CROPS`.
+        missing_faces: what a row without a face is: one of `MISSING_FACES`.
     """
 
     fps: float | None = 6.0
     min_face: int = 40
     crop: str = "aligned"
+    missing_faces: str = INVALID
 
     def __post_init__(self) -> None:
         TrackingSettings.__post_init__(self)
@@ -78,10 +82,17 @@ class FaceOptions(TrackingSettings):
             raise ExtractSettingsError(f"--min-face: at least {SMALLEST} pixels, got {self.min_face}")
         if self.crop not in CROPS:
             raise ExtractSettingsError(f"--crop takes {' or '.join(CROPS)}, got {self.crop!r}")
+        if self.missing_faces not in MISSING_FACES:
+            raise ExtractSettingsError(
+                f"--missing-faces takes {' or '.join(MISSING_FACES)}, got {self.missing_faces!r}"
+            )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return all options as a fingerprint holds them."""
-        return {**asdict(self), "fps": NATIVE if self.fps is None else float(self.fps), "crop": CROPS[self.crop]}
+        """Return all options as a fingerprint holds them; without `missing_faces`, such rows are not valid."""
+        held = {**asdict(self), "fps": NATIVE if self.fps is None else float(self.fps), "crop": CROPS[self.crop]}
+        if self.missing_faces == INVALID:
+            del held["missing_faces"]
+        return held
 
 
 DEFAULT = FaceOptions()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -20,6 +20,7 @@ from extract.faces.align import CROP_SIDE, SIDES, cut_out
 from extract.faces.image_times import at_frames
 from extract.faces.images import image_names, read_images
 from extract.faces.mtcnn import Detector, DetectorSettings
+from extract.faces.options import BLACK
 from extract.faces.tracking import track_faces
 from extract.faces.video import Video, choose_video
 from extract.modality.protocol import Item
@@ -44,6 +45,7 @@ class FaceCrops(Item):
         scores: (rows,) float32, the detector's probabilities; 0 where there is none.
         others: number of other faces in the clip.
         max_seconds: cut with which the clip was read, and a long one is read again.
+        black: whether a row that is not valid has the features of a black picture.
     """
 
     images: NDArray[np.uint8] | list[NDArray[np.uint8]]
@@ -54,11 +56,18 @@ class FaceCrops(Item):
     scores: NDArray[np.float32]
     others: int = 0
     max_seconds: float | None = None
+    black: bool = False
+
+    @property
+    def computed(self) -> NDArray[np.bool_]:
+        """(rows,) bool, whether a row has features."""
+        return np.ones_like(self.valid) if self.black else self.valid
 
     @property
     def faces(self) -> list[NDArray[np.uint8]]:
-        """The images of valid rows."""
-        return [self.images[row] for row in np.flatnonzero(self.valid)]
+        """The images of the rows that have features; of a row without an image, a black one."""
+        images = (self.images[row] for row in np.flatnonzero(self.computed))
+        return [image if image.size else np.zeros((CROP_SIDE, CROP_SIDE, 3), np.uint8) for image in images]
 
 
 class FaceReader:
@@ -117,7 +126,8 @@ class FaceReader:
         if problems:
             images_of = "1 image that" if len(problems) == 1 else f"{len(problems)} images that"
             remark += f"{'; ' * bool(remark)}has {images_of} cannot be read, first {problems[0]}"
-        if not valid.any():
+        black = options.faces.missing_faces == BLACK
+        if not valid.any() and not black:
             end = seconds if times is None else float(times[-1, 1])
             return replace(nothing_found(seconds, "", options.faces, end), remark=remark)
         return FaceCrops(
@@ -131,6 +141,7 @@ class FaceReader:
             boxes=np.full((len(valid), 4), np.nan, np.float32),
             landmarks=np.full((len(valid), 5, 2), np.nan, np.float32),
             scores=np.zeros(len(valid), np.float32),
+            **_in_black(valid, black),
         )
 
     def _of_video(
@@ -142,7 +153,8 @@ class FaceReader:
         found = track_faces(video, self._detectors[faces.min_face], faces)
         if not len(found.valid):
             raise MediaError("has no picture before the cut")
-        if not found.valid.any():
+        black = faces.missing_faces == BLACK
+        if not found.valid.any() and not black:
             return nothing_found(video.seconds, video.cut_off, faces, float(found.times[-1, 1]))
         long = len(found.valid) * SIDES[faces.crop] ** 2 > self._longest_rows * CROP_SIDE**2
         images = _no_images(0 if long else len(found.valid), faces)
@@ -165,7 +177,13 @@ class FaceReader:
             landmarks=found.landmarks,
             scores=found.scores,
             others=found.others,
+            **_in_black(found.valid, black),
         )
+
+
+def _in_black(valid: NDArray[np.bool_], black: bool) -> dict[str, Any]:
+    """Return the fields of a clip that say whether its missing faces are black, and how many they are."""
+    return {"black": True, "missing": 1 - float(valid.mean())} if black else {}
 
 
 def _timed(
@@ -208,7 +226,7 @@ def nothing_found(seconds: float, cut_off: str, options: "FaceOptions", end: flo
 
 
 class CropRecording:
-    """See `extract.modality.Recording`: (rows, side, side, 3) uint8, zeros where not valid.
+    """See `extract.modality.Recording`: (rows, side, side, 3) uint8, zeros where there is no face.
 
     Args:
         path: of a video, or of a folder of images.
@@ -220,7 +238,7 @@ class CropRecording:
         self._path, self._item, self._options = path, item, options
         self.seconds, self.cut_off = item.seconds, item.cut_off
         self.times: NDArray[np.float64] | None = item.times
-        self.valid: NDArray[np.bool_] | None = item.valid
+        self.valid: NDArray[np.bool_] | None = item.computed
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """See `Recording`."""
@@ -245,7 +263,7 @@ def _again(folder: Path, names: Sequence[str], valid: NDArray[np.bool_]) -> Iter
         row += len(there)
         for _, run in itertools.groupby(images, key=np.shape):
             block = np.stack(list(run))
-            yield block if block.size else np.zeros((len(block), 1, 1, 3), np.uint8)
+            yield block if block.size else np.zeros((len(block), CROP_SIDE, CROP_SIDE, 3), np.uint8)
 
 
 def _no_images(rows: int, options: "FaceOptions") -> NDArray[np.uint8]:

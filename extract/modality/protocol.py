@@ -27,6 +27,7 @@ class Item:
         medium: describes the file, where that was asked for.
         long: whether the clip is too long to hold. The item is then empty; `Modality.record` reads the clip.
         remark: what else the user should know of how it was read, else "".
+        missing: share of frames in which nothing was found though all are valid, as with black pictures for faces.
     """
 
     seconds: float
@@ -35,6 +36,7 @@ class Item:
     medium: Medium | None = None
     long: bool = False
     remark: str = ""
+    missing: float = 0.0
 
 
 class Recording(Protocol):

@@ -95,6 +95,19 @@ def test_a_video_without_a_face_is_not_predicted_where_the_run_requires_one(trai
     assert len(results) == 6
 
 
+def test_a_run_on_black_faces_predicts_videos_with_black_faces(trained, tmp_path):
+    emi.extract(trained / "clips", tmp_path / "f.zarr", backbone="mtcnn", fps=4, min_face=50, missing_faces="black")
+    files = (trained / "train.csv", trained / "valid.csv", tmp_path / "run")
+    emi.train_head({"audio": trained / "a.zarr", "face": tmp_path / "f.zarr"}, *files, hidden=4, epochs=1)
+    model, without = emi.load(tmp_path / "run"), trained / "clips" / "4.mkv"
+    (record,) = model.predict(without)
+    clips = {n: emi.open_cache(p)["4"] for n, p in (("audio", trained / "a.zarr"), ("face", tmp_path / "f.zarr"))}
+    assert clips["face"].valid.all()
+    np.testing.assert_allclose([record[n] for n in NAMES], model.trained.predict(clips), atol=1e-5)
+    blind = model.trained.predict(clips | {"face": emi.open_cache(trained / "f.zarr")["4"]})
+    assert not np.allclose([record[n] for n in NAMES], blind, atol=1e-5)
+
+
 def test_every_frame_of_a_video_is_predicted_as_from_caches_at_the_times_of_its_pictures(trained, tmp_path):
     """Of labels with a row per frame, and faces of every frame; the last two clips are predicted."""
     emi.extract(trained / "clips", tmp_path / "f.zarr", backbone="mtcnn", fps=None, min_face=50)
