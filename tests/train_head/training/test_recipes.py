@@ -122,6 +122,7 @@ def test_the_ablation_of_valence_and_arousal_reads_the_streams_of_each_row_and_r
         (4, 5, "concat"),
         (4, 5, "transformer"),
     ]
+    assert [s.get("smooth") for s in settings] == [*[None] * 5, "mean"]
     assert all(difference is not None for difference in found.differences[1:])
     assert run().nothing_to_do
 
