@@ -3,9 +3,10 @@
     python benchmarks/on_gpu.py [--device cpu --quick] [--only PART …] [--json FILE]
 
 Parts (`benchmarks/gpu_parts`): parity of every backbone with the CPU, kill and resume, extraction, the backbones for
-labels per frame, fine-tuning, heads, a sweep, two processes on one device. Each runs in a process of its own under a
-time limit of its own, so that one that crashes, hangs or runs out of memory costs itself alone; what they tell is in
-the file after each. The last line says what passed; the exit code is 0 if all did. docs/gpu.md says what the rows mean.
+labels per frame, fine-tuning, heads, training on labels per frame, a sweep, two processes on one device. Each runs in
+a process of its own under a time limit of its own, so that one that crashes, hangs or runs out of memory costs itself
+alone; what they tell is in the file after each. The last line says what passed; the exit code is 0 if all did.
+docs/gpu.md says what the rows mean.
 
 To add a part, write a file beside the others with a function `measure(setup, tell)` and add a line to `PARTS`. It tells
 a row for each thing it measures; a row with "passed" false, or an exception, fails the part and no other.
@@ -37,6 +38,7 @@ PARTS = (
     Part(name="frames", measure=In("frame_backbones"), seconds=40),
     Part(name="finetuning", measure=In("finetuning"), seconds=70),
     Part(name="heads", measure=In("heads"), seconds=80),
+    Part(name="va training", measure=In("va_training"), seconds=60),
     Part(name="sweep", measure=In("sweeping"), seconds=70),
     Part(name="one device", measure=In("one_device"), seconds=75),
 )

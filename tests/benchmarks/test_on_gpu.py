@@ -24,10 +24,11 @@ def test_every_part_passes_on_a_cpu_with_tiny_models(tmp_path):
     )
     parts = {part["name"]: part for part in json.loads((tmp_path / "gpu.json").read_text())}
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "9 of 9 parts passed; all passed; gpu.json"
+    assert done.stdout.splitlines()[-1] == "10 of 10 parts passed; all passed; gpu.json"
     assert {part["status"] for part in parts.values()} == {"passed"}
     rows = {name: {row["name"]: row for row in part["rows"]} for name, part in parts.items()}
-    assert list(rows) == [*"machine parity resume extraction frames finetuning heads sweep".split(), "one device"]
+    before = "machine parity resume extraction frames finetuning heads".split()
+    assert list(rows) == [*before, "va training", "sweep", "one device"]
     wanted = [f"{family}, {mode}" for family in FAMILIES for mode in ("fp32", "bf16", "fp16")] + ["silero, fp32"]
     assert list(rows["parity"]) == wanted
     for name, row in rows["parity"].items():
@@ -40,6 +41,7 @@ def test_every_part_passes_on_a_cpu_with_tiny_models(tmp_path):
     assert list(rows["frames"]) == ["VGGish, fp32", "IResNet-50, fp32"]
     assert len(rows["finetuning"]) == 5
     assert len(rows["heads"]) == 2
+    assert rows["va training"]["configs/va.toml, fp32"]["rows_per_second"] > 0
     assert rows["machine"]["machine"]["torch"]
     assert {"decoding only, threads", "writing only", "computing only, fp32"} < set(rows["extraction"])
     assert rows["sweep"]["sweep, 1 processes on one device"]["trials"] == 2
