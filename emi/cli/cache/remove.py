@@ -19,8 +19,8 @@ def remove(
 ) -> None:
     """Remove clips from a cache, so that their bytes are gone from the disk. The cache is verified first.
 
-    If this is killed, run it again. Ids that the cache does not hold are named, and the exit code is 1. Other copies
-    stay: media, exports, caches derived or copied from this one, run folders.
+    If this is killed, run it again. Ids that the cache does not hold are named: they were removed before, or are
+    misspelt. Other copies stay: media, exports, caches derived or copied from this one, run folders.
 
     Example: emi cache remove features.zarr --ids withdrawn.txt
 
@@ -57,5 +57,3 @@ def remove(
     else:
         typer.echo(f"nothing to do: {path} holds none of these clips")
     tell_some(f"{len(done.unknown)} ids are not in {path} (removed before, or misspelt)", done.unknown)
-    if done.unknown:
-        raise typer.Exit(1)
