@@ -1,6 +1,6 @@
 """What the rows of Table 1 are trained on: caches that were given, or features extracted from media."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,6 +156,19 @@ def whole_by_older_decoder(cache: Path, how: ExtractSettings, labels: Mapping[st
         names = [name for part in labels.values() for name in part.filenames]
         held = None not in match_ids(names, store.ids)
     return held and {**there, "decoder": 0} == {**wanted, "decoder": 0}
+
+
+def shows_faces(caches: Sequence[StrPath], labels: Mapping[str, Labels]) -> bool:
+    """Return whether a face was found in any labelled clip of some caches; also where they hold none of the clips."""
+    names = [name for part in labels.values() for name in part.filenames]
+    held = False
+    for path in caches:
+        with open_cache(path) as store:
+            for clip in filter(None, match_ids(names, store.ids)):
+                held, valid = True, store[clip].valid
+                if valid is None or valid.any():
+                    return True
+    return not held
 
 
 def describe_features(streams: Mapping[str, StreamInfo]) -> str:

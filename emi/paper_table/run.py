@@ -11,13 +11,13 @@ from emi.finetuning.local_processes import check_processes
 from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.sharding import check_sharding
 from emi.finetuning.start import FinetuneData, check_backbone, finetune, on_this_machine
-from emi.paper_table.features import TableData, describe_features, extract_features
+from emi.paper_table.features import TableData, describe_features, extract_features, shows_faces
 from emi.paper_table.result import MadeRow, Table1
 from emi.paper_table.rows import AUDIO, FACE, ROWS, PaperRow, describe_head, row_settings
 from extract.backbones import identify
 from train_head.data.labels import Labels
 from train_head.data.names import Caches
-from train_head.errors import LabelError, TrainSettingsError
+from train_head.errors import LabelError, TrainSettingsError, refuse
 from train_head.protocols import train
 from train_head.protocols.pool import check_apart
 from train_head.runs.inputs import LabelFiles, check_disjoint_splits, gather_inputs
@@ -69,12 +69,17 @@ def table1(
     left_out = _sentences(lacking)
     for sentence in left_out:
         reporter.note(sentence)
-    caches: dict[str, Any] = dict(data.given)
+    caches: dict[str, list[StrPath]] = dict(data.given)
     folder.mkdir(parents=True, exist_ok=True)
     for stream in (AUDIO, FACE):
         if stream not in caches and stream not in lacking:
             shared = of_head[rows[-1].folder]
-            caches[stream] = extract_features(data, stream, folder, shared, tuning, labels, reporter)
+            caches[stream] = [extract_features(data, stream, folder, shared, tuning, labels, reporter)]
+    if FACE in caches and not shows_faces(caches[FACE], labels):
+        lacking[FACE] = f"no face was found in any clip of {', '.join(map(str, caches.pop(FACE)))}"
+        rows, left_out = [row for row in rows if FACE not in row.streams], _sentences(lacking)
+        refuse((not rows, f"{lacking[FACE]}, and there is nothing else to train on; add --cache audio=PATH"))
+        reporter.note(*_sentences({FACE: lacking[FACE]}))
     made: dict[str, MadeRow] = {}
     for part, features in _by_features(rows, caches):
         made |= _train_on_features(part, features, data.label_files, folder, of_head, seeds, reporter)
@@ -121,7 +126,7 @@ def _sentences(lacking: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"left out: {', '.join(names)} ({why})" for why, names in found.items())
 
 
-def _by_features(rows: Sequence[PaperRow], caches: Mapping[str, Any]) -> list[tuple[list[PaperRow], Caches]]:
+def _by_features(rows: Sequence[PaperRow], caches: Mapping[str, list[StrPath]]) -> list[tuple[list[PaperRow], Caches]]:
     """Return the rows on features that are loaded together; those of audio alone have a stream without a name."""
     cached = [row for row in rows if not row.unfrozen]
     with_faces = [row for row in cached if FACE in row.streams]

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import emi
+from cache import CacheWriter, Clip, Header
 from cache.exchange.importing import import_features
 from emi.cli import app
 from emi.paper_table import features
@@ -122,6 +123,29 @@ def test_given_features_make_the_frozen_rows_without_media(labelled, labelled_ca
     assert rows[4]["head"] == "audio: lstm; face: gru, global vector, a head per stream, joined by concat (ours)"
     assert rows[0]["head"] == rows[1]["head"] == "linear on the time mean"
     assert rows[6]["head"] == "lstm, global vector"
+
+
+def test_rows_of_faces_are_left_out_where_no_clip_shows_a_face(labelled, labelled_cache, tmp_path):
+    header = Header(
+        fingerprint={"backbone": "faces", "dtype": "float32"},
+        dim=4,
+        hop_seconds=0.1,
+        modality="face",
+        optional=("valid",),
+    )
+    with CacheWriter(tmp_path / "f.zarr", header) as writer:
+        for clip in emi.open_cache(labelled_cache).ids:
+            writer.add(Clip(clip, np.zeros((1, 4), np.float32), None, None, 1.0, None, np.zeros(1, bool)))
+    files, notes = (None, labelled / "train.csv", labelled / "valid.csv", tmp_path / "table"), Notes()
+    how = {key: value for key, value in SETTINGS.items() if key != "backbone_lr"}
+    reason = f"(no face was found in any clip of {tmp_path / 'f.zarr'})"
+    found = emi.table1(*files, cache={"audio": labelled_cache, "face": tmp_path / "f.zarr"}, reporter=notes, **how)
+    assert [row["row"] for row in read(tmp_path / "table")] == OF_AUDIO[:3]
+    sentence = f"left out: baseline: vision, baseline: both, vision only, multimodal {reason}"
+    assert sentence in found.left_out
+    assert sentence in notes.notes
+    with pytest.raises(TrainSettingsError, match=r"no face was found in any clip of .*; add --cache audio=PATH"):
+        emi.table1(*files[:3], tmp_path / "other", cache={"face": tmp_path / "f.zarr"}, epochs=1)
 
 
 def test_voice_and_face_of_videos_are_extracted(tmp_path):
