@@ -76,7 +76,7 @@ def at_frames(names: Sequence[str], video: str, frames: int, *, whole: bool) -> 
     if (whole and rows > frames + max(FEW_ROWS, FEW_SHARE * frames)) or rows < LEAST_SHARE * frames:
         raise MediaError(
             f"has images up to row {rows}, and {video} {frames}{'' if whole else ' or more'} frames, so they are not "
-            "its frames; give the rate of the images with --fps instead of --videos"
+            "its frames; name the folder of their own videos with --videos, or give the rate of the images with --fps"
         )
     remark = ""
     if rows > frames and whole:

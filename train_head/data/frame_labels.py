@@ -58,7 +58,7 @@ def read_frame_labels(path: StrPath, form: LabelFormat | None = None, *, check_r
         low, high = form.range if form.range != UNIT else (0.0, form.scale)
         if place.is_dir() and not low <= NOT_ANNOTATED <= high:
             labels.values[(labels.values == NOT_ANNOTATED).any(axis=1)] = np.nan
-        _check_range(labels, low, high)
+        _check_range(labels, low, high, default=form.range == UNIT and form.scale == 1.0)
     elif np.isnan(labels.values).any():
         raise LabelError(f"{path}: a prediction is missing; every row needs one")
     return replace(labels, values=labels.values / np.float32(form.scale), range=form.range)
@@ -102,10 +102,25 @@ def _lines(file: Path) -> tuple[tuple[str, ...], list[str]]:
     header, *lines = file.read_text(encoding="utf-8-sig").splitlines() or [""]
     if not header.strip():
         what = "is empty" if not lines else "has an empty first line"
-        raise LabelError(f"{file} {what}; expected the names of the targets and a line per frame")
+        raise LabelError(
+            f"{file} {what}; expected the names of the targets and a line per frame: copy the file again, or remove it"
+        )
+    if all(map(_is_number, header.split(","))):
+        raise LabelError(
+            f"{file}, line 1: expected the names of the targets, such as valence,arousal, got {header!r}; add them as "
+            "the first line"
+        )
     while lines and not lines[-1].strip():
         lines.pop()
     return tuple(cell.strip() for cell in header.split(",")), lines
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _numbers(file: Path, names: Sequence[str], first: Path, expected: Sequence[str]) -> NDArray[np.float64]:
@@ -187,14 +202,16 @@ def _read_table(place: Path, form: LabelFormat) -> Labels:
     )
 
 
-def _check_range(labels: Labels, low: float, high: float) -> None:
+def _check_range(labels: Labels, low: float, high: float, *, default: bool) -> None:
     outside = np.argwhere((labels.values < low) | (labels.values > high))
     if len(outside):
         row, k = outside[0]
         assert labels.offsets is not None
         clip = int(np.searchsorted(labels.offsets, row, side="right")) - 1
         least, most = np.nanmin(labels.values[:, k]), np.nanmax(labels.values[:, k])
+        advice = f"give {range_hint(float(least), float(most))}" if default else "mend it, or the range that was given"
         raise LabelError(
             f"{labels.path}: {labels.filenames[clip]}, frame {row - labels.offsets[clip]}: {labels.names[k]} is "
-            f"{labels.values[row, k]:g}, outside {low:g} to {high:g}; give {range_hint(float(least), float(most))}"
+            f"{labels.values[row, k]:g}, outside {low:g} to {high:g}; {advice} ({labels.names[k]} goes from "
+            f"{least:g} to {most:g})"
         )

@@ -53,7 +53,10 @@ def speaker_folds(groups: Sequence[str], folds: int, seed: int) -> list[tuple[Ro
     if folds < 2:
         raise LabelError(f"cross-validation needs at least 2 folds, got {folds}")
     if folds > len(names):
-        raise LabelError(f"{folds} folds need as many groups, and there are {len(names)}: {', '.join(names[:5])}")
+        raise LabelError(
+            f"{folds} folds need as many groups, and there are {len(names)}: {', '.join(names[:5])}; give fewer folds, "
+            "or more clips"
+        )
     shuffled = np.random.default_rng(seed).permutation(len(names))[codes]
     split = GroupKFold(n_splits=folds).split(np.zeros((len(codes), 1)), groups=shuffled)
     return [(train.tolist(), valid.tolist()) for train, valid in split]

@@ -151,7 +151,10 @@ def cut_folds(split: Split, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
         return speaker_folds(split.labels.groups, folds, seed)
     refuse(
         (folds < 2, f"cross-validation needs at least 2 folds, got {folds}"),
-        (folds > len(split), f"{folds} folds need as many clips, and there are {len(split)}"),
+        (
+            folds > len(split),
+            f"{folds} folds need as many clips, and there are {len(split)}; give fewer folds, or more clips",
+        ),
         error=LabelError,
     )
     cut = KFold(n_splits=folds, shuffle=True, random_state=seed).split(np.zeros((len(split), 1)))

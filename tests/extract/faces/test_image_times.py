@@ -88,6 +88,19 @@ def test_images_of_another_rate_are_a_failure(rows):
         at_frames(["a"] * rows, "v", 100, whole=True)
 
 
+def test_crops_of_another_video_are_a_failure_that_says_what_to_do(folder):
+    (folder / "videos" / "batch1" / "7-30-640x480.mp4").unlink()
+    write_video(folder / "videos" / "batch1" / "7-30-640x480.mp4", UNEVEN[:5])
+    summary, store = extracted(folder)
+    assert list(store.ids) == ["8"]
+    reasons = {failure.id: failure.reason for failure in summary.failures}
+    assert reasons == {
+        f"7-30-640x480_{side}": f"has images up to row {rows}, and 7-30-640x480.mp4 5 frames, so they are not its "
+        "frames; name the folder of their own videos with --videos, or give the rate of the images with --fps"
+        for side, rows in (("left", 20), ("right", 14))
+    }
+
+
 def test_a_clip_without_its_video_is_a_failure(folder):
     (folder / "videos" / "8.mp4").unlink()
     write(folder / "cropped_aligned" / "9_left", **{"1": face(1)})

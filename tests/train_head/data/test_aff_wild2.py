@@ -167,6 +167,10 @@ def test_the_score_is_of_all_frames_together_and_the_intervals_are_by_video(data
     assert "only 2 groups" in (tmp_path / "run" / "README.md").read_text()
 
 
+def first_line_dropped(file):
+    file.write_text("-5,-5\n" + file.read_text().split("\n", 2)[2])
+
+
 def wrong(data, tmp_path, change):
     train = tmp_path / "Train_Set"
     shutil.copytree(data.train, train)
@@ -179,15 +183,21 @@ def wrong(data, tmp_path, change):
     [
         (
             lambda train: (train / "999-30.txt").write_text("valence,arousal\n0,0\n"),
-            r"1 of the 10 clips of .*Train_Set are not in .*\.zarr and .*\.zarr \(first: 999-30\); extract",
+            r"1 of the 10 clips of .*Train_Set are not in .*\.zarr and .*\.zarr \(first: 999-30\); extract them .*"
+            r"or give --skip-missing",
         ),
         (
             lambda train: (train / "7-60-1920x1080.txt").write_text("valence,arousal\n0.5,1.5\n"),
-            r"7-60-1920x1080, frame 0: arousal is 1\.5, outside -1 to 1",
+            r"7-60-1920x1080, frame 0: arousal is 1\.5, outside -1 to 1; mend it, or the range that was given",
         ),
         (
             lambda train: (train / "7-60-1920x1080.txt").write_text(""),
-            r"7-60-1920x1080\.txt is empty; expected the names of the targets and a line per frame",
+            r"7-60-1920x1080\.txt is empty; expected the names of the targets and a line per frame: copy the file "
+            "again, or remove it",
+        ),
+        (
+            lambda train: [first_line_dropped(file) for file in train.glob("*.txt")],
+            r"1-30-1280x720\.txt, line 1: expected the names of the targets, such as valence,arousal, got '.*'; add ",
         ),
         (
             lambda train: (train / "0.txt").write_text(""),
@@ -221,3 +231,22 @@ def test_a_header_in_another_order_gives_the_same_labels(data, tmp_path):
     one, other = (inputs(data, train).splits["train"].labels for train in (data.train, wrong(data, tmp_path, swap)))
     assert one.names == other.names == ("valence", "arousal")
     np.testing.assert_array_equal(one.values, other.values)
+
+
+def test_a_validation_split_whose_columns_are_in_another_order_is_scored_column_by_column(data, tmp_path):
+    valid = tmp_path / "Validation_Set"
+    shutil.copytree(data.valid, valid)
+    for file in valid.glob("*.txt"):
+        rows = [",".join(reversed(line.split(","))) for line in file.read_text().splitlines()]
+        file.write_text("\n".join([*rows, ""]))
+    one, other = (inputs(data, valid=place).splits["valid"].labels for place in (data.valid, valid))
+    assert other.names == ("valence", "arousal")
+    np.testing.assert_array_equal(one.values, other.values)
+
+
+def test_more_folds_than_videos_are_refused(data, tmp_path):
+    with pytest.raises(
+        LabelError, match=r"20 folds need as many groups, and there are 10: .*; give fewer folds, or more"
+    ):
+        emi.train_head(data.caches, data.train, data.valid, tmp_path / "run", **QUICK, ids=["aff-wild2"], folds=20)
+    assert not (tmp_path / "run").exists()
