@@ -21,6 +21,8 @@ LABEL, PREDICTION = "#222222", ZEROS
 NOT_ANNOTATED, NOT_FOUND = "#DDDDDD", "#BFD9EC"
 POINTS = 2000
 """Label rows of a clip from which an SVG holds an image of its lines, which is smaller."""
+STRETCHES = 100
+"""Stretches without labels from which it holds an image of them."""
 
 
 def draw_traces(folder: Path, name: str, predicted: Values, split: Split, fps: float) -> None:
@@ -123,7 +125,14 @@ def _shade(
     axes: Axes, seconds: NDArray[np.float64], rows: NDArray[np.bool_], colour: str, height: tuple[float, float]
 ) -> None:
     """Shade stretches of rows, over a part of the panel's height."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], rows, [False]]).astype(np.int8)))
-    for first, end in edges.reshape(-1, 2):
-        last = seconds[end] if end < len(seconds) else seconds[-1]
-        axes.axvspan(seconds[first], last, *height, color=colour, linewidth=0, zorder=0)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], rows, [False]]).astype(np.int8))).reshape(-1, 2)
+    starts, ends = seconds[edges[:, 0]], np.append(seconds, seconds[-1:])[edges[:, 1]]
+    axes.broken_barh(
+        np.stack([starts, ends - starts], axis=1).tolist(),
+        (height[0], height[1] - height[0]),
+        transform=axes.get_xaxis_transform(),
+        facecolors=colour,
+        linewidth=0,
+        zorder=0,
+        rasterized=len(edges) > STRETCHES,
+    )

@@ -76,7 +76,8 @@ def test_rows_without_a_label_and_without_a_face_are_shaded_and_the_legend_says_
     traces(predictions_of(one), one, 0.0, tmp_path / "traces")
     fps = affwild.TRAIN[one.labels.filenames[0]]
     rows = len(one.labels.values)
-    found = sorted([*box.get_bbox().intervalx.tolist(), box.get_height()] for box in drawn[0].axes[0].patches)
+    bars = [path.get_extents() for bars in drawn[0].axes[0].collections for path in bars.get_paths()]
+    found = sorted([*bar.intervalx.tolist(), bar.height] for bar in bars)
     face = (rows // 3) / fps
     expected = sorted([[3 / fps, 7 / fps, 1.0], [face, face + 5 / fps, 0.12]])
     np.testing.assert_allclose(found, expected, atol=1e-3)
