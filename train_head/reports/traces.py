@@ -114,7 +114,7 @@ def _panel(
     """
     raster = len(seconds) > POINTS
     axes.plot(seconds, label, color=LABEL, linewidth=1.2, rasterized=raster)
-    axes.plot(seconds, predicted, color=PREDICTION, linewidth=1.2, rasterized=raster)
+    axes.plot(seconds, predicted, color=PREDICTION, linewidth=0.6 if raster else 1.2, rasterized=raster)
     axes.grid(visible=False, axis="x")
     _shade(axes, seconds, np.isnan(label), NOT_ANNOTATED, (0.0, 1.0))
     if nothing is not None:
