@@ -25,9 +25,13 @@ def pack_linear(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
 
 
-def packed_linear(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """Map (rows, in) to (rows, out). The public alternative is `functional.linear` with the original weight."""
-    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+def packed_linear(rows: Tensor, packed: Tensor, bias: Tensor | None, gelu: str | None = None) -> Tensor:
+    """Map (rows, in) to (rows, out); with `gelu`, which is "none" or "tanh", a GELU of this approximation follows.
+
+    The public alternative is `functional.linear` with the original weight, and `functional.gelu` where asked for.
+    """
+    after: tuple[str, list[float], str] = ("none", [], "") if gelu is None else ("gelu", [], gelu)
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, *after)
 
 
 def pack_convolution(weight: Tensor, geometry: Geometry) -> Tensor:
@@ -129,8 +133,8 @@ torch.set_num_threads(1)
 with torch.no_grad():
     _rows, _weight = _numbers(5, 32), _numbers(48, 32)
     LINEAR = _dtypes(
-        lambda rows, weight: packed_linear(rows, pack_linear(weight), None),
-        functional.linear(_rows, _weight),
+        lambda rows, weight: packed_linear(rows, pack_linear(weight), None, "tanh"),
+        functional.gelu(functional.linear(_rows, _weight), approximate="tanh"),
         _rows,
         _weight,
     )

@@ -28,18 +28,24 @@ class PackedLinear:
         weight: (out, in).
         bias: (out,), or None.
         dtype: of the product, its inputs and its result.
+        gelu: "none" or "tanh" where a GELU with this approximation follows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self._dtype, self._weight = dtype, weight.detach().to(dtype)
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: str | None = None) -> None:
+        self._dtype, self._weight, self._gelu = dtype, weight.detach().to(dtype), gelu
         self._bias = None if bias is None else bias.detach().to(dtype)
-        self._run: Callable[[Tensor, Tensor, Tensor | None], Tensor] = functional.linear
+        self._run: Callable[[Tensor, Tensor, Tensor | None, str | None], Tensor] = _linear
         if can_pack(self._weight, private.LINEAR) and not (dtype == torch.float32 and mkl_is_faster()):
             self._run, self._weight = private.packed_linear, private.pack_linear(self._weight)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Apply to rows that may overlap in memory (`Tensor.as_strided`)."""
-        return self._run(rows.to(self._dtype), self._weight, self._bias)
+        return self._run(rows.to(self._dtype), self._weight, self._bias, self._gelu)
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: str | None) -> Tensor:
+    out = functional.linear(rows, weight, bias)
+    return out if gelu is None else functional.gelu(out, approximate=gelu)
 
 
 class PackedConv1d:

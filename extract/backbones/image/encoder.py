@@ -1,7 +1,8 @@
 """Image encoders of the transformers library: a vector per crop, equal to the library's on each crop alone.
 
-The library's modules are run as they are. On a CPU their linear layers have weights that are laid out once
-(`packed_weights`), and the convolution that cuts an image into patches is a linear layer over them.
+The library's modules are run as they are, but for what a CPU is slow at: linear layers have weights that are laid out
+once (`packed_weights`), a GELU is computed with the product before it, and the convolution that cuts an image into
+patches is a linear layer over them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers.activations import GELUActivation, GELUTanh
 
 from extract.backbones.checkpoint import Checkpoint
 from extract.backbones.face_rows import spread, spread_blocks
@@ -24,6 +26,10 @@ from extract.backbones.protocol import Features
 from extract.errors import BackboneError
 from extract.faces.reading import FaceCrops
 
+GELUS = {GELUActivation: "none", GELUTanh: "tanh", nn.GELU: "none"}
+"""Modules of transformers and timm, and the approximation that each computes."""
+PERCEPTRONS = (("fc1", "activation_fn"), ("fc1", "act"), ("up_proj", "act_fn"))
+"""Names of a linear layer and of the activation behind it, which reads another layer where there is a `gate_proj`."""
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 128}
 """On a CPU, so that what a layer computes stays in the core's cache."""
 
@@ -45,9 +51,11 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.model, self._prepare, self._dim, self._cls, self._dtype = model, prepare, dim, cls, dtype
         self._device: torch.device = next(model.parameters()).device
+        before_gelu = _take_gelus(model)
         for module in model.modules():
             if type(module) is nn.Linear:
-                _compute_by(module, _over_rows(PackedLinear(module.weight, module.bias, dtype)))
+                linear = PackedLinear(module.weight, module.bias, dtype, before_gelu.get(module))
+                _compute_by(module, _over_rows(linear))
             elif isinstance(module, nn.Conv2d) and _cuts_patches(module):
                 _compute_by(module, _patches(module, dtype))
             elif isinstance(module, nn.Conv2d) and wrong_below_float32(module.weight):
@@ -77,6 +85,19 @@ class ImageEncoder(nn.Module):
             output = self.model(pixel_values=pixels)
         found: Tensor = output.last_hidden_state[:, 0] if self._cls else output.pooler_output
         return found.flatten(1).float()
+
+
+def _take_gelus(model: nn.Module) -> dict[nn.Module, str]:
+    """Take the GELU out of each perceptron of a transformer, and return its approximation by the layer before it."""
+    found: dict[nn.Module, str] = {}
+    for module in model.modules():
+        children = dict(module.named_children())
+        for first, activation in PERCEPTRONS:
+            kind, linear = GELUS.get(type(children.get(activation))), children.get(first)
+            if kind is not None and type(linear) is nn.Linear and "gate_proj" not in children:
+                found[linear] = kind
+                setattr(module, activation, nn.Identity())
+    return found
 
 
 def _over_rows(linear: PackedLinear) -> Callable[[Tensor], Tensor]:

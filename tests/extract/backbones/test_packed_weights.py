@@ -30,6 +30,20 @@ def test_a_linear_layer_equals_torchs(monkeypatch, rows, inputs, outputs, biased
 
 
 @pytest.mark.parametrize("intel", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_gelu_behind_a_linear_layer_equals_torchs(monkeypatch, approximate, dtype, intel):
+    monkeypatch.setattr(packed_weights, "mkl_is_faster", lambda: intel)
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(49, 96), torch.randn(384, 96), torch.randn(384)
+    with torch.inference_mode():
+        ours = PackedLinear(weight, bias, dtype, gelu=approximate)(x)
+    assert ours.dtype == dtype
+    expected = functional.gelu(functional.linear(x, weight, bias), approximate=approximate)
+    assert relative_error(ours, expected) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("intel", [True, False])
 def test_a_linear_layer_reads_rows_that_overlap_in_memory(monkeypatch, intel):
     monkeypatch.setattr(packed_weights, "mkl_is_faster", lambda: intel)
     torch.manual_seed(0)
