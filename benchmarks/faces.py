@@ -1,6 +1,7 @@
 """From videos to the features of faces, stage by stage beside other programs, on the same pictures in one run:
 
     pip install --no-deps facenet-pytorch==2.6.0 torchvision==0.26.0   # its pins exclude torch 2.11
+    pip install --no-deps scikit-image                                 # photographs without a face
     python benchmarks/faces.py [--quick] [--json FILE]
 
 Detection is compared with facenet-pytorch, which runs the same weights, on drawn people and on the portrait of Grace
@@ -11,6 +12,7 @@ to second.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -51,6 +53,8 @@ from extract.threads import one_thread_per_operation
 
 SIZES = ((288, 352), (480, 640), (720, 1280))
 PICTURES, BATCH, LEAST_PAIRS = 16, 8, 5
+WITH_FACES = {"astronaut", "camera", "coins"}
+"""Pictures of scikit-image that show a person, or a head on a coin."""
 SAME = 0.9
 """Intersection over union from which two boxes are one face."""
 FPS, RATE, SECONDS, VIDEOS = 6, 25, 10, 4
@@ -74,6 +78,7 @@ def main() -> None:
         checkpoint = save_vit(Path(folder) / "vit", small=options.quick)
         write_videos(Path(folder) / "clips", seconds=1 if options.quick else SECONDS)
         rows = [detection(*size, pairs) for size in SIZES[: 1 if options.quick else None]]
+        rows.append(false_alarms())
         rows += [decoding(Path(folder) / "clips"), *embedding(checkpoint, pairs)]
         for backbone in ("mtcnn", str(checkpoint)):
             rows.append(in_own_process(["torch"], media_to_cache, str(Path(folder) / "clips"), backbone))
@@ -122,6 +127,24 @@ def same_faces(expected: Sequence[np.ndarray | None], found: Sequence[Faces]) ->
         faces += max(len(theirs), len(ours))
         same += int((overlaps(theirs, ours.boxes) >= SAME).any(axis=1).sum()) if len(ours) else 0
     return faces, same
+
+
+def false_alarms() -> dict[str, Any]:
+    """Count the pictures without a face in which one is found: photographs and micrographs, turned four ways."""
+    folders = [
+        Path(spec.origin).parent / place
+        for package, place in (("sklearn", "datasets/images"), ("skimage", "data"))
+        if (spec := importlib.util.find_spec(package)) and spec.origin
+    ]
+    files = [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in (".png", ".jpg")]
+    detector, pictures, alarms = Detector(), 0, 0
+    for file in (file for file in files if file.stem not in WITH_FACES):
+        picture = Image.open(file).convert("RGB")
+        picture.thumbnail((640, 640))
+        for turn in range(4):
+            pictures += 1
+            alarms += len(detector(np.rot90(np.array(picture), turn)[None].copy())[0]) > 0
+    return {"name": "pictures without a face", "pictures": pictures, "with a false alarm": alarms}
 
 
 def pictures_of(height: int, width: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_image
 from torch.nn.functional import interpolate
 
 from emi.demo.drawing import Identity, Pose, draw
@@ -113,6 +114,12 @@ def test_nothing_is_found_where_there_is_no_face(detector):
     blobs = [Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)) for _ in range(4)]
     pictures += [np.asarray(blob.resize((320, 240), Image.Resampling.BICUBIC)) for blob in blobs]
     assert [len(faces) for faces in detector(np.stack(pictures))] == [0] * len(pictures)
+
+
+@pytest.mark.parametrize("photograph", ["china.jpg", "flower.jpg"])
+def test_nothing_is_found_in_photographs_without_people(detector, photograph):
+    pictures = np.stack([np.flip(load_sample_image(photograph), axes) for axes in ((), 1, 0, (0, 1))])
+    assert [len(faces) for faces in detector(pictures)] == [0] * 4
 
 
 def test_faces_below_the_smallest_size_are_not_searched(hopper):
