@@ -11,7 +11,7 @@ Each run is left out in turn. One model for each of the others trains on the rem
 the run that is left out, which nothing else sees: every model keeps its last epoch, and the width of the smoothing,
 and the choice between settings, come from what these models predict of the runs that they validate on. (A model that
 saw neither of two runs serves both.) The figure is the CCC over all annotated seconds of all runs, computed in
-float64 from the prediction files, its mean over the seeds, and the interval of 2,000 resamples of the runs.
+float64 from the prediction files: its mean over the seeds, and the interval of 2,000 resamples of the runs.
 """
 
 import argparse
@@ -34,8 +34,10 @@ from numpy.typing import NDArray
 from benchmarks._machine import header_line
 from cache.derive.derived import derive
 from cache.exchange.importing import import_features
+from train_head.evaluation.resampling import resampled
 from train_head.runs.inputs import LabelFiles, gather_inputs
 from train_head.training.settings import resolve_settings
+from train_head.training.smoothing_kinds import moving_mean
 from train_head.training.trainer import Trainer
 
 FOLDER = "EMI_STUDYFORREST"
@@ -58,7 +60,7 @@ class Row:
     Attributes:
         name: for the table.
         streams: that are read.
-        candidates: settings of which the folds choose, beside those of configs/studyforrest.toml.
+        candidates: changes to configs/studyforrest.toml, of which the other runs choose one.
         fps: label rows per second: one per frame, or one per second where attention over frames would take too long.
     """
 
@@ -69,6 +71,8 @@ class Row:
 
 
 BOTH = ("audio", "visual")
+AUDIO_BLOCKS = ({}, {"streams": {"audio": {"tcn": {"block": "residual"}}}})
+"""Audio's blocks without or with layer normalisation: the grid."""
 TRANSFORMER = {
     "fusion": {
         "name": "transformer",
@@ -81,9 +85,9 @@ TRANSFORMER = {
     }
 }
 ROWS = (
-    Row(name="audio", streams=("audio",)),
+    Row(name="audio", streams=("audio",), candidates=AUDIO_BLOCKS),
     Row(name="visual", streams=("visual",)),
-    Row(name="audio + visual", streams=BOTH),
+    Row(name="audio + visual", streams=BOTH, candidates=AUDIO_BLOCKS),
     Row(name="without TCN", streams=BOTH, candidates=({"layers": 1, "kernel": 1},), fps=1),
     Row(name="Transformer", streams=BOTH, candidates=(TRANSFORMER,), fps=1),
 )
@@ -103,18 +107,20 @@ class Study:
         truth = {file.stem: seconds(file, missing=True) for file in sorted(self.labels.glob("*.txt"))}
         predicted: dict[str, list[dict[str, Seconds]]] = {"raw": [], "smoothed": []}
         widths: list[int] = []
+        picks: list[int] = []
         for seed in range(self.seeds):
             by_pair = [self.pairs(row, number, seed) for number in range(len(row.candidates))]
             raw: dict[str, Seconds] = {}
             smoothed: dict[str, Seconds] = {}
             for left_out in truth:
-                own, chosen = nested(by_pair, truth, left_out)
+                own, chosen, number = nested(by_pair, truth, left_out)
                 raw |= own
                 smoothed |= smooth(own, chosen)
                 widths.append(chosen[JUDGED])
+                picks.append(number)
             for kind, found in (("raw", raw), ("smoothed", smoothed)):
                 predicted[kind].append(self.written(f"{row.name}-{seed}-{kind}", found))
-        return {"name": row.name} | figures(predicted, truth) | {"half_widths": widths}
+        return {"name": row.name} | figures(predicted, truth) | {"half_widths": widths, "candidates": picks}
 
     def pairs(self, row: Row, number: int, seed: int) -> Pairs:
         """What is predicted of the first of two runs by the model that saw neither; kept for the next call."""
@@ -168,35 +174,41 @@ class Study:
 
 def nested(
     by_pair: Sequence[Pairs], truth: Mapping[str, Seconds], left_out: str
-) -> tuple[dict[str, Seconds], list[int]]:
-    """Predict the run that is left out with the settings and widths that are best on the others."""
+) -> tuple[dict[str, Seconds], list[int], int]:
+    """Predict the run that is left out with the settings and widths that are best on the others; return all three."""
     rest = [run for run in truth if run != left_out]
     found = []
-    for pairs in by_pair:
+    for number, pairs in enumerate(by_pair):
         validated = {run: pairs[run, left_out] for run in rest}
         widths = [best_width(validated, truth, target) for target in range(len(TARGETS))]
-        found.append((score(smooth(validated, widths), truth, JUDGED), widths, pairs))
-    _, widths, pairs = max(found, key=lambda candidate: candidate[0])
-    return {left_out: np.mean([pairs[left_out, run] for run in rest], axis=0)}, widths
+        found.append((score(smooth(validated, widths), truth, JUDGED), widths, number))
+    _, widths, number = max(found, key=lambda candidate: candidate[0])
+    return {left_out: np.mean([by_pair[number][left_out, run] for run in rest], axis=0)}, widths, number
 
 
 def figures(predicted: Mapping[str, Sequence[Mapping[str, Seconds]]], truth: Mapping[str, Seconds]) -> dict[str, Any]:
-    """Mean and spread over the seeds, by target, raw and smoothed, and the interval of the judged one."""
+    """Mean and spread over the seeds by target, raw and smoothed; of the smoothed the interval, and each run's CCC.
+
+    The resamples are the same in every row, so `drawn`, those of the judged target, may be subtracted.
+    """
     told: dict[str, Any] = {}
+    groups = [run for run, values in truth.items() for _ in values]
+    joined = np.concatenate(list(truth.values()))
     for kind, by_seed in predicted.items():
+        values = [np.concatenate([found[run] for run in truth]) for found in by_seed]
+        drawn = resampled(values, joined, groups, metric="ccc").mean(axis=1)
         for k, target in enumerate(TARGETS):
             scores = [score(found, truth, k) for found in by_seed]
             told[f"{target}_{kind}"] = statistics.mean(scores)
             told[f"{target}_{kind}_std"] = statistics.stdev(scores) if len(scores) > 1 else None
-    rng = np.random.default_rng(0)
-    runs = list(truth)
-    draws = [rng.choice(runs, len(runs)) for _ in range(2000)]
-    resampled = [
-        [pooled_ccc([(found[r], truth[r]) for r in draw], JUDGED) for draw in draws] for found in predicted["smoothed"]
-    ]
-    low, high = np.percentile(np.mean(resampled, axis=0), [2.5, 97.5])
-    by_run = {r: statistics.mean(pooled_ccc([(f[r], truth[r])], JUDGED) for f in predicted["smoothed"]) for r in runs}
-    return told | {"low": float(low), "high": float(high), "by_run": by_run}
+            told[f"{target}_{kind}_interval"] = interval(drawn[:, k])
+    by_run = {r: statistics.mean(pooled_ccc([(f[r], truth[r])], JUDGED) for f in predicted["smoothed"]) for r in truth}
+    return told | {"by_run": by_run, "drawn": drawn[:, JUDGED]}
+
+
+def interval(drawn: NDArray[np.float64]) -> list[float]:
+    """95 % percentiles of a score in the resamples."""
+    return [float(bound) for bound in np.percentile(drawn, [2.5, 97.5])]
 
 
 def seconds(file: Path, fps: int = FPS, *, missing: bool = False) -> Seconds:
@@ -210,16 +222,11 @@ def seconds(file: Path, fps: int = FPS, *, missing: bool = False) -> Seconds:
 
 
 def smooth(runs: Mapping[str, Seconds], widths: Sequence[int]) -> dict[str, Seconds]:
-    """Moving mean of each target within each run; at its ends, of what is there."""
-    found = {}
-    for run, values in runs.items():
-        columns = []
-        for column, half in zip(values.T, widths, strict=True):
-            taps = np.ones(2 * half + 1)
-            middle = slice(half, half + len(column))
-            columns.append(np.convolve(column, taps)[middle] / np.convolve(np.ones(len(column)), taps)[middle])
-        found[run] = np.stack(columns, axis=1)
-    return found
+    """Moving mean of each target within each run, as `--smooth mean` takes it."""
+    return {
+        run: np.stack([moving_mean(column, half) for column, half in zip(values.T, widths, strict=True)], axis=1)
+        for run, values in runs.items()
+    }
 
 
 def best_width(runs: Mapping[str, Seconds], truth: Mapping[str, Seconds], target: int) -> int:
@@ -287,12 +294,18 @@ def main() -> None:
         study = Study(work=work, labels=data / "annotations", seeds=seeds, others=others)
         wanted = [replace(row, fps=min(row.fps, options.label_fps)) for row in ROWS]
         rows = [study.measure(row) for row in wanted if options.rows is None or row.name in options.rows]
-    print(f"{header_line()}\n\n| row | arousal | raw | 95 % interval over runs | valence |\n|---|---|---|---|---|")
+    print(f"{header_line()}\n\n| row | arousal | 95 % interval over runs | not smoothed | less audio | valence |")
+    print("|---|---|---|---|---|---|")
+    audio = next((row["drawn"] for row in rows if row["name"] == "audio"), None)
     for row in rows:
+        drawn = row.pop("drawn")
         spread = "" if row["arousal_smoothed_std"] is None else f" ± {row['arousal_smoothed_std']:.3f}"
+        bounds = "{:.3f} to {:.3f}".format(*row["arousal_smoothed_interval"])
+        row["less_audio"] = None if audio is None else interval(drawn - audio)
+        less = "" if audio is None else "{:+.3f} to {:+.3f}".format(*row["less_audio"])
         print(
-            f"| {row['name']} | {row['arousal_smoothed']:.3f}{spread} | {row['arousal_raw']:.3f} | {row['low']:.3f} to "
-            f"{row['high']:.3f} | {row['valence_smoothed']:.3f} |"
+            f"| {row['name']} | {row['arousal_smoothed']:.3f}{spread} | {bounds} | {row['arousal_raw']:.3f} | {less} "
+            f"| {row['valence_smoothed']:.3f} |"
         )
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """The recipes in configs/ train on two streams."""
 
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +126,33 @@ def test_the_ablation_of_valence_and_arousal_reads_the_streams_of_each_row_and_r
     assert [s.get("smooth") for s in settings] == [*[None] * 5, "mean"]
     assert all(difference is not None for difference in found.differences[1:])
     assert run().nothing_to_do
+
+
+def test_the_recipe_for_a_film_predicts_runs_that_no_fold_saw_and_its_score_is_the_formula_on_the_files(tmp_path):
+    frames_of_two_streams(tmp_path, {"visual": 6, "audio": 5})
+    result = emi.train_head(
+        {name: tmp_path / f"{name}.zarr" for name in ("visual", "audio")},
+        tmp_path / "train",
+        out=tmp_path / "out",
+        test=tmp_path / "valid",
+        config=CONFIGS / "studyforrest.toml",
+        folds=2,
+        epochs=2,
+        stop_after=2,
+        device="cpu",
+    )
+    scored = {"folds": (result.report, tmp_path / "train"), "test": (result.test_report, tmp_path / "valid")}
+    for split, (report, labels) in scored.items():
+        truth, found = (
+            np.concatenate([np.loadtxt(file, delimiter=",", skiprows=1) for file in sorted(folder.glob("*.txt"))])
+            for folder in (labels, tmp_path / "out" / f"predictions_{split}")
+        )
+        for k in range(2):
+            y, x = truth[truth[:, k] != -5, k], found[truth[:, k] != -5, k]
+            ccc = 2 * np.cov(x, y, bias=True)[0, 1] / (x.var() + y.var() + (x.mean() - y.mean()) ** 2)
+            assert report.concordance[k] == pytest.approx(ccc, abs=1e-6)  # the files hold float32's digits
+    smoothing = tomllib.loads((tmp_path / "out" / "fold-0" / "smoothing.toml").read_text())
+    assert (smoothing["chosen"], set(smoothing["half_widths"].values())) == (False, {125})
 
 
 def test_a_row_of_an_ablation_names_a_stream_that_is_not_there(tmp_path):
