@@ -10,11 +10,13 @@ for them. Both are imported as caches (`emi cache import --hop 0.04`); means and
 Each run is left out in turn. One model for each of the others trains on the remaining ones, and their mean predicts
 the run that is left out, which nothing else sees: every model keeps its last epoch, and the width of the smoothing,
 and the choice between settings, come from what these models predict of the runs that they validate on. (A model that
-saw neither of two runs serves both.) The figure is the CCC over all annotated seconds of all runs, computed in
-float64 from the prediction files: its mean over the seeds, and the interval of 2,000 resamples of the runs.
+saw neither of two runs serves both.) Beside it stands the score with the width that the settings give.
+The figure is the CCC over all annotated seconds of all runs, computed in float64 from the prediction files: its mean
+over the seeds, and the interval of 2,000 resamples of the runs.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -105,7 +107,8 @@ class Study:
     def measure(self, row: Row) -> dict[str, Any]:
         """Figures of one line."""
         truth = {file.stem: seconds(file, missing=True) for file in sorted(self.labels.glob("*.txt"))}
-        predicted: dict[str, list[dict[str, Seconds]]] = {"raw": [], "smoothed": []}
+        predicted: dict[str, list[dict[str, Seconds]]] = {"raw": [], "given": [], "smoothed": []}
+        given = resolve_settings(CONFIG).smooth_rows // FPS
         widths: list[int] = []
         picks: list[int] = []
         for seed in range(self.seeds):
@@ -118,18 +121,18 @@ class Study:
                 smoothed |= smooth(own, chosen)
                 widths.append(chosen[JUDGED])
                 picks.append(number)
-            for kind, found in (("raw", raw), ("smoothed", smoothed)):
+            for kind, found in (("raw", raw), ("given", smooth(raw, [given] * len(TARGETS))), ("smoothed", smoothed)):
                 predicted[kind].append(self.written(f"{row.name}-{seed}-{kind}", found))
         return {"name": row.name} | figures(predicted, truth) | {"half_widths": widths, "candidates": picks}
 
     def pairs(self, row: Row, number: int, seed: int) -> Pairs:
         """What is predicted of the first of two runs by the model that saw neither; kept for the next call."""
-        kept = self.work / f"{row.name.replace(' ', '')}-{row.fps}-{number}-{seed}.npz"
+        settings = resolve_settings(CONFIG, seed=seed, label_fps=row.fps, **{**self.others, **row.candidates[number]})
+        settings = settings.on_this_machine().for_streams(row.streams)
+        kept = self.work / f"{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.npz"
         if kept.is_file():
             with np.load(kept) as arrays:
                 return {(one, other): arrays[f"{one} {other}"] for one, other in map(str.split, arrays.files)}
-        settings = resolve_settings(CONFIG, seed=seed, label_fps=row.fps, **{**self.others, **row.candidates[number]})
-        settings = settings.on_this_machine().for_streams(row.streams)
         labels = self.thinned(row.fps)
         files = LabelFiles.named(labels, labels, format=settings.label_format())
         runs = gather_inputs({name: self.work / f"{name}.zarr" for name in row.streams}, files).splits["train"]
@@ -294,8 +297,8 @@ def main() -> None:
         study = Study(work=work, labels=data / "annotations", seeds=seeds, others=others)
         wanted = [replace(row, fps=min(row.fps, options.label_fps)) for row in ROWS]
         rows = [study.measure(row) for row in wanted if options.rows is None or row.name in options.rows]
-    print(f"{header_line()}\n\n| row | arousal | 95 % interval over runs | not smoothed | less audio | valence |")
-    print("|---|---|---|---|---|---|")
+    columns = ("row", "arousal", "95 % interval over runs", "less audio", "width given", "not smoothed", "valence")
+    print(f"{header_line()}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     audio = next((row["drawn"] for row in rows if row["name"] == "audio"), None)
     for row in rows:
         drawn = row.pop("drawn")
@@ -304,8 +307,8 @@ def main() -> None:
         row["less_audio"] = None if audio is None else interval(drawn - audio)
         less = "" if audio is None else "{:+.3f} to {:+.3f}".format(*row["less_audio"])
         print(
-            f"| {row['name']} | {row['arousal_smoothed']:.3f}{spread} | {bounds} | {row['arousal_raw']:.3f} | {less} "
-            f"| {row['valence_smoothed']:.3f} |"
+            f"| {row['name']} | {row['arousal_smoothed']:.3f}{spread} | {bounds} | {less} | {row['arousal_given']:.3f} "
+            f"| {row['arousal_raw']:.3f} | {row['valence_smoothed']:.3f} |"
         )
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
