@@ -74,7 +74,7 @@ class Row:
 
 BOTH = ("audio", "visual")
 AUDIO_BLOCKS = ({}, {"streams": {"audio": {"tcn": {"block": "residual"}}}})
-"""Audio's blocks without or with layer normalisation: the grid."""
+"""Audio's blocks without or with layer normalisation."""
 TRANSFORMER = {
     "fusion": {
         "name": "transformer",
@@ -87,9 +87,10 @@ TRANSFORMER = {
     }
 }
 ROWS = (
-    Row(name="audio", streams=("audio",), candidates=AUDIO_BLOCKS),
+    Row(name="audio", streams=("audio",)),
     Row(name="visual", streams=("visual",)),
-    Row(name="audio + visual", streams=BOTH, candidates=AUDIO_BLOCKS),
+    Row(name="audio + visual", streams=BOTH),
+    Row(name="blocks chosen", streams=BOTH, candidates=AUDIO_BLOCKS),
     Row(name="without TCN", streams=BOTH, candidates=({"layers": 1, "kernel": 1},), fps=1),
     Row(name="Transformer", streams=BOTH, candidates=(TRANSFORMER,), fps=1),
 )
