@@ -1,16 +1,37 @@
 """What backbones of faces have in common: a row per picture, zeros where there is no face, unless black ones count."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from extract.backbones.protocol import Features
-from extract.faces.reading import FaceCrops
+
+GROUP = 64
+"""Crops computed together where no gradients are kept, so that memory does not grow with a clip."""
 
 
-def spread(clips: Sequence[FaceCrops], found: Tensor) -> Features:
+class Faces(Protocol):
+    """What a backbone reads of a clip; see `extract.faces.reading.FaceCrops`."""
+
+    @property
+    def faces(self) -> Sequence[NDArray[np.uint8]]:
+        """The images of valid rows."""
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(rows,) whether the face was found."""
+
+    @property
+    def times(self) -> NDArray[np.floating] | None:
+        """(rows, 2) start and end in seconds; None where rows have a fixed hop."""
+
+
+def spread(clips: Sequence[Faces], found: Tensor) -> Features:
     """Return the features of clips.
 
     Args:
@@ -41,3 +62,26 @@ def spread_blocks(blocks: Iterable[Tensor], embed: Callable[[Tensor], Tensor]) -
             black = embed(block[~seen][:1]) if black is None else black
             frames[~seen] = black
         yield frames
+
+
+def in_groups(
+    embed: Callable[[Sequence[NDArray[np.uint8]]], Tensor], faces: Sequence[NDArray[np.uint8]], empty: Tensor
+) -> Tensor:
+    """Compute crops together where gradients are kept, else a few at a time.
+
+    Args:
+        embed: maps crops to (crops, dim).
+        faces: (height, width, 3) uint8 each.
+        empty: (0, dim), the result where there are none.
+    """
+    if not faces:
+        return empty
+    step = len(faces) if torch.is_grad_enabled() else GROUP
+    return torch.cat([embed(faces[at : at + step]) for at in range(0, len(faces), step)])
+
+
+def keep_statistics(module: nn.Module) -> None:
+    """Let every batch normalisation in a module use its running statistics, and leave them as they are."""
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.eval()

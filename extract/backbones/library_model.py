@@ -72,3 +72,12 @@ def build_model(
                 "config.json that belongs to them, or download the checkpoint again"
             )
     return model
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Let a model of the library compute the activations of its layers again in the backward pass."""
+    how = {"use_reentrant": False}  # reentrant loses gradients where the first stages are frozen
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    else:  # older versions of transformers
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation, GELUTanh
 
 from extract.backbones.checkpoint import Checkpoint
-from extract.backbones.face_rows import spread, spread_blocks
+from extract.backbones.face_rows import Faces, spread, spread_blocks
 from extract.backbones.image.models import CLS, MODELS
 from extract.backbones.image.processing import Prepare, load_processor
 from extract.backbones.library_model import build_model
@@ -24,7 +24,6 @@ from extract.backbones.packed_weights import PackedLinear, keep_in_float32, wron
 from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features
 from extract.errors import BackboneError
-from extract.faces.reading import FaceCrops
 
 GELUS = {GELUActivation: "none", GELUTanh: "tanh", nn.GELU: "none"}
 """Modules of transformers and timm, and the approximation that each computes."""
@@ -38,7 +37,7 @@ class ImageEncoder(nn.Module):
     """See `Blockwise`.
 
     Args:
-        model: of the transformers library, in evaluation mode, on its device, float32 weights.
+        model: of the transformers library, in evaluation mode, on its device, float32 weights, perhaps packed.
         prepare: of its image processor.
         dim: numbers per image.
         cls: whether the class token's last state is taken, not the pooled output.
@@ -51,17 +50,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.model, self._prepare, self._dim, self._cls, self._dtype = model, prepare, dim, cls, dtype
         self._device: torch.device = next(model.parameters()).device
-        before_gelu = _take_gelus(model)
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                linear = PackedLinear(module.weight, module.bias, dtype, before_gelu.get(module))
-                _compute_by(module, _over_rows(linear))
-            elif isinstance(module, nn.Conv2d) and _cuts_patches(module):
-                _compute_by(module, _patches(module, dtype))
-            elif isinstance(module, nn.Conv2d) and wrong_below_float32(module.weight):
-                keep_in_float32(module)
 
-    def forward(self, clips: Sequence[FaceCrops]) -> Features:
+    def forward(self, clips: Sequence[Faces]) -> Features:
         """See `Backbone`."""
         return spread(clips, self.embed([face for clip in clips for face in clip.faces]))
 
@@ -81,10 +71,29 @@ class ImageEncoder(nn.Module):
         return torch.cat([torch.empty(0, self._dim, device=self._device), *found])
 
     def _run(self, pixels: Tensor) -> Tensor:
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+        with torch.autocast(pixels.device.type, self._dtype, enabled=self._dtype != torch.float32):
             output = self.model(pixel_values=pixels)
         found: Tensor = output.last_hidden_state[:, 0] if self._cls else output.pooler_output
         return found.flatten(1).float()
+
+
+def pack(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let the layers of a model compute with weights that are laid out once, without gradients, in place."""
+    before_gelu = _take_gelus(model)
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            linear = PackedLinear(module.weight, module.bias, dtype, before_gelu.get(module))
+            _compute_by(module, _over_rows(linear))
+        elif isinstance(module, nn.Conv2d) and _cuts_patches(module):
+            _compute_by(module, _patches(module, dtype))
+    keep_wrong_in_float32(model)
+
+
+def keep_wrong_in_float32(model: nn.Module) -> None:
+    """Let the convolutions that processors compute wrongly below float32 compute in float32."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.dim() > 1 and wrong_below_float32(module.weight):
+            keep_in_float32(module)
 
 
 def _take_gelus(model: nn.Module) -> dict[nn.Module, str]:
@@ -150,19 +159,45 @@ def load_image_encoder(
         BackboneError: its files cannot be read, a weight is missing, unexpected or of another shape, or the model does
             not take what its image processor gives.
     """
-    config = checkpoint.config
-    model = build_model(
+    model = load_image_model(checkpoint, pooling).to(device)
+    pack(model, DTYPES[precision])
+    encoder = ImageEncoder(model, load_processor(checkpoint), dim, cls=pooling == CLS, dtype=DTYPES[precision]).eval()
+    check_output(encoder, checkpoint, dim)
+    return encoder
+
+
+def load_image_model(checkpoint: Checkpoint, pooling: str, dropout: float | None = None) -> nn.Module:
+    """Build the library's model in evaluation mode on the CPU.
+
+    Args:
+        checkpoint: where the weights are.
+        pooling: "cls" or "pooled".
+        dropout: probability of every dropout layer, and of stochastic depth; None keeps the checkpoint's.
+
+    Raises:
+        BackboneError: see `load_image_encoder`.
+    """
+    import transformers
+
+    config, kind = checkpoint.config, MODELS[checkpoint.model_type or ""].kind
+    known = getattr(transformers, kind).config_class().to_dict() if dropout is not None else {}
+    return build_model(
         checkpoint,
-        MODELS[checkpoint.model_type or ""].kind,
-        config.get("vision_config", config),
+        kind,
+        {**config.get("vision_config", config), **{name: dropout for name in known if "drop" in name}},
         checkpoint.tensors(lambda name: not name.startswith("text_")),
         may_differ=partial(_may_differ, cls=pooling == CLS),
-    )
-    encoder = ImageEncoder(
-        model.eval().to(device), load_processor(checkpoint), dim, cls=pooling == CLS, dtype=DTYPES[precision]
     ).eval()
+
+
+def check_output(encoder: ImageEncoder, checkpoint: Checkpoint, dim: int) -> None:
+    """Run an encoder on one image.
+
+    Raises:
+        BackboneError: it does not take what its image processor gives, or gives another number than `dim`.
+    """
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             found = encoder.embed([np.zeros((224, 224, 3), np.uint8)])
     except (RuntimeError, ValueError, TypeError) as error:
         raise BackboneError(
@@ -171,7 +206,6 @@ def load_image_encoder(
         ) from error
     if found.shape != (1, dim):
         raise BackboneError(f"{checkpoint.folder} gives {found.shape[1]} numbers, and its config.json says {dim}")
-    return encoder
 
 
 def _may_differ(model: nn.Module, name: str, *, cls: bool) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from extract.backbones.checkpoint import Checkpoint, find_checkpoint
 from extract.backbones.identity import identity_of
 from extract.backbones.image.models import MODELS, TIMM, dim_of
-from extract.backbones.protocol import Backbone, Identity
+from extract.backbones.protocol import Backbone, Identity, Regularisation, Trainable
 from extract.errors import BackboneError, ExtractSettingsError
 
 if TYPE_CHECKING:
@@ -55,6 +55,15 @@ class ImageFamily:
 
         checkpoint = find_checkpoint(identity.source, identity.revision)
         return load_image_encoder(checkpoint, identity.fingerprint["pooling"], identity.dim, device, precision)
+
+    def load_trainable(
+        self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
+    ) -> Trainable:
+        """See `extract.backbones.protocol.TrainableFamily`."""
+        from extract.backbones.image.trainable import load_trainable_image_encoder
+
+        checkpoint, pooling = find_checkpoint(identity.source, identity.revision), identity.fingerprint["pooling"]
+        return load_trainable_image_encoder(checkpoint, pooling, identity.dim, device, precision, regularisation)
 
 
 IMAGES = ImageFamily()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from extract.backbones.checkpoint import find_checkpoint
 from extract.backbones.identity import identity_of
 from extract.backbones.iresnet.config import IResNetConfig
-from extract.backbones.protocol import Backbone, Identity
+from extract.backbones.protocol import Backbone, Identity, Regularisation, Trainable
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,15 @@ class IResNetFamily:
         from extract.backbones.iresnet.encoder import load_iresnet
 
         return load_iresnet(find_checkpoint(identity.source, identity.revision), device, precision)
+
+    def load_trainable(
+        self, identity: Identity, device: "torch.device", precision: str, regularisation: Regularisation
+    ) -> Trainable:
+        """See `extract.backbones.protocol.TrainableFamily`."""
+        from extract.backbones.iresnet.trainable import load_trainable_iresnet
+
+        checkpoint = find_checkpoint(identity.source, identity.revision)
+        return load_trainable_iresnet(checkpoint, device, precision, regularisation)
 
 
 IRESNET = IResNetFamily()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from extract.backbones.checkpoint import CONFIGS, WEIGHTS, Checkpoint, save_checkpoint
+from extract.backbones.library_model import checkpoint_layers
 from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features, Regularisation, Stage
 from extract.backbones.speech.cpu_training import prepare_for_cpu
@@ -206,11 +207,7 @@ def load_trainable_transformer(
     settle_kernels(device, precision)
     encoder: Any = load_encoder(checkpoint, **changed)
     if regularisation.checkpointing:
-        how = {"use_reentrant": False}  # reentrant loses gradients where the first stages are frozen
-        if hasattr(encoder, "activation_checkpointing_enable"):
-            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
-        else:  # older versions of transformers
-            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+        checkpoint_layers(encoder)
     prepare_for_cpu(encoder, checkpointing=regularisation.checkpointing)
     head = load_regression_head(checkpoint) if has_head else None
     return TrainableTransformer(checkpoint, encoder, head, normalise, DTYPES[precision]).eval().to(device)
