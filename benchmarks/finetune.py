@@ -219,7 +219,7 @@ def take_steps(folder: Path, run_folder: Path, steps: int, settings: Any, tuning
         processes=Processes(settings.device),
     )
     inputs = gather_media(source, LabelFiles.named(folder / "labels.csv"), folder / "audio")
-    trainer = source.make_loop(settings, inputs.splits["train"], None, run_folder)
+    trainer = inputs.source.make_loop(settings, inputs.splits["train"], None, run_folder)
     trainer.restore()  # nothing to restore; from here on it keeps what frozen layers gave
     number = iter(range(1, 1 + steps))
 

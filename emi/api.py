@@ -258,10 +258,12 @@ def finetune(
     test: StrPath | None = None,
     init_head: StrPath | None = None,
     audio: StrPath | None = None,
+    crops: StrPath | None = None,
     media_root: StrPath | None = None,
     cache: Caches | None = None,
     skip_missing: bool = False,
     require: Sequence[str] = (),
+    ids: Sequence[str] = (),
     **settings: Any,
 ) -> "TrainResult | ProtocolResult":
     """Train backbone and head together, end to end; called again it resumes.
@@ -277,12 +279,14 @@ def finetune(
         test: CSV of a third split to predict; its targets may be missing.
         init_head: run folder of a head that was trained on this backbone's cached features, to start from.
         audio: folder of the decoded audio, which runs may share.
+        crops: folder of the crops of faces, which runs may share.
         media_root: where the paths of a CSV or list start.
         cache: features of other streams, which stay as they are, by name: `{"text": "t.zarr"}`; the head reads them
-            beside those of the backbone, whose stream is named by its modality (`audio`).
+            beside those of the backbone, whose stream is named by its modality (`audio` or `face`).
         skip_missing: leave out labelled clips whose media are missing or unreadable, or that lack a required stream,
             instead of refusing.
         require: names of streams that every labelled clip must have.
+        ids: how ids of labels become those of a cached stream, as for `train_head`.
         **settings: fields of `emi.finetuning.settings.FinetuneSettings` (freeze, backbone_lr, lora, …), and
             everything that `train_head` takes.
 
@@ -296,11 +300,14 @@ def finetune(
     form = resolved.label_format(columns, validation)
     data = start.FinetuneData(
         media=media,
-        label_files=LabelFiles.named(train, valid, test, format=form, skip_missing=skip_missing, require=require),
+        label_files=LabelFiles.named(
+            train, valid, test, format=form, skip_missing=skip_missing, require=require, ids=ids
+        ),
         backbone=backbone,
         revision=revision,
         init_head=init_head,
         audio=audio,
+        crops=crops,
         media_root=media_root,
         cache=cache,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emi.finetuning.audio import INDEX, LOCK, SAMPLES
+from emi.finetuning import audio, crops
 from extract.faces.crop_folder import COLUMNS, RECORD
 from extract.faces.images import TABLE
 from extract.faces.sheet import SHEET
@@ -62,10 +62,11 @@ def find_removable(folders: Sequence[Path]) -> Iterator[Removable]:
         for place, below, names in os.walk(root):
             below[:] = sorted(name for name in below if not name.endswith(".zarr"))
             folder = Path(place)
-            if INDEX in names:
-                samples = sorted(folder.glob(SAMPLES.format("*") + "*"))
-                locks = [folder / name for name in (LOCK, INDEX) if name in names]
-                yield Removable(folder, "decoded audio, which `emi finetune` makes again", (*samples, *locks))
+            for layout, what in ((audio.LAYOUT, "decoded audio"), (crops.LAYOUT, "crops of faces")):
+                if layout.index in names:
+                    content = sorted(folder.glob(layout.content.format("*") + "*"))
+                    locks = [folder / name for name in (layout.lock, layout.index) if name in names]
+                    yield Removable(folder, f"{what}, which `emi finetune` makes again", (*content, *locks))
             if RECORD in names:
                 yield _crops(folder)
             if LAST in names and FEATURES not in names and is_finished(folder):

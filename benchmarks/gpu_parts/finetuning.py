@@ -89,7 +89,7 @@ def steps(
         processes=Processes(training.device),
     )
     inputs = gather_media(source, LabelFiles.named(table), setup.folder / "audio")
-    trainer = source.make_loop(training, inputs.splits["train"], None, run_folder)
+    trainer = inputs.source.make_loop(training, inputs.splits["train"], None, run_folder)
     trainer.restore()
     times, losses = [], []
     for number in range(1, 1 + (2 if setup.quick else STEPS)):

@@ -32,8 +32,12 @@ def finetune(
     audio: Annotated[
         Path | None, typer.Option(help="Folder of the decoded audio, which runs may share [default: OUT-audio].")
     ] = None,
+    crops: Annotated[
+        Path | None, typer.Option(help="Folder of the crops of faces, which runs may share [default: OUT-crops].")
+    ] = None,
     skip_missing: options.SkipUnreadable = False,
     require: options.Require = None,
+    ids: options.Ids = None,
     tracker: options.Tracker = None,
     tensorboard: options.TensorBoard = False,
     given: options.Given,
@@ -61,9 +65,18 @@ def finetune(
     speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     if speaks:
         tell_licence(backbone)
-    files = label_files(train, valid, test, form=form, skip_missing=skip_missing, require=require, quiet=not speaks)
+    files = label_files(
+        train, valid, test, form=form, skip_missing=skip_missing, require=require, ids=ids, quiet=not speaks
+    )
     data = start.FinetuneData(
-        media=media, label_files=files, backbone=backbone, init_head=init_head, audio=audio, cache=cache, **places
+        media=media,
+        label_files=files,
+        backbone=backbone,
+        init_head=init_head,
+        audio=audio,
+        crops=crops,
+        cache=cache,
+        **places,
     )
     with (
         Trackers(out, [*(tracker or ()), *["tensorboard"] * tensorboard]) as trackers,

@@ -6,39 +6,31 @@ for 16 kHz PCM. That takes half the memory of float32, which resampled or lossy 
 extraction sees.
 """
 
-import contextlib
 import hashlib
-import itertools
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import filelock
 import google_crc32c
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.paths import StrPath, readable
-from cache.system.atomic_file import write_atomically
-from cache.system.machine import available_cores
-from extract.audio.media import decode
+from cache.paths import StrPath
+from emi.finetuning import decode_once
+from emi.finetuning.decode_once import Layout, OnProgress, Request
 from extract.audio.modality import AUDIO
-from extract.errors import MediaError
-from extract.failures import Failure, Note, write_failures, write_truncated
-from extract.modality.decoding import Decoders
+from extract.failures import Failure, Note
 from extract.settings import DECODER, DEFAULT, RESAMPLER, SAMPLE_RATE, DecodeOptions
 from extract.sources import Source
 
 SAMPLES, INDEX, LOCK = "emi-audio-{}.npy", "emi-audio.json", "emi-audio.lock"
 FULL_SCALE = 32768.0
-AHEAD = 64
-"""Clips decoded ahead of the one being written; with 12 s each, 49 MB."""
-IN_PROCESSES_FROM = 200
+LAYOUT = Layout(modality=AUDIO, content=SAMPLES, index=INDEX, lock=LOCK, ahead=64, processes_from=200)
+"""64 clips of 12 s are 49 MB."""
 
 
 @dataclass(frozen=True)
@@ -81,28 +73,20 @@ def open_audio(
     options: DecodeOptions = DEFAULT,
 ) -> Audio | None:
     """Open the memory map of these clips; None if there is none, or a file has changed since."""
-    place = Path(folder)
-    try:
-        index = json.loads((place / INDEX).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    if not isinstance(index, dict) or index.get("recipe") != _recipe(max_seconds, dtype, options):
-        return None
-    clips, failed = index["clips"], index["failures"]
-    known = {**failed, **clips}
-    if any(known.get(source.id, {}).get("file") != _identity(source.path) for source in sources):
+    found = decode_once.find_decoded(folder, LAYOUT, _request(sources, max_seconds, dtype, options))
+    if found is None:
         return None
     try:
-        samples = np.load(place / index["samples"], mmap_mode="c")  # copy on write: torch knows no read-only arrays
+        samples = np.load(found.content, mmap_mode="c")  # copy on write: torch knows no read-only arrays
     except (OSError, ValueError):
         return None
     return Audio(
         torch.from_numpy(samples),
-        {clip: entry["start"] for clip, entry in clips.items()},
-        {clip: entry["samples"] for clip, entry in clips.items()},
-        {clip: entry["crc32c"] for clip, entry in clips.items()},
-        [Failure(s.id, readable(str(s.path)), failed[s.id]["reason"]) for s in sources if s.id in failed],
-        [Note(s.id, readable(str(s.path)), **clips[s.id]["note"]) for s in sources if "note" in clips.get(s.id, {})],
+        {clip: entry["start"] for clip, entry in found.clips.items()},
+        {clip: entry["samples"] for clip, entry in found.clips.items()},
+        {clip: entry["crc32c"] for clip, entry in found.clips.items()},
+        found.failures,
+        found.notes,
     )
 
 
@@ -113,13 +97,9 @@ def decode_audio(
     dtype: str = "auto",
     options: DecodeOptions = DEFAULT,
     *,
-    on_progress: Callable[[int, int, float], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
-    """Decode the clips into the folder's memory map, which replaces what is there once it is whole.
-
-    One process at a time; another that waits for the same clips finds them done. A map that is in use keeps its file.
-    Clips that cannot be read are listed in failures.csv beside it, those used in part in truncated.csv; the map holds
-    the others.
+    """Decode the clips into the folder's memory map; see `emi.finetuning.decode_once.decode_once`.
 
     Args:
         folder: made where missing.
@@ -129,71 +109,27 @@ def decode_audio(
         options: what of each file is decoded.
         on_progress: called after each clip with clips done, of how many, and its seconds.
     """
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(place / LOCK):
-        found = open_audio(place, sources, max_seconds, dtype, options)
-        if found is None or found.failures:
-            _decode_locked(place, sources, max_seconds, dtype, options, on_progress)
+    how = sources, max_seconds, dtype, options
+
+    def is_whole() -> bool:
+        found = open_audio(folder, *how)
+        return found is not None and not found.failures
+
+    def writer(path: Path) -> _Arena:
+        return _Arena(path, exact=dtype == "auto")
+
+    decode_once.decode_once(folder, LAYOUT, _request(*how), is_whole, writer, on_progress)
 
 
 def mended(failures: Sequence[Failure], max_seconds: float, options: DecodeOptions = DEFAULT) -> bool:
-    """Return whether a clip that could not be read can be read now: the file may not have been the reason."""
-    for failure in failures:
-        with contextlib.suppress(MediaError, OSError, MemoryError):
-            decode(Path(failure.path), max_seconds, options)
-            return True
-    return False
+    """Return whether a clip that could not be read can be read now."""
+    sources = [Source(failure.id, Path(failure.path)) for failure in failures]
+    return decode_once.mended(failures, LAYOUT, _request(sources, max_seconds, "auto", options))
 
 
-def _decode_locked(
-    place: Path,
-    sources: Sequence[Source],
-    max_seconds: float,
-    dtype: str,
-    options: DecodeOptions,
-    on_progress: Callable[[int, int, float], None] | None,
-) -> None:
-    clips: dict[str, Any] = {}
-    failures: list[Failure] = []
-    notes: list[Note] = []
-    old = {*place.glob(SAMPLES.format("*")), *place.glob(SAMPLES.format("*") + ".*")}
-    name = SAMPLES.format(os.urandom(4).hex())
-    with _Arena(place / f"{name}.tmp", exact=dtype == "auto") as arena:
-        for done, (source, decoded) in enumerate(_decoded(sources, max_seconds, options), 1):
-            seconds = 0.0
-            if isinstance(decoded, Failure):
-                failures.append(decoded)
-            else:
-                seconds = min(max_seconds, decoded.seconds)
-                entry = {"start": arena.total, "samples": len(decoded.samples), "file": _identity(source.path)}
-                clips[source.id] = entry | {"crc32c": google_crc32c.value(decoded.samples.tobytes())}
-                if decoded.track or decoded.cut_off:
-                    notes.append(Note(source.id, readable(str(source.path)), decoded.track, decoded.cut_off))
-                    clips[source.id] |= {"note": {"track": decoded.track, "cut_off": decoded.cut_off}}
-                arena.append(decoded.samples)
-            if on_progress:
-                on_progress(done, len(sources), seconds)
-    os.replace(place / f"{name}.tmp", place / name)
-    places = {source.id: source.path for source in sources}
-    failed = {f.id: {"file": _identity(places[f.id]), "reason": f.reason} for f in failures}
-    content = {"recipe": _recipe(max_seconds, dtype, options), "samples": name, "clips": clips, "failures": failed}
-    write_atomically(place / INDEX, json.dumps(content).encode())
-    for path in old:
-        path.unlink(missing_ok=True)
-    write_failures(str(place / name), failures, {*clips, *failed})
-    write_truncated(str(place / name), notes, {*clips, *failed})
-
-
-def _decoded(sources: Sequence[Source], max_seconds: float, options: DecodeOptions):  # type: ignore[no-untyped-def]
-    """Yield each source with its waveform or failure, in order; a few are decoded ahead."""
-    in_processes = len(sources) >= IN_PROCESSES_FROM
-    with Decoders(AUDIO, available_cores(), max_seconds, options, in_processes=in_processes) as decoders:
-        submitted = map(decoders.submit, sources)  # lazy: at most AHEAD + 1 waveforms wait
-        ahead = list(itertools.islice(submitted, AHEAD))
-        for source in sources:
-            ahead.extend(itertools.islice(submitted, 1))
-            yield source, ahead.pop(0).result()
+def _request(sources: Sequence[Source], max_seconds: float, dtype: str, options: DecodeOptions) -> Request:
+    recipe = _recipe(max_seconds, dtype, options)
+    return Request(sources=sources, max_seconds=max_seconds, options=options, recipe=recipe)
 
 
 class _Arena:
@@ -204,8 +140,13 @@ class _Arena:
         self._dtype: np.dtype[Any] = np.dtype(np.int16)
         self.total = 0
 
-    def append(self, samples: NDArray[np.float32]) -> None:
-        """Append a clip."""
+    def append(self, item: Any, source: Source) -> dict[str, Any]:  # noqa: ARG002
+        """See `Writer`; the item is a `extract.audio.media.Decoded`."""
+        entry = {"start": self.total, "samples": len(item.samples)}
+        self._append(item.samples)
+        return entry | {"crc32c": google_crc32c.value(item.samples.tobytes())}
+
+    def _append(self, samples: NDArray[np.float32]) -> None:
         scaled = samples * np.float32(FULL_SCALE)
         if self._dtype == np.int16:
             rounded = np.clip(np.rint(scaled), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
@@ -256,12 +197,3 @@ def _recipe(max_seconds: float, dtype: str, options: DecodeOptions) -> dict[str,
         "resampler": RESAMPLER,
         "audio": dtype,
     }
-
-
-def _identity(path: Path) -> list[Any]:
-    """Return what changes when a file does."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return [str(path.absolute()), -1, -1]
-    return [str(path.absolute()), stat.st_size, stat.st_mtime_ns]

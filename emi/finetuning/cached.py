@@ -1,26 +1,27 @@
-"""Streams of caches beside the one whose backbone learns: named, opened, and joined with the clips that have media."""
+"""Streams of caches beside the one whose backbone learns: named, opened, and loaded for the clips that have media."""
 
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from emi.finetuning.processes import Processes
 from train_head.data.gather import gather_streams, open_stores
+from train_head.data.links import linked, read_links
 from train_head.data.names import UNNAMED, Caches, by_stream
-from train_head.data.splits import Split
+from train_head.data.streams import Stream
 from train_head.errors import TrainSettingsError
 from train_head.runs.inputs import CachedFeatures
 
 
-def open_cached(caches: Caches | None, learning: str) -> CachedFeatures:
+def open_cached(caches: Caches | None, learning: str, ids: Sequence[str] = ()) -> CachedFeatures:
     """Open the caches of the streams that stay as they are.
 
     Args:
         caches: by stream; None where there are none.
         learning: name of the stream whose backbone learns.
+        ids: how ids of labels become those of a stream; see `train_head.data.links`.
 
     Raises:
         TrainSettingsError: a cache has no name, or that of the stream whose backbone learns.
@@ -37,31 +38,25 @@ def open_cached(caches: Caches | None, learning: str) -> CachedFeatures:
             f"--cache {learning}={named[learning][0]}: the backbone that learns gives the stream {learning!r} from the "
             "media; leave this cache out, or give it another name"
         )
-    return CachedFeatures(named, open_stores(named))
+    return CachedFeatures(named, linked(open_stores(named), read_links(ids)))
 
 
-def with_cached(
-    splits: Mapping[str, Split], cached: CachedFeatures, processes: Processes, folder: Path
-) -> dict[str, Split]:
-    """Return splits with the rows of the cached streams, which all of them share; a clip may lack a stream.
+def load_cached(
+    clips: Mapping[str, Sequence[str]], cached: CachedFeatures, processes: Processes, folder: Path
+) -> dict[str, dict[str, Stream]]:
+    """Load the rows of the cached streams, by split, which all of them share; a clip may lack a stream.
 
     Several processes of a machine map one copy of the rows, where each stream has one cache.
 
     Args:
-        splits: with the stream whose backbone learns.
-        cached: the other streams.
+        clips: by split, their ids.
+        cached: the streams.
         processes: that share the work.
         folder: existing, in which the map is made.
     """
-    clips = {name: split.labels.ids for name, split in splits.items()}
     mapped = processes.count > 1 and bool(cached.stores) and all(len(c) == 1 for c in cached.stores.values())
     with _passing_folder(processes, folder) if mapped else contextlib.nullcontext() as shared:
-        found = gather_streams(cached.stores, clips, shared)
-    rows = {name: {s: stream.only_valid() for s, stream in streams.items()} for name, streams in found.items()}
-    return {
-        name: replace(split, streams=dict(sorted({**split.streams, **rows[name]}.items())))
-        for name, split in splits.items()
-    }
+        return gather_streams(cached.stores, clips, shared)
 
 
 @contextlib.contextmanager

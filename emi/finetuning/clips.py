@@ -1,44 +1,49 @@
-"""Model inputs for a batch of clips: waveforms, augmented, or outputs of the frozen stages; rows of cached streams."""
+"""Model inputs for a batch of clips: what the backbone takes, or outputs of frozen stages; rows of cached streams."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-import torchaudio
 from torch import Tensor
 
-from emi.finetuning.audio import waveform
 from emi.finetuning.frozen import FrozenOutputs, hash_of
+from emi.finetuning.modalities import Clips
 from emi.finetuning.settings import FinetuneSettings
 from extract.backbones import Divisible, Trainable
-from extract.settings import SAMPLE_RATE
 from train_head.data.splits import Split
 from train_head.data.streams import Rows
 
 WIDEST = 1024
 """Numbers per frame for which the disk must have room."""
-SNR_SPREAD_DB = 20.0
 
 
 class ClipInputs:
-    """Makes model inputs from decoded audio and cached rows.
+    """Makes model inputs from decoded clips and cached rows.
 
     Args:
+        clips: the decoded clips.
         backbone: its frozen stages are computed here, the others by the model; a `Divisible` where any are.
-        below: number of stages, from the bottom, that never learn and can be computed apart; 0 gives waveforms.
-        settings: how waveforms are augmented, and whether outputs are kept.
+        below: number of stages, from the bottom, that never learn and can be computed apart; 0 gives the clips.
+        settings: whether outputs are kept.
         device: of the inputs.
-        stream: name of the stream that holds the audio; the others are cached.
+        stream: name of the stream whose backbone learns; the others are cached.
     """
 
     def __init__(
-        self, backbone: Trainable, below: int, settings: FinetuneSettings, device: torch.device, stream: str
+        self,
+        clips: Clips,
+        backbone: Trainable,
+        below: int,
+        settings: FinetuneSettings,
+        device: torch.device,
+        stream: str,
     ) -> None:
+        self.clips = clips
         self._backbone, self._below = cast(Divisible, backbone), below
         self._device, self._stream = device, stream
-        self._augment = WaveformAugment(settings) if settings.augments else None
-        self._keeps = below > 0 and settings.remember and not settings.augments
+        self._keeps = below > 0 and settings.remember and not settings.augments_sound
         self._frozen: FrozenOutputs | None = None
 
     def remember(self, folder: Path, splits: Sequence[Split]) -> None:
@@ -62,28 +67,35 @@ class ClipInputs:
 
     def __call__(
         self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None
-    ) -> tuple[list[Tensor], list[int], int, dict[str, Rows]]:
-        """Return the arguments of `BackboneWithHead.predict` for some clips; the audio is augmented if noise is given.
+    ) -> tuple[list[Any], list[int], int, dict[str, Rows]]:
+        """Return the arguments of `BackboneWithHead.predict` for some samples; media are augmented if noise is given.
 
         Args:
-            split: with the decoded audio and the cached streams.
-            rows: numbers of the clips.
+            split: with the decoded clips and the cached streams.
+            rows: numbers of the samples.
             noise: where the chance of augmentation comes from.
         """
-        at = torch.as_tensor(rows)
-        samples = split.streams[self._stream]
-        places = zip(samples.starts[at].tolist(), samples.lengths[at].tolist(), strict=True)
-        clips = [waveform(samples.rows, start, length) for start, length in places]
-        if self._augment is not None and noise is not None:
-            clips = [self._augment(clip, noise) for clip in clips]
+        return *self.of_media(split, rows, noise), self._rows(split, rows)
+
+    def of_media(
+        self, split: Split, rows: Sequence[int], noise: torch.Generator | None = None
+    ) -> tuple[list[Any], list[int], int]:
+        """Return the arguments of `BackboneWithHead.frames` for some samples; see `__call__`."""
+        clips = self.clips.inputs(split.streams[self._stream], rows, noise)
         inputs = self._below_outputs(clips) if self._below else clips
         lengths = [len(clip) for clip in clips] if self._below else []
-        moved = [each.to(self._device, non_blocking=True) for each in inputs]
-        return moved, lengths, self._below, self._cached(split, rows)
+        moved = [each.to(self._device, non_blocking=True) if isinstance(each, Tensor) else each for each in inputs]
+        return moved, lengths, self._below
 
-    def _cached(self, split: Split, rows: Sequence[int]) -> dict[str, Rows]:
-        others = split.of_streams([name for name in split.streams if name != self._stream])
-        return {name: found.to(self._device) for name, found in others.batch(rows).streams.items()}
+    def media_rows(self, split: Split, longest: float) -> Split:
+        """Return the valid rows of a split's media in samples of at most so many rows, for `of_media` alone."""
+        rows = split.streams[self._stream].only_valid().chopped(int(longest))
+        return replace(split, streams={self._stream: rows}, at=None, windows=None)
+
+    def _rows(self, split: Split, rows: Sequence[int]) -> dict[str, Rows]:
+        """Return the rows of all streams; of the learned one without features, and not at all of sound."""
+        named = [name for name, stream in split.streams.items() if stream.rows.ndim > 1]
+        return {name: found.to(self._device) for name, found in split.of_streams(named).batch(rows).streams.items()}
 
     def _below_outputs(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs of the frozen stages: kept ones, or all computed now and kept."""
@@ -101,36 +113,3 @@ class ClipInputs:
             except OSError:  # the disk is full
                 self.forget()
         return [new if known is None else known for known, new in zip(kept, fresh, strict=True)]
-
-
-class WaveformAugment:
-    """Changes waveforms at random, clip by clip: speed, gain and noise, each off by default.
-
-    Speed is resampling, so pitch moves with it (Ko et al., Interspeech 2015, whose factors are 0.9, 1 and 1.1).
-
-    Args:
-        settings: which and how much.
-    """
-
-    def __init__(self, settings: FinetuneSettings) -> None:
-        self._settings = settings
-        share = round(settings.speed, 2)
-        rates = [round(SAMPLE_RATE * factor) for factor in (1 - share, 1 + share)] if share else []
-        # torchaudio's kernel grows with rate / gcd: whole hundredths of 16 kHz keep it small
-        self._speeds = [torchaudio.transforms.Resample(rate, SAMPLE_RATE) for rate in rates]
-
-    def __call__(self, waveform: Tensor, generator: torch.Generator) -> Tensor:
-        """Change (samples,) float32 at random; speed changes the number of samples."""
-        s = self._settings
-        if self._speeds:
-            which = int(torch.randint(len(self._speeds) + 1, (), generator=generator))
-            if which:
-                waveform = self._speeds[which - 1](waveform)
-        if s.gain_db:
-            gain = s.gain_db * (2 * float(torch.rand((), generator=generator)) - 1)
-            waveform = waveform * 10 ** (gain / 20)
-        if s.noise_snr:
-            snr = s.noise_snr + SNR_SPREAD_DB * float(torch.rand((), generator=generator))
-            noise = torch.randn(waveform.shape, generator=generator)
-            waveform = waveform + noise * waveform.square().mean().sqrt() * 10 ** (-snr / 20)
-        return waveform

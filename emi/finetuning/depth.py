@@ -74,6 +74,13 @@ def frozen_stages(stages: Sequence[Stage], freeze: str) -> int:
     names = [stage.name for stage in stages]
     if freeze in ("none", "backbone"):
         return 0 if freeze == "none" else len(stages)
+    if freeze == "all-but-attention":
+        if names[-1] != "attention":
+            raise TrainSettingsError(
+                "freeze all-but-attention trains the LA-SE of an IResNet, and the backbone has none; give layers:N, "
+                "or a config.json with attention la-se"
+            )
+        return len(stages) - 1
     if freeze == "cnn":
         return names.index("cnn") + 1 if "cnn" in names else 0
     number = int(freeze.removeprefix("layers:"))

@@ -18,10 +18,10 @@ from emi.finetuning.settings import FinetuneSettings
 from extract.backbones import identify
 from extract.errors import BackboneError
 from extract.plan import make_header
-from extract.settings import ExtractSettings
 from train_head.data.names import UNNAMED
 from train_head.errors import RunFolderError
 from train_head.runs import run_folder
+from train_head.runs.inputs import features_table
 
 
 def write_export(folder: Path, model: BackboneWithHead, tuning: FinetuneSettings, precision: str) -> None:
@@ -39,17 +39,8 @@ def write_export(folder: Path, model: BackboneWithHead, tuning: FinetuneSettings
         merge_adapters(backbone)
     backbone.save(folder)
     place = str(folder.resolve())  # a folder called "silero" is not the packaged backbone
-    settings = ExtractSettings(
-        backbone=place, max_seconds=tuning.max_seconds, dtype="float32", track=tuning.decoding.track
-    )
-    header = make_header(identify(place), settings, precision)
-    features = {
-        "dim": header.dim,
-        "vad_names": list(header.vad_names),
-        "hop_seconds": header.hop_seconds,
-        "source": run_folder.HERE,
-        "fingerprint": dict(header.fingerprint),
-    }
+    header = make_header(identify(place), tuning.extraction(place), precision)
+    features = features_table(header, run_folder.HERE)
     tables = features if model.stream == UNNAMED else {model.stream: features}
     write_atomically(folder / run_folder.FEATURES, tomli_w.dumps(tables).encode())
     with replacing(folder / run_folder.BEST) as temporary:

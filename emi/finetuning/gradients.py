@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from emi.finetuning.processes import Processes
 from extract.plan import plan_batches
-from extract.settings import SAMPLE_RATE
 from train_head.losses import Objective, is_mean_over_clips
 from train_head.training.settings import TrainSettings
 
@@ -28,8 +27,8 @@ class Piece:
     """Clips that go through the backbone together.
 
     Attributes:
-        rows: numbers of the clips in the split.
-        places: their places in the step's batch.
+        rows: numbers of the samples in the split: clips, or windows of them.
+        places: of their labels in the step's batch.
         number: of the piece in the step, which seeds its dropout, whichever process computes it.
         counts: whether its gradient counts. A process with a piece less repeats one without counting it, so that all
             processes exchange gradients equally often.
@@ -41,18 +40,17 @@ class Piece:
     counts: bool = True
 
 
-def cut(rows: Sequence[int], samples: Sequence[int], batch_seconds: float, processes: int = 1) -> list[list[Piece]]:
+def cut(rows: Sequence[int], lengths: Sequence[int], at_once: float, processes: int = 1) -> list[list[Piece]]:
     """Cut a batch into pieces, the same number for each process.
 
     Args:
-        rows: numbers of the clips.
-        samples: length of each clip.
-        batch_seconds: upper bound of clips x longest clip in a piece; a longer clip is a piece of its own.
+        rows: numbers of the samples.
+        lengths: of each sample.
+        at_once: upper bound of samples x longest sample in a piece; a longer sample is a piece of its own.
         processes: number of processes.
     """
-    share = max(samples) * -(-len(rows) // processes) / SAMPLE_RATE  # so that no process is left without work
-    limit = min(batch_seconds, share) if processes > 1 else batch_seconds
-    planned = plan_batches(samples, limit * SAMPLE_RATE)
+    share = max(lengths) * -(-len(rows) // processes)  # so that no process is left without work
+    planned = plan_batches(lengths, min(at_once, share) if processes > 1 else at_once)
     pieces = [Piece(tuple(rows[i] for i in at), tuple(at), number) for number, at in enumerate(planned)]
     spread = [pieces[i::processes] for i in range(processes)]
     for mine in spread:
@@ -91,7 +89,7 @@ class Gradients:
             shared: the module whose gradients the processes average.
             mine: this process's pieces.
             outputs: computes the outputs of a piece; called again, it draws the same random numbers.
-            targets: (clips, targets) of the whole batch, NaN where a label is missing.
+            targets: (clips or label rows, targets) of the whole batch, NaN where a label is missing.
         """
         if not self._is_mean_over_clips:
             return self._by_batch(shared, mine, outputs, targets)

@@ -9,18 +9,18 @@ import torch
 
 from cache.licences import LICENCE, all_of
 from cache.paths import StrPath
-from emi.finetuning.audio import Audio, decode_audio, mended, open_audio
-from emi.finetuning.cached import with_cached
+from emi.finetuning.cached import load_cached
+from emi.finetuning.modalities import MODALITIES, Clips, LearnedModality
 from emi.finetuning.model import BackboneWithHead
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import TABLE, FinetuneSettings
 from emi.finetuning.trainer import FinetuneTrainer
 from extract.backbones import Identity, Regularisation, load_trainable
 from extract.backbones.precision import DTYPES
+from extract.faces.image_times import with_videos
 from extract.plan import make_header
-from extract.settings import SAMPLE_RATE, ExtractSettings
 from extract.sources import Source, find_media
-from train_head.data.gather import held_clips, refuse_foreign, resolve, with_required
+from train_head.data.gather import held_clips, make_split, refuse_foreign, resolve, with_required
 from train_head.data.labels import Labels
 from train_head.data.names import UNNAMED
 from train_head.data.splits import Split
@@ -36,9 +36,9 @@ from train_head.training.settings import TrainSettings
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedMedia:
-    """Decoded audio and a backbone, perhaps beside cached streams; see `train_head.runs.inputs.DataSource`.
+    """Decoded clips and a backbone, perhaps beside cached streams; see `train_head.runs.inputs.DataSource`.
 
-    The rows of the stream whose backbone learns are samples.
+    The rows of the stream whose backbone learns are samples of sound, or pictures of faces.
 
     Attributes:
         root: where the media are.
@@ -47,7 +47,8 @@ class DecodedMedia:
         precision: of the matrix products.
         processes: that share the work.
         init_head: a trained head to start from.
-        audio_sha256: of the decoded clips, once they are decoded.
+        clips: the decoded clips, once they are decoded.
+        clips_sha256: of those that are trained on.
         cached: the other streams.
     """
 
@@ -57,7 +58,8 @@ class DecodedMedia:
     precision: str
     processes: Processes
     init_head: TrainedHead | None = None
-    audio_sha256: str = ""
+    clips: Clips | None = None
+    clips_sha256: str = ""
     cached: CachedFeatures = field(default_factory=lambda: CachedFeatures({}, {}))
 
     @property
@@ -66,14 +68,14 @@ class DecodedMedia:
         return self.identity.modality if self.cached.streams else UNNAMED
 
     @property
+    def modality(self) -> LearnedModality:
+        """What is decoded of the media, and how."""
+        return MODALITIES[self.identity.modality](self.tuning)
+
+    @property
     def fingerprint(self) -> Mapping[str, Any]:
         """Fingerprint of the backbone before it was trained."""
-        settings = ExtractSettings(
-            backbone=self.identity.source,
-            max_seconds=self.tuning.max_seconds,
-            dtype="float32",
-            track=self.tuning.decoding.track,
-        )
+        settings = self.tuning.extraction(self.identity.source)
         return make_header(self.identity, settings, self.precision).fingerprint
 
     @property
@@ -94,7 +96,7 @@ class DecodedMedia:
         """See `DataSource`; sorted, as caches are in the cached mode."""
         learning = StreamInfo(
             fingerprint=self.fingerprint,
-            row_seconds=1 / SAMPLE_RATE,
+            row_seconds=self.modality.row_seconds(),
             dim=self.identity.dim + len(self.identity.vad_names),
             note=self.note,
             licence=self.identity.licence,
@@ -109,12 +111,12 @@ class DecodedMedia:
             backbone["revision"] = self.identity.revision
         if self.init_head is not None:
             backbone["head_sha256"] = file_sha256(self.init_head.folder / BEST)
-        data = {"media": str(Path(self.root).absolute()), "audio_sha256": self.audio_sha256}
+        data = {"media": str(Path(self.root).absolute()), self.modality.hash_name: self.clips_sha256}
         cached = self.cached.tables() if self.cached.streams else {"data": {}}
         return {
             **cached,
             "data": data | cached["data"],
-            TABLE: self.tuning.to_toml(),
+            TABLE: self.tuning.to_toml(self.identity.modality),
             "backbone": backbone,
             LICENCE: all_of([info.licence for info in self.streams.values()]).to_dict(),
         }
@@ -134,17 +136,19 @@ class DecodedMedia:
 
         def build() -> BackboneWithHead:
             torch.manual_seed(settings.seed)  # the first draws are the head's, as in the cached mode
-            predictor = Predictor(settings, dims, len(train.labels.names))
+            predictor = Predictor(settings, dims, len(train.labels.names), by_frame=train.labels.by_frame)
             if self.init_head is not None:
                 predictor.load_state_dict(self.init_head.head.state_dict())
             backbone = load_trainable(self.identity, self.processes.device, self.precision, regularisation(tuning))
             dtype, hop = DTYPES[self.precision], self.identity.hop_seconds
             return BackboneWithHead(backbone, predictor, settings, dtype, self.stream, hop)
 
+        assert self.clips is not None
         return FinetuneTrainer(
             settings,
             tuning,
             build,
+            (self.modality, self.clips),
             train,
             valid,
             self.processes,
@@ -166,7 +170,7 @@ def regularisation(tuning: FinetuneSettings) -> Regularisation:
 def gather_media(
     source: DecodedMedia,
     label_files: LabelFiles,
-    audio: StrPath,
+    folder: StrPath,
     *,
     media_root: StrPath | None = None,
     reporter: Reporter = SILENT,
@@ -176,8 +180,8 @@ def gather_media(
     Args:
         source: the backbone and the place of the media.
         label_files: which clips, and their labels.
-        audio: folder of the decoded audio; the first process writes it, and all read it. Machines that do not see
-            that folder decode for themselves.
+        folder: of the decoded clips; the first process writes it, and all read it. Machines that do not see that
+            folder decode for themselves.
         media_root: see `extract.sources.find_media`.
         reporter: hears of decoded clips, and of what the user should know about the media.
 
@@ -185,13 +189,13 @@ def gather_media(
         LabelError: a label file is wrong, or clips are missing or unreadable; says how many and names the first five.
         MediaListError: there are no media.
     """
-    skip_missing = label_files.skip_missing
-    places = {one.id: one for one in find_media(source.root, media_root)}
+    skip_missing, modality = label_files.skip_missing, source.modality
+    places = {one.id: one for one in _find(source, media_root)}
     labels = {name: resolve(part, places) for name, part in label_files.read().items()}
-    if labels["train"].by_frame:
+    if labels["train"].by_frame and not modality.takes_frame_labels:
         raise LabelError(
-            f"{labels['train'].path} has labels per frame, and fine-tuning takes one value per clip; extract features "
-            "and train a head on them with `emi train-head`"
+            f"{labels['train'].path} has labels per frame, and fine-tuning on {modality.medium} takes one value per "
+            "clip; extract features and train a head on them with `emi train-head`"
         )
     _refuse_missing(labels, places, source.root, skip_missing)
     check_known("stream to require", label_files.require, source.streams)
@@ -201,52 +205,78 @@ def gather_media(
     for part in used.values():
         refuse_foreign(stores, part)
     wanted = list(dict.fromkeys(clip for part in used.values() for clip in part.ids))
-    found = _decoded(source, [places[clip] for clip in wanted if clip in places], audio, reporter)
-    if found.failures and (not skip_missing or not found.starts):
+    sources = [places[clip] for clip in wanted if clip in places]
+    found = _decoded(source, sources, folder, reporter)
+    read = [one.id for one in sources if one.id in found]
+    if found.failures and (not skip_missing or not read):
         first = found.failures[0]
         raise LabelError(
-            f"{len(found.failures)} of {len(found.failures) + len(found.starts)} clips cannot be read; the first, "
-            f"{first.path}, {first.reason}. {Path(audio) / 'failures.csv'} lists them: mend or remove them, or give "
+            f"{len(found.failures)} of {len(sources)} clips cannot be read; the first, "
+            f"{first.path}, {first.reason}. {Path(folder) / 'failures.csv'} lists them: mend or remove them, or give "
             "--skip-missing (or --allow-truncated, where they are only cut off)"
         )
     if found.notes:
         reporter.media_notes(found.notes)
-    splits = {name: _split(part, found, source.stream, skip_missing) for name, part in used.items()}
-    splits = with_cached(splits, source.cached, source.processes, Path(audio))
-    splits = {name: with_required(split, skip_missing, require) for name, split in splits.items()}
+    used = {name: _readable(part, found, skip_missing) for name, part in used.items()}
+    ids = {name: part.ids for name, part in used.items()}
+    streams = load_cached(ids, source.cached, source.processes, Path(folder))
+    for name, clips in ids.items():
+        streams[name] = dict(sorted({**streams[name], source.stream: found.stream(source.stream, clips)}.items()))
+    _refuse_nothing(source, streams["train"][source.stream])
+    splits = {
+        name: with_required(make_split(part, streams[name], label_files.format.fps), skip_missing, require)
+        for name, part in used.items()
+    }
     trained = {clip for split in splits.values() for clip in split.labels.ids}
-    source = replace(source, audio_sha256=found.sha256(sorted(trained)))
+    source = replace(source, clips=found, clips_sha256=found.sha256(sorted(trained)))
     return Inputs(source=source, label_files=label_files, labels=labels, splits=splits)
 
 
-def _decoded(source: DecodedMedia, sources: Sequence[Source], audio: StrPath, reporter: Reporter) -> Audio:
-    """Return the decoded audio of some media; the first process of each machine that lacks it decodes."""
-    processes, tuning = source.processes, source.tuning
-    how = (audio, sources, tuning.max_seconds, tuning.audio_dtype, tuning.decoding)
+def _find(source: DecodedMedia, media_root: StrPath | None) -> list[Source]:
+    """Find the media; folders of images are clips of faces."""
+    faces = source.identity.modality == "face"
+    found = find_media(source.root, media_root, images=faces)
+    return with_videos(found, source.tuning.videos) if source.tuning.videos else found
+
+
+def _decoded(source: DecodedMedia, sources: Sequence[Source], folder: StrPath, reporter: Reporter) -> Clips:
+    """Return the decoded clips of some media; the first process of each machine that lacks them decodes."""
+    processes, modality = source.processes, source.modality
     if processes.first:
-        there = open_audio(*how)
-        if there is None or mended(there.failures, tuning.max_seconds, tuning.decoding):
-            decode_audio(*how, on_progress=reporter.clip_decoded)
+        there = modality.open(folder, sources)
+        if there is None or modality.mended(sources, there.failures):
+            modality.decode(folder, sources, reporter.clip_decoded)
     processes.wait()
-    found = open_audio(*how)
+    found = modality.open(folder, sources)
     if found is None and processes.first_here and not processes.first:  # a machine without the first one's disk
-        decode_audio(*how)
+        modality.decode(folder, sources)
     processes.wait()
-    found = found or open_audio(*how)
+    found = found or modality.open(folder, sources)
     if found is None:
-        raise LabelError(f"the decoded audio in {audio} is not of these media; name another folder with --audio")
+        raise LabelError(
+            f"the decoded {modality.medium} in {folder} is not of these media; name another folder with "
+            f"{modality.option}"
+        )
     return found
 
 
-def _split(labels: Labels, audio: Audio, stream: str, skip_missing: bool) -> Split:
-    if skip_missing:
-        labels = labels.take([i for i, clip in enumerate(labels.ids) if clip in audio.starts])
-        if not len(labels):
-            raise LabelError(f"none of the clips of {labels.path} can be read")
-    starts = torch.tensor([audio.starts[clip] for clip in labels.ids])
-    lengths = torch.tensor([audio.lengths[clip] for clip in labels.ids])
-    samples = Stream(stream, audio.samples, starts, lengths, 1 / SAMPLE_RATE)
-    return Split(labels, {stream: samples}, torch.from_numpy(labels.unit_values))
+def _readable(labels: Labels, clips: Clips, skip_missing: bool) -> Labels:
+    """Return the labels of the clips that could be read, where others are skipped."""
+    if not skip_missing:
+        return labels
+    labels = labels.take([i for i, clip in enumerate(labels.ids) if clip in clips])
+    if not len(labels):
+        raise LabelError(f"none of the clips of {labels.path} can be read")
+    return labels
+
+
+def _refuse_nothing(source: DecodedMedia, stream: Stream) -> None:
+    """Refuse media in which nothing was found."""
+    if stream.valid is not None and not stream.only_valid().lengths.any():
+        raise LabelError(
+            f"no face was found in any training clip of {source.root}; look at what `emi faces` cuts out of them, or "
+            "give a smaller --min-face"
+        )
 
 
 def _refuse_missing(

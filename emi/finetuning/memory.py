@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from cache.errors import EmiError
 from cache.system.memory import is_out_of_memory
 from emi.finetuning.depth import Depth
+from emi.finetuning.modalities import LearnedModality
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import FinetuneSettings
 
@@ -16,7 +17,12 @@ class FinetuneMemoryError(EmiError, MemoryError):
 
 @contextlib.contextmanager
 def advise(
-    tuning: FinetuneSettings, depth: Depth, processes: Processes, seconds: float, longest: float
+    tuning: FinetuneSettings,
+    depth: Depth,
+    processes: Processes,
+    modality: LearnedModality,
+    at_once: float,
+    longest: int,
 ) -> Iterator[None]:
     """Turn a lack of memory into a sentence that says what helps, and by how much.
 
@@ -24,8 +30,9 @@ def advise(
         tuning: settings of the run.
         depth: what of the backbone learns.
         processes: that share the run.
-        seconds: audio that goes through the backbone at once.
-        longest: seconds of the longest clip.
+        modality: of the clips.
+        at_once: rows that go through the backbone together.
+        longest: rows of the longest sample.
 
     Raises:
         FinetuneMemoryError: in place of what torch raises.
@@ -35,21 +42,28 @@ def advise(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        what = f"{processes.device.type} has no memory for {seconds:g} s of audio at once"
-        ways = "; or ".join(_ways(tuning, depth, processes, seconds, longest))
+        what = f"{processes.device.type} has no memory for {modality.amount.text(at_once)} at once"
+        ways = "; or ".join(_ways(tuning, depth, processes, modality, at_once, longest))
         raise FinetuneMemoryError(f"{what}; {ways}; then run the command again") from error
 
 
-def _ways(tuning: FinetuneSettings, depth: Depth, processes: Processes, seconds: float, longest: float) -> list[str]:
+def _ways(
+    tuning: FinetuneSettings,
+    depth: Depth,
+    processes: Processes,
+    modality: LearnedModality,
+    at_once: float,
+    longest: int,
+) -> list[str]:
     """Return what would take less memory, the least costly first."""
-    fewer, frozen = max(longest, seconds / 2), tuning.freeze == "backbone" and not tuning.lora
+    fewer, frozen, amount = max(longest, at_once / 2), tuning.freeze == "backbone" and not tuning.lora, modality.amount
     half = (len(depth.stages) - depth.never) // 2
     layers = sum(stage.name.startswith("layer ") for stage in depth.stages[: depth.never + half])
     ways = (
         (
-            seconds > longest,
-            f"--batch-seconds {fewer:g} takes {100 * fewer / seconds:.0f} % of the memory of activations, and trains "
-            "on the same batches",
+            at_once > longest,
+            f"{amount.option} {fewer / amount.unit:g} takes {100 * fewer / at_once:.0f} % of the memory of "
+            "activations, and trains on the same batches",
         ),
         (
             not tuning.checkpointing,
@@ -60,7 +74,7 @@ def _ways(tuning: FinetuneSettings, depth: Depth, processes: Processes, seconds:
             f"--processes {tuning.processes - 1} leaves more memory to each, for more time",
         ),
         (
-            processes.count > 1 and not (tuning.fsdp or tuning.layerdrop or frozen),
+            processes.count > 1 and modality.uses_all and not (tuning.fsdp or tuning.layerdrop or frozen),
             "--fsdp splits weights, gradients and optimizer over the processes",
         ),
         (
@@ -69,6 +83,4 @@ def _ways(tuning: FinetuneSettings, depth: Depth, processes: Processes, seconds:
             "layers",
         ),
     )
-    return [way for helps, way in ways if helps] or [
-        f"--max-seconds below {tuning.max_seconds:g} shortens the longest clips, in a new --out"
-    ]
+    return [way for helps, way in ways if helps] or [f"{amount.longest} the longest clips, in a new --out"]

@@ -1,6 +1,7 @@
-"""Backbone and head as one module: waveforms in, what the loss sees out."""
+"""Backbone and head as one module: clips in, what the loss sees out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from train_head.training.settings import TrainSettings
 
 
 class BackboneWithHead(nn.Module):
-    """Waveforms → frames ⊕ frame-wise VAD → the head of the cached mode, which may read cached streams too.
+    """Clips → frames ⊕ frame-wise VAD → the head of the cached mode, which may read cached streams too.
 
     Args:
         backbone: a torch module that gives `Features`.
@@ -42,38 +43,44 @@ class BackboneWithHead(nn.Module):
         self.stream, self._hop, self._dtype = stream, hop, dtype
         self._changes, self._modality_dropout = AugmentSettings(**settings.augment), settings.modality_dropout
 
-    def frames(self, clips: Sequence[Tensor], samples: Sequence[int] = (), below: int = 0) -> tuple[Tensor, Tensor]:
+    def frames(self, clips: Sequence[Any], samples: Sequence[int] = (), below: int = 0) -> tuple[Tensor, Tensor]:
         """Return what the head reads of the backbone.
 
         Args:
-            clips: (samples,) float32 each, 16 kHz, not normalised; or outputs of the backbone's lowest stages.
+            clips: what the backbone takes: (samples,) float32 each, 16 kHz, not normalised, or crops of faces; or
+                outputs of the backbone's lowest stages.
             samples: for such outputs, the number of samples of each clip.
             below: for such outputs, the number of these stages.
 
         Returns:
-            (batch, frames, dim) float32 zero-padded, time-major in memory as in the cached mode; (batch,) lengths.
+            (batch, frames, dim) float32 zero-padded to one frame at least, time-major in memory as in the cached mode;
+            (batch,) lengths.
         """
         features = self.backbone.above(clips, samples, below) if below else self.backbone(clips)
         rows = features.frames if features.vad is None else torch.cat([features.frames, features.vad], dim=1)
         lengths = torch.tensor(features.lengths, device=rows.device)
         padded = nn.utils.rnn.pad_sequence(list(rows.float().split(list(features.lengths))))  # (frames, batch, dim)
+        if not len(padded):
+            padded = padded.new_zeros(1, *padded.shape[1:])
         return padded.transpose(0, 1), lengths
 
     def forward(
         self,
-        clips: Sequence[Tensor],
+        clips: Sequence[Any],
         samples: Sequence[int] = (),
         below: int = 0,
         cached: Mapping[str, Rows] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """(batch, columns) float32, what the loss sees; in training with a generator the frames are augmented.
+        """(…, columns) float32, what the loss sees, per clip or label row.
+
+        In training with a generator the frames are augmented.
 
         Args:
             clips: see `frames`.
             samples: see `frames`.
             below: see `frames`.
-            cached: rows of the other streams.
+            cached: rows of the other streams; those of the backbone's stream with empty frames, where they are known.
             generator: where the chance of augmentation comes from.
         """
         streams = self._streams(clips, samples, below, cached)
@@ -86,21 +93,23 @@ class BackboneWithHead(nn.Module):
 
     def predict(
         self,
-        clips: Sequence[Tensor],
+        clips: Sequence[Any],
         samples: Sequence[int] = (),
         below: int = 0,
         cached: Mapping[str, Rows] | None = None,
     ) -> Tensor:
-        """(batch, targets) float32 intensities, not clipped to [0, 1]."""
+        """(batch, targets) or (batch, label rows, targets) float32 intensities, not clipped to [0, 1]."""
         streams = self._streams(clips, samples, below, cached)
         with self._autocast(streams):
             return self.predictor(streams)
 
     def _streams(
-        self, clips: Sequence[Tensor], samples: Sequence[int], below: int, cached: Mapping[str, Rows] | None
+        self, clips: Sequence[Any], samples: Sequence[int], below: int, cached: Mapping[str, Rows] | None
     ) -> Mapping[str, Rows]:
         frames, lengths = self.frames(clips, samples, below)
-        return dict(sorted({**(cached or {}), self.stream: Rows(frames, lengths, hop=self._hop)}.items()))
+        known = (cached or {}).get(self.stream, Rows(frames, lengths, hop=self._hop))
+        rows = {**(cached or {}), self.stream: replace(known, frames=frames, lengths=lengths)}
+        return dict(sorted(rows.items()))
 
     def _autocast(self, streams: Mapping[str, Rows]) -> torch.autocast:
         device = streams[self.stream].frames.device.type

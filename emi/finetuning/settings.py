@@ -3,17 +3,29 @@
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from cache.paths import StrPath
 from cache.settings import setting
-from extract.settings import DecodeOptions
+from extract.settings import DecodeOptions, ExtractSettings
 from train_head.errors import TrainSettingsError, check_known, refuse
 from train_head.training.settings import TrainSettings, resolve_settings
 
 TABLE = "finetune"
+ONLY = {
+    "audio": frozenset(
+        "layerdrop spec_augment noise_snr gain_db speed fsdp batch_seconds remember audio_dtype track".split()
+    ),
+    "face": frozenset(
+        "flip random_crop brightness contrast saturation batch_crops fps videos face min_face detect_every crop".split()
+    ),
+}
+"""Settings that only backbones of one modality have."""
+MEDIA = {"audio": "sound", "face": "faces"}
+UNRECORDED = ("track", "allow_truncated", "videos")
+"""Options of decoding that a run records only where they are given."""
 AUDIO_DTYPES = ("auto", "int16")
 
 
@@ -23,7 +35,8 @@ class FinetuneSettings:
 
     freeze: str = setting(
         "cnn",
-        "What is never trained: none, cnn, layers:N (the CNN, the projection and the first N layers) or backbone.",
+        "What is never trained: none, cnn, layers:N (the CNN, the projection and the first N layers), backbone, or "
+        "all-but-attention (of an IResNet: all but its LA-SE).",
     )
     unfreeze_every: int = setting(
         0, "Train the head alone for N epochs, then one more stage every N, from the top down; 0 trains all at once."
@@ -42,6 +55,15 @@ class FinetuneSettings:
     speed: float = setting(
         0.0, "Play a third of the clips slower and a third faster by this share, such as 0.1.", option=None
     )
+    flip: float = setting(
+        0.5, "Of faces: chance of a clip or window to be mirrored in training; its crops all are or none.", option=None
+    )
+    random_crop: float = setting(
+        0.1, "Of faces: cut up to this share off the sides at a random place, and scale up again.", option=None
+    )
+    brightness: float = setting(0.2, "Of faces: change brightness by up to this share.", option=None)
+    contrast: float = setting(0.2, "Of faces: change contrast by up to this share.", option=None)
+    saturation: float = setting(0.2, "Of faces: change saturation by up to this share.", option=None)
     lora: int = setting(
         0, "Rank of low-rank adapters, trained in place of the layers beside them; needs peft; 0 is off."
     )
@@ -53,31 +75,58 @@ class FinetuneSettings:
     batch_seconds: float = setting(
         0.0, "Audio that passes the backbone at once: sets the memory; 0 takes 24 s on a CPU, 120 s on CUDA."
     )
+    batch_crops: int = setting(
+        0, "Crops of faces that pass the backbone at once: sets the memory; 0 takes 32 on a CPU, 128 on CUDA."
+    )
     remember: bool = setting(
         True,
         "Keep the outputs of frozen bottom layers on disk during the run, so that they are computed once.",
         option=None,
     )
-    max_seconds: float = setting(12.0, "Use this many seconds of each clip, from its start.")
+    max_seconds: float | None = setting(
+        12.0, "Use this many seconds of each clip, from its start; of faces, none uses whole clips.", none="none"
+    )
     audio_dtype: str = setting(
         "auto", "Decoded audio: auto (16-bit where that loses nothing, else float32) or int16 (rounded).", option=None
     )
     track: int = setting(0, "Audio track, from 1; 0 takes the one marked default, else the first.", metavar="N")
     allow_truncated: bool = setting(False, "Use files that are cut off or damaged as far as they decode.")
+    fps: float | None = setting(
+        ExtractSettings.fps, "Of faces: rows per second; native is every frame of the video.", none="native"
+    )
+    videos: str = setting(
+        "",
+        "Of folders of images: where the videos lie whose frames they are, as for emi extract; rows have the times of "
+        "the frames.",
+        metavar="FOLDER",
+    )
+    face: str = setting(ExtractSettings.face, "Which face of a video, where several are seen; as for emi extract.")
+    min_face: int = setting(
+        ExtractSettings.min_face, "Side of the smallest face that is searched, in pixels.", metavar="PIXELS"
+    )
+    detect_every: int = setting(
+        ExtractSettings.detect_every, "Search faces in every n-th picture, and interpolate.", metavar="N"
+    )
+    crop: str = setting(
+        ExtractSettings.crop, "How faces are cut out: aligned to 112 pixels, or square, the head as it is at 224."
+    )
     save_minutes: float = setting(10.0, "Minutes after which the state is saved within an epoch.", option=None)
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, kind = getattr(self, field.name), type(field.default)
+            if value is None and "none" in field.metadata:
+                continue
             fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
             if not fits or isinstance(value, bool) != (kind is bool):
                 raise TrainSettingsError(f"{TABLE}.{field.name} must be a {kind.__name__}, got {value!r}")
         check_known("audio_dtype", [self.audio_dtype], AUDIO_DTYPES)
-        values = ((name, getattr(self, name), low, high) for name, low, high in _RANGES)
+        named = ((name, getattr(self, name), low, high) for name, low, high in _RANGES)
+        values = [one for one in named if one[1] is not None]
         refuse(
             (
-                not re.fullmatch(r"none|cnn|backbone|layers:[0-9]+", self.freeze),
-                f"freeze must be none, cnn, layers:N or backbone, got {self.freeze!r}",
+                not re.fullmatch(r"none|cnn|backbone|all-but-attention|layers:[0-9]+", self.freeze),
+                f"freeze must be none, cnn, layers:N, backbone or all-but-attention, got {self.freeze!r}",
             ),
             *((not lo <= v <= hi, f"{name} must lie from {lo:g} to {hi:g}, got {v}") for name, v, lo, hi in values),
             (
@@ -94,20 +143,74 @@ class FinetuneSettings:
                 "spec_augment and layerdrop change nothing in a frozen backbone; leave them out",
             ),
         )
+        self.extraction("")  # which checks its own options
 
     @property
-    def augments(self) -> bool:
+    def augments_sound(self) -> bool:
         """Whether waveforms are changed in training."""
         return bool(self.noise_snr or self.gain_db or self.speed)
 
     @property
+    def cut(self) -> float:
+        """Seconds of sound that are used of each clip."""
+        assert self.max_seconds is not None
+        return self.max_seconds
+
+    @property
     def decoding(self) -> DecodeOptions:
         """Which part of each file is decoded."""
-        return DecodeOptions(track=self.track or None, allow_truncated=self.allow_truncated)
+        return self.extraction("").decoding
 
-    def to_toml(self) -> dict[str, Any]:
-        """The table [finetune]; without decoding options that are off, so that older runs resume."""
-        return {key: value for key, value in asdict(self).items() if value or key not in ("track", "allow_truncated")}
+    def extraction(self, backbone: str) -> ExtractSettings:
+        """Return the settings of an extraction with the same features.
+
+        Args:
+            backbone: name, Hugging Face id or folder.
+
+        Raises:
+            ExtractSettingsError: a setting that both have is wrong.
+        """
+        return ExtractSettings(
+            backbone=backbone,
+            max_seconds=self.max_seconds,
+            dtype="float32",
+            track=self.track or None,
+            allow_truncated=self.allow_truncated,
+            fps=self.fps,
+            videos=self.videos or None,
+            face=self.face,
+            min_face=self.min_face,
+            detect_every=self.detect_every,
+            crop=self.crop,
+        )
+
+    def check_modality(self, modality: str) -> None:
+        """Refuse settings that do nothing for a backbone of a modality.
+
+        Raises:
+            TrainSettingsError: names them.
+        """
+        foreign = [
+            (field.name, other)
+            for other, names in ONLY.items()
+            for field in fields(self)
+            if other != modality and field.name in names and getattr(self, field.name) != field.default
+        ]
+        if foreign:
+            named = " and ".join(name for name, _ in foreign)
+            raise TrainSettingsError(
+                f"{named}: for backbones of {MEDIA[foreign[0][1]]}, and this one takes {MEDIA[modality]}; leave "
+                f"{'it' if len(foreign) == 1 else 'them'} out"
+            )
+        if modality == "audio" and self.max_seconds is None:
+            raise TrainSettingsError("max_seconds none is for backbones of faces; give the seconds of sound to use")
+
+    def to_toml(self, modality: str = "audio") -> dict[str, Any]:
+        """The table [finetune]; without settings of other modalities, and without options of decoding that are off."""
+        unused = {name for other, names in ONLY.items() if other != modality for name in names}
+        kept = {field.name: field.metadata.get("none") for field in fields(self) if field.name not in unused}
+        values = {name: none if (value := getattr(self, name)) is None else value for name, none in kept.items()}
+        return {key: value for key, value in values.items() if value or key not in UNRECORDED}
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -122,6 +225,12 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("lora", 0, 1024),
     ("processes", 1, 1024),
     ("batch_seconds", 0.0, 1e6),
+    ("batch_crops", 0, 1_000_000),
+    ("flip", 0.0, 1.0),
+    ("random_crop", 0.0, 0.9),
+    ("brightness", 0.0, 0.9),
+    ("contrast", 0.0, 0.9),
+    ("saturation", 0.0, 1.0),
     ("max_seconds", 0.01, 3600.0),
     ("save_minutes", 0.0, 1e6),
     ("track", 0, 1000),
@@ -143,4 +252,8 @@ def resolve(config: StrPath | None = None, **overrides: Any) -> tuple[TrainSetti
         raise TrainSettingsError(f"{config}: {TABLE} must be a table of options, got {table!r}")
     check_known("option of finetune", table, names, f"{config}: ")
     given = {key: value for key, value in overrides.items() if key in names and value is not None}
-    return settings, FinetuneSettings(**{**table, **given})
+    words = {field.name: field.metadata["none"] for field in fields(FinetuneSettings) if "none" in field.metadata}
+    values: dict[str, Any] = {
+        key: None if value == words.get(key, ...) else value for key, value in {**table, **given}.items()
+    }
+    return settings, FinetuneSettings(**values)

@@ -20,8 +20,8 @@ from emi.finetuning.processes import Processes
 from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.sharding import check_sharding
 from extract.backbones import Identity, identify, load_trainable
-from train_head.data.labels import read_labels
 from train_head.data.names import Caches
+from train_head.data.reading import read_any_labels
 from train_head.errors import RunFolderError, TrainSettingsError, refuse
 from train_head.protocols import Outcome, train
 from train_head.runs.inputs import LabelFiles
@@ -44,6 +44,7 @@ class FinetuneData:
         revision: branch, tag or commit of an id; the main branch by default.
         init_head: run folder of a head that was trained on this backbone's cached features, to start from.
         audio: folder of the decoded audio, which runs may share; OUT-audio beside the run folder by default.
+        crops: the same of crops of faces; OUT-crops by default.
         media_root: where the paths of a CSV or list start.
         cache: features of other streams, by name, which the head reads beside those of the backbone.
     """
@@ -54,6 +55,7 @@ class FinetuneData:
     revision: str | None = None
     init_head: StrPath | None = None
     audio: StrPath | None = None
+    crops: StrPath | None = None
     media_root: StrPath | None = None
     cache: Caches | None = None
 
@@ -88,10 +90,11 @@ def finetune(
     """
     validation = validation or Validation()
     validation.check_split(data.label_files.files.get("valid"))
-    identity = identify(data.backbone, data.revision)
+    identity, tuning = identify(data.backbone, data.revision), tuning or FinetuneSettings()
+    tuning.check_modality(identity.modality)
     if identity.note:
         reporter.note(identity.note)
-    tuning, settings = tuning or FinetuneSettings(), on_this_machine(settings or TrainSettings(), identity)
+    settings = on_this_machine(settings or TrainSettings(), identity)
     work = functools.partial(_share_training, data, Path(out).absolute(), settings, tuning, validation, identity)
     with local_processes(tuning.processes, settings.device, work):
         return work(reporter)
@@ -111,13 +114,14 @@ def _share_training(
         spare_time_or_memory(tuning)
     processes = Processes(settings.device)
     check_sharding(tuning, processes.count)
+    folder = decoded_folder(data, identity, out)
     source = DecodedMedia(
         root=data.media,
         identity=identity,
         tuning=tuning,
         precision=settings.precision,
         processes=processes,
-        cached=open_cached(data.cache, identity.modality),
+        cached=open_cached(data.cache, identity.modality, data.label_files.ids),
     )
     if data.init_head:
         source = replace(source, init_head=load_init_head(data.init_head, data.label_files, source, settings))
@@ -125,12 +129,30 @@ def _share_training(
     if not (out / CONFIG).is_file():
         check_backbone(identity, settings, tuning)
     reporter = reporter if processes.first else SILENT
-    audio = data.audio or out.with_name(f"{out.name}-audio")  # not within, for a run begins in an empty folder
-    inputs = gather_media(source, data.label_files, audio, media_root=data.media_root, reporter=reporter)
+    inputs = gather_media(source, data.label_files, folder, media_root=data.media_root, reporter=reporter)
     # only the first process writes into the run folder; nobody reads what the others write
     own = contextlib.nullcontext(out.parent) if processes.first else tempfile.TemporaryDirectory(prefix="emi-finetune-")
     with own as parent:
         return train(inputs, Path(parent) / out.name, settings, validation, reporter)
+
+
+def decoded_folder(data: FinetuneData, identity: Identity, out: Path) -> Path:
+    """Return the folder of the decoded clips; not within the run's, which begins empty.
+
+    Raises:
+        TrainSettingsError: one for clips of another modality is given.
+    """
+    given = {"audio": data.audio, "face": data.crops}
+    name = {"audio": "audio", "face": "crops"}[identity.modality]
+    foreign = next((f"--{other}" for other in ("audio", "crops") if other != name and getattr(data, other)), "")
+    refuse(
+        (
+            bool(foreign),
+            f"{foreign} names the folder of other media than {identity.source} takes; give --{name}, or leave it out",
+        )
+    )
+    folder = given[identity.modality]
+    return out.with_name(f"{out.name}-{name}") if folder is None else Path(folder)
 
 
 def spare_time_or_memory(tuning: FinetuneSettings) -> None:
@@ -210,13 +232,15 @@ def load_init_head(run: StrPath, label_files: LabelFiles, source: DecodedMedia, 
     trained = load_head(run)
     if not isinstance(trained.head, Predictor):
         raise RunFolderError(f"{run} holds several runs; name one of them, such as {Path(run) / 'seed-0'}")
-    learned = _learned_stream(trained, source)
+    labels = read_any_labels(label_files.files["train"], label_files.format)
+    learned = _learned_stream(trained, source, by_frame=labels.by_frame)
     identity, features = source.identity, learned.features
     dim, vad_names = features["dim"], tuple(features["vad_names"])
     theirs, ours = (f.get("weights_sha256") for f in (features["fingerprint"], identity.fingerprint))
-    wanted = Predictor(settings, {name: info.dim for name, info in source.streams.items()}, len(trained.names))
+    dims = {name: info.dim for name, info in source.streams.items()}
+    wanted = Predictor(settings, dims, len(trained.names), by_frame=labels.by_frame)
     shapes, wanted_shapes = ({n: t.shape for n, t in m.state_dict().items()} for m in (trained.head, wanted))
-    targets = read_labels(label_files.files["train"], label_files.format).names
+    targets = labels.names
     low, high = trained.label_range
     refuse(
         (
@@ -254,20 +278,27 @@ def load_init_head(run: StrPath, label_files: LabelFiles, source: DecodedMedia, 
     return trained
 
 
-def _learned_stream(trained: TrainedHead, source: DecodedMedia) -> TrainedStream:
+def _learned_stream(trained: TrainedHead, source: DecodedMedia, *, by_frame: bool) -> TrainedStream:
     """Return what a head read of the stream whose backbone learns.
 
     Raises:
-        TrainSettingsError: it reads other streams than the run will, or other features of them, or predicts frames.
+        TrainSettingsError: it reads other streams than the run will, or other features of them, or predicts clips where
+            labels are per frame, or frames where they are not.
     """
     streams, cached = trained.streams, source.cached.streams
-    if not cached and len(streams) == 1 and not trained.by_frame:
+    if trained.by_frame != by_frame:
+        predicts, given = ("frames", "clip") if trained.by_frame else ("clips", "frame")
+        raise TrainSettingsError(
+            f"{trained.folder} predicts {predicts}, and the labels are per {given}; start from a head that was trained "
+            "on such labels, or leave out --init-head"
+        )
+    if not cached and len(streams) == 1:
         return trained.only
-    if list(streams) != list(source.streams) or trained.by_frame:
+    if list(streams) != list(source.streams):
         wanted = ", ".join(source.streams) if cached else "one stream"
         raise TrainSettingsError(
-            f"{trained.folder} reads {', '.join(streams)} or predicts frames; start from a head on {wanted} and clips, "
-            "or give the caches of its other streams with --cache NAME=PATH"
+            f"{trained.folder} reads {', '.join(streams)}; start from a head on {wanted}, or give the caches of its "
+            "other streams with --cache NAME=PATH"
         )
     for name, info in cached.items():
         if differing := differences(streams[name].features["fingerprint"], info.fingerprint):

@@ -27,23 +27,25 @@ from emi.finetuning.clips import ClipInputs
 from emi.finetuning.depth import Depth, adapters_merged, merge_adapters
 from emi.finetuning.export import read_export, write_export
 from emi.finetuning.gradients import Gradients, Piece, cut
+from emi.finetuning.label_places import has_label, labels_of
 from emi.finetuning.memory import advise
+from emi.finetuning.modalities import Clips, LearnedModality
 from emi.finetuning.model import BackboneWithHead
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import FinetuneSettings
 from emi.finetuning.sharding import gathered, local, moving_average, outline, part_of, shard, state_of
-from extract.settings import SAMPLE_RATE
 from train_head.data.labels import read_labels
 from train_head.data.splits import Split, shuffled_batches
-from train_head.data.streams import Stream
+from train_head.data.windows import check_windows
 from train_head.errors import RunFolderError
-from train_head.evaluation.metrics import evaluate
+from train_head.evaluation.labelled import report_of
 from train_head.losses import build_objective
 from train_head.runs import run_folder
-from train_head.training.compatibility import check_clock
+from train_head.training.compatibility import check_clock, check_targets
 from train_head.training.denormals import denormals_as_zeros
 from train_head.training.loop import SILENT, Record, Reporter, TrainingLoop, epoch_seed, learning_rate
 from train_head.training.settings import TrainSettings
+from train_head.training.trainer import put_together, samples_of
 
 BEST_SO_FAR, FROZEN = "best_so_far.safetensors", "frozen-outputs"
 
@@ -55,14 +57,15 @@ class FinetuneTrainer(TrainingLoop):
         settings: of the head and the optimizer; precision and device resolved.
         tuning: of the backbone.
         build: makes backbone and head as they are before the first step.
-        train: training split; the rows of the stream whose backbone learns are samples.
+        media: the decoded clips of the splits, and their modality.
+        train: training split.
         valid: split by which the best epoch is chosen; None keeps the last epoch.
         processes: that share the work.
         folder: prepared run folder, which the first process writes; the others have temporary ones.
         standardise: measure mean and spread of the features before the first step.
 
     Raises:
-        TrainSettingsError: see `check_clock`.
+        TrainSettingsError: see `check_targets`; or windows leave label rows without a prediction.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class FinetuneTrainer(TrainingLoop):
         settings: TrainSettings,
         tuning: FinetuneSettings,
         build: Callable[[], BackboneWithHead],
+        media: tuple[LearnedModality, Clips],
         train: Split,
         valid: Split | None,
         processes: Processes,
@@ -77,16 +81,20 @@ class FinetuneTrainer(TrainingLoop):
         *,
         standardise: bool,
     ) -> None:
-        super().__init__(settings, folder if processes.first else None)
-        self.tuning, self.train, self.valid, self.processes = tuning, train, valid, processes
+        super().__init__(settings, folder if processes.first else None, train.labels.targets.score)
+        check_targets(settings, train.labels.targets)
+        self.tuning, self.valid, self.processes = tuning, valid, processes
+        self.modality, self._clips = media
+        self._whole, self.train = train, samples_of(train, settings, labelled=True)
         self._build, self._place, self._home, self._standardise = build, folder, folder, standardise
         self._sharded, self._exported = False, False
-        at_once = 120.0 if processes.device.type == "cuda" else 24.0
-        self.piece_seconds = tuning.batch_seconds or at_once  # of audio that go through the backbone together
+        self.at_once = self.modality.at_once(processes.device.type)
         self._shared: nn.Module
         self._begin()
         model = self.model
         check_clock(settings, model.predictor)
+        if train.labels.by_frame:
+            check_windows(settings.window, settings.hop, train.label_reach(model.predictor.reach), settings.overlap)
         learned = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         names = {name for name, p in model.named_parameters() if id(p) in learned}
         self._kept = [name for name in model.state_dict() if name in names or name.startswith("predictor.")]
@@ -95,8 +103,8 @@ class FinetuneTrainer(TrainingLoop):
         objective = build_objective(settings.loss, settings.weighting, train.targets, settings.auxiliary)
         self.scaler = torch.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
         self._gradients = Gradients(settings, objective.to(processes.device), self.scaler, processes)
-        frames = torch.tensor([model.backbone.num_frames(n) for n in self._samples(train).lengths.tolist()])
-        cached = [stream.lengths for name, stream in train.streams.items() if name != model.stream]
+        frames = torch.tensor([model.backbone.num_frames(n) for n in self._lengths(self.train)])
+        cached = [stream.lengths for name, stream in self.train.streams.items() if name != model.stream]
         self._costs = torch.stack([frames, *cached]).sum(dim=0)  # as `Split.costs` in the cached mode
         self._progress: dict[str, Any] = {"epoch": 0}
 
@@ -105,14 +113,14 @@ class FinetuneTrainer(TrainingLoop):
         """The module that is evaluated and saved: the trained one, or its moving average."""
         return self.model if self.averaged is None else cast(BackboneWithHead, self.averaged.module)
 
-    def _samples(self, split: Split) -> Stream:
-        """Return the stream of a split whose rows are samples."""
-        return split.streams[self.model.stream]
+    def _lengths(self, split: Split) -> list[int]:
+        """Return the rows of each sample that go into the backbone."""
+        return cast(list[int], split.streams[self.model.stream].lengths.tolist())
 
     def _advised(self) -> contextlib.AbstractContextManager[None]:
         """Say what helps where memory runs out."""
-        longest = min(self.tuning.max_seconds, float(self._samples(self.train).lengths.max()) / SAMPLE_RATE)
-        return advise(self.tuning, self.depth, self.processes, self.piece_seconds, longest)
+        amounts = self.at_once, max(self._lengths(self.train))
+        return advise(self.tuning, self.depth, self.processes, self.modality, *amounts)
 
     def restore(self) -> None:
         """See `TrainingLoop`; where there is no state, measure mean and spread of the features."""
@@ -198,7 +206,8 @@ class FinetuneTrainer(TrainingLoop):
         self._gradients.objective.epoch = number
         self.model.predictor.train()
         if not self._sharded:
-            self._shared = self.processes.share(self.model, unused=self.tuning.layerdrop > 0)
+            unused = self.tuning.layerdrop > 0 or not self.modality.uses_all
+            self._shared = self.processes.share(self.model, unused=unused)
         started, before, saved = time.perf_counter(), done["seconds"], time.monotonic()
         for step in range(done["step"], len(order)):
             rows = order[step]
@@ -219,7 +228,7 @@ class FinetuneTrainer(TrainingLoop):
         }
         report = None
         if self.valid is not None:
-            report = evaluate(self.predict(self.valid, number), self.valid.labels.values, self.valid.labels.names)
+            report = report_of(self.predict(self.valid, number), self.valid.labels)
         return (
             record
             | self.validation_record(report)
@@ -243,14 +252,14 @@ class FinetuneTrainer(TrainingLoop):
             run_folder.write_history(folder, self.history)
 
     def predict(self, split: Split, epoch: int = 0) -> NDArray[np.float32]:
-        """Return the (clips, targets) float32 intensities of the evaluated weights, in order, on every process.
+        """Return the (clips or label rows, targets) float32 values of the evaluated weights, on every process.
 
-        Each clip is computed once, by one process, except those that sharded processes repeat to take as many steps.
+        Each sample is computed once, by one process, except those that sharded processes repeat to take as many steps.
         """
-        model = self.evaluated
-        model.eval()
-        samples = self._samples(split).lengths.tolist()
-        pieces = cut(range(len(split)), samples, self.piece_seconds, self.processes.count)[self.processes.rank]
+        model = self.evaluated.eval()
+        split = samples_of(split, self.settings)
+        lengths = self._lengths(split)
+        pieces = cut(range(len(lengths)), lengths, self.at_once, self.processes.count)[self.processes.rank]
         found: list[tuple[tuple[int, ...], NDArray[np.float32]]] = []
         merged = adapters_merged(model.backbone) if self.tuning.lora and not self._sharded else contextlib.nullcontext()
         with torch.no_grad(), merged:
@@ -261,10 +270,11 @@ class FinetuneTrainer(TrainingLoop):
                 self._reporter.step_finished(epoch, "validating" if epoch else "predicting", number, len(pieces))
                 if piece.counts:
                     found.append((piece.rows, values.float().cpu().numpy()))
-        out = np.empty((len(split), self.train.targets.shape[1]), np.float32)
-        for at, part in self.processes.gather(found):
-            out[list(at)] = part
-        return out
+        parts = [pair for rows, part in self.processes.gather(found) for pair in zip(rows, part, strict=True)]
+        out = [value for _, value in sorted(parts, key=lambda pair: pair[0])]
+        if split.windows is None:
+            return np.stack(out)
+        return put_together(split, range(len(out)), out, model.predictor.reach, self.settings.overlap)
 
     def _begin(self) -> None:
         """Build the model, whole, with a new optimizer."""
@@ -275,7 +285,7 @@ class FinetuneTrainer(TrainingLoop):
         frozen = min(self.depth.never, 2) if self.tuning.lora else self.depth.never  # adapters stand in the layers
         self._below = self.model.backbone.remembers(frozen) if hasattr(self.model.backbone, "remembers") else 0
         device, stream = self.processes.device, self.model.stream
-        self._inputs = ClipInputs(self.model.backbone, self._below, self.tuning, device, stream)
+        self._inputs = ClipInputs(self._clips, self.model.backbone, self._below, self.tuning, device, stream)
         self._shared, self._sharded = self.model, False
 
     def _shard(self) -> None:
@@ -298,9 +308,9 @@ class FinetuneTrainer(TrainingLoop):
         for group in self.optimizer.param_groups:
             group["lr"] = share * group["peak"]
         self.optimizer.zero_grad(set_to_none=True)
-        samples = self._samples(self.train).lengths[rows].tolist()
-        mine = cut(rows, samples, self.piece_seconds, self.processes.count)[self.processes.rank]
-        targets = self.train.targets[rows].to(self.processes.device)
+        lengths = self._lengths(self.train)
+        mine = cut(rows, [lengths[row] for row in rows], self.at_once, self.processes.count)[self.processes.rank]
+        targets, mine = labels_of(self.train, rows, mine, self.processes.device)
         with self._advised():
             value = self._gradients(self._shared, mine, lambda piece: self._outputs(piece, epoch, step), targets)
             if not math.isfinite(value):
@@ -331,24 +341,26 @@ class FinetuneTrainer(TrainingLoop):
         noise = torch.Generator().manual_seed(seed)
         clips = self._inputs(self.train, piece.rows, noise)
         generator = torch.Generator(self.processes.device).manual_seed(seed)
-        return self._shared(*clips, generator)
+        outputs: Tensor = self._shared(*clips, generator)
+        return outputs if self.train.windows is None else outputs[has_label(self.train, piece.rows).to(outputs.device)]
 
     def _fit_standardisation(self) -> None:
         """Measure mean and spread of the training frames of the backbone as it is at the start."""
         if self.processes.first:
             self.model.eval()
-            cached = {name: stream.chunks() for name, stream in self.train.streams.items()}
+            cached = {name: stream.chunks() for name, stream in self._whole.streams.items()}
             self.model.predictor.fit_inputs(cached | {self.model.stream: self._training_frames()})
         self.processes.copy_first(self.model.predictor)
         if self.averaged is not None:
             self.evaluated.load_state_dict(self.model.state_dict())
 
     def _training_frames(self) -> Iterator[Tensor]:
-        (pieces,) = cut(range(len(self.train)), self._samples(self.train).lengths.tolist(), self.piece_seconds)
+        whole = self._inputs.media_rows(self._whole, self.at_once) if self.modality.rows_alone else self._whole
+        (pieces,) = cut(range(len(self._lengths(whole))), self._lengths(whole), self.at_once)
         with torch.no_grad():
             for piece in pieces:
                 with self._advised():
-                    clips, samples, below, _ = self._inputs(self.train, piece.rows)
+                    clips, samples, below = self._inputs.of_media(whole, piece.rows)
                     frames, lengths = self.model.frames(clips, samples, below)
                 yield from (clip[:n].cpu() for clip, n in zip(frames, lengths.tolist(), strict=True))
 
@@ -384,4 +396,4 @@ class FinetuneTrainer(TrainingLoop):
 
     def _no_number(self, what: str, epoch: int, rows: list[int]) -> Exception:
         advice = f"lower --backbone-lr (now {self.tuning.backbone_lr:g}) or --lr (now {self.settings.lr:g})"
-        return self.diverged(what, epoch, [self.train.labels.filenames[i] for i in rows], advice)
+        return self.diverged(what, epoch, [self.train.filename(i) for i in rows], advice)

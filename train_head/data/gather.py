@@ -17,7 +17,7 @@ from cache.ids import match_ids
 from cache.paths import StrPath
 from cache.reader import FeatureCache, open_cache
 from cache.shared import shared_load
-from train_head.data.clock import LabelClock, label_clock, rows_at_labels
+from train_head.data.clock import label_clock, rows_at_labels
 from train_head.data.labels import Labels
 from train_head.data.splits import Split, whole_clips
 from train_head.data.streams import Stream
@@ -92,16 +92,27 @@ def gather(
     found = gather_streams(stores, {name: part.ids for name, part in labels.items()}, shared)
     splits = {}
     for name, part in labels.items():
-        streams = {s: rows.without_empty() if part.by_frame else rows.only_valid() for s, rows in found[name].items()}
-        split = Split(part, streams, torch.from_numpy(part.unit_values), whole_clips(part))
-        split = _timed(split, label_clock(part, found[name], fps)) if part.by_frame else split
-        splits[name] = with_required(split, skip_missing, require)
+        splits[name] = with_required(make_split(part, found[name], fps), skip_missing, require)
     return splits
 
 
-def _timed(split: Split, clock: LabelClock) -> Split:
-    """Return a split of labels per frame with the rows that hold at its label rows."""
-    misaligned = clock.differing(split.labels)
+def make_split(labels: Labels, streams: Mapping[str, Stream], fps: float = 0.0) -> Split:
+    """Join the labels of clips and the rows of their streams.
+
+    Args:
+        labels: of the clips.
+        streams: by name, all rows of the same clips; for labels per clip the split keeps the valid ones.
+        fps: see `gather`.
+
+    Raises:
+        LabelError: nothing says when label rows are, or many are at times for which there are no features.
+    """
+    kept = {name: rows.without_empty() if labels.by_frame else rows.only_valid() for name, rows in streams.items()}
+    split = Split(labels, kept, torch.from_numpy(labels.unit_values), whole_clips(labels))
+    if not labels.by_frame:
+        return split
+    clock = label_clock(labels, streams, fps)
+    misaligned = clock.differing(labels)
     at = rows_at_labels(split.labels, split.streams, clock.fps, clock)
     _refuse_uncovered(split.labels, at)
     return replace(split, at=at, misaligned=misaligned)

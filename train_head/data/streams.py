@@ -102,6 +102,15 @@ class Stream:
                 index[start : start + length] = start + nearest
         return replace(self, index=index)
 
+    def chopped(self, longest: int) -> "Stream":
+        """Return the stream with each sample cut into samples of at most so many rows."""
+        starts, lengths = list[int](), list[int]()
+        for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
+            for at in range(0, length, longest):
+                starts.append(start + at)
+                lengths.append(min(longest, length - at))
+        return replace(self, starts=torch.tensor(starts, dtype=torch.int64), lengths=torch.tensor(lengths).long())
+
     def chunks(self) -> Iterator[Tensor]:
         """Yield the valid rows of each sample, in storage dtype."""
         for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):

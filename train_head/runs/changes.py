@@ -24,7 +24,7 @@ ABSENT = "none"
 OPTIONS = frozenset(option_names(TrainSettings)) | set(
     (
         "hidden layers dropout global_vector output freeze unfreeze_every backbone_lr layer_decay lora spec_augment "
-        "layerdrop backbone_dropout max_seconds track allow_truncated"
+        "layerdrop backbone_dropout max_seconds track allow_truncated fps face min_face detect_every crop"
     ).split()
 )
 """Settings that have an option of their own on the command line, those of heads and of fine-tuning among them; others
@@ -33,15 +33,16 @@ NOT_COMPARED = frozenset(
     (
         "data.caches data.media data.train data.valid data.test features.source features.revision backbone.source "
         "backbone.revision backbone.name "
-        "finetune.batch_seconds finetune.checkpointing finetune.fsdp finetune.processes "
-        "finetune.remember finetune.save_minutes"
+        "finetune.batch_seconds finetune.batch_crops finetune.videos finetune.checkpointing finetune.fsdp "
+        "finetune.processes finetune.remember finetune.save_minutes"
     ).split()
 )
 """Places, and what decides memory and time."""
 RECORDS = frozenset({"versions", "licence"})
 """Tables that are kept and not compared."""
-_SAID_OF_THE_SOUND = frozenset({"decoder", "max_seconds", "track", "allow_truncated"})
-"""Of a backbone's fingerprint: settings with options of their own, and what the hash of the decoded sound covers."""
+_OF_FACES = ("fps", "face", "min_face", "detect_every", "crop")
+_SAID_OF_THE_SOUND = frozenset({"decoder", "max_seconds", "track", "allow_truncated", *_OF_FACES})
+"""Of a backbone's fingerprint: settings with options of their own, and what the hash of the decoded clips covers."""
 _FOLLOWS_FEATURES = frozenset({"dim", "vad_names", "hop_seconds", "transform_sha256"})
 
 
@@ -280,11 +281,12 @@ def _backbone(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
     if one.get("head_sha256") != other.get("head_sha256"):
         given = ["a head" if side.get("head_sha256") else "none" for side in (one, other)]
         yield (changed("--init-head", *given) if given[0] != given[1] else "--init-head (its weights are others)"), ""
-    keys = ("max_seconds", "audio_dtype", "track", "allow_truncated")
+    keys = ("max_seconds", "audio_dtype", "track", "allow_truncated", *_OF_FACES)
     cut = [[config.get("finetune", {}).get(key) for key in keys] for config in (stored, wanted)]
-    sounds = [config.get("data", {}).get("audio_sha256") for config in (stored, wanted)]
-    if sounds[0] != sounds[1] and cut[0] == cut[1] and not _files_changed(stored, wanted):
-        yield "--media (the sound of its clips is other than it was)", ""
+    for key, what in (("audio_sha256", "the sound of its clips is"), ("crops_sha256", "the faces of its clips are")):
+        hashes = [config.get("data", {}).get(key) for config in (stored, wanted)]
+        if hashes[0] != hashes[1] and cut[0] == cut[1] and not _files_changed(stored, wanted):
+            yield f"--media ({what} other than it was)".replace("are other than it was", "are others"), ""
 
 
 def _rest(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
@@ -296,7 +298,7 @@ def _rest(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
 def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
     tables = {"augment", "streams", "fusion", "finetune", "features", "backbone", "protocol", *HEADS, *RECORDS}
     known = {f"{name}{of}" for name in ("train", "valid", "test") for of in ("", "_sha256", "_clips_sha256")}
-    known |= {"caches", "media", "targets", "rater", "group_by", "require", "ids", "audio_sha256"}
+    known |= {"caches", "media", "targets", "rater", "group_by", "require", "ids", "audio_sha256", "crops_sha256"}
     found = {key: value for key, value in config.items() if isinstance(value, Mapping) and key not in tables}
     found["data"] = {key: value for key, value in found.get("data", {}).items() if key not in known}
     return {key: value for key, value in flattened(found).items() if value != {}}

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 from cache.derive.derived import describe, transform_of
 from cache.derive.transform import Transform
 from cache.errors import StaleCacheError
-from cache.format import AUDIO
+from cache.format import AUDIO, Header
 from cache.licences import LICENCE, Licence, all_of, licence_of
 from cache.paths import StrPath
 from cache.reader import FeatureCache
@@ -165,16 +165,7 @@ class CachedFeatures:
 
     def _features(self, name: str) -> dict[str, Any]:
         header = self.stores[name][0].header
-        features: dict[str, Any] = {
-            "dim": header.dim,
-            "vad_names": list(header.vad_names),
-            **({} if header.hop_seconds is None else {"hop_seconds": header.hop_seconds}),
-            **({} if header.modality == AUDIO else {"modality": header.modality}),
-            **({"optional": list(header.optional)} if header.optional else {}),
-            "source": header.provenance.get("source", ""),
-            **({"revision": header.provenance["revision"]} if "revision" in header.provenance else {}),
-            "fingerprint": dict(header.fingerprint),
-        }
+        features = features_table(header, header.provenance.get("source", ""))
         transform = stored_transform(self.stores[name])
         if transform is not None:
             features["transform_sha256"] = hashlib.sha256(transform).hexdigest()
@@ -200,6 +191,25 @@ class CachedFeatures:
         if settings.precision == "fp16":
             raise TrainSettingsError("precision fp16 is for `emi finetune` on a GPU; heads train in fp32 or bf16")
         return Trainer(settings, train, valid, folder)
+
+
+def features_table(header: Header, source: str) -> dict[str, Any]:
+    """Return what a run records of the features of a stream.
+
+    Args:
+        header: of their cache, or of the one that would hold them.
+        source: where their backbone is.
+    """
+    return {
+        "dim": header.dim,
+        "vad_names": list(header.vad_names),
+        **({} if header.hop_seconds is None else {"hop_seconds": header.hop_seconds}),
+        **({} if header.modality == AUDIO else {"modality": header.modality}),
+        **({"optional": list(header.optional)} if header.optional else {}),
+        "source": source,
+        **({"revision": header.provenance["revision"]} if "revision" in header.provenance else {}),
+        "fingerprint": dict(header.fingerprint),
+    }
 
 
 def _stream_info(store: FeatureCache) -> StreamInfo:

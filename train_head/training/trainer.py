@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,7 +57,7 @@ class Trainer(TrainingLoop):
         check_targets(settings, train.labels.targets)
         self._placed = Placer(self.device)
         self.train = self._sampled(train, labelled=True)
-        self.valid = self._placed(self._filled(valid)) if valid is not None else None
+        self.valid = self._placed(filled(valid, settings)) if valid is not None else None
         torch.manual_seed(settings.seed)
         dims = {name: stream.dim for name, stream in train.streams.items()}
         predictor = Predictor(settings, dims, train.targets.shape[1], by_frame=train.labels.by_frame)
@@ -104,11 +105,7 @@ class Trainer(TrainingLoop):
 
     def _sampled(self, split: Split, *, labelled: bool = False) -> Split:
         """Return the samples of a split on the device."""
-        windowed = self._filled(split).windowed(self.settings.window, self.settings.hop, labelled=labelled)
-        return self._placed(windowed)
-
-    def _filled(self, split: Split) -> Split:
-        return split.filled() if self.settings.missing == NEAREST and split.at is not None else split
+        return self._placed(samples_of(split, self.settings, labelled=labelled))
 
     def evaluate(self, split: Split) -> Report:
         """Metrics of the current weights on a split, in float32: the precision in which the run will predict."""
@@ -197,6 +194,16 @@ class Trainer(TrainingLoop):
         run_folder.write_history(folder, self.history)
 
 
+def filled(split: Split, settings: TrainSettings) -> Split:
+    """Return a split of labels per frame with the nearest valid rows in the places of others, where settings say so."""
+    return split.filled() if settings.missing == NEAREST and split.at is not None else split
+
+
+def samples_of(split: Split, settings: TrainSettings, *, labelled: bool = False) -> Split:
+    """Return the samples of a split: clips, or windows of label rows; see `Split.windowed`."""
+    return filled(split, settings).windowed(settings.window, settings.hop, labelled=labelled)
+
+
 def predict(
     predictor: nn.Module,
     split: Split,
@@ -228,8 +235,33 @@ def predict(
     if split.windows is None:
         values: NDArray[np.float32] = torch.stack(found).cpu().numpy()
         return values[np.argsort(samples)]
+    return put_together(
+        split, samples, (part.cpu().numpy() for part in found), cast(Predictor, predictor).reach, overlap
+    )
+
+
+def put_together(
+    split: Split,
+    samples: Sequence[int],
+    found: Iterable[NDArray[np.floating]],
+    reach: tuple[int, int] | None,
+    overlap: str = MEAN,
+) -> NDArray[np.float32]:
+    """Join what was predicted of windows.
+
+    Args:
+        split: of labels per frame, in windows.
+        samples: numbers of the windows.
+        found: (label rows or more, targets) of each.
+        reach: see `Predictor.reach`.
+        overlap: see `train_head.data.windows.kept_rows`.
+
+    Returns:
+        (label rows, targets) float32, in the order of the split.
+    """
+    assert split.windows is not None
     windows = [split.windows[i] for i in samples]
-    reach = split.label_reach(cast(Predictor, predictor).reach) if overlap != MEAN else None
-    parts = (part[: window.rows].cpu().numpy() for part, window in zip(found, windows, strict=True))
+    reach = split.label_reach(reach) if overlap != MEAN else None
+    parts = (part[: window.rows] for part, window in zip(found, windows, strict=True))
     kept = [kept_rows(window, reach, overlap) for window in windows]
     return join_windows(windows, parts, kept, split.labels.lengths.tolist())

@@ -78,7 +78,7 @@ class TrainableImageEncoder(ImageEncoder):
         Raises:
             BackboneError: the model has no such layers.
         """
-        names = {name.rpartition(".")[2] for name, part in self.model.named_modules() if isinstance(part, nn.Linear)}
+        names = {name.rpartition(".")[2] for name, _ in self.model.named_modules()}
         for wanted in ADAPTED:
             if names.issuperset(wanted):
                 return self.model, list(wanted)

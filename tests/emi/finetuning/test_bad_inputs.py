@@ -20,7 +20,7 @@ from train_head.errors import TrainSettingsError
     ("settings", "said"),
     [
         ({"freeze": "layers:13"}, r"the backbone has 12 layers; give layers:N with N up to that"),
-        ({"freeze": "cnns"}, "freeze must be none, cnn, layers:N or backbone, got 'cnns'"),
+        ({"freeze": "cnns"}, "freeze must be none, cnn, layers:N, backbone or all-but-attention, got 'cnns'"),
         ({"freeze": "layers:x"}, "freeze must be"),
         ({"lora": 4}, "give freeze backbone beside it"),
         ({"freeze": "backbone", "layerdrop": 0.1}, "change nothing in a frozen backbone"),
@@ -136,7 +136,7 @@ def test_labels_per_frame(labelled, tmp_path):
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / "00000.txt").write_text("valence\n0.1\n0.3\n")
     files = (labelled / "audio", tmp_path / "frames", tmp_path / "frames", tmp_path / "ft")
-    with pytest.raises(EmiError, match="has labels per frame, and fine-tuning takes one value per clip"):
+    with pytest.raises(EmiError, match="has labels per frame, and fine-tuning on sound takes one value per clip"):
         emi.finetune(*files, backbone="silero", label_fps=10)
     assert not (tmp_path / "ft").exists()
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from emi.finetuning.audio import waveform
-from emi.finetuning.clips import WaveformAugment
 from emi.finetuning.depth import Depth
 from emi.finetuning.frozen import FrozenOutputs
 from emi.finetuning.gradients import Gradients, Piece, cut
 from emi.finetuning.media import DecodedMedia, gather_media
+from emi.finetuning.modalities import WaveformAugment
 from emi.finetuning.processes import Processes
 from emi.finetuning.settings import FinetuneSettings, resolve
 from emi.finetuning.start import on_this_machine
@@ -45,7 +45,7 @@ def start(labelled, checkpoint, audio, tmp_path):
             processes=Processes("cpu"),
         )
         inputs = gather_media(source, LabelFiles.named(labelled / "train.csv", labelled / "valid.csv"), audio)
-        return source.make_loop(on_this_machine(resolved, identity), inputs.splits["train"], None, tmp_path)
+        return inputs.source.make_loop(on_this_machine(resolved, identity), inputs.splits["train"], None, tmp_path)
 
     return start
 
@@ -220,7 +220,7 @@ def test_pieces_hold_every_clip_once_and_processes_meet_as_often():
         count, processes = int(rng.integers(1, 40)), int(rng.integers(1, 5))
         rows = rng.permutation(1000)[:count].tolist()
         samples = rng.integers(1, 200_000, count).tolist()
-        spread = cut(rows, samples, float(rng.uniform(0.1, 60)), processes)
+        spread = cut(rows, samples, float(16_000 * rng.uniform(0.1, 60)), processes)
         assert len(spread) == processes
         assert len({len(mine) for mine in spread}) == 1
         pieces = [piece for mine in spread for piece in mine if piece.counts]
