@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @options.takes(
-    (ExtractSettings, "device media_root track allow_truncated"),
+    (ExtractSettings, "device media_root track allow_truncated videos"),
     (TrainSettings, "label_fps"),
     allow_truncated="Use files that are cut off or damaged as far as they decode [default: off].",
     label_fps="Rows per second in the files of --out [default: as the run says].",
@@ -66,15 +66,18 @@ def predict(
     from emi.media_sources import list_sources
     from emi.prediction import load
     from emi.prediction_log import model_digest
+    from extract.faces.image_times import with_videos
     from extract.settings import DecodeOptions
 
     _check(csv_file, submission, template, out)
     tell_licence_of_run(model)
-    media_root = given.pop("media_root", None)
+    media_root, videos = given.pop("media_root", None), given.pop("videos", None)
     options = DecodeOptions(**{name: given.pop(name) for name in ("track", "allow_truncated") if name in given})
     loaded = load(model, backbone=_places(backbone), options=options, **given)
     _check_kind(loaded, csv_file, submission, out, template)
     sources = list_sources(media, media_root, images=loaded.takes_images)
+    if videos is not None:
+        sources = with_videos(sources, videos)
     made_with = f"{model_digest(model)} {options}"
     if out is None:
         _write_clips(loaded, media, sources, csv_file, submission, template, made_with)

@@ -16,8 +16,6 @@ import emi
 from cache.errors import EmiError
 from emi.media_sources import list_sources
 from tests.emi.finetuning.drawn_faces import STILL, save_iresnet, write_trials
-from train_head.data.label_format import LabelFormat
-from train_head.data.reading import read_any_labels
 from train_head.errors import TrainSettingsError
 
 FPS = 5
@@ -59,8 +57,8 @@ def values(folder):
 
 
 def numbers(folder):
-    labels = read_any_labels(folder / "predictions_valid", LabelFormat(range=(-1, 1), fps=FPS))
-    return labels.values
+    files = sorted((folder / "predictions_valid").iterdir())
+    return np.concatenate([np.loadtxt(file, delimiter=",", skiprows=1) for file in files])
 
 
 @pytest.mark.parametrize("missing", ["mask", "nearest"])
@@ -151,15 +149,13 @@ def test_windows_of_long_clips_are_what_goes_through_the_backbone(trials, tmp_pa
     assert max(rows) == HOW["window"]
 
 
-def test_a_head_of_the_cache_is_where_it_starts(trials, trained, tmp_path):
-    tune(trials, tmp_path / "head", freeze="backbone", epochs=1, **STILL)
-    emi.extract(
-        trials / "cropped_aligned", tmp_path / "f.zarr", backbone=str(trials / "iresnet"), fps=FPS, max_seconds=None
-    )
+def test_a_head_of_the_cache_is_where_it_starts(trials, tmp_path):
+    exact = {"backbone": str(trials / "iresnet"), "dtype": "float32", "precision": "fp32"}
+    emi.extract(trials / "cropped_aligned", tmp_path / "f.zarr", fps=FPS, max_seconds=None, **exact)
     emi.train_head(tmp_path / "f.zarr", trials / "train", trials / "valid", tmp_path / "cached", **HOW)
     still = {"lr": 1e-12, "weight_decay": 0.0, "backbone_lr": 1e-12, "epochs": 1, "backbone_dropout": 0.0}
     tune(trials, tmp_path / "ft", init_head=tmp_path / "cached", **{**STILL, **still})
-    np.testing.assert_allclose(numbers(tmp_path / "ft"), numbers(tmp_path / "cached"), atol=2e-3)  # of float16
+    np.testing.assert_allclose(numbers(tmp_path / "ft"), numbers(tmp_path / "cached"), atol=1e-4)
 
 
 def test_a_head_on_clips_and_augmentation_that_moves_rows_are_refused(trials, tmp_path):
