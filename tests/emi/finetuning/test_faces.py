@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from emi.cleaning import find_removable
 from emi.finetuning.crop_augment import CropChange, change_crops
 from emi.finetuning.modalities import Faces
 from emi.finetuning.settings import FinetuneSettings
-from tests.emi.finetuning.drawn_faces import EXACT, STILL, save_iresnet, write_clips, write_labels
+from tests.emi.finetuning.drawn_faces import EXACT, STILL, TINY, save_iresnet, write_clips, write_labels
 from tests.extract.image_checkpoints import save as save_image_encoder
 from train_head.data.labels import read_labels
 from train_head.errors import LabelError, TrainSettingsError
+from train_head.evaluation.metrics import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -274,3 +276,22 @@ def test_folders_without_crops_are_named(faces, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(EmiError, match=r"holds no media .looked for folders of images"):
         emi.finetune(tmp_path / "empty", labels, labels, tmp_path / "x", **how)
+
+
+@pytest.mark.slow
+def test_fine_tuned_on_faces_it_beats_the_same_head_on_frozen_features(tmp_path):
+    """Of people who are not in the training split, with random weights: 0.15 more Pearson (0.3 measured)."""
+    for name, count, seed in (("train", 64, 0), ("valid", 40, 1000)):
+        write_labels(tmp_path / f"{name}.csv", write_clips(tmp_path / "clips", count, seed, rows=2))
+    save_iresnet(tmp_path / "iresnet", replace(TINY, widths=(8, 12, 16, 24), dim=32))
+    files = (tmp_path / "clips", tmp_path / "train.csv", tmp_path / "valid.csv")
+    how = {**EXACT, "batch_size": 8, "standardise": True, "loss": "0.5*ccc + 0.5*mse"}
+    emi.extract(files[0], tmp_path / "f.zarr", backbone=str(tmp_path / "iresnet"), dtype="float32", precision="fp32")
+    emi.train_head(tmp_path / "f.zarr", *files[1:], tmp_path / "frozen", **how | {"epochs": 40})
+    tuned = {"freeze": "none", "backbone_lr": 1e-3, "backbone_dropout": 0.0, "epochs": 8}
+    emi.finetune(*files, tmp_path / "tuned", backbone=str(tmp_path / "iresnet"), **how | tuned)
+    truth = read_labels(files[2])
+    frozen, found = (
+        evaluate(values(tmp_path / run), truth.values, truth.names).mean("pearson") for run in ("frozen", "tuned")
+    )
+    assert found > frozen + 0.15
