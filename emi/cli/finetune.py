@@ -44,6 +44,8 @@ def finetune(
 ) -> None:
     """Fine-tune the backbone and the head together. Run it again to resume where it stopped.
 
+    A backbone of sound learns from audio; one of faces from videos or folders of crops, with labels per clip or frame.
+
     On several machines: torchrun --nnodes … -m emi finetune …, or accelerate launch -m emi finetune ….
 
     Example: emi finetune --media clips/ --train train_split.csv --valid valid_split.csv

@@ -159,7 +159,7 @@ class Stage:
     """Modules of a backbone at one depth.
 
     Attributes:
-        name: "cnn", "projection", "layer 1", …, "output".
+        name: "cnn", "projection", "layer 1", …, "output"; "attention" of an IResNet.
         modules: with the parameters of the stage.
         called_once: whether each module is called exactly once in a forward pass. Where weights are split over
             processes, they are then gathered for that call only.
@@ -174,7 +174,10 @@ class Trainable(Backbone, Protocol):
     """A backbone with gradients: a torch module."""
 
     def stages(self) -> list[Stage]:
-        """Return the stages from the waveform up; `--freeze layers:N` counts the stages called "layer N"."""
+        """Return the stages from the input up, in the order in which they are frozen.
+
+        `--freeze layers:N` counts the stages called "layer N".
+        """
 
     def adapter_targets(self) -> "tuple[nn.Module, list[str]]":
         """Return the module for low-rank adapters, and the name endings of the linear layers that they adapt."""

@@ -111,6 +111,15 @@ def test_pieces_change_no_gradient_of_a_loss_over_all_label_rows(trials, tmp_pat
         torch.testing.assert_close(one, two, rtol=2e-3, atol=1e-5 * largest)
 
 
+def test_two_processes_take_the_steps_of_one(trials, tmp_path, warm_children):
+    for processes in (1, 2):
+        how = {"processes": processes, "batch_crops": 9, "backbone_dropout": 0.0, "backbone_lr": 1e-3}
+        tune(trials, tmp_path / str(processes), **how, **STILL)
+    np.testing.assert_allclose(numbers(tmp_path / "2"), numbers(tmp_path / "1"), rtol=0, atol=1e-2)
+    first = [json.loads((tmp_path / n / "metrics.jsonl").read_text().splitlines()[0]) for n in ("1", "2")]
+    assert first[1]["train_loss"] == pytest.approx(first[0]["train_loss"], abs=1e-3)
+
+
 @pytest.fixture(scope="module")
 def trained(trials, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "ft"
