@@ -34,45 +34,45 @@ def save_iresnet(folder: Path, config: IResNetConfig = TINY, seed: int = 0) -> P
     return folder
 
 
-def picture(identity: int, smile: float, brow: float, rng: np.random.Generator, jitter: float = 0.03):
-    """(112, 112, 3) uint8 aligned crop of one face."""
-    centre = (0.5 + rng.uniform(-jitter, jitter), 0.5 + rng.uniform(-jitter, jitter))
-    pose = Pose(smile=smile, brow=brow, roll=rng.uniform(-6, 6), centre=centre, size=0.75)
+def picture(identity: int, smile: float, jaw: float, rng: np.random.Generator):
+    """(112, 112, 3) uint8 aligned crop of one face; smile from -1 to 1, jaw from 0 to 1."""
+    centre = (0.5 + rng.uniform(-0.03, 0.03), 0.5 + rng.uniform(-0.03, 0.03))
+    pose = Pose(smile=smile, jaw=jaw, roll=rng.uniform(-6, 6), centre=centre, size=0.75)
     size = 144, 144
     image = draw([(Identity.of(identity), pose)], *size)
     marks = find_landmarks(Identity.of(identity), pose, *size)[None]
     return crops(image[None], onto_template(marks))[0]
 
 
-def write_clips(root: Path, clips: int, seed: int, rows: int = 3, lost: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
-    """Write `face_images/<id>/0.jpg…`; return by id what each face shows: smile and brow, in [0, 1].
+def write_clips(root: Path, clips: int, seed: int, rows: int = 3, people: int = 1000) -> dict[str, np.ndarray]:
+    """Write `face_images/<id>/0.jpg…`; return by id what each face shows: smile and jaw, in [0, 1].
 
     Args:
         root: to write to.
-        clips: their number, each of another person.
-        seed: of the first person.
-        rows: pictures per clip; the second of every third clip is missing.
-        lost: clips without any picture that can be read as a face: none is written but an empty row.
+        clips: their number.
+        seed: of the first clip; clip `i` shows person `(seed + i) % people`.
+        rows: pictures per clip, and one more of every second clip; the second of every third clip is missing.
+        people: their number.
     """
     rng, shown = np.random.default_rng(seed), {}
     for clip in range(clips):
         name = f"{seed + clip:05d}"
         folder = root / name
         folder.mkdir(parents=True)
-        smile, brow = rng.uniform(-1, 1, 2)
+        smile, jaw = rng.uniform(-1, 1), rng.uniform(0, 1)
         for row in range(rows + clip % 2):
             if clip % 3 == 0 and row == 1:
                 continue
-            image = picture(seed + clip, smile, brow, rng)
+            image = picture((seed + clip) % people, smile, jaw, rng)
             Image.fromarray(image).save(folder / f"{row}.jpg", quality=95)
-        shown[name] = np.array([smile, brow]) / 2 + 0.5
+        shown[name] = np.array([smile / 2 + 0.5, jaw])
     return shown
 
 
 def write_labels(path: Path, shown: dict[str, np.ndarray]) -> Path:
     """Write a CSV of labels per clip."""
-    lines = [f"{name},{smile:.4f},{brow:.4f}" for name, (smile, brow) in shown.items()]
-    path.write_text("\n".join(["Filename,Smile,Brow", *lines, ""]))
+    lines = [f"{name},{smile:.4f},{jaw:.4f}" for name, (smile, jaw) in shown.items()]
+    path.write_text("\n".join(["Filename,Smile,Jaw", *lines, ""]))
     return path
 
 
@@ -95,7 +95,7 @@ def write_trials(root: Path, trials: dict[str, int], seed: int) -> None:
         lines = ["valence,arousal"]
         for frame in range(frames):
             if frame % 10 != 7:
-                image = picture(seed + person, valence[frame], arousal[frame], rng)
+                image = picture(seed + person, valence[frame], arousal[frame] / 2 + 0.5, rng)
                 Image.fromarray(image).save(folder / f"{frame + 1:05d}.jpg", quality=95)
             values = (-5, -5) if frame % 8 == 3 else (round(valence[frame], 3), round(arousal[frame], 3))
             lines.append("{},{}".format(*values))

@@ -126,7 +126,7 @@ def test_the_run_is_a_backbone_with_a_fingerprint_of_its_own_and_predicts(faces,
     assert made["weights_sha256"] != emi.open_cache(tmp_path / "0.zarr").fingerprint["weights_sha256"]
     assert (identity.written, first.written) == (14, 14)
     records = emi.load(trained).predict(faces / "face_images")
-    found = {record["Filename"]: [record["Smile"], record["Brow"]] for record in records}
+    found = {record["Filename"]: [record["Smile"], record["Jaw"]] for record in records}
     labels = read_labels(trained / "predictions_valid.csv", check_range=False)
     expected = dict(zip(labels.ids, labels.values, strict=True))
     assert len(found) == 14
