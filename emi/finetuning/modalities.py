@@ -263,7 +263,7 @@ class GivenCrops:
     """The crops of a clip or window; see `extract.backbones.face_rows.Faces`."""
 
     faces: Sequence[NDArray[np.uint8]]
-    valid: NDArray[np.bool_]
+    computed: NDArray[np.bool_]
     times: None = None
 
 

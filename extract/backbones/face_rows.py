@@ -20,11 +20,11 @@ class Faces(Protocol):
 
     @property
     def faces(self) -> Sequence[NDArray[np.uint8]]:
-        """The images of valid rows."""
+        """The images of the rows that have features."""
 
     @property
-    def valid(self) -> NDArray[np.bool_]:
-        """(rows,) whether the face was found."""
+    def computed(self) -> NDArray[np.bool_]:
+        """(rows,) whether a row has features."""
 
     @property
     def times(self) -> NDArray[np.floating] | None:
@@ -44,7 +44,7 @@ def spread(clips: Sequence[Faces], found: Tensor) -> Features:
     times = [clip.times for clip in clips if clip.times is not None]
     return Features(
         frames,
-        [len(clip.valid) for clip in clips],
+        [len(clip.computed) for clip in clips],
         times=torch.from_numpy(np.concatenate(times)) if times else None,
         valid=valid,
     )

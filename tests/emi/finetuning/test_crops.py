@@ -119,12 +119,12 @@ def test_rows_without_a_face_are_left_out_of_what_a_backbone_gets(media, tmp_pat
     clips = faces.open(tmp_path, sources)
     stream: Stream = clips.stream("face", ["images", "b", "a"])
     marked, nothing, _ = clips.inputs(stream, [0, 1, 2], None)
-    assert marked.valid.tolist() == [True, False, True, False, True]
+    assert marked.computed.tolist() == [True, False, True, False, True]
     assert [image.shape for image in marked.faces] == [(40, 30, 3), (112, 112, 3), (50, 50, 3)]
-    assert nothing.valid.tolist() == [False]
+    assert nothing.computed.tolist() == [False]
     assert not nothing.faces
     (found,) = clips.inputs(stream.only_valid(), [0], None)
-    assert found.valid.all()
+    assert found.computed.all()
     assert [image.shape for image in found.faces] == [image.shape for image in marked.faces]
     assert "broken" not in clips
 

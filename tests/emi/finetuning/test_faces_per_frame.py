@@ -147,7 +147,7 @@ def test_windows_of_long_clips_are_what_goes_through_the_backbone(trials, tmp_pa
 
         def counted(stream, samples, noise):
             found = inputs(stream, samples, noise)
-            rows.append(max(len(one.valid) for one in found))
+            rows.append(max(len(one.computed) for one in found))
             return found
 
         clips.inputs = counted
