@@ -21,7 +21,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,12 @@ import torch
 import transformers
 from PIL import Image
 
+from benchmarks._gemm import beside_products
 from benchmarks._machine import header_line, in_own_process, peak_mb
 from benchmarks._timing import figure, in_pairs, seconds_of
 from cache.system.machine import available_cores
 from emi.demo.drawing import Identity, Pose, draw
 from extract.backbones import family_of, identify
-from extract.backbones.packed_weights import PackedLinear
 from extract.backbones.precision import DTYPES
 from extract.faces.mtcnn import Detector, Faces
 from extract.faces.mtcnn.boxes import overlaps
@@ -58,7 +57,8 @@ WITH_FACES = {"astronaut", "camera", "coins"}
 SAME = 0.9
 """Intersection over union from which two boxes are one face."""
 FPS, RATE, SECONDS, VIDEOS = 6, 25, 10, 4
-LIMITS, PRODUCTS = ("plain", "packed"), 100
+LARGEST = 8 * 197, 768, 3072
+"""The largest product of the encoder, of a batch of 8 images."""
 CROPS, BATCHES = 96, (1, 8, 32)
 """Faces that are embedded: a batch of 16 s; and those of transformers' batches."""
 
@@ -204,7 +204,10 @@ def embedding(checkpoint: Path, pairs: int) -> list[dict[str, Any]]:
     precision, _ = ExtractSettings(device="cpu").resolved_precision(("fp32", "bf16"))
     ours, rows = emi_encoder(checkpoint, precision, crops), []
     flops = flops_per_image(checkpoint)
-    shares = {name: share_of_limit(ours, flops * CROPS, precision, pairs, packed=name == "packed") for name in LIMITS}
+    shares = {
+        name: beside_products(ours, flops * CROPS, LARGEST, DTYPES[precision], pairs, packed=name == "packed").percent
+        for name in ("plain", "packed")
+    }
     for dtype in dict.fromkeys(("fp32", precision)):
         for size in BATCHES:
             timed = in_pairs(library_encoder(checkpoint, dtype, crops, size), ours, pairs)
@@ -217,7 +220,7 @@ def embedding(checkpoint: Path, pairs: int) -> list[dict[str, Any]]:
                     "x": statistics.median(other / own for other, own in timed),
                     "x real time": CROPS / FPS / own,
                     "GFLOP/s": flops * CROPS / own / 1e9,
-                    **{f"% of {name} GEMM": 100 * share for name, share in shares.items()},
+                    **{f"% of {name} GEMM": share for name, share in shares.items()},
                 }
             )
     return rows
@@ -263,28 +266,6 @@ def flops_per_image(checkpoint: Path) -> int:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros(1, 3, 224, 224))
     return counter.get_total_flops()
-
-
-def share_of_limit(run: Callable[[], object], flops: int, precision: str, pairs: int, *, packed: bool) -> float:
-    """Return the rate of a run as a share of that of the encoder's own largest product, (8 images, 768) @ (768, 3072).
-
-    Both use one thread per core, one right after the other.
-    """
-    rows, dtype, cores = 8 * 197, DTYPES[precision], available_cores()
-    a, b = (torch.randn(*shape).to(dtype) for shape in ((rows, 768), (3072, 768)))
-    product = PackedLinear(b, None, dtype) if packed else partial(torch.nn.functional.linear, weight=b)
-
-    def products(_: int) -> None:
-        with torch.inference_mode():
-            for _ in range(PRODUCTS):
-                product(a)
-
-    def limit() -> None:
-        with one_thread_per_operation(), ThreadPoolExecutor(cores) as pool:
-            list(pool.map(products, range(cores)))
-
-    most = cores * PRODUCTS * 2 * rows * 768 * 3072
-    return statistics.median(flops / own / (most / limit) for limit, own in in_pairs(limit, run, pairs))
 
 
 def media_to_cache(clips: str, backbone: str) -> dict[str, Any]:

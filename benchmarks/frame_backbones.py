@@ -4,8 +4,8 @@
 
 VGGish gives 25 rows per second of sound. Its front end computes each spectrum once; the row beside it computes the
 spectra of one example at a time, as its published code does. A share of the GEMM limit is what a backbone's products
-reach of (954, 1024) @ (1024, 4096) with the weight packed once, measured in the same run, in as many threads. A ratio
-is the median over pairs of calls one right after the other, because a shared machine changes its speed.
+reach of (954, 1024) @ (1024, 4096) with the weight packed once, in as many threads. A share or a ratio is the median
+over pairs of calls one right after the other, because a shared machine changes its speed.
 """
 
 import argparse
@@ -13,8 +13,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,14 @@ import emi  # noqa: F401 - before torch: it sets how OpenMP's threads wait
 import torch
 from torch import nn
 
+from benchmarks._gemm import beside_products, on_every_core
 from benchmarks._machine import header_line
-from benchmarks._timing import figure, in_pairs, seconds_of
+from benchmarks._timing import figure, in_pairs
 from benchmarks.gpu_parts.frame_backbones import operations
 from cache.system.machine import available_cores, bfloat16_unit
 from extract.backbones.iresnet.config import IResNetConfig
 from extract.backbones.iresnet.encoder import IResNetBackbone
 from extract.backbones.iresnet.network import IResNet
-from extract.backbones.packed_weights import PackedLinear
 from extract.backbones.precision import DTYPES
 from extract.backbones.vggish.encoder import SAMPLES, VggishBackbone
 from extract.backbones.vggish.log_mel import LogMel
@@ -43,6 +42,8 @@ from extract.backbones.vggish.network import Vggish
 from extract.threads import one_thread_per_operation
 
 CPU = torch.device("cpu")
+PRODUCT = 954, 1024, 4096
+"""Rows, inputs and outputs of the product that is the limit."""
 SECONDS, CROPS, ROWS = 10.0, 60, 25
 """Of sound, and crops, in each thread; rows per second of sound."""
 
@@ -58,10 +59,7 @@ def main() -> None:
     with torch.inference_mode(), one_thread_per_operation():
         rows = [front_end(seconds, pairs)]
         for precision in ("fp32", "bf16") if bfloat16_unit() else ("fp32",):
-            dtype = DTYPES[precision]
-            limit = together(gemm(dtype), 8.0, pairs)
-            rows += [{"name": f"GEMM, {precision}", "gflops": limit}]
-            rows += [of_vggish(precision, seconds, pairs, limit), of_iresnet(precision, crops, pairs, limit)]
+            rows += [of_vggish(precision, seconds, pairs), of_iresnet(precision, crops, pairs)]
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     print(f"{header_line()}, torch {torch.__version__}, {available_cores()} threads of one core; load before {load}")
     for row in rows:
@@ -93,24 +91,20 @@ def front_end(seconds: float, pairs: int) -> dict[str, Any]:
     }
 
 
-def of_vggish(precision: str, seconds: float, pairs: int, limit: float) -> dict[str, Any]:
+def of_vggish(precision: str, seconds: float, pairs: int) -> dict[str, Any]:
     """Time sound to rows."""
     network = Vggish(last_relu=True).eval()
     backbone = VggishBackbone(network, 1 / ROWS, CPU, DTYPES[precision])
     sound = torch.rand(round(16_000 * seconds)) * 2 - 1
     examples = round(seconds * ROWS)
     work = examples * operations(network, torch.zeros(1, 96, 64))
-    rate = together(lambda: backbone([sound]), work / 1e9, pairs)
     return {
         "name": f"VGGish, {precision}",
-        "rows/s": examples * rate / (work / 1e9),
-        "x real time at 25 rows/s": seconds * rate / (work / 1e9),
-        "gflops": rate,
-        "percent of GEMM": 100 * rate / limit,
+        **figures(lambda: backbone([sound]), work, precision, pairs, {"rows/s": examples, "x real time": seconds}),
     }
 
 
-def of_iresnet(precision: str, crops: int, pairs: int, limit: float) -> dict[str, Any]:
+def of_iresnet(precision: str, crops: int, pairs: int) -> dict[str, Any]:
     """Time crops to embeddings, beside the plain module in channels-last memory and batches of 16."""
     network = IResNet(IResNetConfig(attention="none")).eval()
     dtype = DTYPES[precision]
@@ -127,36 +121,26 @@ def of_iresnet(precision: str, crops: int, pairs: int, limit: float) -> dict[str
     def ours() -> None:
         list(backbone.in_blocks([torch.from_numpy(pictures)]))
 
-    rate = together(ours, work / 1e9, pairs)
     times = in_pairs(plain, ours, pairs)
     return {
         "name": f"IResNet-50, {precision}",
-        "crops/s": crops * rate / (work / 1e9),
-        "gflops": rate,
-        "percent of GEMM": 100 * rate / limit,
+        **figures(ours, work, precision, pairs, {"crops/s": crops}),
         "times the plain module, one thread": statistics.median(other / own for other, own in times),
     }
 
 
-def gemm(dtype: torch.dtype) -> Callable[[], object]:
-    """Return 8 GFLOP of products whose weight is packed."""
-    product = PackedLinear(torch.randn(4096, 1024), None, dtype)
-    rows = torch.randn(954, 1024).to(dtype)
-    return lambda: product(rows)
-
-
-def together(work: Callable[[], object], gflop: float, times: int) -> float:
-    """Return the GFLOP/s of a piece of work that runs in a thread per core, in the median of some times."""
-    threads = available_cores()
-
-    def one(_: int) -> None:
-        with torch.inference_mode():
-            work()
-
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(one, range(threads)))
-        elapsed = [seconds_of(lambda: list(pool.map(one, range(threads)))) for _ in range(times)]
-    return threads * gflop / statistics.median(elapsed)
+def figures(
+    work: Callable[[], object], operations: float, precision: str, pairs: int, amounts: Mapping[str, float]
+) -> dict[str, float]:
+    """Time a piece of work that every core does at once, and say what that is per second of some amounts."""
+    cores = available_cores()
+    found = beside_products(on_every_core(work), cores * operations, PRODUCT, DTYPES[precision], pairs, packed=True)
+    return {
+        **{name: cores * amount / found.seconds for name, amount in amounts.items()},
+        "gflops": found.gflops,
+        "GEMM gflops": found.limit,
+        "percent of GEMM": found.percent,
+    }
 
 
 if __name__ == "__main__":
