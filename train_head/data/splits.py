@@ -253,6 +253,7 @@ def joined(one: Split, other: Split, labels: Labels) -> Split:
             stream,
             starts=torch.cat([stream.starts, other.streams[name].starts]),
             lengths=torch.cat([stream.lengths, other.streams[name].lengths]),
+            times=_joined_times(stream, other.streams[name]),
         )
         for name, stream in one.streams.items()
     }
@@ -260,6 +261,16 @@ def joined(one: Split, other: Split, labels: Labels) -> Split:
     if one.at is not None and other.at is not None:
         at = {name: torch.cat([rows, other.at[name]]) for name, rows in one.at.items()}
     return Split(labels, streams, torch.cat([one.targets, other.targets]), whole_clips(labels), at)
+
+
+def _joined_times(one: Stream, other: Stream) -> Tensor | None:
+    """Return the times of the rows of both: those of `only_valid` hold for the samples of their own split alone."""
+    if one.times is None or other.times is None or one.times is other.times:
+        return one.times
+    times = one.times.clone()
+    for start, length in zip(other.starts.tolist(), other.lengths.tolist(), strict=True):
+        times[start : start + length] = other.times[start : start + length]
+    return times
 
 
 def whole_clips(labels: Labels) -> Sequence[Window] | None:

@@ -193,3 +193,14 @@ def test_a_reach_in_label_rows_covers_the_longest_stay_and_gaps(held, reach):
     labels = Labels("labels", ("a",), ("a",), ("Joy",), values, offsets=offsets)
     split = Split(labels, {}, torch.from_numpy(values), whole_clips(labels), {"face": rows})
     assert split.label_reach(reach) == reach_by_hand(rows, reach)
+
+
+def test_clips_of_two_splits_keep_the_times_of_their_valid_rows():
+    valid = torch.tensor([True, False, False, True, True, True, False, True, True])
+    stream = replace(make_stream("face", [2, 3, 4]), valid=valid)
+    one, other = (stream.take(torch.tensor(clips)).only_valid() for clips in ([0, 1], [2]))
+    labels = Labels("labels.csv", ("a",), ("a",), ("Joy",), np.float32([[0.1]]))
+    splits = [Split(labels, {"face": part}, torch.from_numpy(labels.values)) for part in (one, other)]
+    both = joined(*splits, labels).streams["face"]
+    assert torch.equal(both.times, stream.only_valid().times)
+    assert both.times[:, 0].tolist() == pytest.approx([0.0, 0.1, 0.2, 0.0, 0.2, 0.3])
