@@ -288,15 +288,18 @@ def finetune(
         require: names of streams that every labelled clip must have.
         ids: how ids of labels become those of a cached stream, as for `train_head`.
         **settings: fields of `emi.finetuning.settings.FinetuneSettings` (freeze, backbone_lr, lora, …), and
-            everything that `train_head` takes.
+            everything that `train_head` takes. As for `extract`, None of `max_seconds` is a whole clip, and of `fps`
+            every frame.
 
     Raises:
         EmiError: see `emi.finetuning.start.finetune`.
     """
     from emi.finetuning import start
+    from emi.finetuning.settings import WORDS
 
     columns, validation = take(LabelColumns, settings), take(Validation, settings)
-    resolved, tuning = start.resolve_with_head(config, init_head, **settings)
+    typed = {name: WORDS.get(name) if value is None else value for name, value in settings.items()}
+    resolved, tuning = start.resolve_with_head(config, init_head, **typed)
     form = resolved.label_format(columns, validation)
     data = start.FinetuneData(
         media=media,

@@ -46,7 +46,7 @@ class Crops:
         rows: (total rows,) of `ROW`.
         starts: by clip id, its first row.
         lengths: by clip id, its rows; at least one.
-        checksums: by clip id, CRC-32C of its pixels.
+        checksums: by clip id, CRC-32C of its pixels, and of the size and times of every row.
         failures: the clips that could not be read.
         notes: what the user should know about files that were used.
     """
@@ -161,6 +161,8 @@ class _CropFile:
             self._file.truncate()
             self._at = start
             raise
+        for name in ("height", "width", "start", "end"):
+            crc = google_crc32c.extend(crc, rows[name].tobytes())
         entry = {"start": self._total, "rows": len(rows), "crc32c": crc}
         self._rows.append(rows)
         self._total += len(rows)
@@ -184,3 +186,5 @@ class _CropFile:
         self._file.close()
         with self._path.with_name(self._path.name.removesuffix(".tmp") + ROWS).open("wb") as file:
             np.save(file, np.concatenate([np.zeros(0, ROW), *self._rows]))
+            file.flush()
+            os.fsync(file.fileno())

@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,13 +206,19 @@ class FinetuneSettings:
             raise TrainSettingsError("max_seconds none is for backbones of faces; give the seconds of sound to use")
 
     def to_toml(self, modality: str = "audio") -> dict[str, Any]:
-        """The table [finetune]; without settings of other modalities, and without options of decoding that are off."""
+        """The table [finetune]; without settings of other modalities, and without options of decoding that are off.
+
+        The rate of faces is that of the rows, which is native where `videos` gives their times.
+        """
+        recorded = replace(self, fps=self.decoding.faces.fps)
         unused = {name for other, names in ONLY.items() if other != modality for name in names}
         kept = {field.name: field.metadata.get("none") for field in fields(self) if field.name not in unused}
-        values = {name: none if (value := getattr(self, name)) is None else value for name, none in kept.items()}
+        values = {name: none if (value := getattr(recorded, name)) is None else value for name, none in kept.items()}
         return {key: value for key, value in values.items() if value or key not in UNRECORDED}
 
 
+WORDS = {field.name: field.metadata["none"] for field in fields(FinetuneSettings) if "none" in field.metadata}
+"""What users type for None, by setting."""
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("unfreeze_every", 0, 10_000),
     ("backbone_lr", 1e-12, 1.0),
@@ -252,8 +258,7 @@ def resolve(config: StrPath | None = None, **overrides: Any) -> tuple[TrainSetti
         raise TrainSettingsError(f"{config}: {TABLE} must be a table of options, got {table!r}")
     check_known("option of finetune", table, names, f"{config}: ")
     given = {key: value for key, value in overrides.items() if key in names and value is not None}
-    words = {field.name: field.metadata["none"] for field in fields(FinetuneSettings) if "none" in field.metadata}
     values: dict[str, Any] = {
-        key: None if value == words.get(key, ...) else value for key, value in {**table, **given}.items()
+        key: None if value == WORDS.get(key, ...) else value for key, value in {**table, **given}.items()
     }
     return settings, FinetuneSettings(**values)

@@ -43,6 +43,10 @@ RECORDS = frozenset({"versions", "licence"})
 _OF_FACES = ("fps", "face", "min_face", "detect_every", "crop")
 _SAID_OF_THE_SOUND = frozenset({"decoder", "max_seconds", "track", "allow_truncated", *_OF_FACES})
 """Of a backbone's fingerprint: settings with options of their own, and what the hash of the decoded clips covers."""
+_DECODED = (
+    ("audio_sha256", "the sound of its clips is other than it was"),
+    ("crops_sha256", "the faces of its clips, or their times, are others"),
+)
 _FOLLOWS_FEATURES = frozenset({"dim", "vad_names", "hop_seconds", "transform_sha256"})
 
 
@@ -283,10 +287,10 @@ def _backbone(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:
         yield (changed("--init-head", *given) if given[0] != given[1] else "--init-head (its weights are others)"), ""
     keys = ("max_seconds", "audio_dtype", "track", "allow_truncated", *_OF_FACES)
     cut = [[config.get("finetune", {}).get(key) for key in keys] for config in (stored, wanted)]
-    for key, what in (("audio_sha256", "the sound of its clips is"), ("crops_sha256", "the faces of its clips are")):
+    for key, what in _DECODED:
         hashes = [config.get("data", {}).get(key) for config in (stored, wanted)]
         if hashes[0] != hashes[1] and cut[0] == cut[1] and not _files_changed(stored, wanted):
-            yield f"--media ({what} other than it was)".replace("are other than it was", "are others"), ""
+            yield f"--media ({what})", ""
 
 
 def _rest(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> _Found:

@@ -139,6 +139,17 @@ def test_fine_tuning_names_its_own_options_and_not_the_sound_that_follows():
     assert Changes(tuned(), head).named == ["--init-head (there 'none', now 'a head')"]
 
 
+def test_faces_at_the_times_of_videos_are_another_run_than_at_a_rate():
+    def faces(**more: Any) -> dict[str, Any]:
+        return tuned() | {"finetune": FinetuneSettings(**more).to_toml("face")}
+
+    assert not Changes(faces(videos="a"), faces(videos="b"))
+    assert Changes(faces(videos="a"), faces()).named == ["--fps (there 'native', now 6.0)"]
+    other = faces(videos="b")
+    other["data"] = other["data"] | {"crops_sha256": "c"}
+    assert Changes(faces(videos="a"), other).named == ["--media (the faces of its clips, or their times, are others)"]
+
+
 def test_every_option_that_is_named_is_one_of_the_command_line():
     group = typer.main.get_command(app)
     known = {p.name for name in ("train-head", "finetune") for p in group.commands[name].params}
