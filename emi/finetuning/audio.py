@@ -73,7 +73,7 @@ def open_audio(
     options: DecodeOptions = DEFAULT,
 ) -> Audio | None:
     """Open the memory map of these clips; None if there is none, or a file has changed since."""
-    found = decode_once.find_decoded(folder, LAYOUT, _request(sources, max_seconds, dtype, options))
+    found = decode_once.find_decoded(folder, LAYOUT, request_of(sources, max_seconds, dtype, options))
     if found is None:
         return None
     try:
@@ -118,16 +118,13 @@ def decode_audio(
     def writer(path: Path) -> _Arena:
         return _Arena(path, exact=dtype == "auto")
 
-    decode_once.decode_once(folder, LAYOUT, _request(*how), is_whole, writer, on_progress)
+    decode_once.decode_once(folder, LAYOUT, request_of(*how), is_whole, writer, on_progress)
 
 
-def mended(failures: Sequence[Failure], max_seconds: float, options: DecodeOptions = DEFAULT) -> bool:
-    """Return whether a clip that could not be read can be read now."""
-    sources = [Source(failure.id, Path(failure.path)) for failure in failures]
-    return decode_once.mended(failures, LAYOUT, _request(sources, max_seconds, "auto", options))
-
-
-def _request(sources: Sequence[Source], max_seconds: float, dtype: str, options: DecodeOptions) -> Request:
+def request_of(
+    sources: Sequence[Source], max_seconds: float, dtype: str = "auto", options: DecodeOptions = DEFAULT
+) -> Request:
+    """Return which audio is wanted; arguments as of `decode_audio`."""
     recipe = _recipe(max_seconds, dtype, options)
     return Request(sources=sources, max_seconds=max_seconds, options=options, recipe=recipe)
 

@@ -151,9 +151,11 @@ def decode_once(
 def mended(failures: Sequence[Failure], layout: Layout, request: Request) -> bool:
     """Return whether a clip that could not be read can be read now: the file may not have been the reason."""
     read, places = layout.modality.reader(), {source.id: source for source in request.sources}
-    for failure in failures:
+    for source in (places[failure.id] for failure in failures):
+        if source.problem:  # of its name, which reading it does not show
+            continue
         with contextlib.suppress(MediaError, OSError, MemoryError):
-            read(places[failure.id], request.max_seconds, request.options)
+            read(source, request.max_seconds, request.options)
             return True
     return False
 
@@ -169,6 +171,7 @@ def _decode_locked(
     failed: dict[str, Any] = {}
     failures: list[Failure] = []
     notes: list[Note] = []
+    files = {source.id: _identity(source) for source in request.sources}  # before they are read: they may change then
     old = {*place.glob(layout.content.format("*")), *place.glob(layout.content.format("*") + ".*")}
     name = layout.content.format(os.urandom(4).hex())
     with writer(place / f"{name}.tmp") as content:
@@ -176,10 +179,10 @@ def _decode_locked(
             result, seconds = _appended(content, source, decoded), 0.0
             if isinstance(result, Failure):
                 failures.append(result)
-                failed[source.id] = {"file": _identity(source), "reason": result.reason}
+                failed[source.id] = {"file": files[source.id], "reason": result.reason}
             else:
                 seconds = min(request.max_seconds or decoded.seconds, decoded.seconds)
-                clips[source.id] = {"file": _identity(source)} | result
+                clips[source.id] = {"file": files[source.id]} | result
                 note = Note(source.id, readable(str(source.path)), decoded.track, decoded.cut_off, 0.0, decoded.remark)
                 if not note.empty:
                     notes.append(note)

@@ -147,9 +147,9 @@ class Sound:
         """See `LearnedModality`."""
         audio.decode_audio(folder, sources, *self._how, on_progress=on_progress)
 
-    def mended(self, sources: Sequence[Source], failures: Sequence[Failure]) -> bool:  # noqa: ARG002
+    def mended(self, sources: Sequence[Source], failures: Sequence[Failure]) -> bool:
         """See `LearnedModality`."""
-        return audio.mended(failures, self._tuning.cut, self._tuning.decoding)
+        return decode_once.mended(failures, audio.LAYOUT, audio.request_of(sources, *self._how))
 
     @property
     def _how(self) -> tuple[Any, ...]:

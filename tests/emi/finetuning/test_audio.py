@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from emi.finetuning.audio import decode_audio, open_audio, waveform
+from emi.finetuning.audio import LAYOUT, decode_audio, open_audio, request_of, waveform
+from emi.finetuning.decode_once import mended
 from emi.finetuning.settings import FinetuneSettings
 from extract.audio.media import decode
 from extract.settings import DecodeOptions
@@ -138,15 +139,14 @@ def test_files_of_the_users_own_stay_as_they_are(clips, tmp_path):
 
 
 def test_what_failed_for_a_passing_reason_is_found_out(clips, tmp_path):
-    from emi.finetuning.audio import mended
-
     sound = (clips / "b.wav").read_bytes()
     (clips / "b.wav").write_bytes(b"")
-    decode_audio(tmp_path / "audio", find_media(clips), 12.0)
-    failures = open_audio(tmp_path / "audio", find_media(clips), 12.0).failures
-    assert not mended(failures, 12.0)
+    request = request_of(find_media(clips), 12.0)
+    decode_audio(tmp_path / "audio", request.sources, 12.0)
+    failures = open_audio(tmp_path / "audio", request.sources, 12.0).failures
+    assert not mended(failures, LAYOUT, request)
     (clips / "b.wav").write_bytes(sound)
-    assert mended(failures, 12.0)
+    assert mended(failures, LAYOUT, request)
 
 
 def test_a_clip_that_failed_before_it_was_opened_is_listed_and_not_decoded_again(clips, tmp_path, monkeypatch):
@@ -155,6 +155,7 @@ def test_a_clip_that_failed_before_it_was_opened_is_listed_and_not_decoded_again
     audio = open_audio(tmp_path / "audio", sources, 12.0)
     assert list(audio.starts) == ["a"]
     assert [(failure.id, failure.reason) for failure in audio.failures] == [("x", sources[1].problem)]
+    assert not mended(audio.failures, LAYOUT, request_of(sources, 12.0))
 
 
 def test_files_in_part_are_used_where_that_is_allowed_and_the_map_says_which(clips, tmp_path):

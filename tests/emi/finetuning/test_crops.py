@@ -1,6 +1,7 @@
 """Crops on the disk are those that extraction cuts out; they are made once, and again where media have changed."""
 
 import os
+import shutil
 from fractions import Fraction
 
 import av
@@ -9,12 +10,12 @@ import pytest
 from PIL import Image
 
 from emi.demo.drawing import Identity, Pose, draw
-from emi.finetuning.crops import LAYOUT, decode_crops, open_crops, request_of
+from emi.finetuning.crops import LAYOUT, _CropFile, decode_crops, open_crops, request_of
 from emi.finetuning.modalities import Faces
 from emi.finetuning.settings import FinetuneSettings
 from extract.faces.modality import Face
 from extract.faces.options import FaceOptions
-from extract.faces.reading import FaceReader
+from extract.faces.reading import FaceReader, nothing_found
 from extract.settings import DecodeOptions
 from extract.sources import Source, find_media
 from train_head.data.streams import Stream
@@ -139,3 +140,32 @@ def test_what_failed_for_a_passing_reason_is_found_out(media, tmp_path):
     assert not faces.mended(sources, failures)
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(broken / "0.png")
     assert faces.mended(sources, failures)
+
+
+def test_the_hash_of_crops_says_which_rows_they_are_and_when(media, tmp_path):
+    shutil.copytree(media / "images", tmp_path / "media" / "images")
+    request, hashes = requested(tmp_path / "media"), []
+    for name in ("2.png", "1.png", "3.png"):
+        (found,) = (tmp_path / "media" / "images").glob("[1-3].png")
+        found.rename(found.with_name(name))
+        decode_crops(tmp_path / "crops", request)
+        crops = open_crops(tmp_path / "crops", request)
+        assert crops.lengths["images"] == 5
+        hashes.append(crops.sha256(["images"]))
+    assert len(set(hashes)) == 3
+    for end in (1.0, 2.0):
+        with _CropFile(tmp_path / "x.tmp", SLOW) as file:
+            clip = nothing_found(1.0, "", FaceOptions(fps=None), end)
+            hashes.append(file.append(clip, Source("a", tmp_path))["crc32c"])
+    assert hashes[-1] != hashes[-2]
+
+
+def test_images_that_change_while_clips_are_cut_out_are_cut_out_again(media, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(media / "images", tmp_path / "media" / name)
+    request, image = requested(tmp_path / "media"), tmp_path / "media" / "b" / "0.png"
+    after = image.stat().st_mtime_ns + 10**9
+    decode_crops(tmp_path / "crops", request, lambda *_: os.utime(image, ns=(after, after)))
+    assert open_crops(tmp_path / "crops", request) is None
+    decode_crops(tmp_path / "crops", request)
+    assert open_crops(tmp_path / "crops", request) is not None
