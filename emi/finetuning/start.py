@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from train_head.training.loop import SILENT, Reporter
 from train_head.training.predictor import Predictor
 from train_head.training.settings import TrainSettings, resolve_settings
 from train_head.validation import Validation
+
+FACE_ROWS = ("fps", "crop", "missing_faces")
+"""Of a fingerprint: what the rows of faces are that a head was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +279,21 @@ def load_init_head(run: StrPath, label_files: LabelFiles, source: DecodedMedia, 
             "here too, or leave out --init-head",
         ),
     )
+    _refuse_other_rows(run, features["fingerprint"], source.fingerprint)
     return trained
+
+
+def _refuse_other_rows(run: StrPath, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse a head that was trained on rows of faces that are other than the run will have, by two fingerprints."""
+    rows = [{key: made[key] for key in FACE_ROWS if key in made} for made in (theirs, ours)]
+    differing = "; ".join(differences(*rows))
+    refuse(
+        (
+            bool(differing),
+            f"{run} was trained on other rows of faces: {differing}; give the --fps and --crop of its features here, "
+            "which must be extracted without --missing-faces black",
+        )
+    )
 
 
 def _learned_stream(trained: TrainedHead, source: DecodedMedia, *, by_frame: bool) -> TrainedStream:

@@ -165,6 +165,9 @@ def test_a_head_of_the_cache_is_where_it_starts(trials, tmp_path):
     still = {"lr": 1e-12, "weight_decay": 0.0, "backbone_lr": 1e-12, "epochs": 1, "backbone_dropout": 0.0}
     tune(trials, tmp_path / "ft", init_head=tmp_path / "cached", **{**STILL, **still})
     np.testing.assert_allclose(numbers(tmp_path / "ft"), numbers(tmp_path / "cached"), atol=1e-4)
+    for other in ({"fps": 10.0}, {"crop": "square"}):
+        with pytest.raises(TrainSettingsError, match=f"was trained on other rows of faces: {next(iter(other))} "):
+            tune(trials, tmp_path / "other", init_head=tmp_path / "cached", **other)
 
 
 def test_a_head_on_clips_and_augmentation_that_moves_rows_are_refused(trials, tmp_path):
