@@ -24,10 +24,16 @@ def open_cached(caches: Caches | None, learning: str, ids: Sequence[str] = ()) -
         ids: how ids of labels become those of a stream; see `train_head.data.links`.
 
     Raises:
-        TrainSettingsError: a cache has no name, or that of the stream whose backbone learns.
+        TrainSettingsError: a cache has no name, or that of the stream whose backbone learns; or ids are given and no
+            cache.
         CacheError: it cannot be opened, or those of one stream differ.
     """
     named = by_stream(caches) if caches else {}
+    if ids and not named:
+        raise TrainSettingsError(
+            f"--ids {ids[0]}: it says how ids of labels become those of a cached stream, and there is none; give "
+            "--cache NAME=PATH, or leave it out"
+        )
     if UNNAMED in named:
         raise TrainSettingsError(
             f"the cache {named[UNNAMED][0]} has no name; beside a backbone that learns, each is given as "

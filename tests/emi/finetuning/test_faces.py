@@ -239,6 +239,8 @@ def test_only_training_batches_are_changed(tune, tmp_path, monkeypatch):
         ({"lora": 2, "freeze": "backbone"}, "an IResNet has no linear layers for adapters"),
         ({"freeze": "layers:5"}, "the backbone has 4 layers"),
         ({"audio": "somewhere"}, "--audio names the folder of other media"),
+        ({"ids": ["aff-wild2"]}, "--ids aff-wild2: .* of a cached stream, and there is none; give --cache NAME=PATH"),
+        ({"fps": None}, "00000, is a folder of images, which have no times of their own"),
         ({"fps": -1.0}, "--fps: rows per second above zero"),
         ({"crop": "round"}, "--crop takes aligned or square"),
     ],
