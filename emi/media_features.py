@@ -99,6 +99,11 @@ class StreamFeatures:
         as_then = {key: value for key, value in header.fingerprint.items() if key != "decoder"}
         return replace(header, fingerprint=as_then | ({} if decoder == 1 else {"decoder": decoder}))
 
+    @property
+    def by_picture(self) -> bool:
+        """Whether there is a row per picture of a video, so that folders of images need one for their times."""
+        return self.extractor.modality.name == "face" and self._settings.fps is None
+
     def used(self, seconds: float) -> float:
         """Return how much of a clip of this length is used."""
         return self._settings.used(seconds)

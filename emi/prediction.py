@@ -59,6 +59,7 @@ class Model:
         notes: sentences that a user should read.
         media_notes: what the user should know about the files of the last `iterate` (`extract.failures`), so far.
         takes_images: whether a folder of images is a clip: whether a stream is of faces.
+        takes_videos: whether such a folder needs its video for the times of its rows: whether faces are of every frame.
         stream_failures: the streams that could not be computed of clips which others predicted, with why; so far.
 
     Raises:
@@ -90,6 +91,7 @@ class Model:
         }
         self.notes = list(dict.fromkeys(note for stream in self._streams.values() for note in stream.notes))
         self.takes_images = any(one.extractor.modality.name == "face" for one in self._streams.values())
+        self.takes_videos = any(one.by_picture for one in self._streams.values())
         self.media_notes: list[Note] = []
         self.stream_failures: list[Failure] = []
 
@@ -243,6 +245,7 @@ class Models(Model):
         self.notes = list(dict.fromkeys(note for member in members for note in member.notes))
         self.label_range = members[0].label_range
         self.takes_images = any(member.takes_images for member in members)
+        self.takes_videos = any(member.takes_videos for member in members)
         self.media_notes = members[0].media_notes  # all members read the same media
         self.stream_failures = []
 

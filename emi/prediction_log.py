@@ -86,9 +86,10 @@ class PredictionLog(AbstractContextManager["PredictionLog"]):
 
 
 def _state(source: Source) -> list[Any] | None:
-    """Return the path, size and time of change of a clip's file; None where it cannot be read."""
+    """Return the path, size and time of change of a clip's file, and of its video; None where one cannot be read."""
+    paths = [source.path] if source.video is None else [source.path, source.video]
     try:
-        return [readable(str(source.path.resolve())), *size_and_time(source.path)]
+        return [part for path in paths for part in (readable(str(path.resolve())), *size_and_time(path))]
     except OSError:
         return None
 

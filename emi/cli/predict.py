@@ -74,7 +74,7 @@ def predict(
     media_root, videos = given.pop("media_root", None), given.pop("videos", None)
     options = DecodeOptions(**{name: given.pop(name) for name in ("track", "allow_truncated") if name in given})
     loaded = load(model, backbone=_places(backbone), options=options, **given)
-    _check_kind(loaded, csv_file, submission, out, template)
+    _check_kind(loaded, csv_file, submission, out, template, videos)
     sources = list_sources(media, media_root, images=loaded.takes_images)
     if videos is not None:
         sources = with_videos(sources, videos)
@@ -107,9 +107,14 @@ def _check(csv_file: Path | None, submission: Path | None, template: Path | None
 
 
 def _check_kind(
-    model: "Model", csv_file: Path | None, submission: Path | None, out: Path | None, template: Path | None
+    model: "Model",
+    csv_file: Path | None,
+    submission: Path | None,
+    out: Path | None,
+    template: Path | None,
+    videos: Path | None,
 ) -> None:
-    """Refuse a table for a run that predicts every frame, and a folder for one that predicts the clip."""
+    """Refuse outputs that the run's kind of prediction does not have, and videos that it does not need."""
     from train_head.errors import RunFolderError, refuse
 
     refuse(
@@ -123,6 +128,11 @@ def _check_kind(
             "the rows of a --submission of frames are those of --template, the organisers' example; name it",
         ),
         (out and not model.by_frame, "this run predicts a value per clip; give --csv FILE instead of --out"),
+        (
+            videos is not None and not model.takes_videos,
+            "--videos gives folders of images the times of the frames of their videos, and this run reads no faces of "
+            "every frame; leave it out",
+        ),
         error=RunFolderError,
     )
 

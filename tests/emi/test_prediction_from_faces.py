@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 import emi
 from emi.cli import app
 from emi.demo.drawing import Identity, Pose, draw
+from emi.prediction_log import PredictionLog
+from extract.faces.image_times import with_videos
 from extract.failures import Failure
 from extract.sources import Source
 
@@ -131,3 +133,22 @@ def test_every_frame_of_a_video_is_predicted_as_from_caches_at_the_times_of_its_
     model = emi.load(tmp_path / "run")
     (failure,) = model.iterate_rows([Source("4", trained / "clips" / "4.mkv")])
     assert "no rows of the stream whose times are those of the predictions" in failure.reason
+
+
+def test_videos_that_give_no_times_are_refused(trained, tmp_path):
+    arguments = ["predict", str(trained / "clips"), "--model", str(trained / "run"), "--videos", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "this run reads no faces of every frame" in str(done.exception or done.output)
+
+
+def test_what_was_predicted_at_the_times_of_other_videos_is_predicted_again(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "clip.mp4").write_bytes(b"video")
+    a, b = (with_videos([Source("clip", tmp_path / "clip")], tmp_path / name) for name in ("a", "b"))
+    with PredictionLog(tmp_path / "p.csv", "model", a) as log:
+        log.add({"Filename": "clip", "Joy": 0.5})
+    assert set(PredictionLog(tmp_path / "p.csv", "model", a).records) == {"clip"}
+    assert not PredictionLog(tmp_path / "p.csv", "model", b).records
