@@ -65,18 +65,23 @@ def spread_blocks(blocks: Iterable[Tensor], embed: Callable[[Tensor], Tensor]) -
 
 
 def in_groups(
-    embed: Callable[[Sequence[NDArray[np.uint8]]], Tensor], faces: Sequence[NDArray[np.uint8]], empty: Tensor
+    module: nn.Module,
+    embed: Callable[[Sequence[NDArray[np.uint8]]], Tensor],
+    faces: Sequence[NDArray[np.uint8]],
+    empty: Tensor,
 ) -> Tensor:
     """Compute crops together where gradients are kept, else a few at a time.
 
     Args:
+        module: keeps gradients if a weight of it learns.
         embed: maps crops to (crops, dim).
         faces: (height, width, 3) uint8 each.
         empty: (0, dim), the result where there are none.
     """
     if not faces:
         return empty
-    step = len(faces) if torch.is_grad_enabled() else GROUP
+    learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in module.parameters())
+    step = len(faces) if learns else GROUP
     return torch.cat([embed(faces[at : at + step]) for at in range(0, len(faces), step)])
 
 

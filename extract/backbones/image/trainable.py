@@ -49,7 +49,7 @@ class TrainableImageEncoder(ImageEncoder):
         keep_statistics(self.model)
         device = next(self.model.parameters()).device
         empty = torch.empty(0, self._dim, device=device)
-        return in_groups(lambda group: self._run(self._prepare(group).to(device)), images, empty)
+        return in_groups(self.model, lambda group: self._run(self._prepare(group).to(device)), images, empty)
 
     def stages(self) -> list[Stage]:
         """See `Trainable`: what lies before the layers, each layer, and what lies behind them.

@@ -48,7 +48,8 @@ class TrainableIResNet(nn.Module):
 
     def forward(self, clips: Sequence[Faces]) -> Features:
         """See `Backbone`."""
-        return spread(clips, in_groups(self._embed, [face for clip in clips for face in clip.faces], self._empty))
+        faces = [face for clip in clips for face in clip.faces]
+        return spread(clips, in_groups(self, self._embed, faces, self._empty))
 
     def num_frames(self, num_samples: int) -> int:
         """Return the number of rows."""

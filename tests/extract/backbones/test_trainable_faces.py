@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from extract.backbones import Regularisation, family_of, identify, load_trainable
+from extract.backbones.face_rows import GROUP, in_groups
 from extract.backbones.iresnet.config import IResNetConfig
 from extract.errors import BackboneError
 from tests.extract.backbones.test_image_encoders import clip, pictures
@@ -153,3 +154,17 @@ def test_every_kind_of_image_encoder_has_layers(tmp_path):
     for name in CASES:
         stages = trainable(save(tmp_path / name.replace(" ", "_"), name)).stages()
         assert [stage.name for stage in stages[:2]] == ["cnn", "layer 1"]
+
+
+def test_crops_of_weights_that_do_not_learn_are_computed_a_few_at_a_time():
+    module, sizes = torch.nn.Linear(1, 1), []
+
+    def embed(faces):
+        sizes.append(len(faces))
+        return torch.zeros(len(faces), 1)
+
+    faces, empty = [*pictures(1)] * (GROUP + 1), torch.zeros(0, 1)
+    for learns in (True, False):
+        module.requires_grad_(learns)
+        assert in_groups(module, embed, faces, empty).shape == (GROUP + 1, 1)
+    assert sizes == [GROUP + 1, GROUP, 1]
