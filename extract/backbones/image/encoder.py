@@ -27,8 +27,9 @@ from extract.errors import BackboneError
 
 GELUS = {GELUActivation: "none", GELUTanh: "tanh", nn.GELU: "none"}
 """Modules of transformers and timm, and the approximation that each computes."""
-PERCEPTRONS = (("fc1", "activation_fn"), ("fc1", "act"), ("up_proj", "act_fn"))
-"""Names of a linear layer and of the activation behind it, which reads another layer where there is a `gate_proj`."""
+PERCEPTRONS = (("fc1", "activation_fn", "fc2"), ("fc1", "act", "fc2"), ("up_proj", "act_fn", "down_proj"))
+"""Names of a linear layer, of the activation behind it, and of the next layer. The activation reads another layer where
+there is a `gate_proj`, and a half of the first one's numbers where the next takes half as many."""
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 128}
 """On a CPU, so that what a layer computes stays in the core's cache."""
 
@@ -101,9 +102,11 @@ def _take_gelus(model: nn.Module) -> dict[nn.Module, str]:
     found: dict[nn.Module, str] = {}
     for module in model.modules():
         children = dict(module.named_children())
-        for first, activation in PERCEPTRONS:
+        for first, activation, following in PERCEPTRONS:
             kind, linear = GELUS.get(type(children.get(activation))), children.get(first)
-            if kind is not None and type(linear) is nn.Linear and "gate_proj" not in children:
+            if kind is None or type(linear) is not nn.Linear or "gate_proj" in children:
+                continue
+            if getattr(children.get(following), "in_features", None) == linear.out_features:
                 found[linear] = kind
                 setattr(module, activation, nn.Identity())
     return found

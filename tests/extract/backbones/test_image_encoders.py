@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from extract.backbones import MODEL_TYPES, identify
+from extract.backbones.image.encoder import pack
 from extract.backbones.image.family import IMAGES
 from extract.backbones.image.models import MODELS
 from extract.backbones.packed_weights import can_pack
@@ -119,6 +121,33 @@ def test_the_linear_layers_use_packed_weights_where_they_can(checkpoints):
     assert len(layers) == 2 * 6 + 1 + 1  # of two blocks, the patches and the pooler
     assert all(layer.weight.numel() == 0 for layer in layers)
     assert can_pack(torch.zeros(8, 8, dtype=torch.bfloat16)) in (True, False)
+
+
+class Perceptron(nn.Module):
+    """Gated, the activation reads one half of the first layer's numbers."""
+
+    def __init__(self, *, gated):
+        super().__init__()
+        self.gated = gated
+        self.fc1, self.act, self.fc2 = nn.Linear(32, 64), nn.GELU(), nn.Linear(32 if gated else 64, 32)
+
+    def forward(self, x):
+        seen = self.fc1(x)
+        if not self.gated:
+            return self.fc2(self.act(seen))
+        gate, values = seen.chunk(2, dim=-1)
+        return self.fc2(self.act(gate) * values)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_gelu_is_computed_with_the_layer_before_it_unless_it_reads_half_of_that(gated):
+    torch.manual_seed(0)
+    model, x = Perceptron(gated=gated), torch.randn(5, 32)
+    with torch.inference_mode():
+        expected = model(x)
+        pack(model, torch.float32)
+        torch.testing.assert_close(model(x), expected)
+    assert isinstance(model.act, nn.Identity) is not gated
 
 
 def test_an_output_that_a_model_lacks_is_refused(checkpoints):
