@@ -72,9 +72,8 @@ def traces(predicted: Values, split: Split, fps: float, path: Path) -> tuple[Pat
         panels[0, 0].set(ylim=(low - margin, high + margin), yticks=[low, (low + high) / 2, high])
         for axes in panels[-1]:
             axes.set_xlabel("seconds")
-        figure.suptitle(
-            f"{len(shown)} of {len(labels)} clips at even ranks of their mean CCC, the best first", fontsize=9
-        )
+        order = "spread evenly over the ranking" if len(labels) > len(shown) else "ranked"
+        figure.suptitle(f"{len(shown)} of {len(labels)} clips, {order} by mean CCC, the best first", fontsize=9)
         handles = [*panels[0, 0].lines[:2], Patch(color=NOT_ANNOTATED), *[Patch(color=NOT_FOUND)] * bool(missing)]
         texts = ["label", "prediction", "not annotated", f"nothing found: {', '.join(missing)}".rstrip(": ")]
         figure.legend(handles, texts[: len(handles)], loc="outside lower center", ncols=4)
@@ -82,7 +81,7 @@ def traces(predicted: Values, split: Split, fps: float, path: Path) -> tuple[Pat
 
 
 def chosen_clips(reports: Sequence[Report]) -> list[int]:
-    """Return the numbers of the clips that are drawn, at even ranks of their CCC: the best first, the worst last.
+    """Return the numbers of the clips that are drawn, spread evenly over the ranking by CCC, the best first.
 
     Clips without a CCC come last, where fewer than six have one.
 
@@ -113,12 +112,20 @@ def _panel(
         nothing: (label rows,) whether a stream has nothing there.
     """
     raster = len(seconds) > POINTS
-    axes.plot(seconds, label, color=LABEL, linewidth=1.2, rasterized=raster)
-    axes.plot(seconds, predicted, color=PREDICTION, linewidth=0.6 if raster else 1.2, rasterized=raster)
+    for values, colour, width in ((label, LABEL, 1.2), (predicted, PREDICTION, 0.6 if raster else 1.2)):
+        alone = _alone(values)
+        points = {"marker": ".", "markersize": 3, "markevery": alone} if alone else {}
+        axes.plot(seconds, values, color=colour, linewidth=width, rasterized=raster, **points)
     axes.grid(visible=False, axis="x")
     _shade(axes, seconds, np.isnan(label), NOT_ANNOTATED, (0.0, 1.0))
     if nothing is not None:
         _shade(axes, seconds, nothing, NOT_FOUND, (0.0, 0.12))
+
+
+def _alone(values: NDArray[np.floating]) -> list[int]:
+    """Return the rows without a neighbour, of which a line shows nothing."""
+    known = np.concatenate([[False], ~np.isnan(values), [False]])
+    return np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()
 
 
 def _shade(

@@ -85,6 +85,35 @@ def test_rows_without_a_label_and_without_a_face_are_shaded_and_the_legend_says_
     assert texts == ["label", "prediction", "not annotated", "nothing found: face"]
 
 
+def test_the_title_says_how_many_clips_were_left_out(split, tmp_path, drawn):
+    for number in (len(split), 1):
+        some = split.take(list(range(number)))
+        traces(predictions_of(some), some, 0.0, tmp_path / "traces")
+    assert [figure.get_suptitle() for figure in drawn] == [
+        "6 of 9 clips, spread evenly over the ranking by mean CCC, the best first",
+        "1 of 1 clips, ranked by mean CCC, the best first",
+    ]
+
+
+def test_a_labelled_row_between_two_without_labels_is_a_point(split, tmp_path, drawn):
+    one = split.take([0])
+    one.labels.values[:, 0] = np.nan
+    one.labels.values[[0, 5, 10, 11], 0] = 0.5
+    traces(predictions_of(one), one, 0.0, tmp_path / "traces")
+    label, prediction = drawn[0].axes[0].lines
+    assert (label.get_marker(), label.get_markevery()) == (".", [0, 5])
+    assert prediction.get_marker() == "None"
+
+
+def test_a_clip_of_one_row_is_drawn_as_points(split, tmp_path, drawn):
+    one = split.take([0])
+    labels = replace(one.labels, values=one.labels.values[:1], offsets=np.array([0, 1]))
+    held = {name: rows[:1] for name, rows in one.at.items()}
+    row = replace(one, labels=labels, targets=one.targets[:1], windows=None, at=held)
+    traces(labels.values, row, 0.0, tmp_path / "traces")
+    assert [line.get_markevery() for line in drawn[0].axes[0].lines] == [[0], [0]]
+
+
 def test_six_clips_at_even_ranks_are_drawn_the_best_first(split):
     reports = list(reports_by_clip(predictions_of(split), split.labels).values())
     means = [report.mean_concordance for report in reports]
