@@ -38,7 +38,7 @@ SWEEP_OPTIONS ?=
 FINETUNE_RUN ?= $(if $(filter file,$(origin RUN)),artifacts/finetune,$(RUN))
 FINETUNE_OPTIONS ?=
 BENCH ?=
-# Which script of benchmarks/: extract, cache, scale, train_head, sweep, finetune, unfrozen, precision or faces.
+# Which script of benchmarks/; docs/performance.md lists them.
 BENCH_SCRIPT ?= extract
 
 .PHONY: help setup demo va features train-head sweep finetune test test-slow test-kernels test-gpu lint bench bench-gpu

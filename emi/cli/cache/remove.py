@@ -20,7 +20,8 @@ def remove(
     """Remove clips from a cache, so that their bytes are gone from the disk. The cache is verified first.
 
     If this is killed, run it again. Ids that the cache does not hold are named: they were removed before, or are
-    misspelt. Other copies stay: media, exports, caches derived or copied from this one, run folders.
+    misspelt; the exit code is 0 then too. Other copies stay: media, exports, caches derived or copied from this one,
+    run folders.
 
     Example: emi cache remove features.zarr --ids withdrawn.txt
 
