@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -114,7 +115,7 @@ def _panel(
     raster = len(seconds) > POINTS
     for values, colour, width in ((label, LABEL, 1.2), (predicted, PREDICTION, 0.6 if raster else 1.2)):
         alone = _alone(values)
-        points = {"marker": ".", "markersize": 3, "markevery": alone} if alone else {}
+        points: dict[str, Any] = {"marker": ".", "markersize": 3, "markevery": alone} if alone else {}
         axes.plot(seconds, values, color=colour, linewidth=width, rasterized=raster, **points)
     axes.grid(visible=False, axis="x")
     _shade(axes, seconds, np.isnan(label), NOT_ANNOTATED, (0.0, 1.0))
@@ -125,7 +126,7 @@ def _panel(
 def _alone(values: NDArray[np.floating]) -> list[int]:
     """Return the rows without a neighbour, of which a line shows nothing."""
     known = np.concatenate([[False], ~np.isnan(values), [False]])
-    return np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()
+    return [int(row) for row in np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])]
 
 
 def _shade(
