@@ -189,7 +189,7 @@ def _run(arguments: list[str]) -> None:
     sys.path[:0] = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place not in sys.path]
     if "-P" not in arguments[:3]:
         sys.path.insert(0, "")
-    while arguments[0].startswith("-") and arguments[0] not in ("-m", "-c"):
+    while arguments[0].startswith("-") and arguments[0] not in ("-m", "-c", "-"):
         option, *arguments = arguments
         if option == "-W":
             action, *arguments = arguments
@@ -201,10 +201,11 @@ def _run(arguments: list[str]) -> None:
         if not hasattr(sys.modules.get(rest[0]), "__path__"):
             sys.modules.pop(rest[0], None)  # it was imported before the fork, and runs as `__main__` now
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-    elif kind == "-c":
-        sys.argv = ["-c", *rest[1:]]
+    elif kind in ("-c", "-"):
+        program, *rest = rest if kind == "-c" else [sys.stdin.read(), *rest]
+        sys.argv = [kind, *rest]
         sys.modules["__main__"] = types.ModuleType("__main__")
-        exec(compile(rest[0], "<string>", "exec"), sys.modules["__main__"].__dict__)
+        exec(compile(program, "<string>", "exec"), sys.modules["__main__"].__dict__)
     else:
         sys.argv = arguments
         runpy.run_path(kind, run_name="__main__")

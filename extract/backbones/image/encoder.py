@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.activations import GELUActivation, GELUTanh
 
 from extract.backbones.checkpoint import Checkpoint
 from extract.backbones.face_rows import Faces, spread, spread_blocks
@@ -25,8 +24,8 @@ from extract.backbones.precision import DTYPES
 from extract.backbones.protocol import Features
 from extract.errors import BackboneError
 
-GELUS = {GELUActivation: "none", GELUTanh: "tanh", nn.GELU: "none"}
-"""Modules of transformers and timm, and the approximation that each computes."""
+GELUS = {"GELUActivation": "none", "GELUTanh": "tanh", "GELU": "none"}
+"""Classes of transformers, timm and torch, and the approximation that each computes unless it has an `approximate`."""
 PERCEPTRONS = (("fc1", "activation_fn", "fc2"), ("fc1", "act", "fc2"), ("up_proj", "act_fn", "down_proj"))
 """Names of a linear layer, of the activation behind it, and of the next layer. The activation reads another layer where
 there is a `gate_proj`, and a half of the first one's numbers where the next takes half as many."""
@@ -103,11 +102,12 @@ def _take_gelus(model: nn.Module) -> dict[nn.Module, str]:
     for module in model.modules():
         children = dict(module.named_children())
         for first, activation, following in PERCEPTRONS:
-            kind, linear = GELUS.get(type(children.get(activation))), children.get(first)
+            gelu, linear = children.get(activation), children.get(first)
+            kind = GELUS.get(type(gelu).__name__)
             if kind is None or type(linear) is not nn.Linear or "gate_proj" in children:
                 continue
             if getattr(children.get(following), "in_features", None) == linear.out_features:
-                found[linear] = kind
+                found[linear] = getattr(gelu, "approximate", kind)
                 setattr(module, activation, nn.Identity())
     return found
 

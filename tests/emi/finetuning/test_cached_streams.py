@@ -232,8 +232,8 @@ def test_a_head_of_other_streams_or_of_other_features_of_one(tune, slow, labelle
     emi.train_head(labelled_cache, *files, tmp_path / "one", epochs=1, hidden=8)
     for head, cache, said in (
         ("two", {"slow": slow}, r"trained on other features of the stream 'slow' than --cache slow=… holds: "),
-        ("two", None, r"reads audio, slow or predicts frames; start from a head on one stream and clips, or give the"),
-        ("one", {"slow": slow}, r"reads features or predicts frames; start from a head on audio, slow and clips"),
+        ("two", None, r"reads audio, slow; start from a head on one stream, or give the"),
+        ("one", {"slow": slow}, r"reads features; start from a head on audio, slow"),
     ):
         with pytest.raises(EmiError, match=said):
             tune(tmp_path / "ft", "silero", cache=cache, init_head=tmp_path / head)
