@@ -6,9 +6,8 @@ for 16 kHz PCM. That takes half the memory of float32, which resampled or lossy 
 extraction sees.
 """
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,9 +20,8 @@ from torch import Tensor
 
 from cache.paths import StrPath
 from emi.finetuning import decode_once
-from emi.finetuning.decode_once import Layout, OnProgress, Request
+from emi.finetuning.decode_once import Decoded, Layout, OnProgress, Request
 from extract.audio.modality import AUDIO
-from extract.failures import Failure, Note
 from extract.settings import DECODER, DEFAULT, RESAMPLER, SAMPLE_RATE, DecodeOptions
 from extract.sources import Source
 
@@ -33,30 +31,15 @@ LAYOUT = Layout(modality=AUDIO, content=SAMPLES, index=INDEX, lock=LOCK, ahead=6
 """64 clips of 12 s are 49 MB."""
 
 
-@dataclass(frozen=True)
-class Audio:
-    """An opened memory map.
+@dataclass(frozen=True, kw_only=True)
+class Audio(Decoded):
+    """An opened memory map; checksums are of the samples as float32.
 
     Attributes:
         samples: (total samples,) int16 or float32, read-only by convention.
-        starts: by clip id, where it begins.
-        lengths: by clip id, its samples.
-        checksums: by clip id, CRC-32C of what was decoded, as float32.
-        failures: the clips that could not be read.
-        notes: what the user should know about files that were used: which of several tracks, cut off.
     """
 
     samples: Tensor
-    starts: Mapping[str, int]
-    lengths: Mapping[str, int]
-    checksums: Mapping[str, int]
-    failures: Sequence[Failure]
-    notes: Sequence[Note] = ()
-
-    def sha256(self, clips: Iterable[str]) -> str:
-        """Return a hash of the audio of some clips."""
-        lines = (f"{clip} {self.lengths[clip]} {self.checksums[clip]}\n" for clip in clips)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def waveform(samples: Tensor, start: int, length: int) -> Tensor:
@@ -80,14 +63,7 @@ def open_audio(
         samples = np.load(found.content, mmap_mode="c")  # copy on write: torch knows no read-only arrays
     except (OSError, ValueError):
         return None
-    return Audio(
-        torch.from_numpy(samples),
-        {clip: entry["start"] for clip, entry in found.clips.items()},
-        {clip: entry["samples"] for clip, entry in found.clips.items()},
-        {clip: entry["crc32c"] for clip, entry in found.clips.items()},
-        found.failures,
-        found.notes,
-    )
+    return Audio(samples=torch.from_numpy(samples), **found.decoded("samples"))
 
 
 def decode_audio(

@@ -5,9 +5,8 @@ gets them: 38 kB for an aligned crop. `emi-crops-….bin.rows` says of every row
 large it is and when the row is; a row without a face has a height of 0. `emi-crops.json` gives the place of each clip.
 """
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,12 +19,11 @@ from numpy.typing import NDArray
 from cache.paths import StrPath
 from cache.system.machine import available_cores
 from emi.finetuning import decode_once
-from emi.finetuning.decode_once import Layout, OnProgress, Request
+from emi.finetuning.decode_once import Decoded, Layout, OnProgress, Request
 from extract.errors import MediaError
 from extract.faces.modality import DECODER, FACE
 from extract.faces.package import WEIGHTS_SHA256
 from extract.faces.reading import FaceCrops
-from extract.failures import Failure, Note
 from extract.settings import DecodeOptions
 from extract.sources import Source
 from train_head.data.streams import Stream
@@ -37,32 +35,17 @@ LAYOUT = Layout(modality=FACE, content=PIXELS, index=INDEX, lock=LOCK, ahead=ava
 ROW = np.dtype([("at", "<i8"), ("height", "<i4"), ("width", "<i4"), ("start", "<f4"), ("end", "<f4")])
 
 
-@dataclass(frozen=True)
-class Crops:
-    """The opened crops of clips.
+@dataclass(frozen=True, kw_only=True)
+class Crops(Decoded):
+    """The opened crops of clips, of at least one row each; checksums are of pixels, and of the size and times of rows.
 
     Attributes:
         pixels: all bytes, a memory map.
         rows: (total rows,) of `ROW`.
-        starts: by clip id, its first row.
-        lengths: by clip id, its rows; at least one.
-        checksums: by clip id, CRC-32C of its pixels, and of the size and times of every row.
-        failures: the clips that could not be read.
-        notes: what the user should know about files that were used.
     """
 
     pixels: NDArray[np.uint8]
     rows: NDArray[Any]
-    starts: Mapping[str, int]
-    lengths: Mapping[str, int]
-    checksums: Mapping[str, int]
-    failures: Sequence[Failure]
-    notes: Sequence[Note] = ()
-
-    def sha256(self, clips: Iterable[str]) -> str:
-        """Return a hash of the crops of some clips."""
-        lines = (f"{clip} {self.lengths[clip]} {self.checksums[clip]}\n" for clip in clips)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def stream(self, name: str, clips: Sequence[str], hop: float | None) -> Stream:
         """Return the rows of some clips, which hold nothing: `image` gives the crop of each.
@@ -110,15 +93,7 @@ def open_crops(folder: StrPath, request: Request) -> Crops | None:
         pixels = np.zeros(0, np.uint8) if empty else np.memmap(found.content, np.uint8, "r")
     except (OSError, ValueError):
         return None
-    return Crops(
-        pixels,
-        rows,
-        {clip: entry["start"] for clip, entry in found.clips.items()},
-        {clip: entry["rows"] for clip, entry in found.clips.items()},
-        {clip: entry["crc32c"] for clip, entry in found.clips.items()},
-        found.failures,
-        found.notes,
-    )
+    return Crops(pixels=pixels, rows=rows, **found.decoded("rows"))
 
 
 def decode_crops(folder: StrPath, request: Request, on_progress: OnProgress | None = None) -> None:

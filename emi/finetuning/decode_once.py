@@ -6,10 +6,11 @@ file, and one whose decoding was killed is as before.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,30 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """Where clips lie in their content.
+
+    Attributes:
+        starts: by clip id, its first sample or row.
+        lengths: by clip id, its samples or rows.
+        checksums: by clip id, CRC-32C of everything that a backbone gets of it.
+        failures: the clips that could not be read.
+        notes: what the user should know about files that were used: which of several tracks, cut off.
+    """
+
+    starts: Mapping[str, int]
+    lengths: Mapping[str, int]
+    checksums: Mapping[str, int]
+    failures: Sequence[Failure]
+    notes: Sequence[Note] = ()
+
+    def sha256(self, clips: Iterable[str]) -> str:
+        """Return a hash of the content of some clips."""
+        lines = (f"{clip} {self.lengths[clip]} {self.checksums[clip]}\n" for clip in clips)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """What an index says of the clips that were asked for.
 
@@ -91,6 +116,12 @@ class Found:
     clips: Mapping[str, Mapping[str, Any]]
     failures: Sequence[Failure]
     notes: Sequence[Note]
+
+    def decoded(self, length: str) -> dict[str, Any]:
+        """Return the fields of `Decoded`; `length` is the writer's word for it."""
+        keys = {"starts": "start", "lengths": length, "checksums": "crc32c"}
+        places = {field: {clip: entry[key] for clip, entry in self.clips.items()} for field, key in keys.items()}
+        return {**places, "failures": self.failures, "notes": self.notes}
 
 
 def find_decoded(folder: StrPath, layout: Layout, request: Request) -> Found | None:

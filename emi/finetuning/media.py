@@ -207,14 +207,7 @@ def gather_media(
     wanted = list(dict.fromkeys(clip for part in used.values() for clip in part.ids))
     sources = [places[clip] for clip in wanted if clip in places]
     found = _decoded(source, sources, folder, reporter)
-    read = [one.id for one in sources if one.id in found]
-    if found.failures and (not skip_missing or not read):
-        first = found.failures[0]
-        raise LabelError(
-            f"{len(found.failures)} of {len(sources)} clips cannot be read; the first, "
-            f"{first.path}, {first.reason}. {Path(folder) / 'failures.csv'} lists them: mend or remove them, or give "
-            "--skip-missing (or --allow-truncated, where they are only cut off)"
-        )
+    _refuse_unreadable(found, sources, folder, skip_missing)
     if found.notes:
         reporter.media_notes(found.notes)
     used = {name: _readable(part, found, skip_missing) for name, part in used.items()}
@@ -258,6 +251,17 @@ def _decoded(source: DecodedMedia, sources: Sequence[Source], folder: StrPath, r
             f"{modality.option}"
         )
     return found
+
+
+def _refuse_unreadable(found: Clips, sources: Sequence[Source], folder: StrPath, skip_missing: bool) -> None:
+    """Refuse clips that cannot be read, where they are not skipped or are all."""
+    if found.failures and not (skip_missing and any(one.id in found for one in sources)):
+        first = found.failures[0]
+        raise LabelError(
+            f"{len(found.failures)} of {len(sources)} clips cannot be read; the first, "
+            f"{first.path}, {first.reason}. {Path(folder) / 'failures.csv'} lists them: mend or remove them, or give "
+            "--skip-missing (or --allow-truncated, where they are only cut off)"
+        )
 
 
 def _readable(labels: Labels, clips: Clips, skip_missing: bool) -> Labels:

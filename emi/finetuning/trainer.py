@@ -28,7 +28,7 @@ from emi.finetuning.depth import Depth, adapters_merged, merge_adapters
 from emi.finetuning.export import read_export, write_export
 from emi.finetuning.gradients import Gradients, Piece, cut
 from emi.finetuning.label_places import has_label, labels_of
-from emi.finetuning.memory import advise
+from emi.finetuning.memory import Load
 from emi.finetuning.modalities import Clips, LearnedModality
 from emi.finetuning.model import BackboneWithHead
 from emi.finetuning.processes import Processes
@@ -119,8 +119,8 @@ class FinetuneTrainer(TrainingLoop):
 
     def _advised(self) -> contextlib.AbstractContextManager[None]:
         """Say what helps where memory runs out."""
-        amounts = self.at_once, max(self._lengths(self.train))
-        return advise(self.tuning, self.depth, self.processes, self.modality, *amounts)
+        longest = max(self._lengths(self.train))
+        return Load(self.tuning, self.depth, self.processes, self.modality, self.at_once, longest).advised()
 
     def restore(self) -> None:
         """See `TrainingLoop`; where there is no state, measure mean and spread of the features."""
