@@ -86,9 +86,10 @@ class DecodedMedia:
         learned = (
             f"adapters of rank {self.tuning.lora} learned" if self.tuning.lora else f"frozen: {self.tuning.freeze}"
         )
+        faces = ", with the --fps and --crop that config.toml records" if self.identity.modality == "face" else ""
         return (
             f"The backbone was fine-tuned with the head ({learned}; learning rate {self.tuning.backbone_lr:g}) and "
-            "lies in this folder: `emi extract MEDIA --cache CACHE --backbone THIS_FOLDER` gives its features."
+            f"lies in this folder: `emi extract MEDIA --cache CACHE --backbone THIS_FOLDER` gives its features{faces}."
         )
 
     @property
