@@ -9,8 +9,9 @@ for them. Both are imported as caches (`emi cache import --hop 0.04`); means and
 
 Each run is left out in turn. One model for each of the others trains on the remaining ones, and their mean predicts
 the run that is left out, which nothing else sees: every model keeps its last epoch, and the width of the smoothing,
-and the choice between settings, come from what these models predict of the runs that they validate on. (A model that
-saw neither of two runs serves both.) Beside it stands the score with the width that the settings give.
+and the choice between settings and numbers of epochs where a row has several, come from what these models predict of
+the runs that they validate on. (A model that saw neither of two runs serves both.) Beside it stands the score with the
+width that the settings give.
 The figure is the CCC over all annotated seconds of all runs, computed in float64 from the prediction files: its mean
 over the seeds, and the interval of 2,000 resamples of the runs.
 """
@@ -73,8 +74,12 @@ class Row:
 
 
 BOTH = ("audio", "visual")
-AUDIO_BLOCKS = ({}, {"streams": {"audio": {"tcn": {"block": "residual"}}}})
-"""Audio's blocks without or with layer normalisation."""
+CHOICES: tuple[Mapping[str, Any], ...] = tuple(
+    {"epochs": epochs, "stop_after": epochs} | blocks
+    for epochs in (20, 40, 60)
+    for blocks in ({}, {"streams": {"audio": {"tcn": {"block": "residual"}}}})
+)
+"""Epochs, with audio's blocks without or with layer normalisation."""
 TRANSFORMER = {
     "fusion": {
         "name": "transformer",
@@ -90,7 +95,8 @@ ROWS = (
     Row(name="audio", streams=("audio",)),
     Row(name="visual", streams=("visual",)),
     Row(name="audio + visual", streams=BOTH),
-    Row(name="blocks chosen", streams=BOTH, candidates=AUDIO_BLOCKS),
+    Row(name="audio, all chosen", streams=("audio",), candidates=CHOICES),
+    Row(name="audio + visual, all chosen", streams=BOTH, candidates=CHOICES),
     Row(name="without TCN", streams=BOTH, candidates=({"layers": 1, "kernel": 1},), fps=1),
     Row(name="Transformer", streams=BOTH, candidates=(TRANSFORMER,), fps=1),
 )
@@ -128,7 +134,7 @@ class Study:
 
     def pairs(self, row: Row, number: int, seed: int) -> Pairs:
         """What is predicted of the first of two runs by the model that saw neither; kept for the next call."""
-        settings = resolve_settings(CONFIG, seed=seed, label_fps=row.fps, **{**self.others, **row.candidates[number]})
+        settings = resolve_settings(CONFIG, seed=seed, label_fps=row.fps, **{**row.candidates[number], **self.others})
         settings = settings.on_this_machine().for_streams(row.streams)
         kept = self.work / f"{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.npz"
         if kept.is_file():
