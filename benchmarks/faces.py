@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import matplotlib.cbook
@@ -54,6 +54,7 @@ SIZES = ((288, 352), (480, 640), (720, 1280))
 PICTURES, BATCH, LEAST_PAIRS = 16, 8, 5
 WITH_FACES = {"astronaut", "camera", "coins"}
 """Pictures of scikit-image that show a person, or a head on a coin."""
+Made = TypeVar("Made")
 SAME = 0.9
 """Intersection over union from which two boxes are one face."""
 FPS, RATE, SECONDS, VIDEOS = 6, 25, 10, 4
@@ -90,12 +91,16 @@ def main() -> None:
 
 def detection(height: int, width: int, pairs: int) -> dict[str, Any]:
     """Compare the faces of pictures of one size, then time both."""
-    ours, pictures = Detector(), pictures_of(height, width)
+    detector, pictures = Detector(), pictures_of(height, width)
+
+    def ours() -> list[Faces]:
+        return [faces for part in on_all_cores(detector, pictures) for faces in part]
+
     row: dict[str, Any] = {"name": f"detect {width}x{height}"}
     try:
         from facenet_pytorch import MTCNN
     except ModuleNotFoundError as error:
-        return {**row, "emi pictures/s": PICTURES / seconds_of(lambda: ours(pictures)), "error": str(error)}
+        return {**row, "emi pictures/s": PICTURES / seconds_of(ours), "error": str(error)}
     peer = MTCNN(keep_all=True, min_face_size=40)
     images = [Image.fromarray(picture) for picture in pictures]
 
@@ -107,9 +112,9 @@ def detection(height: int, width: int, pairs: int) -> dict[str, Any]:
         for at in range(0, len(images), BATCH):
             peer.detect(images[at : at + BATCH])
 
-    row["faces"], row["the same"] = same_faces(peer.detect(images)[0], ours(pictures))
-    single = in_pairs(one_by_one, lambda: ours(pictures), pairs)
-    batched = in_pairs(in_batches, lambda: ours(pictures), pairs)
+    row["faces"], row["the same"] = same_faces(peer.detect(images)[0], ours())
+    single = in_pairs(one_by_one, ours, pairs)
+    batched = in_pairs(in_batches, ours, pairs)
     return row | {
         "emi pictures/s": PICTURES / statistics.median(own for _, own in single + batched),
         "facenet-pytorch pictures/s": PICTURES / statistics.median(other for other, _ in single),
@@ -227,21 +232,23 @@ def embedding(checkpoint: Path, pairs: int) -> list[dict[str, Any]]:
 
 
 def emi_encoder(checkpoint: Path, precision: str, crops: np.ndarray) -> Callable[[], object]:
-    """Return a call that embeds the crops as an extraction does: one thread per operation, a batch per core."""
+    """Return a call that embeds the crops as an extraction does."""
     identity = identify(str(checkpoint))
     with one_thread_per_operation():
         backbone: Any = family_of(str(checkpoint)).load(identity, torch.device("cpu"), precision)
-    cores = available_cores()
 
     def embed(images: np.ndarray) -> None:
         with torch.inference_mode():
             backbone.embed(list(images))
 
-    def run() -> None:
-        with one_thread_per_operation(), ThreadPoolExecutor(cores) as pool:
-            list(pool.map(embed, np.array_split(crops, cores)))
+    return lambda: on_all_cores(embed, crops)
 
-    return run
+
+def on_all_cores(call: Callable[[np.ndarray], Made], pictures: np.ndarray) -> list[Made]:
+    """Share out pictures as an extraction does: one thread per operation, a batch per core."""
+    cores = available_cores()
+    with one_thread_per_operation(), ThreadPoolExecutor(cores) as pool:
+        return list(pool.map(call, np.array_split(pictures, cores)))
 
 
 def library_encoder(checkpoint: Path, precision: str, crops: np.ndarray, size: int) -> Callable[[], object]:

@@ -15,7 +15,7 @@ from extract.backbones import Backbone
 from extract.errors import MediaError
 from extract.failures import Failure, Note
 from extract.long_clips import compute_long, stored
-from extract.modality import Item, Modality
+from extract.modality.protocol import Item, Modality
 from extract.settings import DEFAULT, DecodeOptions
 from extract.sources import Source
 from extract.stats import PipelineStats

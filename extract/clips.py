@@ -30,8 +30,9 @@ from cache.writer import CacheWriter
 from extract.backbones import Backbone, Identity, family_of
 from extract.batch_computer import Batch, BatchComputer, ExtractedClip, Results
 from extract.failures import ClipResult, Failure, Note, OnResult
-from extract.modality import MODALITIES, Item, Modality
 from extract.modality.decoding import Decoders, SharedDecoders
+from extract.modality.protocol import Item, Modality
+from extract.modality.registry import MODALITIES
 from extract.plan import ExtractPlan, plan_batches
 from extract.settings import DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source

@@ -11,7 +11,7 @@ from cache.format import Array
 from cache.system.memory import memory_bytes
 from extract.backbones import Backbone, Blockwise, BlockwiseAtTimes
 from extract.errors import MediaError
-from extract.modality import Modality, Recording
+from extract.modality.protocol import Modality, Recording
 
 
 @dataclass(frozen=True)

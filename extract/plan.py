@@ -25,7 +25,8 @@ from cache.version import version
 from extract.backbones import Identity, identify
 from extract.errors import ExtractSettingsError
 from extract.faces.image_times import with_videos
-from extract.modality import MODALITIES, Modality
+from extract.modality.protocol import Modality
+from extract.modality.registry import MODALITIES
 from extract.settings import ExtractSettings
 from extract.sources import Source, find_media, left_out
 

@@ -23,8 +23,8 @@ from cache.system.atomic_file import write_atomically
 from cache.system.machine import available_cores
 from extract.errors import MediaError
 from extract.failures import Failure, Note, write_failures, write_truncated
-from extract.modality import Item, Modality
 from extract.modality.decoding import Decoders
+from extract.modality.protocol import Item, Modality
 from extract.settings import DecodeOptions
 from extract.sources import Source
 

@@ -83,7 +83,7 @@ class LearnedModality(Protocol):
     """How clips of a modality are fine-tuned on.
 
     Attributes:
-        name: key in `extract.modality.MODALITIES`.
+        name: key in `extract.modality.registry.MODALITIES`.
         medium: what is decoded, in words.
         option: that names the folder of what is decoded.
         hash_name: under which config.toml records the content of the clips.

@@ -16,7 +16,7 @@ BLOCK_SECONDS = 10.0
 
 
 class SoundRecording:
-    """See `extract.modality.Recording`: (samples,) float32 at 16 kHz, as `extract.audio.media.decode` gives it.
+    """See `extract.modality.protocol.Recording`: (samples,) float32 at 16 kHz, as `extract.audio.media.decode` gives.
 
     Args:
         path: of the file.

@@ -18,7 +18,7 @@ class Identity:
 
     Attributes:
         source: name, Hugging Face id or folder from which `Family.load` loads it.
-        modality: what it takes: a key of `extract.modality.MODALITIES`.
+        modality: what it takes: a key of `extract.modality.registry.MODALITIES`.
         fingerprint: its part of a cache's fingerprint: backbone, weights_sha256, config_sha256, layer, normalisation.
         dim: features per frame.
         hop_seconds: time from one frame to the next, by default where there is `any_hop`; None where frames have times,

@@ -24,7 +24,7 @@ from extract.errors import ExtractSettingsError, MediaError
 from extract.faces.images import TABLE
 from extract.faces.reading import FaceCrops
 from extract.failures import Failure, Note, write_failures
-from extract.modality import MODALITIES
+from extract.modality.registry import MODALITIES
 from extract.settings import ExtractSettings
 from extract.sources import Source, find_media
 from extract.threads import one_thread_per_operation

@@ -226,7 +226,7 @@ def nothing_found(seconds: float, cut_off: str, options: "FaceOptions", end: flo
 
 
 class CropRecording:
-    """See `extract.modality.Recording`: (rows, side, side, 3) uint8, zeros where there is no face.
+    """See `extract.modality.protocol.Recording`: (rows, side, side, 3) uint8, zeros where there is no face.
 
     Args:
         path: of a video, or of a folder of images.

@@ -1,13 +1,1 @@
-"""What backbones take: sound or faces.
-
-To add a modality, write a folder like `extract/audio` with a `Modality`, and add a line to `MODALITIES`. A backbone
-says which one it takes (`Identity.modality`).
-"""
-
-from extract.audio.modality import AUDIO
-from extract.faces.modality import FACE
-from extract.modality.protocol import Item, Modality, Recording
-
-__all__ = ["MODALITIES", "Item", "Modality", "Recording"]
-
-MODALITIES: dict[str, Modality] = {"audio": AUDIO, "face": FACE}
+"""What backbones take, and how files become it: see `registry`."""

@@ -20,8 +20,8 @@ from cache.sources import medium_of
 from cache.system.child_process import how_it_ended, parent_connection, start_child
 from extract.errors import MediaError
 from extract.failures import Failure
-from extract.modality import MODALITIES, Item, Modality
-from extract.modality.protocol import Read
+from extract.modality.protocol import Item, Modality, Read
+from extract.modality.registry import MODALITIES
 from extract.settings import DEFAULT, DecodeOptions
 from extract.sources import Source
 

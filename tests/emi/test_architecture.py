@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,25 +27,47 @@ def test_packages_import_only_what_lies_below_them(package):
         assert others <= MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {others - MAY_IMPORT[package]}"
 
 
-def modules_imported_by() -> dict[str, set[str]]:
-    """For each module of the four packages, those of the four that it imports, anywhere in its text."""
+def statements(tree: ast.AST, on_import: bool) -> Iterator[ast.AST]:
+    """All nodes; or those that run while a module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        lazy = isinstance(node, ast.FunctionDef) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        )
+        if not (on_import and lazy):
+            yield node
+            yield from statements(node, on_import)
+
+
+def with_parents(module: str) -> set[str]:
+    parts = module.split(".")
+    return {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+
+
+def modules_imported_by(*, on_import: bool) -> dict[str, set[str]]:
+    """For each module of the four packages, those of the four that it imports, anywhere in its text.
+
+    With `on_import`, instead those that run while it is imported, which includes the packages they are in.
+    """
     files = {path.relative_to(ROOT).with_suffix(""): path for p in PACKAGES for path in (ROOT / p).rglob("*.py")}
     files = {".".join(name.parts).removesuffix(".__init__"): path for name, path in files.items()}
     graph = {}
     for module, path in files.items():
         found = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in statements(ast.parse(path.read_text(encoding="utf-8")), on_import):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
                 found |= inner & files.keys() or {node.module}
+        if on_import:
+            found = {name for other in found for name in with_parents(other)} - with_parents(module)
         graph[module] = (found & files.keys()) - {module}
     return graph
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    graph = modules_imported_by()
+@pytest.mark.parametrize("on_import", [False, True])
+def test_no_modules_import_each_other_in_a_circle(on_import):
+    graph = modules_imported_by(on_import=on_import)
     while leaves := {module for module, imported in graph.items() if not imported & graph.keys()}:
         graph = {module: imported for module, imported in graph.items() if module not in leaves}
     while entries := graph.keys() - {name for imported in graph.values() for name in imported}:  # lead to a circle only

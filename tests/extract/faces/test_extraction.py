@@ -23,8 +23,8 @@ from extract.faces.options import FaceOptions
 from extract.faces.reading import _cut_out
 from extract.faces.tracking import track_faces
 from extract.faces.video import Video
-from extract.modality import MODALITIES
 from extract.modality.decoding import Decoder
+from extract.modality.registry import MODALITIES
 from extract.settings import DEFAULT, DecodeOptions, ExtractSettings
 from extract.sources import Source
 from extract.threads import one_thread_per_operation

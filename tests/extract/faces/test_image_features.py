@@ -11,7 +11,7 @@ from emi.cli import app
 from emi.demo.drawing import Identity, Pose, draw
 from extract.errors import ExtractSettingsError
 from extract.faces.align import SQUARE_SCALE, square_crops
-from extract.modality import MODALITIES
+from extract.modality.registry import MODALITIES
 from extract.settings import ExtractSettings
 from tests.extract.image_checkpoints import library, save
 

@@ -9,7 +9,7 @@ from emi.demo.drawing import Identity, Pose, draw
 from extract.errors import MediaError, MediaListError
 from extract.faces.images import LARGEST, image_names, read_image, read_images, rows_of, scaled
 from extract.faces.mtcnn import Detector
-from extract.modality import MODALITIES
+from extract.modality.registry import MODALITIES
 from extract.settings import DecodeOptions
 from extract.sources import Source, find_media
 

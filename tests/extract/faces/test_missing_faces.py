@@ -10,7 +10,7 @@ from cache.errors import StaleCacheError
 from emi.cli import app
 from emi.demo.drawing import Identity, Pose, draw
 from extract.errors import ExtractSettingsError
-from extract.modality import MODALITIES
+from extract.modality.registry import MODALITIES
 from extract.settings import ExtractSettings
 from tests.extract.image_checkpoints import save
 
