@@ -12,6 +12,8 @@ from extract.backbones.iresnet.config import IResNetConfig
 from extract.errors import BackboneError
 from tests.extract.backbones.test_image_encoders import clip, pictures
 from tests.extract.backbones.test_iresnet import saved
+from tests.extract.backbones.test_timm import CASES as TIMM_CASES
+from tests.extract.backbones.test_timm import save as save_timm
 from tests.extract.image_checkpoints import CASES, save
 
 CPU = torch.device("cpu")
@@ -20,13 +22,14 @@ KINDS = ("vit", "clip", "swin", "resnet")
 FIVE = ["layer 1", "layer 2", "layer 3", "layer 4"]
 
 
-@pytest.fixture(params=["iresnet", "iresnet without attention", *KINDS])
+@pytest.fixture(params=["iresnet", "iresnet without attention", *KINDS, *TIMM_CASES])
 def folder(request, tmp_path):
     if request.param.startswith("iresnet"):
         attention = {} if request.param == "iresnet" else {"attention": "none"}
         config = IResNetConfig(**{**WITH_ATTENTION.__dict__, **attention})
         return saved(tmp_path / "iresnet", config)
-    return save(tmp_path / request.param, request.param)
+    save_one = save_timm if request.param in TIMM_CASES else save
+    return save_one(tmp_path / request.param, request.param)
 
 
 def clips():
