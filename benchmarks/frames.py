@@ -10,8 +10,8 @@ for them. Both are imported as caches (`emi cache import --hop 0.04`); means and
 Each run is left out in turn. One model for each of the others trains on the remaining ones, and their mean predicts
 the run that is left out, which nothing else sees: every model keeps its last epoch, and the width of the smoothing,
 and the choice between settings and numbers of epochs where a row has several, come from what these models predict of
-the runs that they validate on. (A model that saw neither of two runs serves both.) Beside it stands the score with the
-width that the settings give.
+the runs that they validate on, over all seeds. (A model that saw neither of two runs serves both.) Beside it stands the
+score with the width that the settings give.
 The figure is the CCC over all annotated seconds of all runs, computed in float64 from the prediction files: its mean
 over the seeds, and the interval of 2,000 resamples of the runs.
 """
@@ -80,6 +80,7 @@ CHOICES: tuple[Mapping[str, Any], ...] = tuple(
     for blocks in ({}, {"streams": {"audio": {"tcn": {"block": "residual"}}}})
 )
 """Epochs, with audio's blocks without or with layer normalisation."""
+EPOCHS = CHOICES[::2]
 TRANSFORMER = {
     "fusion": {
         "name": "transformer",
@@ -95,6 +96,8 @@ ROWS = (
     Row(name="audio", streams=("audio",)),
     Row(name="visual", streams=("visual",)),
     Row(name="audio + visual", streams=BOTH),
+    Row(name="audio, epochs chosen", streams=("audio",), candidates=EPOCHS),
+    Row(name="audio + visual, epochs chosen", streams=BOTH, candidates=EPOCHS),
     Row(name="audio, all chosen", streams=("audio",), candidates=CHOICES),
     Row(name="audio + visual, all chosen", streams=BOTH, candidates=CHOICES),
     Row(name="without TCN", streams=BOTH, candidates=({"layers": 1, "kernel": 1},), fps=1),
@@ -114,23 +117,19 @@ class Study:
     def measure(self, row: Row) -> dict[str, Any]:
         """Figures of one line."""
         truth = {file.stem: seconds(file, missing=True) for file in sorted(self.labels.glob("*.txt"))}
+        given = [resolve_settings(CONFIG).smooth_rows // FPS] * len(TARGETS)
+        tried = [[self.pairs(row, number, seed) for seed in range(self.seeds)] for number in range(len(row.candidates))]
+        chosen = {left_out: best_on_others(tried, truth, left_out) for left_out in truth}
         predicted: dict[str, list[dict[str, Seconds]]] = {"raw": [], "given": [], "smoothed": []}
-        given = resolve_settings(CONFIG).smooth_rows // FPS
-        widths: list[int] = []
-        picks: list[int] = []
         for seed in range(self.seeds):
-            by_pair = [self.pairs(row, number, seed) for number in range(len(row.candidates))]
-            raw: dict[str, Seconds] = {}
-            smoothed: dict[str, Seconds] = {}
-            for left_out in truth:
-                own, chosen, number = nested(by_pair, truth, left_out)
-                raw |= own
-                smoothed |= smooth(own, chosen)
-                widths.append(chosen[JUDGED])
-                picks.append(number)
-            for kind, found in (("raw", raw), ("given", smooth(raw, [given] * len(TARGETS))), ("smoothed", smoothed)):
+            raw, smoothed = {}, {}
+            for run, (number, widths) in chosen.items():
+                raw[run] = np.mean([tried[number][seed][run, other] for other in truth if other != run], axis=0)
+                smoothed |= smooth({run: raw[run]}, widths)
+            for kind, found in (("raw", raw), ("given", smooth(raw, given)), ("smoothed", smoothed)):
                 predicted[kind].append(self.written(f"{row.name}-{seed}-{kind}", found))
-        return {"name": row.name} | figures(predicted, truth) | {"half_widths": widths, "candidates": picks}
+        choices = {run: {"candidate": number, "half_widths": widths} for run, (number, widths) in chosen.items()}
+        return {"name": row.name} | figures(predicted, truth) | {"chosen": choices}
 
     def pairs(self, row: Row, number: int, seed: int) -> Pairs:
         """What is predicted of the first of two runs by the model that saw neither; kept for the next call."""
@@ -182,18 +181,24 @@ class Study:
         return {run: seconds(folder / f"{run}.txt") for run in runs}
 
 
-def nested(
-    by_pair: Sequence[Pairs], truth: Mapping[str, Seconds], left_out: str
-) -> tuple[dict[str, Seconds], list[int], int]:
-    """Predict the run that is left out with the settings and widths that are best on the others; return all three."""
-    rest = [run for run in truth if run != left_out]
+def best_on_others(
+    tried: Sequence[Sequence[Pairs]], truth: Mapping[str, Seconds], left_out: str
+) -> tuple[int, list[int]]:
+    """Return which settings, and which half-widths for them, are best on all runs but one: the mean over the seeds.
+
+    Args:
+        tried: for each of the settings and each seed, what is predicted of a run by a model that saw neither it nor
+            another.
+        truth: of each run.
+        left_out: the run that has no part in the choice.
+    """
     found = []
-    for number, pairs in enumerate(by_pair):
-        validated = {run: pairs[run, left_out] for run in rest}
+    for number, by_seed in enumerate(tried):
+        validated = [{run: pairs[run, left_out] for run in truth if run != left_out} for pairs in by_seed]
         widths = [best_width(validated, truth, target) for target in range(len(TARGETS))]
-        found.append((score(smooth(validated, widths), truth, JUDGED), widths, number))
-    _, widths, number = max(found, key=lambda candidate: candidate[0])
-    return {left_out: np.mean([by_pair[number][left_out, run] for run in rest], axis=0)}, widths, number
+        found.append((mean_score([smooth(runs, widths) for runs in validated], truth, JUDGED), -number, widths))
+    _, number, widths = max(found)
+    return -number, widths
 
 
 def figures(predicted: Mapping[str, Sequence[Mapping[str, Seconds]]], truth: Mapping[str, Seconds]) -> dict[str, Any]:
@@ -239,9 +244,18 @@ def smooth(runs: Mapping[str, Seconds], widths: Sequence[int]) -> dict[str, Seco
     }
 
 
-def best_width(runs: Mapping[str, Seconds], truth: Mapping[str, Seconds], target: int) -> int:
-    """The width with the highest CCC of a target; the smallest of equals."""
-    return max(WIDTHS, key=lambda half: (score(smooth(runs, [half] * len(TARGETS)), truth, target), -half))
+def best_width(by_seed: Sequence[Mapping[str, Seconds]], truth: Mapping[str, Seconds], target: int) -> int:
+    """The width with the highest mean CCC of a target; the smallest of equals."""
+
+    def ccc(half: int) -> float:
+        return mean_score([smooth(runs, [half] * len(TARGETS)) for runs in by_seed], truth, target)
+
+    return max(WIDTHS, key=lambda half: (ccc(half), -half))
+
+
+def mean_score(by_seed: Sequence[Mapping[str, Seconds]], truth: Mapping[str, Seconds], target: int) -> float:
+    """Mean over the seeds of `score`."""
+    return statistics.mean(score(runs, truth, target) for runs in by_seed)
 
 
 def score(runs: Mapping[str, Seconds], truth: Mapping[str, Seconds], target: int) -> float:
