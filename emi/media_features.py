@@ -102,7 +102,12 @@ class StreamFeatures:
     @property
     def by_picture(self) -> bool:
         """Whether there is a row per picture of a video, so that folders of images need one for their times."""
-        return self.extractor.modality.name == "face" and self._settings.fps is None
+        return not self.hears and self._settings.fps is None
+
+    @property
+    def hears(self) -> bool:
+        """Whether it reads sound, not faces."""
+        return self.extractor.modality.name == "audio"
 
     def used(self, seconds: float) -> float:
         """Return how much of a clip of this length is used."""
@@ -112,8 +117,19 @@ class StreamFeatures:
         self, sources: Sequence[Source], done: Collection[str], decoders: SharedDecoders
     ) -> Generator[ExtractedClip | Failure, None, None]:
         """Yield the features of each clip that is not in `done` as the backbone gives them, or why there are none."""
-        planned = windows(sources, self.extractor.modality, self._settings.max_seconds)
+        planned = windows(
+            [self._where(source) for source in sources], self.extractor.modality, self._settings.max_seconds
+        )
         return self.extractor.extract(planned, done=done, decoders=decoders)
+
+    def _where(self, source: Source) -> Source:
+        """Return where this stream of a clip is: of a folder of images, sound is in its video."""
+        if not self.hears or not source.path.is_dir():
+            return source if self.by_picture else replace(source, video=None)
+        if source.video is None:
+            silent = "is a folder of images, which has no sound; name the folder of their videos with --videos"
+            return replace(source, problem=source.problem or silent)
+        return replace(source, path=source.video, video=None)
 
     def as_stored(self, clip: ExtractedClip) -> Clip:
         """Return the numbers that a cache would hold, derived where that cache was."""

@@ -59,7 +59,8 @@ class Model:
         notes: sentences that a user should read.
         media_notes: what the user should know about the files of the last `iterate` (`extract.failures`), so far.
         takes_images: whether a folder of images is a clip: whether a stream is of faces.
-        takes_videos: whether such a folder needs its video for the times of its rows: whether faces are of every frame.
+        takes_videos: whether such a folder needs its video: for the times of its rows, where faces are of every frame,
+            or for a stream of sound.
         stream_failures: the streams that could not be computed of clips which others predicted, with why; so far.
 
     Raises:
@@ -90,8 +91,9 @@ class Model:
             for name, stream in trained.streams.items()
         }
         self.notes = list(dict.fromkeys(note for stream in self._streams.values() for note in stream.notes))
-        self.takes_images = any(one.extractor.modality.name == "face" for one in self._streams.values())
-        self.takes_videos = any(one.by_picture for one in self._streams.values())
+        streams = self._streams.values()
+        self.takes_images = not all(one.hears for one in streams)
+        self.takes_videos = self.takes_images and any(one.hears or one.by_picture for one in streams)
         self.media_notes: list[Note] = []
         self.stream_failures: list[Failure] = []
 

@@ -130,8 +130,7 @@ def _check_kind(
         (out and not model.by_frame, "this run predicts a value per clip; give --csv FILE instead of --out"),
         (
             videos is not None and not model.takes_videos,
-            "--videos gives folders of images the times of the frames of their videos, and this run reads no faces of "
-            "every frame; leave it out",
+            "--videos is for folders of images, for runs that also read sound, or faces of every frame; leave it out",
         ),
         error=RunFolderError,
     )

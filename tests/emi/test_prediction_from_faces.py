@@ -1,5 +1,6 @@
 """A head on voice and face predicts videos with sound, as from the caches of both."""
 
+import csv
 from fractions import Fraction
 
 import av
@@ -135,11 +136,39 @@ def test_every_frame_of_a_video_is_predicted_as_from_caches_at_the_times_of_its_
     assert "no rows of the stream whose times are those of the predictions" in failure.reason
 
 
-def test_videos_that_give_no_times_are_refused(trained, tmp_path):
-    arguments = ["predict", str(trained / "clips"), "--model", str(trained / "run"), "--videos", str(tmp_path)]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 1
-    assert "this run reads no faces of every frame" in str(done.exception or done.output)
+def test_videos_that_are_not_needed_are_refused(trained, tmp_path):
+    files = (trained / "train.csv", trained / "valid.csv", tmp_path / "run")
+    for stream in ("audio", "face"):
+        emi.train_head(trained / f"{stream[0]}.zarr", *files[:2], tmp_path / stream, hidden=4, epochs=1)
+        done = CliRunner().invoke(
+            app, ["predict", str(trained / "clips"), "--model", str(tmp_path / stream), "--videos", str(tmp_path)]
+        )
+        assert done.exit_code == 1
+        assert "--videos is for folders of images, for runs that also read sound" in str(done.exception or done.output)
+
+
+def test_folders_of_images_have_the_sound_of_their_videos(trained, tmp_path):
+    """At the rate of the run, whose faces do not take the times of the video's frames."""
+    (record,) = emi.load(trained / "run").predict(trained / "clips" / "5.mkv")
+    emi_faces = [
+        "faces",
+        str(trained / "clips" / "5.mkv"),
+        "--out",
+        str(tmp_path / "crops"),
+        "--fps",
+        "4",
+        "--min-face",
+        "50",
+    ]
+    assert CliRunner().invoke(app, emi_faces).exit_code == 0
+    arguments = ["predict", str(tmp_path / "crops"), "--model", str(trained / "run"), "--csv", str(tmp_path / "p.csv")]
+    silent = CliRunner().invoke(app, arguments)
+    assert "has no sound; name the folder of their videos with --videos" in silent.output
+    whole = CliRunner().invoke(app, [*arguments, "--videos", str(trained / "clips")])
+    assert whole.exit_code == 0, whole.output
+    with (tmp_path / "p.csv").open(newline="") as file:
+        (found,) = csv.DictReader(file)
+    np.testing.assert_allclose([float(found[n]) for n in NAMES], [record[n] for n in NAMES], atol=1e-5)
 
 
 def test_what_was_predicted_at_the_times_of_other_videos_is_predicted_again(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -56,3 +57,15 @@ def test_every_row_of_the_ablation_is_trained_on_demo_videos_and_resumes(tmp_pat
         assert set(config["features"]) == set(row.streams)
         assert (tmp_path / "parts" / row.folder / "seed-0" / "smoothing.toml").is_file() == (row.name == "smoothing")
     assert "nothing to do" in run(*arguments)
+    whole = tmp_path / "parts" / rows[-2].folder / "seed-0"
+    assert_crops_are_predicted_with_the_sound_of_their_videos(whole, tmp_path / "demo", tmp_path / "out")
+
+
+def assert_crops_are_predicted_with_the_sound_of_their_videos(trained, demo, out):
+    run("predict", demo / "cropped_aligned", "--videos", demo / "videos", "--model", trained, "--out", out)
+    assert not (out.parent / "failures.csv").exists()
+    files = sorted((trained / "predictions_valid").glob("*.txt"))
+    assert any(file.stem.endswith("_left") for file in files)
+    for file in files:
+        found, expected = (np.loadtxt(place, delimiter=",", skiprows=1) for place in (out / file.name, file))
+        np.testing.assert_allclose(found[: len(expected)], expected[: len(found)], atol=1e-2)  # 1e-5 in float32
