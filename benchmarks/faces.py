@@ -18,7 +18,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -60,8 +60,8 @@ SAME = 0.9
 FPS, RATE, SECONDS, VIDEOS = 6, 25, 10, 4
 LARGEST = 8 * 197, 768, 3072
 """The largest product of the encoder, of a batch of 8 images."""
-CROPS, BATCHES = 96, (1, 8, 32)
-"""Faces that are embedded: a batch of 16 s; and those of transformers' batches."""
+CROPS, BATCHES = 64, (1, 8, 32)
+"""Faces that are embedded, and those of transformers' batches."""
 
 
 def main() -> None:
@@ -78,15 +78,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = save_vit(Path(folder) / "vit", small=options.quick)
         write_videos(Path(folder) / "clips", seconds=1 if options.quick else SECONDS)
-        rows = [detection(*size, pairs) for size in SIZES[: 1 if options.quick else None]]
-        rows.append(false_alarms())
-        rows += [decoding(Path(folder) / "clips"), *embedding(checkpoint, pairs)]
-        for backbone in ("mtcnn", str(checkpoint)):
-            rows.append(in_own_process(["torch"], media_to_cache, str(Path(folder) / "clips"), backbone))
-    for row in rows:
-        print("  ".join(f"{key} {figure(value) if isinstance(value, float) else value}" for key, value in row.items()))
+        rows = []
+        for row in measured(Path(folder) / "clips", checkpoint, SIZES[: 1 if options.quick else None], pairs):
+            rows.append(row)
+            told = (f"{key} {figure(value) if isinstance(value, float) else value}" for key, value in row.items())
+            print("  ".join(told), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
+
+
+def measured(clips: Path, checkpoint: Path, sizes: Sequence[tuple[int, int]], pairs: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows as they are measured."""
+    for size in sizes:
+        yield detection(*size, pairs)
+    yield false_alarms()
+    yield decoding(clips)
+    yield from embedding(checkpoint, pairs)
+    for backbone in ("mtcnn", str(checkpoint)):
+        yield in_own_process(["torch"], media_to_cache, str(clips), backbone)
 
 
 def detection(height: int, width: int, pairs: int) -> dict[str, Any]:
@@ -202,12 +211,15 @@ def save_vit(folder: Path, *, small: bool) -> Path:
     return folder
 
 
-def embedding(checkpoint: Path, pairs: int) -> list[dict[str, Any]]:
-    """Time the encoder on aligned crops of 112 pixels, image processors included, beside transformers."""
+def embedding(checkpoint: Path, pairs: int) -> Iterator[dict[str, Any]]:
+    """Time the encoder on aligned crops of 112 pixels, image processors included, beside transformers.
+
+    Of a precision that is not emi's there is one pair.
+    """
     rng = np.random.default_rng(0)
     crops = rng.integers(0, 256, (CROPS, 112, 112, 3), dtype=np.uint8)
     precision, _ = ExtractSettings(device="cpu").resolved_precision(("fp32", "bf16"))
-    ours, rows = emi_encoder(checkpoint, precision, crops), []
+    ours = emi_encoder(checkpoint, precision, crops)
     flops = flops_per_image(checkpoint)
     shares = {
         name: beside_products(ours, flops * CROPS, LARGEST, DTYPES[precision], pairs, packed=name == "packed").percent
@@ -215,20 +227,17 @@ def embedding(checkpoint: Path, pairs: int) -> list[dict[str, Any]]:
     }
     for dtype in dict.fromkeys(("fp32", precision)):
         for size in BATCHES:
-            timed = in_pairs(library_encoder(checkpoint, dtype, crops, size), ours, pairs)
+            timed = in_pairs(library_encoder(checkpoint, dtype, crops, size), ours, pairs if dtype == precision else 1)
             other, own = (statistics.median(times) for times in zip(*timed, strict=True))
-            rows.append(
-                {
-                    "name": f"embed: transformers, {dtype}, batches of {size}",
-                    "faces/s": CROPS / other,
-                    f"emi, {precision}, faces/s": CROPS / own,
-                    "x": statistics.median(other / own for other, own in timed),
-                    "x real time": CROPS / FPS / own,
-                    "GFLOP/s": flops * CROPS / own / 1e9,
-                    **{f"% of {name} GEMM": share for name, share in shares.items()},
-                }
-            )
-    return rows
+            yield {
+                "name": f"embed: transformers, {dtype}, batches of {size}",
+                "faces/s": CROPS / other,
+                f"emi, {precision}, faces/s": CROPS / own,
+                "x": statistics.median(other / own for other, own in timed),
+                "x real time": CROPS / FPS / own,
+                "GFLOP/s": flops * CROPS / own / 1e9,
+                **{f"% of {name} GEMM": share for name, share in shares.items()},
+            }
 
 
 def emi_encoder(checkpoint: Path, precision: str, crops: np.ndarray) -> Callable[[], object]:
