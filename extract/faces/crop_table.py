@@ -31,6 +31,7 @@ _OFF_RATE = 0.05
 _ROUNDING = 0.0005
 # Seconds of the only row of an older table.
 _LAST_SHOWN = 0.04
+_AGAIN = f"remove {TABLE} to have `emi faces` write the crops again, or to take the images by their names"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,9 +113,6 @@ def read_crop_table(folder: Path, images: Collection[str] | None = None) -> Crop
         said = f"lists {other[0]}, which is not there" if missing else f"does not list {other[0]}, which is there"
         raise MediaError(f"has a {TABLE} that {said}; {_AGAIN}")
     return CropTable(names, times)
-
-
-_AGAIN = f"run `emi faces` again, or remove {TABLE} to take the images by their names"
 
 
 def _ends(starts: NDArray[np.float64], cells: Sequence[str]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from extract.settings import DecodeOptions
 from extract.sources import Source, find_media
 from tests.extract.faces.test_images import face, write
 
-AGAIN = "run `emi faces` again, or remove faces.csv to take the images by their names"
+AGAIN = "remove faces.csv to have `emi faces` write the crops again, or to take the images by their names"
 
 
 def tabulate(folder, valid, columns=COLUMNS, step=0.2, times=None):
