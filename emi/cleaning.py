@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emi.finetuning import audio, crops
-from extract.faces.crop_folder import COLUMNS, RECORD
-from extract.faces.images import TABLE
+from extract.faces.crop_table import RECORD, TABLE, crop_name, is_crop_table
 from extract.faces.sheet import SHEET
+from extract.failures import FAILURES, caches_of
 from train_head.errors import RunFolderError
 from train_head.runs.run_folder import FEATURES, LAST, is_finished
 
@@ -75,16 +75,23 @@ def find_removable(folders: Sequence[Path]) -> Iterator[Removable]:
 
 
 def _crops(folder: Path) -> Removable:
-    """Return what `emi faces` has written: the images that its tables list, the tables and the sheet."""
+    """Return what `emi faces` has written: the images that its tables list, the tables, sheet and list."""
     files: list[Path] = []
     clips = 0
     for table in sorted(path for path in folder.rglob(TABLE) if path.parent != folder):
+        if not is_crop_table(table):
+            continue
         with table.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                continue
-            images = [table.with_name(f"{int(row['row']):05d}.png") for row in reader if row["valid"] == "1"]
+            rows = [int(row["row"]) - 1 for row in csv.DictReader(file) if row["valid"] == "1"]
+        images = [table.with_name(crop_name(row)) for row in rows]
         clips += 1
         files += [*(image for image in images if image.is_file()), table]
-    files += [folder / name for name in (SHEET, TABLE, RECORD) if (folder / name).is_file()]
+    of_crops = (FAILURES,) if _lists_crops(folder / FAILURES) else ()
+    files += [folder / name for name in (SHEET, TABLE, *of_crops, RECORD) if (folder / name).is_file()]
     return Removable(folder, f"crops of faces of {clips} clips, which `emi faces` makes again", tuple(files))
+
+
+def _lists_crops(path: Path) -> bool:
+    """Whether a list of failures is of crops alone; one may hold the clips of caches in the same folder as well."""
+    names = caches_of(path)
+    return bool(names) and not any(name.lower().endswith((".zarr", ".h5", ".hdf5")) for name in names)

@@ -171,5 +171,5 @@ def _extracted(
     valid: Array | None = None,
 ) -> ExtractedClip:
     missing = item.missing or (0.0 if valid is None else 1 - float(valid.mean()))
-    note = Note(source.id, readable(str(source.path)), item.track, item.cut_off, missing, item.remark)
+    note = Note(source.id, readable(str(source.path)), item.track, item.cut_off, missing, item.remark, item.others)
     return ExtractedClip(source.id, frames, vad, vad_pooled, item.seconds, times, valid, note=note, medium=item.medium)

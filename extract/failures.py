@@ -9,6 +9,7 @@ from pathlib import Path
 from cache.system.locks import Lock
 
 COLUMNS = ("id", "path", "reason", "cache")
+FAILURES = "failures.csv"
 TRUNCATED = "truncated.csv"
 
 
@@ -32,6 +33,7 @@ class Note:
         cut_off: why the file is incomplete, where that was allowed, else "".
         missing: share of rows in which nothing was found, such as no face.
         remark: what else the user should know of how it was read, else "".
+        others: number of other people that the clip shows.
     """
 
     id: str
@@ -40,11 +42,12 @@ class Note:
     cut_off: str = ""
     missing: float = 0.0
     remark: str = ""
+    others: int = 0
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing that a user should know."""
-        return not (self.track or self.cut_off or self.missing or self.remark)
+        return not (self.track or self.cut_off or self.missing or self.remark or self.others)
 
 
 ClipResult = tuple[str, float, Failure | Note | None]
@@ -53,9 +56,14 @@ OnResult = Callable[[str, float, Failure | Note | None], None]
 """Called with the parts of a `ClipResult`."""
 
 
-def failures_path(cache: str, name: str = "failures.csv") -> Path:
+def failures_path(cache: str, name: str = FAILURES) -> Path:
     """Return the path of a list in the cache's folder, or in the working folder for a cache at a URL."""
     return Path(name) if "://" in cache else Path(cache).parent / name
+
+
+def caches_of(path: Path) -> set[str]:
+    """Return the names of the caches, or folders of crops, whose clips a list holds."""
+    return {row["cache"] for row in _rows(path)}
 
 
 def write_truncated(cache: str, notes: Sequence[Note], tried: Collection[str]) -> Path | None:

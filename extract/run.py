@@ -33,6 +33,7 @@ class ExtractSummary:
         truncated: clips that were used although their files are cut off.
         truncated_file: lists these clips.
         missing: clips that have rows in which nothing was found, such as no face.
+        others: clips that show other people than the one whose face was taken.
         remarks: clips of which there is something else to know.
         changed: ids of clips whose media changed after they were extracted, and that were not extracted again.
         stats: time per stage.
@@ -49,6 +50,7 @@ class ExtractSummary:
     truncated: list[Note] = field(default_factory=list)
     truncated_file: Path | None = None
     missing: list[Note] = field(default_factory=list)
+    others: list[Note] = field(default_factory=list)
     remarks: list[Note] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     stats: PipelineStats = field(default_factory=PipelineStats)
@@ -65,6 +67,8 @@ class ExtractSummary:
             self.tracks.append(remark)
         if remark and remark.missing:
             self.missing.append(remark)
+        if remark and remark.others:
+            self.others.append(remark)
         if remark and remark.remark:
             self.remarks.append(remark)
         if remark and remark.cut_off:

@@ -17,6 +17,7 @@ from cache.exchange.tables import FILENAME, read_table
 from cache.ids import MEDIA_SUFFIXES, clip_id, find_ids, refuse_repeated, stored_form, tidy, without_suffix
 from cache.paths import StrPath, at_home, is_utf8, readable
 from extract.errors import MediaListError
+from extract.faces.crop_table import RECORD, TABLE, is_crop_table
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
@@ -45,7 +46,8 @@ def find_media(media: StrPath, media_root: StrPath | None = None, *, images: boo
     Args:
         media: a folder, one media file, `NAME.csv` with a Filename column, or `NAME.txt` with one path a line.
         media_root: folder that the paths of a CSV or list are relative to; by default the folder of the list.
-        images: whether a folder of images, below the media root, is a clip as well, called like the folder.
+        images: whether a folder of images, below the media root, is a clip as well, called like the folder; so is an
+            empty folder beside one, which cannot be read.
 
     Raises:
         MediaListError: nothing was found, two files have one id, or the list is malformed.
@@ -91,18 +93,32 @@ def is_image(name: str) -> bool:
 
 def _walk(root: Path, images: bool) -> Iterator[Path]:
     seen = set()
+    empty, beside = list[Path](), set[Path]()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         identity = os.stat(folder)
         if (identity.st_dev, identity.st_ino) in seen:  # a link to a parent folder
             folders.clear()
             continue
         seen.add((identity.st_dev, identity.st_ino))
+        nothing = all(name.startswith(".") for name in (*folders, *files))
         media_like = [name for name in folders if _is_media(name)]  # a folder named x.wav: reported when decoded
         # Sorted: of two links to one folder the first gives the ids, and that must be the same on every machine.
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in media_like)
         yield from (Path(folder, name) for name in [*files, *media_like] if _is_media(name))
-        if images and Path(folder) != root and any(map(is_image, files)):
-            yield Path(folder)
+        place = Path(folder)
+        if images and place != root and _holds_rows(place, files):
+            beside.add(place.parent)
+            yield place
+        elif nothing:
+            empty.append(place)
+    yield from (place for place in empty if place.parent in beside)
+
+
+def _holds_rows(folder: Path, files: Sequence[str]) -> bool:
+    """Whether a folder is a clip: it holds images, or the table of crops, of which a clip without any face has none."""
+    if RECORD in files:  # holds the crops of all clips, and a picture of some
+        return False
+    return any(map(is_image, files)) or (TABLE in files and is_crop_table(folder / TABLE))
 
 
 def _unreadable(error: OSError) -> None:
@@ -212,7 +228,8 @@ def left_out(media: StrPath, *, images: bool = False) -> dict[str, int]:
     found: Counter[str] = Counter()
     for _, folders, files in os.walk(at_home(os.fspath(media))):
         folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(".zarr")]
-        suffixes = (Path(name).suffix.lower() for name in files if not name.startswith("."))
+        read = {TABLE, RECORD} if images else set()
+        suffixes = (Path(name).suffix.lower() for name in files if not name.startswith(".") and name not in read)
         found.update(readable(suffix) or "without suffix" for suffix in suffixes if suffix not in taken)
     return dict(found.most_common())
 

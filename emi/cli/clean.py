@@ -13,9 +13,9 @@ def clean(
 ) -> None:
     """List what emi can make again and how large it is; with --yes, remove it.
 
-    That is the decoded audio and the crops of fine-tuning (OUT-audio, OUT-crops), the crops, tables and sheet of `emi
-    faces`, and last.pt of finished runs, from which nothing is resumed any more. Media, caches, predictions, the best
-    weights and all other files stay.
+    That is the decoded audio and the crops of fine-tuning (OUT-audio, OUT-crops), the crops, tables, sheet and
+    failures.csv of `emi faces`, and last.pt of finished runs, from which nothing is resumed any more. Media, caches,
+    predictions, the best weights and all other files stay.
 
     Example: emi clean runs/ artifacts/faces --yes
     """

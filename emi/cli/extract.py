@@ -8,7 +8,16 @@ import typer
 
 from cache.settings import take
 from emi.cli import options
-from emi.cli.messages import first_of, row_clock, tell_left_out, tell_licence, tell_missing, tell_notes, tell_some
+from emi.cli.messages import (
+    first_of,
+    row_clock,
+    tell_left_out,
+    tell_licence,
+    tell_missing,
+    tell_notes,
+    tell_others,
+    tell_some,
+)
 from extract.settings import ExtractSettings
 
 if TYPE_CHECKING:
@@ -71,6 +80,7 @@ def extract(
     _show_summary(summary, time.monotonic() - started)
     tell_notes([*summary.tracks, *summary.truncated, *summary.remarks], summary.truncated_file)
     tell_missing(summary.missing)
+    tell_others(summary.others, settings.face)
     _show_changed(summary.changed, refresh=False)
     if summary.failures:
         raise typer.Exit(1)

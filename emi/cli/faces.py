@@ -7,7 +7,7 @@ import typer
 
 from cache.settings import take
 from emi.cli import options
-from emi.cli.messages import tell_missing, tell_some
+from emi.cli.messages import tell_missing, tell_others, tell_some
 from extract.settings import ExtractSettings
 
 USED = "fps face min_face detect_every crop max_seconds media_root workers allow_truncated"
@@ -33,7 +33,7 @@ def faces(
     from emi.console import Progress
     from extract.backbones import identify
     from extract.faces.crop_folder import write_faces
-    from extract.faces.images import TABLE
+    from extract.faces.crop_table import TABLE
     from extract.faces.sheet import SHEET, draw_sheet
 
     settings = take(ExtractSettings, given)
@@ -49,6 +49,7 @@ def faces(
     typer.echo(f"{out.resolve()} holds pictures of people's faces, personal data like the videos: {shown}")
     typer.echo(f"`emi clean {out}` removes them when they are no longer needed")
     tell_missing(summary.missing)
+    tell_others(summary.others, settings.face)
     listed = [f"{failure.path}: {failure.reason}" for failure in summary.failures]
     tell_some(f"{len(listed)} clips could not be read (also in {summary.failures_file})", listed)
     if summary.failures:

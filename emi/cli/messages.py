@@ -68,6 +68,19 @@ def tell_missing(notes: "Sequence[Note]") -> None:
         typer.echo(f"nothing was found in some rows of {clips}: {most}{', …' * (len(partly) > SHOWN)}", err=True)
 
 
+def tell_others(notes: "Sequence[Note]", face: str) -> None:
+    """Print how many clips show other people too, and which face was taken.
+
+    Args:
+        notes: of the clips.
+        face: how it was chosen, see `extract.faces.options.TrackingSettings`.
+    """
+    if notes:
+        clips = "1 clip shows" if len(notes) == 1 else f"{len(notes)} clips show"
+        ids = first_of([note.id for note in notes])
+        typer.echo(f"{clips} other people too: {ids}; the face was taken that --face {face} names", err=True)
+
+
 def tell_left_out(counts: Mapping[str, int]) -> None:
     """Print how many files of a folder were left out, by suffix."""
     from extract.sources import in_words

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cache.paths import readable
@@ -21,21 +23,13 @@ from cache.system.atomic_file import replacing, write_atomically
 from cache.system.machine import available_cores
 from extract.clips import make_decoders
 from extract.errors import ExtractSettingsError, MediaError
-from extract.faces.images import TABLE
+from extract.faces.crop_table import COLUMNS, RECORD, TABLE, crop_name, is_crop_table
 from extract.faces.reading import FaceCrops
-from extract.failures import Failure, Note, write_failures
+from extract.failures import FAILURES, Failure, Note, write_failures
 from extract.modality.registry import MODALITIES
 from extract.settings import ExtractSettings
 from extract.sources import Source, find_media
 from extract.threads import one_thread_per_operation
-
-RECORD = "faces.json"
-POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
-COLUMNS = (
-    *("id", "row", "time", "left", "top", "right", "bottom"),
-    *(f"{point}_{axis}" for point in POINTS for axis in "xy"),
-    *("score", "valid", "others"),
-)
 
 
 @dataclass(kw_only=True)
@@ -48,6 +42,7 @@ class CropsSummary:
         crops: number of images of these.
         present: number of clips that were there.
         missing: clips with rows without a face.
+        others: clips that show other people than the one whose face was taken.
         failures: clips that could not be read.
         failures_file: lists the failures.
     """
@@ -57,6 +52,7 @@ class CropsSummary:
     crops: int = 0
     present: int = 0
     missing: list[Note] = field(default_factory=list)
+    others: list[Note] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     failures_file: Path | None = None
 
@@ -93,12 +89,13 @@ def write_faces(
             continue
         summary.written += 1
         summary.crops += int(item.valid.sum())
-        if not item.valid.all():
-            path, share = readable(str(source.path)), 1 - float(item.valid.mean())
-            summary.missing.append(Note(source.id, path, missing=share))
+        share = 1 - float(item.valid.mean())
+        note = Note(source.id, readable(str(source.path)), missing=share, others=item.others)
+        summary.missing += [note] if note.missing else []
+        summary.others += [note] if note.others else []
         on_progress(number, len(todo), settings.used(item.seconds))
     tried = [source.id for source in sources]
-    summary.failures_file = write_failures(str(out), summary.failures, tried, out / "failures.csv")
+    summary.failures_file = write_failures(str(out), summary.failures, tried, out / FAILURES)
     summary.ids = [source.id for source in sources if (out / source.id / TABLE).is_file()]
     _join_tables(out)
     return summary
@@ -156,26 +153,35 @@ def _write_clip(out: Path, source: Source, item: FaceCrops, settings: ExtractSet
     blocks = MODALITIES["face"].record(item, source, settings.decoding) if item.long else [item.images]
     for row, image in enumerate(itertools.chain.from_iterable(blocks)):
         if item.valid[row]:
-            Image.fromarray(image).save(folder / f"{row + 1:05d}.png")
+            Image.fromarray(image).save(folder / crop_name(row))
     with replacing(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer, times = csv.writer(file), _times(item, settings)
         writer.writerow(COLUMNS)
         for row, valid in enumerate(item.valid.tolist()):
-            time = item.times[row, 0] if item.times is not None else row / (settings.fps or 1)
             places = [*item.boxes[row].tolist(), *item.landmarks[row].ravel().tolist()]
             found = [f"{place:.2f}" for place in places] if valid else [""] * len(places)
-            score = f"{item.scores[row]:.4f}" if valid else ""
-            writer.writerow([source.id, row + 1, f"{time:.6f}", *found, score, int(valid), item.others])
+            score, track = (f"{item.scores[row]:.4f}", item.face_track) if valid else ("", "")
+            writer.writerow([source.id, row + 1, *map(str, times[row]), *found, score, track, int(valid), item.others])
+
+
+def _times(item: FaceCrops, settings: ExtractSettings) -> NDArray[np.float32]:
+    """Return (rows, 2) start and end of the rows, as a cache holds them; those of a clip without any face are one."""
+    if item.times is not None:
+        return item.times.astype(np.float32)
+    steps = np.arange(len(item.valid) + 1) / (settings.fps or 1)
+    if not item.valid.any():
+        steps[-1] = max(steps[-1], settings.used(item.seconds))
+    return np.stack([steps[:-1], steps[1:]], axis=1).astype(np.float32)
 
 
 def _join_tables(out: Path) -> None:
     """Write the table of all clips in the folder."""
-    tables = sorted(table for table in out.rglob(TABLE) if table.parent != out)
+    tables = sorted(table for table in out.rglob(TABLE) if table.parent != out and is_crop_table(table))
     if not tables:
         return
     with replacing(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS)  # an older table has fewer columns
+        writer.writeheader()
         for place in tables:
             with place.open(newline="", encoding="utf-8") as table:
-                next(table)
-                file.writelines(table)
+                writer.writerows(csv.DictReader(table))

@@ -1,6 +1,5 @@
 """Read a folder of images as a clip: faces that another program has cut out, one image per row."""
 
-import csv
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -11,10 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from extract.errors import MediaError
+from extract.faces.crop_table import read_crop_table
 from extract.sources import is_image
 
-TABLE = "faces.csv"
-"""Beside crops that `emi faces` has cut out."""
 BLOCK_ROWS = 64
 ANIMATED = frozenset({"PNG", "WEBP"})
 """Formats in which a file may be a film; in others several pictures are views or pages of one."""
@@ -28,19 +26,24 @@ _NUMBERED = re.compile(r"(.*?)([0-9]+)", re.DOTALL)
 def image_names(folder: Path, fps: float | None) -> list[str]:
     """Return the name of the image of each row of a folder, "" where there is none.
 
+    The table that `emi faces` has written beside its crops says which rows there are; without it, the names do.
+
     Args:
         folder: of the clip.
         fps: images per second, where that is known.
 
     Raises:
-        MediaError: there are no images, the names give no order, or emi cut them out at another rate.
+        MediaError: there are no images, the names give no order, the table contradicts them, or emi cut them out at
+            another rate.
     """
-    if fps is not None:
-        _check_rate(folder, fps)
     try:
-        return rows_of([path.name for path in folder.iterdir() if is_image(path.name)])
+        names = [path.name for path in folder.iterdir() if is_image(path.name)]
     except OSError as error:
         raise MediaError(f"cannot be read ({error.strerror})") from error
+    table = read_crop_table(folder, names)
+    if table is None:
+        return rows_of(names)
+    return table.names if fps is None else table.rows_at(fps)
 
 
 def read_images(
@@ -132,20 +135,6 @@ def squares(images: Sequence[NDArray[np.uint8]], side: int) -> NDArray[np.uint8]
     for square, image in zip(found, images, strict=True):
         square[:] = scaled(image, side)
     return found
-
-
-def _check_rate(folder: Path, fps: float) -> None:
-    if not (folder / TABLE).is_file():
-        return
-    with (folder / TABLE).open(newline="", encoding="utf-8") as file:
-        cells = [row.get("time") or "" for row in itertools.islice(csv.DictReader(file), 2)]
-    try:
-        times = [float(cell) for cell in cells]
-    except ValueError:  # another tool's table
-        return
-    if len(times) == 2 and abs((times[1] - times[0]) * fps - 1) > 0.01:
-        rate = 1 / max(1e-6, times[1] - times[0])
-        raise MediaError(f"holds crops at {rate:.4g} rows per second, by its {TABLE}; use --fps {rate:.4g}")
 
 
 def _sortable(part: str) -> tuple[int, int, str]:

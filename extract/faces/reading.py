@@ -17,6 +17,7 @@ from extract.audio.structure import stated_seconds
 from extract.audio.track import clock_zero
 from extract.errors import MediaError
 from extract.faces.align import CROP_SIDE, SIDES, cut_out
+from extract.faces.crop_table import read_crop_table
 from extract.faces.image_times import at_frames
 from extract.faces.images import image_names, read_images
 from extract.faces.mtcnn import Detector, DetectorSettings
@@ -43,7 +44,7 @@ class FaceCrops(Item):
         boxes: (rows, 4) float32 in pixels of the upright picture; NaN where not valid, and of crops that were given.
         landmarks: (rows, 5, 2) float32, likewise.
         scores: (rows,) float32, the detector's probabilities; 0 where there is none.
-        others: number of other faces in the clip.
+        face_track: number of the face's track in the clip; 0 where there is none, and of crops that were given.
         max_seconds: cut with which the clip was read, and a long one is read again.
         black: whether a row that is not valid has the features of a black picture.
     """
@@ -54,7 +55,7 @@ class FaceCrops(Item):
     boxes: NDArray[np.float32]
     landmarks: NDArray[np.float32]
     scores: NDArray[np.float32]
-    others: int = 0
+    face_track: int = 0
     max_seconds: float | None = None
     black: bool = False
 
@@ -155,7 +156,8 @@ class FaceReader:
             raise MediaError("has no picture before the cut")
         black = faces.missing_faces == BLACK
         if not found.valid.any() and not black:
-            return nothing_found(video.seconds, video.cut_off, faces, float(found.times[-1, 1]))
+            empty = nothing_found(video.seconds, video.cut_off, faces, float(found.times[-1, 1]))
+            return replace(empty, others=found.others)
         long = len(found.valid) * SIDES[faces.crop] ** 2 > self._longest_rows * CROP_SIDE**2
         images = _no_images(0 if long else len(found.valid), faces)
         if not long:
@@ -177,6 +179,7 @@ class FaceReader:
             landmarks=found.landmarks,
             scores=found.scores,
             others=found.others,
+            face_track=found.track,
             **_in_black(found.valid, black),
         )
 
@@ -195,6 +198,11 @@ def _timed(
     if fps is not None:
         used = len(names) if max_seconds is None else math.ceil(max_seconds * fps - 1e-6)
         return names[:used], None, len(names) / fps, ""
+    if table := read_crop_table(folder):
+        times = table.times_until(max_seconds)
+        if not len(times):
+            raise MediaError("has no picture before the cut")
+        return names[: len(times)], times, float(table.times[-1, 1]), ""
     if video is None:
         raise MediaError(
             "is a folder of images, which have no times of their own; give their rate, as --fps 25, or the folder of "

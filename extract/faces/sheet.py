@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from extract.faces.align import CROP_SIDE
-from extract.faces.images import TABLE, read_image, scaled
+from extract.faces.crop_table import TABLE, crop_name
+from extract.faces.images import read_image, scaled
 
 SHEET = "sheet.png"
 CLIPS, CROPS = 40, 10
@@ -38,7 +39,7 @@ def draw_sheet(out: Path, ids: Sequence[str]) -> Path:
         for place, row in enumerate(_spread(rows, CROPS)):
             left, top = LABEL + place * step, line * step
             if row["valid"] == "1":
-                crop = scaled(read_image(out / id / f"{int(row['row']):05d}.png"), CROP_SIDE)
+                crop = scaled(read_image(out / id / crop_name(int(row["row"]) - 1)), CROP_SIDE)
                 sheet.paste(Image.fromarray(crop), (left, top))
             else:
                 right, bottom = left + CROP_SIDE - 1, top + CROP_SIDE - 1

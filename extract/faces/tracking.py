@@ -36,6 +36,7 @@ class ChosenFace:
         landmarks: (rows, 5, 2) float32; NaN where not valid.
         scores: (rows,) float32, the detector's probability, 0 where not valid.
         others: number of other faces in the clip, fleeting ones not counted.
+        track: number of the face's track, counted from 1 as they appear; 0 where no face was found.
         share_without: fraction of rows that are not valid.
     """
 
@@ -45,6 +46,7 @@ class ChosenFace:
     landmarks: NDArray[np.float32]
     scores: NDArray[np.float32]
     others: int
+    track: int
 
     @property
     def share_without(self) -> float:
@@ -107,7 +109,8 @@ def track_faces(
     chosen = choose(tracks, settings, size)
     longest = max((len(track.rows) for track in tracks), default=0)
     others = sum(track is not chosen and len(track.rows) >= _FLEETING * longest for track in tracks)
-    return _per_row(chosen, searched, all_times, others)
+    number = next((i for i, track in enumerate(tracks, 1) if track is chosen), 0)
+    return _per_row(chosen, searched, all_times, others, number)
 
 
 def choose(tracks: list[Track], settings: TrackingSettings, size: tuple[int, int]) -> Track | None:
@@ -159,7 +162,9 @@ def _followed(active: list[Track], row: int, time: float, faces: Faces) -> list[
     return new
 
 
-def _per_row(chosen: Track | None, searched: list[int], times: NDArray[np.float64], others: int) -> ChosenFace:
+def _per_row(
+    chosen: Track | None, searched: list[int], times: NDArray[np.float64], others: int, number: int
+) -> ChosenFace:
     """Spread a track over all rows: between two searched pictures in a row that show the face, it is interpolated."""
     count = len(times)
     values = np.full((count, 15), np.nan, np.float32)
@@ -173,7 +178,7 @@ def _per_row(chosen: Track | None, searched: list[int], times: NDArray[np.float6
             values[between] = numbers[i] + share * (numbers[i + 1] - numbers[i])
     valid = ~np.isnan(values[:, 0])
     landmarks = values[:, 4:14].reshape(count, 5, 2)
-    return ChosenFace(valid, times, values[:, :4], landmarks, np.where(valid, values[:, 14], 0), others)
+    return ChosenFace(valid, times, values[:, :4], landmarks, np.where(valid, values[:, 14], 0), others, number)
 
 
 def _marking_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:

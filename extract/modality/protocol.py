@@ -28,6 +28,7 @@ class Item:
         long: whether the clip is too long to hold. The item is then empty; `Modality.record` reads the clip.
         remark: what else the user should know of how it was read, else "".
         missing: share of frames in which nothing was found though all are valid, as with black pictures for faces.
+        others: number of other people that the clip shows.
     """
 
     seconds: float
@@ -37,6 +38,7 @@ class Item:
     long: bool = False
     remark: str = ""
     missing: float = 0.0
+    others: int = 0
 
 
 class Recording(Protocol):

@@ -39,6 +39,7 @@ def material(labelled, labelled_cache, tmp_path_factory):
     (folder / "clips" / "a").mkdir(parents=True)
     write(folder / "clips" / "a" / "1.mkv", 1)
     write(folder / "clips" / "2.mkv", 2)
+    (folder / "clips" / "broken.mkv").write_bytes(b"no video")
     run("faces", folder / "clips", "--out", folder / "faces")
     (folder / "faces" / "a" / "1" / "00099.png").write_bytes(b"mine")
     (folder / "faces" / "2" / "notes.txt").write_text("mine")
@@ -100,3 +101,28 @@ def test_a_run_whose_state_was_removed_before_it_was_finished_is_trained_anew(la
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(EmiError, match=r"gone is no folder; name folders of runs"):
         run("clean", tmp_path / "gone")
+
+
+def test_nothing_is_left_of_crops_of_which_some_failed(tmp_path):
+    write_clips(tmp_path)
+    assert (tmp_path / "faces" / "failures.csv").is_file()
+    run("clean", tmp_path / "faces", "--yes")
+    assert not (tmp_path / "faces").exists()
+
+
+def test_failures_of_a_cache_beside_the_crops_stay(tmp_path):
+    write_clips(tmp_path)
+    emi.extract(tmp_path / "clips", tmp_path / "faces" / "f.zarr", backbone="mtcnn")
+    failures = tmp_path / "faces" / "failures.csv"
+    before = failures.read_bytes()
+    assert b"f.zarr" in before
+    run("clean", tmp_path / "faces", "--yes")
+    assert failures.read_bytes() == before
+
+
+def write_clips(folder):
+    """Write a video, a file that is none, and the crops of both."""
+    (folder / "clips").mkdir()
+    write(folder / "clips" / "1.mkv", 1)
+    (folder / "clips" / "broken.mkv").write_bytes(b"no video")
+    run("faces", folder / "clips", "--out", folder / "faces")

@@ -155,3 +155,18 @@ def test_the_dry_run_speaks_of_video(root, encode):
     assert "\nvideo: 0.00028 h after the cut\n" in done.output
     assert " s of video in " in done.output
     assert "audio" not in done.output
+
+
+def test_an_empty_folder_beside_folders_of_images(root):
+    write(root / "a" / "00001", **{"1": face(1)})
+    (root / "a" / "empty").mkdir()
+    (root / "a" / "empty" / ".hidden").touch()
+    (root / "a" / "notes").mkdir()
+    (root / "a" / "notes" / "labels.txt").touch()
+    (root / "elsewhere").mkdir()
+    summary, store = extracted(root)
+    assert store.ids == ["a/00001"]
+    assert [(failure.id, failure.reason) for failure in summary.failures] == [("a/empty", "is a folder without images")]
+    assert "a/empty" in summary.failures_file.read_text()
+    command = ["extract", root, "--backbone", "mtcnn", "--cache", root.with_name("f.zarr")]
+    assert CliRunner().invoke(app, list(map(str, command))).exit_code == 1
