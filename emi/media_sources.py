@@ -16,6 +16,8 @@ from extract.sources import Source, find_media, is_list
 Sound = tuple[ArrayLike, int]
 """Samples and their rate in Hz."""
 Media = StrPath | bytes | Sound
+MOST_CHANNELS = 64
+"""An array with more rows than this, and no more columns, is taken for one of samples by channels."""
 
 
 def list_sources(
@@ -81,6 +83,11 @@ def _written(media: bytes | Sound, path: Path) -> Path:
         raise MediaListError(
             "sound is an array (samples,) or (channels, samples) of floats, int16 or int32, and its rate in Hz; got "
             f"{samples.dtype} of shape {samples.shape} at {rate}"
+        )
+    if samples.ndim == 2 and len(samples) > MOST_CHANNELS >= samples.shape[1]:
+        raise MediaListError(
+            f"sound is an array (samples,) or (channels, samples); one of shape {samples.shape} looks like (samples, "
+            "channels), as soundfile.read returns it: give its transpose, array.T"
         )
     samples = samples.astype(np.float32) if samples.dtype.kind == "f" else samples
     wavfile.write(path, rate, samples.T)

@@ -1,5 +1,6 @@
 """What a storage container must do, the segments that it holds, and the lock of its writers."""
 
+import re
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -63,6 +64,11 @@ class SegmentIndex:
 def segment_name() -> str:
     """Return a new name that sorts by time, and is unique across processes and machines."""
     return f"{time.time_ns():020d}-{secrets.token_hex(4)}"
+
+
+def is_segment_name(name: str) -> bool:
+    """Return whether `segment_name` makes such names; what has another one in a cache is not emi's, and stays."""
+    return re.fullmatch(r"[0-9]{20}-[0-9a-f]{8}", name) is not None
 
 
 class Container(Protocol):

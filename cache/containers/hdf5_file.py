@@ -329,9 +329,17 @@ class Hdf5Container:
         return self._place.rename(self._path.with_name(f"{self._path.name}.stopped-{time.time_ns()}.zarr"))
 
     def _remove_folder(self) -> None:
-        """Rename the folder before its removal, so that a half-removed one is never read."""
+        """Rename the folder before its removal, so that a half-removed one is never read.
+
+        Files that somebody else put into it are kept in a folder `NAME.h5.strays-<time>`.
+        """
         shutil.rmtree(self._removed, ignore_errors=True)
         if self._place.exists():
+            strays = self._path.with_name(f"{self._path.name}.strays-{time.time_ns()}")
+            for stray in self._folder.strays():
+                kept = strays / stray.relative_to(self._place)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                stray.rename(kept)
             self._place.rename(self._removed)
             shutil.rmtree(self._removed, ignore_errors=True)
         self._folder.close()

@@ -24,7 +24,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.group import GroupMetadata
 from zarr.core.sync import sync
 
-from cache.containers.container import Container, NewSegment, Rows, SegmentIndex, lock_folder
+from cache.containers.container import Container, NewSegment, Rows, SegmentIndex, is_segment_name, lock_folder
 from cache.containers.zarr_rows import RowLayout, read_rows, row_layout, shard_problems
 from cache.errors import CacheError, CacheFormatError
 from cache.format import INDEX_ARRAYS, NUMBERS, Array
@@ -33,6 +33,8 @@ from cache.system.disk import measured
 from cache.system.disk import sync as flush
 
 GROUPS = ("segments", "index")
+PARTIAL = f"zarr.{'[0-9a-f]' * 32}.partial"
+"""Files that zarr has not yet renamed to the metadata of a group."""
 CHUNK_BYTES = 1 << 20
 """Size of an inner chunk of a shard: what one random clip read fetches at least."""
 SHARD_BYTES = 4 << 20
@@ -193,13 +195,12 @@ class ZarrContainer(Container):
         for group in GROUPS:
             sync(store.set(f"{group}/zarr.json", metadata))
         if self._local is not None:  # at a URL another writer may be at work on what is unfinished
-            for partial in [file for group in GROUPS for file in (self._local / group).glob("*.partial")]:
+            for partial in [file for group in GROUPS for file in (self._local / group).glob(PARTIAL)]:
                 partial.unlink()
             gone += [folder.name for folder in self._unfinished()]
         # The index before the segments: a block without its segments would call them lost.
         for node in [*(f"index/{name}" for name in sync(_members(store, "index/"))), *(f"segments/{n}" for n in gone)]:
-            with contextlib.suppress(NotADirectoryError):  # a file that someone else put there
-                sync(store.delete(f"{node}/zarr.json"))  # first: a segment that is half removed is none
+            sync(store.delete(f"{node}/zarr.json"))  # first: a segment that is half removed is none
             with contextlib.suppress(OSError, ValueError):
                 sync(store.delete_dir(node))
         self._opened.clear()
@@ -241,6 +242,18 @@ class ZarrContainer(Container):
         sizes = [measured(folder)[1] for folder in self._unfinished()]
         return len(sizes), sum(sizes)
 
+    def strays(self) -> list[Path]:
+        """Return the files and folders in a local cache that no writer of it makes."""
+        if self._local is None or not self._local.is_dir():
+            return []
+        inside = [path for group in GROUPS for path in (self._local / group).glob("*")]
+        return [
+            path
+            for path in (*self._local.iterdir(), *inside)
+            if path.name not in (*GROUPS, "extras", "zarr.json")
+            and not (is_segment_name(path.name) or path.match(PARTIAL) or path.suffix == ".lock")
+        ]
+
     def close(self) -> None:
         self._opened.clear()
         self._lock = None  # releases it
@@ -254,14 +267,18 @@ class ZarrContainer(Container):
     def _unfinished(self) -> list[Path]:
         """Return the folders of segments without group metadata; at a URL there is no search for them."""
         folders: Iterable[Path] = () if self._local is None else (self._local / "segments").iterdir()
-        return [folder for folder in folders if folder.is_dir() and not (folder / "zarr.json").exists()]
+        return [
+            folder
+            for folder in folders
+            if is_segment_name(folder.name) and folder.is_dir() and not (folder / "zarr.json").exists()
+        ]
 
 
 async def _members(store: Any, folder: str) -> list[str]:
-    """List a folder as it is now: fsspec caches listings, and other processes write."""
+    """List the segments or blocks in a folder as it is now: fsspec caches listings, and other processes write."""
     if hasattr(store, "fs"):
         store.fs.invalidate_cache()
-    return [name async for name in store.list_dir(folder) if name != "zarr.json"]
+    return [name async for name in store.list_dir(folder) if is_segment_name(name)]
 
 
 def _left_by_create(folder: Path) -> bool:

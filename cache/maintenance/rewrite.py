@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cache.containers.by_suffix import open_container
 from cache.containers.container import Container, NewSegment, SegmentIndex, segment_name
+from cache.containers.zarr_group import ZarrContainer
 from cache.errors import CacheError, DamagedCacheError
 from cache.format import Array, Header, Layout
 from cache.index import load_index, write_block
@@ -195,7 +196,7 @@ def rewrite(
 
 
 def _remove_stopped(container: Container) -> bool:
-    """Remove folders that were put aside beside an HDF5 file (`cache.containers.hdf5_file`), but hold nothing else.
+    """Remove folders that were put aside beside an HDF5 file (`cache.containers.hdf5_file`), but hold nothing more.
 
     A seal that was killed after the new file had its name leaves such a folder, whose segments the file has joined.
 
@@ -208,7 +209,8 @@ def _remove_stopped(container: Container) -> bool:
     for folder in folders:
         with contextlib.suppress(CacheError, OSError), open_cache(folder) as aside, open_cache(place) as store:
             aside.header.must_match(store.header, store.path)
-            if all(clip_id in store and aside.checksum(clip_id) == store.checksum(clip_id) for clip_id in aside):
+            same = all(clip_id in store and aside.checksum(clip_id) == store.checksum(clip_id) for clip_id in aside)
+            if same and not ZarrContainer(str(folder)).strays():
                 shutil.rmtree(folder, ignore_errors=True)
                 removed = True
     return removed

@@ -34,8 +34,29 @@ def submission(
     from train_head.evaluation.frame_submission import BOUNDS
 
     check_writable(out)
-    place = predictions / "predictions_test" if (predictions / "predictions_test").is_dir() else predictions
-    write_rows_of(template, place, out, parse_range(given["label_range"]) if "label_range" in given else BOUNDS)
+    bounds = parse_range(given["label_range"]) if "label_range" in given else BOUNDS
+    write_rows_of(template, _predictions_in(predictions, template), out, bounds)
+
+
+def _predictions_in(place: Path, template: Path) -> Path:
+    """Return where the predictions for a template are: those of the test clips, where the place is a run.
+
+    Raises:
+        LabelError: it is a run without them.
+    """
+    from train_head.data.predictions import stored_file
+    from train_head.errors import LabelError
+
+    test = stored_file(place, "predictions_test")
+    if test.exists():
+        return test
+    if others := sorted(path.name for path in place.glob("predictions_*")):
+        raise LabelError(
+            f"{place} is a run without predictions_test; it has {' and '.join(others)}, whose clips are not those of a "
+            f"test. Predict with `emi predict MEDIA --model {place} --template {template} --out FOLDER --submission "
+            f"FILE`, train with `emi train-head … --test {template}`, or name a folder of predictions itself"
+        )
+    return place
 
 
 def write_rows_of(template: Path, predictions: Path, out: Path, bounds: tuple[float, float]) -> None:

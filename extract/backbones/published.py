@@ -82,10 +82,9 @@ def _load(file: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # readers of damaged files raise many types
-        first_line = str(error).strip().partition("\n")[0]
         raise BackboneError(
-            f"{file} cannot be read as tensors alone ({type(error).__name__}: {first_line}); it is damaged, or a "
-            "pickle of a whole model, whose code emi does not run: save its state_dict() instead"
+            f"{file} cannot be read as tensors alone; it is damaged, or a pickle of a whole model, whose code emi does "
+            "not run: save its state_dict() instead"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__

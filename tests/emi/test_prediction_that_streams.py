@@ -148,6 +148,12 @@ def test_what_is_no_sound_is_refused(run, media):
         emi.load(run).predict(media)
 
 
+@pytest.mark.parametrize("shape", [(16_000, 1), (16_000, 2), (65, 64)])
+def test_samples_by_channels_are_refused_with_what_to_do(run, shape):
+    with pytest.raises(MediaListError, match=r"looks like \(samples, channels\), .*: give its transpose, array\.T"):
+        emi.load(run).predict([(np.zeros(shape), 16_000)])
+
+
 def test_streams_that_read_the_same_of_a_file_decode_it_once(two_streams, labelled, monkeypatch):
     decoded = []
     decode = Decoders._decode

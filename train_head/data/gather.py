@@ -298,17 +298,41 @@ def held_clips(
         return labels
     if skip_missing and len(left_out) < len(labels):
         return labels.take([i for i in range(len(labels)) if i not in left_out])
-    name, lacking = next((name, found) for name, found in missing.items() if found)
-    caches = stores[name] if name else list(itertools.chain(*stores.values()))
-    first = ", ".join(labels.filenames[i] for i in sorted(lacking)[:5])
     advice = "extract them (failures.csv beside the cache says why a clip failed), or give --skip-missing"
-    if len(lacking) == len(labels) and len(caches[0]):
-        advice = f"the cache's ids look like {caches[0].ids[0]!r}, so the two do not belong together"
-    raise LabelError(
-        f"{len(lacking)} of the {len(labels)} clips of {labels.path} are not in "
-        f"{' and '.join(store.path for store in caches)}{f', the required stream {name!r}' if name else ''} "
-        f"(first: {first}); {advice}"
-    )
+    problems = []
+    for name, lacking in missing.items():
+        caches = stores[name] if name else list(itertools.chain(*stores.values()))
+        if len(lacking) == len(labels) and len(caches[0]):
+            advice = f"the cache's ids look like {caches[0].ids[0]!r}, so the two do not belong together"
+        if lacking:
+            problems.append(
+                f"{len(lacking)} of the {len(labels)} clips of {labels.path} are not in "
+                f"{' and '.join(store.path for store in caches)}{f', the required stream {name!r}' if name else ''} "
+                f"{_first(labels, lacking)}"
+            )
+    empty = {name: _without_valid_rows(stores[name], labels.ids) for name in require}
+    raise LabelError("; ".join([*problems, *_nothing_found(labels, empty), advice]))
+
+
+def _first(labels: Labels, clips: Collection[int]) -> str:
+    return f"(first: {', '.join(labels.filenames[i] for i in sorted(clips)[:5])})"
+
+
+def _nothing_found(labels: Labels, empty: Mapping[str, Collection[int]]) -> list[str]:
+    """Return a sentence for each required stream of which nothing was found in some clips."""
+    return [
+        f"nothing was found of the required stream {name!r} in {len(clips)} of the {len(labels)} clips of "
+        f"{labels.path} {_first(labels, clips)}"
+        for name, clips in empty.items()
+        if clips
+    ]
+
+
+def _without_valid_rows(stores: Sequence[FeatureCache], clips: Sequence[str]) -> list[int]:
+    """Return the numbers of the clips that a stream holds, but in which nothing was found."""
+    held = [(i, next((store for store in stores if clip in store), None)) for i, clip in enumerate(clips)]
+    valid = [(i, store[clips[i]].valid) for i, store in held if store is not None]
+    return [i for i, rows in valid if rows is not None and not rows.any()]
 
 
 def with_required(split: Split, skip_missing: bool, require: Sequence[str]) -> Split:
@@ -328,9 +352,6 @@ def with_required(split: Split, skip_missing: bool, require: Sequence[str]) -> S
         return split
     if skip_missing and len(left_out) < len(split):
         return split.take([i for i in range(len(split)) if i not in left_out])
-    name, lacking = next((name, found) for name, found in empty.items() if found)
-    raise LabelError(
-        f"nothing was found of the required stream {name!r} in {len(lacking)} of the {len(split)} clips of "
-        f"{split.labels.path} (first: {', '.join(split.labels.filenames[i] for i in lacking[:5])}); give "
-        f"--skip-missing to leave them out, or leave out --require {name}"
-    )
+    names = " or ".join(f"--require {name}" for name, clips in empty.items() if clips)
+    advice = f"give --skip-missing to leave them out, or leave out {names}"
+    raise LabelError("; ".join([*_nothing_found(split.labels, empty), advice]))

@@ -20,7 +20,7 @@ def by_stream(caches: Caches) -> dict[str, list[StrPath]]:
     A path may carry the name: `face=f.zarr`. A path that exists as it is written is a path.
 
     Raises:
-        TrainSettingsError: none, or none for a stream, or caches with and without a name.
+        TrainSettingsError: none, or none for a stream, a name that is none, or caches with and without a name.
     """
     found: dict[str, list[StrPath]] = {}
     if isinstance(caches, Mapping):
@@ -31,6 +31,7 @@ def by_stream(caches: Caches) -> dict[str, list[StrPath]]:
             if named is not None and not os.path.exists(path):
                 found.setdefault(named[1], []).append(at_home(named[2]))
             else:
+                _refuse_misnamed(os.fspath(path))
                 found.setdefault(UNNAMED, []).append(path)
     if not found:
         raise TrainSettingsError("no cache is given; name one with --cache PATH")
@@ -44,6 +45,16 @@ def by_stream(caches: Caches) -> dict[str, list[StrPath]]:
             "cache is given as --cache NAME=PATH"
         )
     return dict(sorted(found.items()))
+
+
+def _refuse_misnamed(path: str) -> None:
+    """Refuse `NAME=PATH` of which only PATH exists: the name is none of a stream."""
+    name, _, place = path.partition("=")
+    if place and not os.path.exists(path) and os.path.exists(at_home(place)):
+        raise TrainSettingsError(
+            f"{path}: {name!r} cannot name a stream: a name is made of a-z, 0-9 and _, and begins with a letter; take "
+            "a word such as audio, face or text"
+        )
 
 
 def _listed(paths: StrPath | Sequence[StrPath]) -> list[StrPath]:

@@ -98,10 +98,9 @@ def _predicted(predictions: Labels, places: Sequence[tuple[str, int]], template:
     clips = list(dict.fromkeys(clip for clip, _ in places))
     known = {name: i for i, name in enumerate(predictions.filenames)}
     found = dict(zip(clips, find_ids(clips, known), strict=True))
-    refuse_problems(
-        problem([clip for clip, name in found.items() if name is None], f"clips of {template} were not predicted"),
-        predictions.path,
-    )
+    absent = problem([clip for clip, name in found.items() if name is None], f"clips of {template} were not predicted")
+    advice = f"predict them with `emi predict … --out FOLDER`, or with `emi train-head … --test {template}`"
+    refuse_problems([*absent, advice] if absent else [], predictions.path)
     rows, lacking = [], []
     for clip, group in itertools.groupby(places, key=lambda place: place[0]):
         number = known[found[clip] or clip]

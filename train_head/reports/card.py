@@ -19,7 +19,7 @@ from train_head.data.splits import Split
 from train_head.errors import LabelError
 from train_head.evaluation.labelled import intervals_of
 from train_head.evaluation.metrics import METRICS, Intervals, Report, mean_of
-from train_head.heads import head_options
+from train_head.heads import HEADS, head_options
 from train_head.reports.tables import OVER_TARGETS, licence_line
 from train_head.reports.usage import usage_of
 from train_head.runs import run_folder
@@ -34,6 +34,8 @@ PAPER_BACKBONE = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
 """Of arXiv 2403.11879, section 3."""
 OF_THE_MACHINE = frozenset({"seed", "device", "precision", "label_scale", "label_range"})
 """Settings in which a run does not depart from the paper."""
+IN_WORDS = {"lstm.hidden": "the input's width"}
+"""What the paper has in settings whose default stands for something else."""
 FEW_CLIPS = 100
 HUB_METRICS = {"pearsonr": "pearson", "ccc": "ccc", "mae": "mae"}
 """Names of the metrics on the Hugging Face Hub, and in a `Report`."""
@@ -157,16 +159,15 @@ def parameters(settings: TrainSettings, inputs: Inputs) -> int:
 
 
 def departures(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
-    """Settings that are not the paper's: name to (this run's, the paper's).
+    """Settings that are not the paper's: name to (this run's, the paper's; None where it says nothing of them).
 
-    Options are compared with the defaults of the head they belong to.
+    Options of a head that is not the paper's are compared with their defaults.
     """
-    paper = TrainSettings().to_toml() | {settings.head: asdict(head_options(settings.head, {}))}
-    ours: dict[str, tuple[Any, Any]] = {}
-    for key, value in settings.to_toml().items():
-        theirs: Any = paper.get(key, {} if isinstance(value, dict) else None)
-        inner = (
-            {f"{key}.{k}": (v, theirs.get(k)) for k, v in flattened(value).items()} if isinstance(value, dict) else {}
-        )
-        ours |= inner or {key: (value, theirs)}
-    return {key: pair for key, pair in ours.items() if pair[0] not in (pair[1], {}) and key not in OF_THE_MACHINE}
+    paper = flattened(TrainSettings().to_toml())
+    usual = flattened({name: asdict(head_options(name, {})) for name in HEADS}) | paper
+    found: dict[str, tuple[Any, Any]] = {}
+    for key, value in flattened(settings.to_toml()).items():
+        of_all = re.sub(r"^streams\.[^.]+\.", "", key)
+        if key not in OF_THE_MACHINE and value not in (usual.get(of_all), {}):
+            found[key] = (value, IN_WORDS.get(of_all, paper.get(of_all)))
+    return found

@@ -29,7 +29,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import islice, product
 from typing import Any
@@ -107,6 +107,8 @@ class Space:
                 given[key if table in HEADS else name] = value
         tables = {"augment": augment} if augment else {}
         settings = resolve_settings(self.config, **(given | {HEAD: self.head(values)} | tables | others))
+        if FUSION_NAME in self.drawn and not FUSIONS[settings.fusion].by_times:
+            settings = replace(settings, clock="")
         streams = self.subset(values)
         return settings if streams is None else settings.of_streams(streams)
 

@@ -3,6 +3,7 @@
 from train_head.data.names import UNNAMED
 from train_head.errors import refuse
 from train_head.heads import check_states
+from train_head.heads.fusions import FUSIONS
 from train_head.losses import compares_clips
 from train_head.targets import Targets
 from train_head.training.augment_settings import AugmentSettings
@@ -30,7 +31,8 @@ def check_targets(settings: TrainSettings, targets: Targets) -> None:
 
     Raises:
         TrainSettingsError: a batch is one clip, and the loss compares clips; or for labels per frame, augmentation
-            moves rows, or a head has no state per row; or settings for labels per frame are given for labels per clip.
+            moves rows, or a head has no state per row; or settings for labels per frame are given for labels per clip,
+            or a clock for a fusion that has none.
     """
     if targets.by_frame:
         check_states(settings.stream(name).head for name in settings.streams or [UNNAMED])
@@ -45,6 +47,11 @@ def check_targets(settings: TrainSettings, targets: Targets) -> None:
             not targets.by_frame and (settings.missing != TrainSettings.missing or settings.smooth != "none"),
             "missing and smooth are for labels per frame; with a label per clip, rows in which nothing was found are "
             "left out, and there is nothing to smooth",
+        ),
+        (
+            not targets.by_frame and bool(settings.clock) and not FUSIONS[settings.fusion].by_times,
+            f"the fusion {settings.fusion!r} does not join streams by the times of their rows, and has no clock; leave "
+            "clock out, or take the fusion transformer",
         ),
         (
             targets.by_frame and bool(augment.mixup or augment.frame_dropout),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cache import CacheFormatError, CacheNotFoundError, CacheWriter, EmiError, open_cache
+from cache.containers.container import segment_name
 from cache.maintenance.verify import verify
 
 only_zarr = pytest.mark.parametrize("three_segments", [".zarr"], indirect=True)
@@ -178,7 +179,7 @@ def test_a_sound_cache_is_counted_and_nothing_else(path, vad, make_cache, make_h
 
 def test_what_a_killed_writer_left_is_no_damage(tmp_path, make_cache):
     path = make_cache(tmp_path / "a.zarr", "ab")
-    left = path / "segments" / "0-left"
+    left = path / "segments" / segment_name()
     left.mkdir()
     (left / "half").write_bytes(bytes(1000))
     report = verify(path)

@@ -14,6 +14,7 @@ import zarr
 from warm_python import python
 
 from cache import CacheWriter, Clip, Header, open_cache
+from cache.containers.container import segment_name
 from emi.cli import main
 
 
@@ -244,7 +245,7 @@ def test_damage_that_takes_no_clip_along_is_found_and_mended(run, tmp_path):
 
 def test_what_a_crash_left_is_mentioned_and_is_no_damage(run, tmp_path):
     path = fill(tmp_path / "tiny.zarr", "ab")
-    (path / "segments" / "0-left").mkdir()
+    (path / "segments" / segment_name()).mkdir()
     code, out, err = run("verify", path)
     assert (code, err) == (0, "")
     assert "1 segments (0.0 MB) were never finished, or are being written; no harm" in out

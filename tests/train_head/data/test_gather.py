@@ -1,5 +1,6 @@
 """From caches and label files to splits of several streams, and of labels per frame."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -75,6 +76,23 @@ def test_a_clip_that_lacks_a_required_stream_is_refused_or_left_out(caches, tmp_
         load(caches, labels, require=("fase",))
 
 
+def test_all_clips_that_lack_a_required_stream_are_named_at_once(caches, tmp_path):
+    header = Header(fingerprint={"backbone": "f", "dtype": "float32"}, dim=3, hop_seconds=0.1, optional=("valid",))
+    with CacheWriter(tmp_path / "found.zarr", header) as writer:
+        for i in (1, 2):
+            writer.add(Clip(f"{i:05d}", np.zeros((2, 3), np.float32), None, None, 0.2, valid=np.full(2, i == 2)))
+    stores = caches | {"found": [tmp_path / "found.zarr"]}
+    labels = clip_labels(tmp_path, [1, 2, 3])
+    with pytest.raises(LabelError) as caught:
+        load(stores, labels, require=("found", "face"))
+    for part in (
+        r"found\.zarr, the required stream 'found' \(first: 3\); ",
+        r"face\.zarr, the required stream 'face' \(first: 1\); ",
+        r"; nothing was found of the required stream 'found' in 1 of the 3 clips of .*labels\.csv \(first: 1\); ",
+    ):
+        assert re.search(part, str(caught.value))
+
+
 def test_the_clips_that_lack_a_stream_are_counted(caches, tmp_path):
     splits = {
         "train": load(caches, clip_labels(tmp_path, [1, 2, 3])),
@@ -140,6 +158,17 @@ def test_caches_are_named_all_or_none(tmp_path):
         by_stream({})
     with pytest.raises(TrainSettingsError, match="no cache is given for the stream 'audio'"):
         by_stream({"audio": [], "face": "a.zarr"})
+
+
+@pytest.mark.parametrize("name", ["Audio", "2d", "my-sound", "", "a b"])
+def test_a_name_that_no_stream_can_have_is_named_where_the_path_behind_it_exists(tmp_path, name):
+    place = tmp_path / "snd.zarr"
+    place.mkdir()
+    with pytest.raises(TrainSettingsError, match=f"snd.zarr: '{name}' cannot name a stream: .* begins with a letter"):
+        by_stream([f"{name}={place}"])
+    assert by_stream([f"{name}={place}x"]) == {UNNAMED: [f"{name}={place}x"]}
+    (tmp_path / f"{name}=snd.zarr").mkdir()
+    assert by_stream([str(tmp_path / f"{name}=snd.zarr")]) == {UNNAMED: [str(tmp_path / f"{name}=snd.zarr")]}
 
 
 def test_a_path_with_an_equals_sign_that_exists_is_a_path(tmp_path, monkeypatch):

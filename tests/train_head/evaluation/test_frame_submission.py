@@ -1,8 +1,12 @@
 """Files with a row per frame, named by its image: templates, submissions, and predictions of any program."""
 
+import re
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from emi.cli import app
 from train_head.data.frame_labels import read_frame_labels
 from train_head.data.image_rows import has_image_rows, read_image_rows
 from train_head.data.label_format import LabelFormat
@@ -44,6 +48,20 @@ def test_the_rows_are_those_of_the_template_in_its_order_clipped_to_the_range(tm
     assert check_frame_submission(tmp_path / "p.txt", wanted) == []
 
 
+def test_a_run_without_predictions_for_the_template_says_what_it_has_and_what_to_do(tmp_path):
+    (tmp_path / "run").mkdir()
+    folder(tmp_path / "run" / "predictions_valid", {"a": 2})
+    wanted = template(tmp_path / "t.txt", [("a", 1)])
+    given = ["submission", str(tmp_path / "run"), "--template", str(wanted), "--out", str(tmp_path / "p.txt")]
+    error = CliRunner().invoke(app, given).exception
+    assert isinstance(error, LabelError)
+    assert re.search(
+        r"run is a run without predictions_test; it has predictions_valid, .*`emi predict MEDIA", str(error)
+    )
+    (tmp_path / "run" / "predictions_valid").rename(tmp_path / "run" / "predictions_test")
+    assert CliRunner().invoke(app, given).exit_code == 0
+
+
 def test_columns_are_in_the_order_of_the_template(tmp_path):
     guess = folder(tmp_path / "guess", {"a": 2}, names="arousal,valence")
     write_frame_submission(tmp_path / "p.txt", guess, template(tmp_path / "t.txt", [("a", 2)]))
@@ -65,7 +83,9 @@ def test_a_few_rows_beyond_the_last_prediction_repeat_it_and_many_are_an_error(t
 
 def test_clips_and_targets_that_were_not_predicted_are_named(tmp_path):
     guess = folder(tmp_path / "guess", {"a": 5})
-    with pytest.raises(LabelError, match=r"1 clips of .*t\.txt were not predicted \(first: b\)"):
+    with pytest.raises(
+        LabelError, match=r"guess: 1 clips of .*t\.txt were not predicted \(first: b\); predict them with"
+    ):
         write_frame_submission(tmp_path / "p.txt", guess, template(tmp_path / "t.txt", [("a", 1), ("b", 1)]))
     other = template(tmp_path / "t.txt", [("a", 1)], header="image_location,valence,dominance")
     with pytest.raises(LabelError, match=r"has the targets valence, dominance, and .*guess valence, arousal"):

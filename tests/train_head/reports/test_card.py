@@ -132,7 +132,7 @@ def test_it_says_seed_machine_and_precision(card):
 
 def test_it_lists_what_differs_from_the_paper(card):
     line = next(line for line in card.splitlines() if line.startswith("- Settings that differ"))
-    assert "`lr` 0.003 (paper: 0.0001); `epochs` 2 (paper: 30); `lstm.hidden` 8 (paper: 0)" in line
+    assert "`lr` 0.003 (paper: 0.0001); `epochs` 2 (paper: 30); `lstm.hidden` 8 (paper: the input's width)" in line
     assert "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim" in line
 
 
@@ -143,6 +143,15 @@ def test_the_papers_settings_differ_in_nothing_whatever_the_machine():
 def test_options_of_another_head_are_compared_with_its_own_defaults():
     found = departures(resolve_settings(head="mean", mixup=0.2))
     assert found == {"head": ("mean", "lstm"), "augment.mixup": (0.2, TrainSettings().augment["mixup"])}
+
+
+def test_of_settings_of_which_the_paper_says_nothing_no_value_of_it_is_given():
+    settings = resolve_settings(clock="face", fusion="transformer", **{"face.hidden": 8, "sound.head": "mean"})
+    found = departures(settings.for_streams(("face", "sound")))
+    assert found["streams.face.lstm.hidden"] == (8, "the input's width")
+    assert found["streams.sound.head"] == ("mean", "lstm")
+    assert (found["clock"], found["fusion.name"]) == (("face", None), ("transformer", None))
+    assert departures(resolve_settings(head="gru", hidden=8))["gru.hidden"] == (8, None)
 
 
 def test_without_intervals_there_is_no_such_column_and_without_pictures_no_link(run, tmp_path):

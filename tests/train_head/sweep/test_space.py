@@ -202,6 +202,12 @@ def test_values_that_need_each_other_are_no_mistake(tmp_path, text):
     assert space(tmp_path, text).drawn
 
 
+def test_a_trial_whose_fusion_has_no_clock_has_none(tmp_path):
+    drawn = space(tmp_path, 'clock = "face"\n[fusion]\nname = ["concat", "transformer"]\n')
+    clocks = [drawn.settings({"fusion.name": name}).clock for name in ("concat", "transformer")]
+    assert clocks == ["", "face"]
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(TrainSettingsError, match=r"no file of a space at .*nowhere\.toml"):
         read_space(tmp_path / "nowhere.toml")

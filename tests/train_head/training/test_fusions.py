@@ -86,7 +86,8 @@ def with_gaps(data, folder):
 def test_frames_with_times_of_their_own_are_joined_in_a_batch_as_in_a_clip_alone(data, tmp_path, fusion, clock):
     caches = with_gaps(data, tmp_path)
     sources = gather_inputs(caches, LabelFiles.named(data / "train.csv", data / "valid.csv"))
-    settings = resolve_settings(**(SMALL | {"head": "gru", "fusion": fusion, "clock": clock, "epochs": 1}))
+    of_fusion = {"clock": clock} if FUSIONS[fusion].by_times else {}
+    settings = resolve_settings(**(SMALL | {"head": "gru", "fusion": fusion, "epochs": 1} | of_fusion))
     result = train_run(sources, tmp_path / "run", settings)
     trained = load_head(tmp_path / "run")
     stores = {name: emi.open_cache(path) for name, path in caches.items()}
@@ -126,6 +127,18 @@ def test_one_named_stream_can_have_a_transformer_behind_its_encoder(data, tmp_pa
 def test_a_clock_that_is_no_stream_is_refused_and_the_nearest_named():
     with pytest.raises(TrainSettingsError, match=r"unknown stream in clock 'fase'; did you mean 'face'"):
         resolve_settings(clock="fase").for_streams(NAMES)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_clock_is_refused_where_labels_are_of_clips_and_the_fusion_has_none(data, tmp_path, fusion):
+    caches, labels = {name: data / f"{name}.zarr" for name in NAMES}, (data / "train.csv", data / "valid.csv")
+    sources, settings = inputs(data, frames=False, head="gru", fusion=fusion)
+    predictor = Trainer(settings, sources.splits["train"], None, None).predictor
+    assert FUSIONS[fusion].by_times == predictor.needs_clock
+    if not predictor.needs_clock:
+        with pytest.raises(TrainSettingsError, match=f"the fusion '{fusion}' does not join streams by the times"):
+            emi.train_head(caches, *labels, tmp_path / "run", head="gru", fusion=fusion, clock="face")
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("options", [{"fusion": "transformer", "clock": "face"}, OPTIONS["crossattention"]])

@@ -50,10 +50,12 @@ class Fusion(nn.Module):
 
     Attributes:
         row_by_row: whether values of a reference row depend on the vectors of that row only.
+        by_times: whether streams are joined at the times of their rows for targets per clip too (`clock`).
     """
 
     Options: ClassVar[Any]
     row_by_row: ClassVar[bool] = True
+    by_times: ClassVar[bool] = False
 
     def __init__(self, widths: Widths, targets: int, options: Any, regressor: Regressor) -> None:  # noqa: ARG002
         super().__init__()

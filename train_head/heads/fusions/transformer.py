@@ -55,6 +55,7 @@ class TransformerFusion(Fusion):
 
     Options = TransformerFusionOptions
     row_by_row = False
+    by_times = True
 
     def __init__(self, widths: Widths, targets: int, options: TransformerFusionOptions, regressor: Regressor) -> None:
         super().__init__(widths, targets, options, regressor)
