@@ -70,10 +70,11 @@ def write_faces(
 
     Raises:
         MediaListError: the media cannot be listed.
-        ExtractSettingsError: the folder holds faces that were made with other settings.
+        ExtractSettingsError: the folder holds faces that were made with other settings, or pictures of another program
+            where crops would be written.
     """
     sources = find_media(media, settings.media_root)
-    _check_record(out, settings)
+    _check_record(out, sources, settings)
     todo = [source for source in sources if not _is_done(out, source)]
     summary = CropsSummary(present=len(sources) - len(todo))
     for number, (source, item) in enumerate(_decoded(todo, settings), 1):
@@ -110,11 +111,14 @@ def _is_done(out: Path, source: Source) -> bool:
         return table.is_file()
 
 
-def _check_record(out: Path, settings: ExtractSettings) -> None:
-    """Record how the crops are made, and refuse to mix them with others."""
+def _check_record(out: Path, sources: Sequence[Source], settings: ExtractSettings) -> None:
+    """Record how the crops are made, and refuse to mix them with others, or to write over pictures of others."""
     record = dict(MODALITIES["face"].fingerprint(settings))
     out.mkdir(parents=True, exist_ok=True)
     if not (out / RECORD).is_file():
+        taken = next((out / source.id for source in sources if any((out / source.id).glob("*.png"))), None)
+        if taken is not None:
+            raise ExtractSettingsError(f"{taken} holds pictures that emi has not written; choose another --out")
         write_atomically(out / RECORD, f"{json.dumps(record, indent=1)}\n".encode())
         return
     stored: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))

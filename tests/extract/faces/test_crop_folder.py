@@ -166,3 +166,13 @@ def test_the_summary_says_who_else_is_seen_and_whose_face_was_taken(tmp_path, en
         rows = list(csv.DictReader(file))
     assert [row["track"] for row in rows if row["id"] == "two"] == ["", "", "2", "2", "2", "2"]
     assert {row["track"] for row in rows if row["id"] == "one"} == {"1"}
+
+
+def test_pictures_of_others_are_not_written_over(folder, tmp_path):
+    theirs = tmp_path / "out" / "between" / "00001.png"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    refused = run("faces", folder / "clips", "--out", tmp_path / "out", "--fps", "5")
+    assert refused.exit_code != 0
+    assert f"{theirs.parent} holds pictures that emi has not written" in str(refused.exception or refused.output)
+    assert theirs.read_bytes() == b"theirs"
