@@ -47,8 +47,8 @@ def read_frame_labels(path: StrPath, form: LabelFormat | None = None, *, check_r
             number there.
 
     Raises:
-        LabelError: nothing there, a file without rows, a cell that is no number or out of range, rows out of order, or
-            a clip of two groups; says where.
+        LabelError: nothing there, a cell that is no number or out of range, rows out of order, or a clip of two
+            groups; says where.
     """
     place, form = Path(path), form or LabelFormat()
     if form.rater is not None:
@@ -98,11 +98,7 @@ def _read_folder(place: Path, form: LabelFormat) -> Labels:
 
 
 def _lines(file: Path) -> tuple[tuple[str, ...], list[str]]:
-    """Return the names in the first line of a file, and its other lines; empty ones at its end are left out.
-
-    Raises:
-        LabelError: the file is empty, lacks the names, or has no other line.
-    """
+    """Return the names in the first line of a file, and its other lines; empty ones at its end are left out."""
     header, *lines = file.read_text(encoding="utf-8-sig").splitlines() or [""]
     if not header.strip():
         what = "is empty" if not lines else "has an empty first line"
@@ -116,10 +112,6 @@ def _lines(file: Path) -> tuple[tuple[str, ...], list[str]]:
         )
     while lines and not lines[-1].strip():
         lines.pop()
-    if not lines:
-        raise LabelError(
-            f"{file} has a header and no rows; expected a line per frame: copy the file again, or remove it"
-        )
     return tuple(cell.strip() for cell in header.split(",")), lines
 
 
@@ -140,7 +132,7 @@ def _numbers(file: Path, names: Sequence[str], first: Path, expected: Sequence[s
             "files need the same"
         )
     try:
-        values = np.array([line.split(",") for line in lines], np.float64)
+        values = np.array([line.split(",") for line in lines], np.float64) if lines else np.empty((0, len(header)))
     except ValueError:
         values = np.empty((0, 0))
     if values.shape != (len(lines), len(header)) or not np.isfinite(values).all():
