@@ -296,7 +296,7 @@ def die_at_step(number: int, suffix: str) -> None:
     def half_done(name: str, *arguments: Any) -> None:
         if name == "set":  # zarr writes a temporary file and renames it
             store, key, value = arguments
-            file = (store.root / key).with_suffix(".0123.partial")
+            file = (store.root / key).with_suffix(f".{'0123' * 8}.partial")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(value.to_bytes()[: len(value) // 2])
 
