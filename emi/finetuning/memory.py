@@ -55,11 +55,8 @@ class Load:
         """Return what would take less memory, the least costly first."""
         tuning, depth, processes, modality = self.tuning, self.depth, self.processes, self.modality
         at_once, longest = self.at_once, self.longest
-        fewer, frozen, amount = (
-            max(longest, at_once / 2),
-            tuning.freeze == "backbone" and not tuning.lora,
-            modality.amount,
-        )
+        fewer, amount = max(longest, at_once / 2), modality.amount
+        frozen = tuning.freeze == "backbone" and not tuning.lora
         half = (len(depth.stages) - depth.never) // 2
         layers = sum(stage.name.startswith("layer ") for stage in depth.stages[: depth.never + half])
         ways = (

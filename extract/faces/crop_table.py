@@ -85,12 +85,12 @@ def is_crop_table(path: Path) -> bool:
         return False
 
 
-def read_crop_table(folder: Path, images: Collection[str] | None = None) -> CropTable | None:
+def read_crop_table(folder: Path, images: Collection[str]) -> CropTable | None:
     """Read the table of a clip; None where there is none, or one of another program.
 
     Args:
         folder: of the clip.
-        images: names of the images there are, where these are to be those that the table lists.
+        images: names of the images there are.
 
     Raises:
         MediaError: the table is damaged, or lists other images.
@@ -108,7 +108,7 @@ def read_crop_table(folder: Path, images: Collection[str] | None = None) -> Crop
         times = np.stack([starts, _ends(starts, [row.get("end") or "" for row in cells])], axis=1)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise MediaError(f"has a damaged {TABLE} ({error}); {_AGAIN}") from error
-    if images is not None and (other := sorted({*filter(None, names)}.symmetric_difference(images))):
+    if other := sorted({*filter(None, names)}.symmetric_difference(images)):
         missing = other[0] in names
         said = f"lists {other[0]}, which is not there" if missing else f"does not list {other[0]}, which is there"
         raise MediaError(f"has a {TABLE} that {said}; {_AGAIN}")

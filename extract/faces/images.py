@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from extract.errors import MediaError
-from extract.faces.crop_table import read_crop_table
+from extract.faces.crop_table import CropTable, read_crop_table
 from extract.sources import is_image
 
 BLOCK_ROWS = 64
@@ -23,10 +23,10 @@ SPARSEST = 100
 _NUMBERED = re.compile(r"(.*?)([0-9]+)", re.DOTALL)
 
 
-def image_names(folder: Path, fps: float | None) -> list[str]:
-    """Return the name of the image of each row of a folder, "" where there is none.
+def image_names(folder: Path, fps: float | None) -> tuple[list[str], CropTable | None]:
+    """Return the name of the image of each row of a folder, "" where there is none, and what says so.
 
-    The table that `emi faces` has written beside its crops says which rows there are; without it, the names do.
+    That is the table that `emi faces` has written beside its crops, or None: then the names do.
 
     Args:
         folder: of the clip.
@@ -42,8 +42,8 @@ def image_names(folder: Path, fps: float | None) -> list[str]:
         raise MediaError(f"cannot be read ({error.strerror})") from error
     table = read_crop_table(folder, names)
     if table is None:
-        return rows_of(names)
-    return table.names if fps is None else table.rows_at(fps)
+        return rows_of(names), None
+    return table.names if fps is None else table.rows_at(fps), table
 
 
 def read_images(
@@ -53,7 +53,7 @@ def read_images(
 
     Args:
         folder: of the clip.
-        names: as `image_names` gives them.
+        names: the first that `image_names` gives.
 
     Yields:
         Per row its image as (height, width, 3) uint8 RGB, empty where it is missing or broken; (rows,) bool, where it

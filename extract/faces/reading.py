@@ -17,7 +17,6 @@ from extract.audio.structure import stated_seconds
 from extract.audio.track import clock_zero
 from extract.errors import MediaError
 from extract.faces.align import CROP_SIDE, SIDES, cut_out
-from extract.faces.crop_table import read_crop_table
 from extract.faces.image_times import at_frames
 from extract.faces.images import image_names, read_images
 from extract.faces.mtcnn import Detector, DetectorSettings
@@ -194,11 +193,11 @@ def _timed(
 ) -> tuple[list[str], NDArray[np.float64] | None, float, str]:
     """Return the images of a folder up to the cut: names and times by row, seconds before the cut, and a remark."""
     fps = options.faces.fps
-    names = image_names(folder, fps)
+    names, table = image_names(folder, fps)
     if fps is not None:
         used = len(names) if max_seconds is None else math.ceil(max_seconds * fps - 1e-6)
         return names[:used], None, len(names) / fps, ""
-    if table := read_crop_table(folder):
+    if table is not None:
         times = table.times_until(max_seconds)
         if not len(times):
             raise MediaError("has no picture before the cut")
@@ -254,7 +253,7 @@ class CropRecording:
         if not self._path.is_dir():
             video = Video(self._path, fps=faces.fps, max_seconds=item.max_seconds, options=self._options)
             return _cut_out(video, item.valid, item.boxes, item.landmarks, faces.crop)
-        names = image_names(self._path, faces.fps)[: len(item.valid)]
+        names = image_names(self._path, faces.fps)[0][: len(item.valid)]
         return _again(self._path, names + [""] * (len(item.valid) - len(names)), item.valid)
 
 

@@ -32,7 +32,7 @@ def tabulate(folder, valid, columns=COLUMNS, step=0.2, times=None):
 
 def test_rows_of_older_tables_end_when_the_next_one_starts(tmp_path):
     folder = tabulate(tmp_path / "a", [0, 1, 0], [name for name in COLUMNS if name not in LATER])
-    table = read_crop_table(folder)
+    table = read_crop_table(folder, ["00002.png"])
     assert table.names == ["", "00002.png", ""]
     np.testing.assert_allclose(table.times, [[0, 0.2], [0.2, 0.4], [0.4, 0.6]])
     write(folder, **{"00002": face(2)})
@@ -45,9 +45,9 @@ def test_a_table_of_another_program_is_ignored(tmp_path):
     folder = write(tmp_path / "a", **{"1": face(1), "3": face(3)})
     for text in ("time,valid\n0.0,1\n0.2,0\n", "frame;score\n1;2\n", ""):
         (folder / "faces.csv").write_text(text)
-        assert image_names(folder, 6) == ["1.png", "", "3.png"]
+        assert image_names(folder, 6)[0] == ["1.png", "", "3.png"]
     (folder / "faces.csv").write_bytes(b"\xff\x00")
-    assert image_names(folder, 6) == ["1.png", "", "3.png"]
+    assert image_names(folder, 6)[0] == ["1.png", "", "3.png"]
     assert not is_crop_table(folder / "gone.csv")
 
 
@@ -64,7 +64,7 @@ def test_other_images_than_the_table_lists_are_a_failure(tmp_path, images, sente
     with pytest.raises(MediaError, match=f"^{sentence}; {AGAIN}$"):
         image_names(folder, 5)
     (folder / "faces.csv").unlink()
-    assert len(image_names(folder, 5)) == int(images[-1])
+    assert len(image_names(folder, 5)[0]) == int(images[-1])
 
 
 @pytest.mark.parametrize(("column", "cell"), [(1, "7"), (1, "x"), (2, ""), (-2, "yes")])
@@ -74,18 +74,18 @@ def test_a_damaged_table_is_a_failure(tmp_path, column, cell):
     lines[1][column] = cell
     (folder / "faces.csv").write_text("\n".join(map(",".join, lines)))
     with pytest.raises(MediaError, match=rf"^has a damaged faces.csv \(.*\); {AGAIN}$"):
-        read_crop_table(folder)
+        read_crop_table(folder, [])
     (folder / "faces.csv").write_text(",".join(COLUMNS) + "\n")
     with pytest.raises(MediaError, match="its rows are not numbered from 1"):
-        read_crop_table(folder)
+        read_crop_table(folder, [])
 
 
 def test_times_that_are_no_rate_need_native(tmp_path):
     folder = tabulate(tmp_path / "a", [0, 0, 0], times=[0.0, 0.04, 0.5])
     with pytest.raises(MediaError, match=r"holds crops of frames at uneven times, by its faces.csv; use --fps native"):
         image_names(folder, 25)
-    assert image_names(folder, None) == ["", "", ""]
-    assert image_names(tabulate(folder, [0] * 200, step=1 / 29.97), 29.97) == [""] * 200
+    assert image_names(folder, None)[0] == ["", "", ""]
+    assert image_names(tabulate(folder, [0] * 200, step=1 / 29.97), 29.97)[0] == [""] * 200
     with pytest.raises(MediaError, match=r"holds crops at 29.97 rows per second, by its faces.csv; use --fps 29.97"):
         image_names(folder, 30)
 

@@ -30,6 +30,8 @@ from extract.sources import Source
 from extract.threads import one_thread_per_operation
 
 RATE = 10
+TOLERANCE = 2e-4
+"""Of features in batches of other sizes, whose convolutions are summed in another order."""
 WALL = np.full((160, 200, 3), 90, np.uint8)
 
 
@@ -102,13 +104,13 @@ def test_features_are_those_of_the_crops_of_the_chosen_face(cached, folder):
         found = track_faces([pictures], detector)
     images = crops(pictures.images[found.valid], onto_template(found.landmarks[found.valid]))
     clip = cached[1]["between"]
-    np.testing.assert_allclose(clip.frames[clip.valid], detector.embed(images), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(clip.frames[clip.valid], detector.embed(images), rtol=0, atol=TOLERANCE)
 
 
 def test_each_clip_alone_gives_the_features_of_the_batch(cached, folder, tmp_path):
     for name in FILMS:
         _, alone = extracted(folder / f"{name}.mp4", tmp_path / f"{name}.zarr", fps=5)
-        np.testing.assert_allclose(alone[name].frames, cached[1][name].frames, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(alone[name].frames, cached[1][name].frames, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("container", ["n.zarr", "n.h5"])
@@ -229,7 +231,7 @@ def test_long_videos_are_computed_in_blocks(folder, tmp_path, monkeypatch, fps, 
     assert (summary.written, summary.failures) == (6, [])
     for name in FILMS:
         a, b = whole[name], blocks[name]
-        np.testing.assert_allclose(b.frames, a.frames, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(b.frames, a.frames, rtol=0, atol=TOLERANCE)
         np.testing.assert_array_equal(b.valid, a.valid)
         assert (b.times is None) == (fps is not None)
         assert b.times is None or b.times.tolist() == a.times.tolist()

@@ -88,7 +88,7 @@ def test_jobs_of_other_settings_do_not_mix(labelled, labelled_cache, tmp_path):
 def test_jobs_may_start_at_the_same_moment(labelled, labelled_cache, tmp_path):
     """The folder, the labels in it and the joining are shared; processes are forked, as a start would part them."""
     if sys.platform == "win32":
-        pytest.skip("fork")
+        pytest.skip("Windows cannot fork the processes of this test")
     context = multiprocessing.get_context("fork")
     splits = [context.Process(target=prepare, args=(labelled, tmp_path / "run", number)) for number in range(6)]
     for process in splits:
