@@ -1,11 +1,12 @@
 """Dropout on a CPU with cheap random numbers, and self-attention with it.
 
 torch draws a mask on a CPU number by number, about 20 ns each. Here 16 random bits per value come from SFC64 (NumPy),
-seeded by torch's generator, so masks follow from `torch.manual_seed`. With dropout, torch's attention takes the
-scores of all clips through memory step by step; here a clip's stay in the processor's cache. On other devices torch's
-own layers are used.
+seeded by torch's generator, so masks follow from `torch.manual_seed`. No mask is kept for the gradient, which draws the
+same again. Attention does not keep its weights either: they are computed again from the logarithms of their sums, a
+block at a time that stays in the processor's cache (arXiv 2205.14135). On other devices torch's own layers are used.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch.nn import functional
 
 RESOLUTION = 1 << 16
 """The chance of dropout is rounded to a multiple of one over this."""
+BLOCK_SCORES = 3 << 18
+"""Scores that attention computes at a time, at least those of one head of a clip: 3 MiB of float32."""
 
 
 class CheapDropout(nn.Dropout):
@@ -25,31 +28,49 @@ class CheapDropout(nn.Dropout):
         """Apply to a tensor of any shape."""
         if not self.training or not self.p or x.device.type != "cpu":
             return super().forward(x)
-        draw = Draw(self.p)
-        return x * draw.fill(torch.empty(x.shape, dtype=torch.bool)).to(x.dtype).mul_(draw.scale)
+        dropped: Tensor = _Dropped.apply(x, self.p)
+        return dropped
 
 
 class Draw:
-    """Draws masks of what is kept.
+    """Draws a mask of what is kept, part by part.
 
     Args:
         chance: of a value to be dropped, below 1.
+        seed: of the mask; torch's generator decides by default.
 
     Attributes:
         scale: factor for the values that are kept.
     """
 
-    def __init__(self, chance: float) -> None:
+    def __init__(self, chance: float, seed: int | None = None) -> None:
         dropped = min(round(chance * RESOLUTION), RESOLUTION - 1)
-        self._least = dropped - RESOLUTION // 2
-        self._generator = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
         self.scale = RESOLUTION / (RESOLUTION - dropped)
+        self._least = dropped - RESOLUTION // 2
+        self._chance, self._seed = chance, int(torch.randint(2**63 - 1, ())) if seed is None else seed
+        self._generator = np.random.SFC64(self._seed)
 
-    def fill(self, kept: Tensor) -> Tensor:
-        """Fill a mask: True with the chance of being kept."""
-        words = self._generator.random_raw(-(-kept.numel() // 4))  # 64 bits each
-        bits = torch.from_numpy(words.view(np.int16))[: kept.numel()].view(kept.shape)
-        return torch.ge(bits, self._least, out=kept)
+    def again(self) -> "Draw":
+        """Return one that draws the same mask from its beginning."""
+        return Draw(self._chance, self._seed)
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Return the next part of the mask in the shape and type of `x`: 1 with the chance of being kept, else 0."""
+        words = self._generator.random_raw(-(-x.numel() // 4))  # 64 bits each
+        bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
+        return bits.ge_(self._least).to(x.dtype)
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chance: float) -> Tensor:
+        ctx.draw = Draw(chance)
+        return ctx.draw.kept(x).mul_(x).mul_(ctx.draw.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.draw.again().kept(grads[0]).mul_(grads[0]).mul_(ctx.draw.scale), None
 
 
 def with_cheap_dropout(layer: nn.TransformerEncoderLayer) -> nn.TransformerEncoderLayer:
@@ -64,59 +85,86 @@ def with_cheap_dropout(layer: nn.TransformerEncoderLayer) -> nn.TransformerEncod
 
 
 class CheapAttention(nn.MultiheadAttention):
-    """`nn.MultiheadAttention` of (batch, rows, width) with itself, trained with dropout clip by clip on a CPU."""
+    """`nn.MultiheadAttention` of (batch, rows, width) with itself, trained with dropout block by block on a CPU."""
 
     def forward(self, query: Tensor, *others: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
         """See `nn.MultiheadAttention`; without weights while it is trained on a CPU."""
         if not self.training or not self.dropout or query.device.type != "cpu":
             found: tuple[Tensor, Tensor | None] = super().forward(query, *others, **options)
             return found
-        ignored = options.get("key_padding_mask")
-        if ignored is not None and ignored.dtype != torch.bool:
-            ignored = ignored == -torch.inf
+        bias = options.get("key_padding_mask")
+        if bias is not None:
+            bias = torch.zeros(bias.shape).masked_fill_(bias, -torch.inf) if bias.dtype == torch.bool else bias
+            bias = bias if bias.any() else None
         parts = functional.linear(query, self.in_proj_weight, self.in_proj_bias)
-        heads = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts.chunk(3, dim=2))
         with torch.autocast("cpu", enabled=False):  # it would round the scores
-            attended: Tensor = _Attention.apply(*heads, ignored, self.dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
+            attended: Tensor = _Attention.apply(parts, bias, self.num_heads, self.dropout)
+        return self.out_proj(attended), None
 
 
 class _Attention(torch.autograd.Function):
-    """dropout(softmax(query keyᵀ / √size)) value of (batch, heads, rows, size) each; scores are float32 at least."""
+    """dropout(softmax(query keyᵀ / √size + bias)) value of (batch, rows, width) each, which lie side by side.
+
+    The bias is None or (batch, rows), −∞ for keys that are never attended to. All is computed in float32 at least.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, ignored: Tensor | None, chance: float) -> Tensor:
-        exact, draw = torch.promote_types(query.dtype, torch.float32), Draw(chance)
-        batch, heads, rows, size = query.shape
-        weights = query.new_empty(batch, heads, rows, rows)
-        kept = torch.empty(weights.shape, dtype=torch.bool)
-        out = query.new_empty(batch, rows, heads, size).transpose(1, 2)
-        for clip in range(batch):
-            scores = (query[clip].to(exact) * size**-0.5) @ key[clip].to(exact).mT
-            if ignored is not None:
-                scores.masked_fill_(ignored[clip], -torch.inf)
-            if exact == query.dtype:
-                torch.softmax(scores, dim=-1, out=weights[clip])
-            else:
-                weights[clip] = scores.softmax(dim=-1)
-            dropped = draw.fill(kept[clip]).to(query.dtype).mul_(weights[clip])
-            torch.matmul(dropped, value[clip], out=out[clip])
-        ctx.scale = draw.scale
-        ctx.save_for_backward(query, key, value, weights, kept)
-        return out.mul_(ctx.scale)
+    def forward(ctx: Any, parts: Tensor, bias: Tensor | None, heads: int, chance: float) -> Tensor:
+        query, key, value = _by_head(parts, 3, heads)
+        draw, attended, logs = Draw(chance), torch.empty_like(query), torch.empty_like(query[..., :1])
+        for block in _blocks(query):
+            scores = _scores(query, key, bias, block)
+            highest = scores.amax(dim=2, keepdim=True)
+            total = scores.sub_(highest).exp_().sum(dim=2, keepdim=True)
+            torch.add(highest, total.log(), out=logs[block])
+            kept = draw.kept(scores).mul_(scores)
+            torch.bmm(kept, value[block], out=attended[block]).mul_(draw.scale / total)
+        ctx.draw, ctx.heads = draw, heads
+        out = _by_row(attended[None], parts)
+        ctx.save_for_backward(parts, bias, logs, out)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, weights, kept = ctx.saved_tensors
-        of_query, of_key, of_value = (torch.empty_like(part) for part in (query, key, value))
-        for clip in range(len(query)):
-            grad, dropped = grads[0][clip] * ctx.scale, kept[clip].to(query.dtype).mul_(weights[clip])
-            torch.matmul(dropped.mT, grad, out=of_value[clip])
-            of_scores = (grad @ value[clip].mT).mul_(dropped)  # times the weights, as softmax's gradient needs it
-            of_scores.addcmul_(weights[clip], of_scores.sum(dim=-1, keepdim=True), value=-1).mul_(
-                query.shape[3] ** -0.5
-            )
-            torch.matmul(of_scores, key[clip], out=of_query[clip])
-            torch.matmul(of_scores.mT, query[clip], out=of_key[clip])
-        return of_query, of_key, of_value, None, None
+        parts, bias, logs, out = ctx.saved_tensors
+        query, key, value = _by_head(parts, 3, ctx.heads)
+        (grad,), (attended,) = _by_head(grads[0], 1, ctx.heads), _by_head(out, 1, ctx.heads)
+        draw, found = ctx.draw.again(), query.new_empty(3, *query.shape)
+        mean = attended.mul_(grad).sum(dim=2, keepdim=True)
+        grad.mul_(draw.scale)
+        for block in _blocks(query):
+            weights = _scores(query, key, bias, block).sub_(logs[block]).exp_()
+            kept = draw.kept(weights)
+            of_scores = torch.bmm(grad[block], value[block].mT).mul_(kept).sub_(mean[block]).mul_(weights)
+            torch.bmm(of_scores, key[block], out=found[0, block])
+            found[1, block] = torch.bmm(query[block].mT, of_scores).mT
+            found[2, block] = torch.bmm(grad[block].mT, kept.mul_(weights)).mT
+        found[:2] *= query.shape[2] ** -0.5
+        return _by_row(found, parts), None, None, None
+
+
+def _by_head(x: Tensor, parts: int, heads: int) -> Tensor:
+    """(batch, rows, parts * heads * size) → (parts, batch * heads, rows, size) in memory of its own."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    split = x.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
+    return split.to(exact, copy=True, memory_format=torch.contiguous_format).flatten(1, 2)
+
+
+def _by_row(x: Tensor, like: Tensor) -> Tensor:
+    """(parts, batch * heads, rows, size) → (batch, rows, parts * heads * size) in the type of `like`."""
+    return x.unflatten(1, (len(like), -1)).permute(1, 3, 0, 2, 4).to(like.dtype).flatten(2)
+
+
+def _blocks(query: Tensor) -> Iterator[slice]:
+    """Yield which heads of which clips come next."""
+    step = max(1, BLOCK_SCORES // query.shape[1] ** 2)
+    return (slice(first, first + step) for first in range(0, len(query), step))
+
+
+def _scores(query: Tensor, key: Tensor, bias: Tensor | None, block: slice) -> Tensor:
+    """(heads of the block, rows, rows) float32 at least; one clip's heads follow each other in the others."""
+    scores = torch.bmm(query[block] * query.shape[2] ** -0.5, key[block].mT)
+    if bias is not None:
+        scores += bias.repeat_interleave(len(query) // len(bias), dim=0)[block, None].to(scores.dtype)
+    return scores

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,22 @@ class TcnOptions(HeadOptions):
             raise TrainSettingsError(f'branches go with block = "weightnorm", and the block is {self.block!r}')
 
 
+def convolved(rows: Tensor, conv: nn.Conv1d, padding: tuple[int, int]) -> Tensor:
+    """Apply a convolution over rows that lie as they are used elsewhere, for which `Conv1d` would transpose them.
+
+    Args:
+        rows: (batch, rows, dim).
+        conv: from dim to hidden channels.
+        padding: rows of zeros before and after.
+
+    Returns:
+        (batch, rows, hidden).
+    """
+    channels = functional.pad(rows, (0, 0, *padding)).transpose(1, 2).unsqueeze(2)  # channels last, one row high
+    found = functional.conv2d(channels, conv.weight.unsqueeze(2), conv.bias, dilation=(1, *conv.dilation))
+    return found.squeeze(2).transpose(1, 2)
+
+
 class TcnBlock(nn.Module):
     """x + Linear(Dropout(ReLU(dilated convolution(LayerNorm(x))))), as in MS-TCN (arXiv 1903.01945, figure 3)."""
 
@@ -58,15 +75,13 @@ class TcnBlock(nn.Module):
         before = dilation * (kernel - 1) if causal else dilation * (kernel // 2)
         self.padding = (before, dilation * (kernel - 1) - before)
         self.norm = nn.LayerNorm(hidden)
-        self.conv = nn.Conv1d(hidden, hidden, kernel, dilation=dilation, padding=0 if causal else before)
-        self.causal = causal
+        self.conv = nn.Conv1d(hidden, hidden, kernel, dilation=dilation)
         self.mix = nn.Linear(hidden, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = CheapDropout(dropout)
 
     def forward(self, frames: Tensor, inside: Tensor) -> Tensor:
         """(batch, frames, hidden) → the same shape; zeros outside the mask act as the padding of the convolution."""
-        channels = masked(self.norm(frames), inside).transpose(1, 2)
-        seen: Tensor = self.conv(functional.pad(channels, self.padding) if self.causal else channels).transpose(1, 2)
+        seen = convolved(masked(self.norm(frames), inside), self.conv, self.padding)
         out: Tensor = frames + self.mix(self.dropout(seen.relu()))
         return out
 
@@ -82,9 +97,7 @@ class CausalConv(nn.Module):
 
     def forward(self, rows: Tensor, inside: Tensor) -> Tensor:
         """(batch, rows, dim) → (batch, rows, hidden); rows outside the mask count as zeros."""
-        channels = functional.pad(masked(rows, inside).transpose(1, 2), self.padding)
-        out: Tensor = self.conv(channels).transpose(1, 2)
-        return out
+        return convolved(masked(rows, inside), cast(nn.Conv1d, self.conv), self.padding)
 
 
 class WeightNormBlock(nn.Module):

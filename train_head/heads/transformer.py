@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from train_head.heads.dropout import with_cheap_dropout
 from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
 from train_head.heads.options import HeadOptions, check_multiple
@@ -62,7 +63,9 @@ class TransformerEncoder(Encoder):
             norm_first=True,
         )
         norm = nn.LayerNorm(hidden)
-        self.encoder = nn.TransformerEncoder(layer, options.layers, norm, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(
+            with_cheap_dropout(layer), options.layers, norm, enable_nested_tensor=False
+        )
 
     def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See `Encoder`."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from train_head.heads import dropout
 from train_head.heads.dropout import CheapAttention, CheapDropout, _Attention, with_cheap_dropout
 
 
@@ -39,31 +40,40 @@ def test_a_layer_equals_torchs_where_nothing_is_dropped(mask, norm_first):
 
 
 @pytest.mark.parametrize("mask", [None, outside()])
-def test_the_gradient_of_attention_is_that_of_its_numbers_with_the_same_values_dropped(mask):
-    def attend(*parts):
-        torch.manual_seed(3)
-        return _Attention.apply(*parts, mask, 0.4)
+@pytest.mark.parametrize("block", [1, 2 * 49, 1 << 20])  # scores at a time: one head's, of clips of four heads
+def test_the_gradient_of_attention_is_that_of_its_numbers_with_the_same_values_dropped(mask, block, monkeypatch):
+    monkeypatch.setattr(dropout, "BLOCK_SCORES", block)
+    bias = None if mask is None else torch.zeros(2, 7).masked_fill_(mask, -torch.inf)
 
-    parts = [torch.randn(2, 1, 7, 7, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(attend, parts)
-    value = torch.eye(7, dtype=torch.float64).expand(2, 1, 7, 7)
-    _, kept = (attend(*(part.detach() for part in parts[:2]), value) != 0).unique(return_counts=True)
-    assert len(kept) == 2, "some are kept and some dropped"
+    def attend(parts):
+        torch.manual_seed(3)
+        return _Attention.apply(parts, bias, 4, 0.4)
+
+    parts = torch.randn(2, 7, 3 * 28, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(attend, [parts])
+    query, key, _ = parts.detach().chunk(3, dim=2)
+    value = torch.eye(7, dtype=torch.float64).repeat(2, 1, 4)  # so each head gives its weights
+    kept = attend(torch.cat([query, key, value], dim=2)).unflatten(2, (4, 7)).transpose(1, 2)
+    scores = torch.einsum("brhs,bkhs->bhrk", *(x.unflatten(2, (4, 7)) for x in (query, key))) / 7**0.5
+    scores = scores if bias is None else scores + bias[:, None, None]
+    wanted = scores.softmax(dim=3) / 0.6
+    assert 0.3 < ((kept == 0) & (wanted > 0)).sum() / (wanted > 0).sum() < 0.5
+    torch.testing.assert_close(kept[kept != 0], wanted[kept != 0], atol=0, rtol=1e-4)  # the chance is k / 65536
 
 
 def test_the_chance_and_the_mean_are_those_of_dropout_and_the_seed_decides():
-    dropout, x = CheapDropout(0.3), torch.ones(1000, 1001, requires_grad=True)
+    layer, x = CheapDropout(0.3), torch.ones(1000, 1001, requires_grad=True)
     torch.manual_seed(0)
-    found = dropout(x)
+    found = layer(x)
     torch.manual_seed(0)
-    assert torch.equal(found, dropout(x))
-    assert not torch.equal(found, dropout(x))
+    assert torch.equal(found, layer(x))
+    assert not torch.equal(found, layer(x))
     # 1e6 draws: three standard deviations of a share are 0.0014
     assert (found == 0).float().mean().item() == pytest.approx(0.3, abs=0.0014)
     assert found.max().item() == pytest.approx(1 / 0.7, rel=1e-4)
     found.sum().backward()
     assert torch.equal(x.grad, found.detach())
-    assert torch.equal(dropout.eval()(x), x)
+    assert torch.equal(layer.eval()(x), x)
 
 
 def test_bfloat16_attention_stays_near_float32():
