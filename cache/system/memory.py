@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
 
     glibc maps every block above 32 MB anew, and the kernel clears each of its pages: on a CPU, a training step of a
     head spent a tenth of its time on that, one of a large backbone a sixth (measured). It holds for the whole process.
-    Nothing happens where the C library is another one.
+    What is free already goes back first. Nothing happens where the C library is another one.
     """
     _set_limits({_MAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1})
 
@@ -30,20 +30,16 @@ def give_freed_memory_back() -> None:
     model split over two processes, gathered layers of 12 MB made a process as large as the whole model did, and with
     this one a third smaller (measured).
     """
-    _set_limits(
-        {_MAP_MAX: 65536, _MAP_THRESHOLD: 1 << 20, _TRIM_THRESHOLD: 2 << 20, _ARENA_MAX: 8 * available_cores()},
-        trim=True,
-    )
+    _set_limits({_MAP_MAX: 65536, _MAP_THRESHOLD: 1 << 20, _TRIM_THRESHOLD: 2 << 20, _ARENA_MAX: 8 * available_cores()})
 
 
-def _set_limits(limits: Mapping[int, int], *, trim: bool = False) -> None:
-    """Call glibc's `mallopt`; nothing happens where the C library is another one."""
+def _set_limits(limits: Mapping[int, int]) -> None:
+    """Call glibc's `mallopt` and give back what is free; nothing happens where the C library is another one."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows wants a name
         libc = ctypes.CDLL(None)
         for option, limit in limits.items():
             libc.mallopt(option, limit)
-        if trim:
-            libc.malloc_trim(0)
+        libc.malloc_trim(0)
 
 
 def memory_bytes() -> float:

@@ -96,21 +96,25 @@ class CheapAttention(nn.MultiheadAttention):
         if bias is not None:
             bias = torch.zeros(bias.shape).masked_fill_(bias, -torch.inf) if bias.dtype == torch.bool else bias
             bias = bias if bias.any() else None
-        parts = functional.linear(query, self.in_proj_weight, self.in_proj_bias)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+        inputs = (x.to(dtype) for x in (query, self.in_proj_weight, self.in_proj_bias))
         with torch.autocast("cpu", enabled=False):  # it would round the scores
-            attended: Tensor = _Attention.apply(parts, bias, self.num_heads, self.dropout)
+            attended: Tensor = _Attention.apply(*inputs, bias, self.num_heads, self.dropout)
         return self.out_proj(attended), None
 
 
 class _Attention(torch.autograd.Function):
-    """dropout(softmax(query keyᵀ / √size + bias)) value of (batch, rows, width) each, which lie side by side.
+    """dropout(softmax(query keyᵀ / √size + bias)) value, where one linear layer on `x` gives query, key and value.
 
-    The bias is None or (batch, rows), −∞ for keys that are never attended to. All is computed in float32 at least.
+    `x` and the output are (batch, rows, width). The bias is None or (batch, rows), −∞ for keys that are never attended
+    to. The layer's products have the type of its weights, all others float32 at least.
     """
 
     @staticmethod
-    def forward(ctx: Any, parts: Tensor, bias: Tensor | None, heads: int, chance: float) -> Tensor:
-        query, key, value = _by_head(parts, 3, heads)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor | None, heads: int, chance: float
+    ) -> Tensor:
+        query, key, value = _by_head(functional.linear(x, weight, offset), 3, heads)
         draw, attended, logs = Draw(chance), torch.empty_like(query), torch.empty_like(query[..., :1])
         for block in _blocks(query):
             scores = _scores(query, key, bias, block)
@@ -120,15 +124,15 @@ class _Attention(torch.autograd.Function):
             kept = draw.kept(scores).mul_(scores)
             torch.bmm(kept, value[block], out=attended[block]).mul_(draw.scale / total)
         ctx.draw, ctx.heads = draw, heads
-        out = _by_row(attended[None], parts)
-        ctx.save_for_backward(parts, bias, logs, out)
+        out = _by_row(attended[None], x)
+        ctx.save_for_backward(x, weight, offset, bias, logs, out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        parts, bias, logs, out = ctx.saved_tensors
-        query, key, value = _by_head(parts, 3, ctx.heads)
+        x, weight, offset, bias, logs, out = ctx.saved_tensors
+        query, key, value = _by_head(functional.linear(x, weight, offset), 3, ctx.heads)
         (grad,), (attended,) = _by_head(grads[0], 1, ctx.heads), _by_head(out, 1, ctx.heads)
         draw, found = ctx.draw.again(), query.new_empty(3, *query.shape)
         mean = attended.mul_(grad).sum(dim=2, keepdim=True)
@@ -141,7 +145,8 @@ class _Attention(torch.autograd.Function):
             found[1, block] = torch.bmm(query[block].mT, of_scores).mT
             found[2, block] = torch.bmm(grad[block].mT, kept.mul_(weights)).mT
         found[:2] *= query.shape[2] ** -0.5
-        return _by_row(found, parts), None, None, None
+        of_parts = _by_row(found, x).flatten(0, 1)
+        return (of_parts @ weight).view(x.shape), of_parts.mT @ x.flatten(0, 1), of_parts.sum(dim=0), None, None, None
 
 
 def _by_head(x: Tensor, parts: int, heads: int) -> Tensor:

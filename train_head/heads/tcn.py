@@ -133,7 +133,8 @@ class WeightNormBlock(nn.Module):
         for first, second in zip(self.first, self.second, strict=True):
             states = self.dropout(self.activation(first(rows, inside)))
             found.append(self.dropout(self.activation(second(states, inside))))
-        out: Tensor = self.activation(self.residual(rows) + torch.stack(found).mean(0))
+        mean = found[0] if len(found) == 1 else torch.stack(found).mean(0)
+        out: Tensor = self.activation(self.residual(rows) + mean)
         return out
 
 

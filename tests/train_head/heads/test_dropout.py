@@ -45,18 +45,23 @@ def test_the_gradient_of_attention_is_that_of_its_numbers_with_the_same_values_d
     monkeypatch.setattr(dropout, "BLOCK_SCORES", block)
     bias = None if mask is None else torch.zeros(2, 7).masked_fill_(mask, -torch.inf)
 
-    def attend(parts):
+    def attend(x, weight, offset):
         torch.manual_seed(3)
-        return _Attention.apply(parts, bias, 4, 0.4)
+        return _Attention.apply(x, weight, offset, bias, 4, 0.4)
 
-    parts = torch.randn(2, 7, 3 * 28, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(attend, [parts])
-    query, key, _ = parts.detach().chunk(3, dim=2)
+    x, weight, offset = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 7, 5), (84, 5), (84,))
+    )
+    assert torch.autograd.gradcheck(attend, [x, weight, offset])
+
     value = torch.eye(7, dtype=torch.float64).repeat(2, 1, 4)  # so each head gives its weights
-    kept = attend(torch.cat([query, key, value], dim=2)).unflatten(2, (4, 7)).transpose(1, 2)
-    scores = torch.einsum("brhs,bkhs->bhrk", *(x.unflatten(2, (4, 7)) for x in (query, key))) / 7**0.5
+    query, key, _ = nn.functional.linear(x, weight, offset).chunk(3, dim=2)
+    parts = torch.cat([query, key, value], dim=2).detach()
+    kept = attend(parts, torch.eye(84, dtype=torch.float64), torch.zeros(84, dtype=torch.float64))
+    kept = kept.unflatten(2, (4, 7)).transpose(1, 2)
+    scores = torch.einsum("brhs,bkhs->bhrk", *(part.unflatten(2, (4, 7)) for part in (query, key))) / 7**0.5
     scores = scores if bias is None else scores + bias[:, None, None]
-    wanted = scores.softmax(dim=3) / 0.6
+    wanted = scores.softmax(dim=3).detach() / 0.6
     assert 0.3 < ((kept == 0) & (wanted > 0)).sum() / (wanted > 0).sum() < 0.5
     torch.testing.assert_close(kept[kept != 0], wanted[kept != 0], atol=0, rtol=1e-4)  # the chance is k / 65536
 
