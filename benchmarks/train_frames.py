@@ -128,7 +128,7 @@ def plain_loop(folder: Path, case: Case, device: str, bfloat16: bool) -> Callabl
 def own_loop(folder: Path, case: Case, device: str, precision: str) -> Callable[[], dict[str, float]]:
     """emi's trainer; each turn tells rows per second and how much memory was held at first."""
     settings = resolve_settings(CONFIG, device=device, precision=precision, label_fps=FPS).on_this_machine()
-    files = LabelFiles.named(folder / "labels", folder / "labels", format=settings.label_format())
+    files = LabelFiles.named(folder / "labels", format=settings.label_format())
     inputs = gather_inputs({name: folder / f"{name}.zarr" for name in DIMS}, files)
     trainer = Trainer(settings, inputs.splits["train"], None, None)
     loaded = held_mb()

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from train_head.heads.autocast import product_type
+
 RESOLUTION = 1 << 16
 """The chance of dropout is rounded to a multiple of one over this."""
-BLOCK_SCORES = 3 << 18
-"""Scores that attention computes at a time, at least those of one head of a clip: 3 MiB of float32."""
+BLOCK = 3 << 18
+"""Numbers that attention computes at a time: queries, keys and values of at least one clip, or scores of at least one
+head. 3 MiB in float32."""
 
 
 class CheapDropout(nn.Dropout):
@@ -28,7 +31,7 @@ class CheapDropout(nn.Dropout):
         """Apply to a tensor of any shape."""
         if not self.training or not self.p or x.device.type != "cpu":
             return super().forward(x)
-        dropped: Tensor = _Dropped.apply(x, self.p)
+        dropped: Tensor = _Dropped.apply(x, self.p, self.inplace)
         return dropped
 
 
@@ -63,14 +66,18 @@ class Draw:
 
 class _Dropped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, chance: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, chance: float, inplace: bool) -> Tensor:
         ctx.draw = Draw(chance)
-        return ctx.draw.kept(x).mul_(x).mul_(ctx.draw.scale)
+        kept = ctx.draw.kept(x)
+        if not inplace:
+            return kept.mul_(x).mul_(ctx.draw.scale)
+        ctx.mark_dirty(x)
+        return x.mul_(kept).mul_(ctx.draw.scale)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.draw.again().kept(grads[0]).mul_(grads[0]).mul_(ctx.draw.scale), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.draw.again().kept(grads[0]).mul_(grads[0]).mul_(ctx.draw.scale), None, None
 
 
 def with_cheap_dropout(layer: nn.TransformerEncoderLayer) -> nn.TransformerEncoderLayer:
@@ -79,8 +86,8 @@ def with_cheap_dropout(layer: nn.TransformerEncoderLayer) -> nn.TransformerEncod
     own = CheapAttention(old.embed_dim, old.num_heads, old.dropout, batch_first=True, device="meta")
     own.load_state_dict(old.state_dict(), assign=True)
     layer.self_attn = own
-    for name in ("dropout", "dropout1", "dropout2"):
-        setattr(layer, name, CheapDropout(layer.dropout.p))
+    layer.dropout = CheapDropout(layer.dropout.p)
+    layer.dropout1, layer.dropout2 = (CheapDropout(layer.dropout.p, inplace=True) for _ in range(2))
     return layer
 
 
@@ -96,8 +103,7 @@ class CheapAttention(nn.MultiheadAttention):
         if bias is not None:
             bias = torch.zeros(bias.shape).masked_fill_(bias, -torch.inf) if bias.dtype == torch.bool else bias
             bias = bias if bias.any() else None
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-        inputs = (x.to(dtype) for x in (query, self.in_proj_weight, self.in_proj_bias))
+        inputs = (x.to(product_type(query)) for x in (query, self.in_proj_weight, self.in_proj_bias))
         with torch.autocast("cpu", enabled=False):  # it would round the scores
             attended: Tensor = _Attention.apply(*inputs, bias, self.num_heads, self.dropout)
         return self.out_proj(attended), None
@@ -114,17 +120,21 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor | None, heads: int, chance: float
     ) -> Tensor:
-        query, key, value = _by_head(functional.linear(x, weight, offset), 3, heads)
-        draw, attended, logs = Draw(chance), torch.empty_like(query), torch.empty_like(query[..., :1])
-        for block in _blocks(query):
-            scores = _scores(query, key, bias, block)
-            highest = scores.amax(dim=2, keepdim=True)
-            total = scores.sub_(highest).exp_().sum(dim=2, keepdim=True)
-            torch.add(highest, total.log(), out=logs[block])
-            kept = draw.kept(scores).mul_(scores)
-            torch.bmm(kept, value[block], out=attended[block]).mul_(draw.scale / total)
+        draw, exact = Draw(chance), torch.promote_types(x.dtype, torch.float32)
+        out, logs = torch.empty_like(x), x.new_empty(len(x), heads, x.shape[1], 1, dtype=exact)
+        for clips in _blocks(len(x), x.shape[1] * len(weight)):
+            query, key, value = _by_head(functional.linear(x[clips], weight, offset), 3, heads)
+            added = None if bias is None else bias[clips].repeat_interleave(heads, dim=0)[:, None].to(exact)
+            attended, log = torch.empty_like(query), logs[clips].flatten(0, 1)
+            for block in _blocks(len(query), x.shape[1] ** 2):
+                scores = _scores(query, key, added, block)
+                highest = scores.amax(dim=2, keepdim=True)
+                total = scores.sub_(highest).exp_().sum(dim=2, keepdim=True)
+                torch.add(highest, total.log(), out=log[block])
+                kept = draw.kept(scores).mul_(scores)
+                torch.bmm(kept, value[block], out=attended[block]).mul_(draw.scale / total)
+            out[clips] = _by_row(attended[None], heads)
         ctx.draw, ctx.heads = draw, heads
-        out = _by_row(attended[None], x)
         ctx.save_for_backward(x, weight, offset, bias, logs, out)
         return out
 
@@ -132,44 +142,50 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, offset, bias, logs, out = ctx.saved_tensors
-        query, key, value = _by_head(functional.linear(x, weight, offset), 3, ctx.heads)
-        (grad,), (attended,) = _by_head(grads[0], 1, ctx.heads), _by_head(out, 1, ctx.heads)
-        draw, found = ctx.draw.again(), query.new_empty(3, *query.shape)
-        mean = attended.mul_(grad).sum(dim=2, keepdim=True)
-        grad.mul_(draw.scale)
-        for block in _blocks(query):
-            weights = _scores(query, key, bias, block).sub_(logs[block]).exp_()
-            kept = draw.kept(weights)
-            of_scores = torch.bmm(grad[block], value[block].mT).mul_(kept).sub_(mean[block]).mul_(weights)
-            torch.bmm(of_scores, key[block], out=found[0, block])
-            found[1, block] = torch.bmm(query[block].mT, of_scores).mT
-            found[2, block] = torch.bmm(grad[block].mT, kept.mul_(weights)).mT
-        found[:2] *= query.shape[2] ** -0.5
-        of_parts = _by_row(found, x).flatten(0, 1)
-        return (of_parts @ weight).view(x.shape), of_parts.mT @ x.flatten(0, 1), of_parts.sum(dim=0), None, None, None
+        heads, draw, exact = ctx.heads, ctx.draw.again(), logs.dtype
+        of_x = torch.empty_like(x)
+        of_weight, of_offset = (torch.zeros(part.shape, dtype=exact) for part in (weight, offset))
+        for clips in _blocks(len(x), x.shape[1] * len(weight)):
+            query, key, value = _by_head(functional.linear(x[clips], weight, offset), 3, heads)
+            (grad,), (attended,) = _by_head(grads[0][clips], 1, heads), _by_head(out[clips], 1, heads)
+            added = None if bias is None else bias[clips].repeat_interleave(heads, dim=0)[:, None].to(exact)
+            log, mean = logs[clips].flatten(0, 1), attended.mul_(grad).sum(dim=2, keepdim=True)
+            grad.mul_(draw.scale)
+            found = query.new_empty(3, *query.shape)
+            for block in _blocks(len(query), x.shape[1] ** 2):
+                weights = _scores(query, key, added, block).sub_(log[block]).exp_()
+                kept = draw.kept(weights)
+                of_scores = torch.bmm(grad[block], value[block].mT).mul_(kept).sub_(mean[block]).mul_(weights)
+                torch.bmm(of_scores, key[block], out=found[0, block])
+                found[1, block] = torch.bmm(query[block].mT, of_scores).mT
+                found[2, block] = torch.bmm(grad[block].mT, kept.mul_(weights)).mT
+            found[:2] *= query.shape[2] ** -0.5
+            of_parts = _by_row(found, heads).to(x.dtype)
+            torch.matmul(of_parts, weight, out=of_x[clips])
+            of_weight += of_parts.flatten(0, 1).mT @ x[clips].flatten(0, 1)
+            of_offset += of_parts.sum(dim=(0, 1))
+        return of_x, of_weight.to(weight.dtype), of_offset.to(offset.dtype), None, None, None
 
 
 def _by_head(x: Tensor, parts: int, heads: int) -> Tensor:
-    """(batch, rows, parts * heads * size) → (parts, batch * heads, rows, size) in memory of its own."""
+    """(clips, rows, parts * heads * size) → (parts, clips * heads, rows, size) float32 at least, in its own memory."""
     exact = torch.promote_types(x.dtype, torch.float32)
     split = x.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
     return split.to(exact, copy=True, memory_format=torch.contiguous_format).flatten(1, 2)
 
 
-def _by_row(x: Tensor, like: Tensor) -> Tensor:
-    """(parts, batch * heads, rows, size) → (batch, rows, parts * heads * size) in the type of `like`."""
-    return x.unflatten(1, (len(like), -1)).permute(1, 3, 0, 2, 4).to(like.dtype).flatten(2)
+def _by_row(x: Tensor, heads: int) -> Tensor:
+    """(parts, clips * heads, rows, size) → (clips, rows, parts * heads * size)."""
+    return x.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4).flatten(2)
 
 
-def _blocks(query: Tensor) -> Iterator[slice]:
-    """Yield which heads of which clips come next."""
-    step = max(1, BLOCK_SCORES // query.shape[1] ** 2)
-    return (slice(first, first + step) for first in range(0, len(query), step))
+def _blocks(count: int, size: int) -> Iterator[slice]:
+    """Yield which come next, of so many with so many numbers each."""
+    step = max(1, BLOCK // size)
+    return (slice(first, first + step) for first in range(0, count, step))
 
 
-def _scores(query: Tensor, key: Tensor, bias: Tensor | None, block: slice) -> Tensor:
-    """(heads of the block, rows, rows) float32 at least; one clip's heads follow each other in the others."""
+def _scores(query: Tensor, key: Tensor, added: Tensor | None, block: slice) -> Tensor:
+    """(heads of the block, rows, rows) scores."""
     scores = torch.bmm(query[block] * query.shape[2] ** -0.5, key[block].mT)
-    if bias is not None:
-        scores += bias.repeat_interleave(len(query) // len(bias), dim=0)[block, None].to(scores.dtype)
-    return scores
+    return scores if added is None else scores.add_(added[block])

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from train_head.errors import TrainSettingsError
+from train_head.heads.autocast import product_type
 from train_head.heads.dropout import CheapDropout
 from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
@@ -123,7 +124,7 @@ class WeightNormBlock(nn.Module):
         self.first, self.second = nn.ModuleList(first), nn.ModuleList(second)
         self.residual = nn.Identity() if dim == hidden else nn.Linear(dim, hidden)
         self.activation = nn.LeakyReLU()
-        self.dropout = CheapDropout(dropout)
+        self.dropout = CheapDropout(dropout, inplace=True)
         before, after = first[-1].padding
         self.padding = (2 * before, 2 * after)
 
@@ -165,7 +166,7 @@ class TcnEncoder(Encoder):
 
     def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See `Encoder`."""
-        states = self.project(masked(rows, inside))  # (batch, rows, hidden)
+        states = self.project(masked(rows, inside).to(product_type(rows)).contiguous())  # (batch, rows, hidden)
         for block in self.blocks:
             states = block(states, inside)
         states = self.norm(states)
