@@ -253,6 +253,11 @@ def resolve(config: StrPath | None = None, **overrides: Any) -> tuple[TrainSetti
     settings = resolve_settings(config, **{key: value for key, value in overrides.items() if key not in names})
     if settings.augment["mixup"]:
         raise TrainSettingsError("mixup mixes cached features, and fine-tuning has none; leave it out")
+    if settings.micro_batch:
+        raise TrainSettingsError(
+            "micro_batch is for heads on cached features; what bounds the memory of fine-tuning is batch_seconds, or "
+            "batch_crops for faces"
+        )
     table = {} if config is None else tomllib.loads(Path(config).read_text(encoding="utf-8")).get(TABLE, {})
     if not isinstance(table, Mapping):
         raise TrainSettingsError(f"{config}: {TABLE} must be a table of options, got {table!r}")

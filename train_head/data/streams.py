@@ -168,6 +168,12 @@ class Rows:
         names = ("frames", "lengths", "valid", "at", "times")
         return replace(self, **{name: part.to(device) for name in names if (part := getattr(self, name)) is not None})
 
+    def split(self, samples: int) -> list["Rows"]:
+        """Return so many samples at a time."""
+        names = ("frames", "lengths", "valid", "at", "times")
+        parts = {name: part.split(samples) for name in names if (part := getattr(self, name)) is not None}
+        return [replace(self, **dict(zip(parts, values, strict=True))) for values in zip(*parts.values(), strict=True)]
+
     @property
     def inside(self) -> Tensor:
         """(batch, rows) bool, where there is a valid row of the clip."""

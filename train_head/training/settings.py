@@ -23,7 +23,8 @@ RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versio
 TABLES = ("augment", "streams", "fusion")
 """Tables of settings, beside those that hold a head's options."""
 SELDOM = tuple(
-    "label_range window hop overlap label_fps clock modality_dropout auxiliary missing smooth smooth_rows".split()
+    "label_range window hop overlap label_fps clock modality_dropout auxiliary micro_batch missing smooth smooth_rows"
+    "".split()
 )
 """Settings that a run records only where they are not the defaults."""
 MASK, NEAREST = MISSING = ("mask", "nearest")
@@ -32,7 +33,7 @@ _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("lr label_scale clip_value batch_size epochs", lambda value: value > 0, "be above 0"),
     ("lr label_scale clip_value weight_decay warmup_epochs label_fps auxiliary", math.isfinite, "be finite"),
     (
-        "weight_decay warmup_epochs patience stop_after seed window hop label_fps auxiliary smooth_rows",
+        "weight_decay warmup_epochs patience stop_after seed window hop label_fps auxiliary micro_batch smooth_rows",
         lambda value: value >= 0,
         "not be negative",
     ),
@@ -79,6 +80,12 @@ class TrainSettings:
     lr: float = setting(1e-4, "Peak learning rate of AdamW.")
     weight_decay: float = setting(0.01, "Weight decay of AdamW.")
     batch_size: int = setting(32, "Clips per step.")
+    micro_batch: int = setting(
+        0,
+        "Samples that pass through the head at a time, 0 for all: the same steps with less memory, in one and a half "
+        "times the time.",
+        option=None,
+    )
     epochs: int = setting(30, "Passes over the training clips.")
     stop_after: int = setting(0, "Stop after this many epochs of the schedule that --epochs sets; 0 trains all.")
     warmup_epochs: float = setting(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 from cache.system.atomic_file import replace_durably
 from cache.system.memory import keep_freed_memory
 from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
+from train_head.data.streams import Rows
 from train_head.data.windows import MEAN, check_windows, join_windows, kept_rows
 from train_head.errors import DivergedError
 from train_head.evaluation.labelled import report_of
@@ -149,7 +151,7 @@ class Trainer(TrainingLoop):
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            outputs = self.predictor.training_outputs(batch.streams)
+            outputs = self._outputs(batch.streams)
         targets = batch.targets
         if self.predictor.by_frame:
             labelled = ~targets.isnan().all(dim=-1)
@@ -167,6 +169,21 @@ class Trainer(TrainingLoop):
         if self.averaged is not None:
             self.averaged.update_parameters(self.predictor)
         return value
+
+    def _outputs(self, streams: Mapping[str, Rows]) -> Tensor:
+        """Return what the loss sees of a batch.
+
+        In micro-batches, each is computed once more for its gradient, with the same dropout. So the loss may depend on
+        all samples together (arXiv 2101.06983).
+        """
+        if not self.settings.micro_batch:
+            return self.predictor.training_outputs(streams)
+        parts = zip(*(rows.split(self.settings.micro_batch) for rows in streams.values()), strict=True)
+        outputs = [
+            checkpoint(self.predictor.training_outputs, dict(zip(streams, part, strict=True)), use_reentrant=False)
+            for part in parts
+        ]
+        return torch.cat(outputs)
 
     def _diverged(self, what: str, epoch: int, rows: list[int]) -> DivergedError:
         advice = (

@@ -27,6 +27,7 @@ from train_head.errors import TrainSettingsError
         ({"backbone_lr": 0.0}, "backbone_lr must lie from"),
         ({"speed": 0.9}, "speed must lie from 0 to 0.5"),
         ({"mixup": 0.2}, "mixup mixes cached features"),
+        ({"micro_batch": 4}, "micro_batch is for heads on cached features"),
         ({"precision": "fp16"}, "fp16 trains on a GPU only"),
         ({"frezze": "cnn"}, "unknown"),
         ({"audio_dtype": "int8"}, "unknown"),
