@@ -125,9 +125,12 @@ def plain_loop(folder: Path, case: Case, device: str, bfloat16: bool) -> Callabl
     return turn
 
 
-def own_loop(folder: Path, case: Case, device: str, precision: str) -> Callable[[], dict[str, float]]:
+def own_loop(
+    folder: Path, case: Case, device: str, precision: str, micro_batch: int = 0
+) -> Callable[[], dict[str, float]]:
     """emi's trainer; each turn tells rows per second and how much memory was held at first."""
-    settings = resolve_settings(CONFIG, device=device, precision=precision, label_fps=FPS).on_this_machine()
+    given = {"device": device, "precision": precision, "micro_batch": micro_batch, "label_fps": FPS}
+    settings = resolve_settings(CONFIG, **given).on_this_machine()
     files = LabelFiles.named(folder / "labels", format=settings.label_format())
     inputs = gather_inputs({name: folder / f"{name}.zarr" for name in DIMS}, files)
     trainer = Trainer(settings, inputs.splits["train"], None, None)
@@ -147,7 +150,7 @@ def own_loop(folder: Path, case: Case, device: str, precision: str) -> Callable[
 
 
 def beyond_libraries(
-    make: Callable[..., Callable[[], dict[str, float]]], folder: Path, case: Case, *options: str | bool
+    make: Callable[..., Callable[[], dict[str, float]]], folder: Path, case: Case, *options: str | int
 ) -> Callable[[], dict[str, float]]:
     """Make a loop that tells its memory beyond that of the libraries which it uses."""
     with tempfile.TemporaryDirectory(prefix="emi-frames-") as small:
@@ -172,6 +175,7 @@ def measure(case: Case, device: str) -> list[dict[str, Any]]:
         loops = {
             "DataLoader loop, fp32": in_process(stack, beyond_libraries, plain_loop, folder, case, device, False),
             "emi, fp32": in_process(stack, beyond_libraries, own_loop, folder, case, device, "fp32"),
+            "emi, fp32, micro_batch 8": in_process(stack, beyond_libraries, own_loop, folder, case, device, "fp32", 8),
         }
         fast = resolve_settings(CONFIG, device=device).on_this_machine().precision
         if fast == "bf16":

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train_head.heads.dropout import with_cheap_dropout
 from train_head.heads.encoder import Encoder
 from train_head.heads.head import Head
 from train_head.heads.options import HeadOptions, check_multiple
 from train_head.heads.pooling import segment_means, time_mean
+from train_head.heads.self_attention import with_cheap_dropout
 
 
 @dataclass(frozen=True, kw_only=True)

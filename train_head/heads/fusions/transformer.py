@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train_head.heads.dropout import with_cheap_dropout
 from train_head.heads.fusions.fusion import Fusion, Part, Reading, Regressor, Widths, any_present
 from train_head.heads.options import HeadOptions, check_multiple
 from train_head.heads.regressor import OUTPUTS, one_layer
+from train_head.heads.self_attention import with_cheap_dropout
 from train_head.heads.transformer import sinusoids
 
 
