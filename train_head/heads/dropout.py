@@ -1,6 +1,6 @@
 """Dropout on a CPU with cheap random numbers.
 
-torch draws a mask on a CPU number by number, about 20 ns each. Here 16 random bits per value come from SFC64 (NumPy),
+torch draws a mask on a CPU number by number, about 20 ns each. Here 8 random bits per value come from SFC64 (NumPy),
 seeded by torch's generator, so masks follow from `torch.manual_seed`. No mask is kept for the gradient, which draws the
 same again. On other devices torch's own dropout is used.
 """
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-RESOLUTION = 1 << 16
-"""The chance of dropout is rounded to a multiple of one over this."""
+RESOLUTION = 1 << 8
+"""The chance of dropout is rounded to a multiple of one over this, but not to 1."""
 
 
 class CheapDropout(nn.Dropout):
@@ -51,8 +51,8 @@ class Draw:
 
     def kept(self, x: Tensor) -> Tensor:
         """Return the next part of the mask in the shape and type of `x`: 1 with the chance of being kept, else 0."""
-        words = self._generator.random_raw(-(-x.numel() // 4))  # 64 bits each
-        bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
+        words = self._generator.random_raw(-(-x.numel() // 8))  # 64 bits each
+        bits = torch.from_numpy(words.view(np.int8))[: x.numel()].view(x.shape)
         return bits.ge_(self._least).to(x.dtype)
 
 

@@ -47,7 +47,7 @@ def test_the_gradient_of_attention_is_that_of_its_numbers_with_the_same_values_d
 
     def attend(x, weight, offset):
         torch.manual_seed(3)
-        return _Attention.apply(x, weight, offset, bias, 2, 0.4)
+        return _Attention.apply(x, weight, offset, bias, 2, 0.25)
 
     torch.manual_seed(0)
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 4, 8), (24, 8), (24,))]
@@ -58,11 +58,11 @@ def test_the_gradient_of_attention_is_that_of_its_numbers_with_the_same_values_d
     weight[16:], offset[16:] = (torch.linalg.pinv(x.flatten(0, 1)) @ ones).mT, 0
     query, key, _ = nn.functional.linear(x, weight, offset).unflatten(2, (3, 2, 4)).unbind(dim=2)
     scores = torch.einsum("brhs,bkhs->bhrk", query, key) / 4**0.5
-    wanted = (scores if bias is None else scores + bias[:, None, None]).softmax(dim=3) / 0.6
+    wanted = (scores if bias is None else scores + bias[:, None, None]).softmax(dim=3) / 0.75
     found = attend(x, weight, offset).unflatten(2, (2, 4)).transpose(1, 2)
     kept = found.abs() > 1e-9  # pinv leaves errors of about 1e-14 in values
-    assert 0.1 < (~kept & (wanted > 1e-6)).sum() / (wanted > 1e-6).sum() < 0.9
-    torch.testing.assert_close(found[kept], wanted[kept], atol=1e-9, rtol=1e-4)  # the chance is k / 65536
+    assert 0.05 < (~kept & (wanted > 1e-6)).sum() / (wanted > 1e-6).sum() < 0.6
+    torch.testing.assert_close(found[kept], wanted[kept], atol=1e-9, rtol=1e-9)
 
 
 def test_bfloat16_attention_stays_near_float32():
