@@ -23,8 +23,8 @@ RECORD_TABLES = ("data", "features", "protocol", "finetune", "backbone", "versio
 TABLES = ("augment", "streams", "fusion")
 """Tables of settings, beside those that hold a head's options."""
 SELDOM = tuple(
-    "label_range window hop overlap label_fps clock modality_dropout auxiliary micro_batch missing smooth smooth_rows"
-    "".split()
+    "label_range window hop overlap label_fps clock modality_dropout auxiliary micro_batch missing "
+    "smooth smooth_rows".split()
 )
 """Settings that a run records only where they are not the defaults."""
 MASK, NEAREST = MISSING = ("mask", "nearest")
