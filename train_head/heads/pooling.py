@@ -21,13 +21,13 @@ def row_mask(frames: Tensor, lengths: Tensor, only: Tensor | None = None) -> Ten
 def masked(frames: Tensor, mask: Tensor, filler: float = 0.0) -> Tensor:
     """(batch, frames, dim) with `filler` where the mask is False; whatever stood there, NaN too, gets gradient 0.
 
-    On a CPU, filling rows takes a half to a fifth of the time of `torch.where` (measured).
+    It may be what was given. On a CPU, filling rows takes a half to a fifth of the time of `torch.where` (measured).
     """
     if frames.device.type != "cpu":
         return torch.where(mask.unsqueeze(-1), frames, filler)
     if frames.stride(0) < frames.stride(1):  # time-major
         return masked(frames.transpose(0, 1), mask.T, filler).transpose(0, 1)
-    outside = (~mask).flatten().nonzero().squeeze(1)
+    outside = (~mask).expand(frames.shape[:2]).flatten().nonzero().squeeze(1)
     return frames.flatten(0, 1).index_fill(0, outside, filler).view(frames.shape) if len(outside) else frames
 
 

@@ -2,7 +2,7 @@
 
 Only the input, the output and the logarithms of the softmax's sums are kept for the gradient: queries, keys, values and
 weights are computed again, a block at a time that stays in the processor's cache (arXiv 2205.14135), and so are the
-masks. On other devices, without dropout, and where nothing is trained, torch's own attention is used.
+masks. On other devices, without dropout, and in evaluation, torch's own attention is used.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class CheapAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` of (batch, rows, width) with itself, trained with dropout block by block on a CPU."""
 
     def forward(self, query: Tensor, *others: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
-        """See `nn.MultiheadAttention`; without weights while it is trained on a CPU."""
+        """See `nn.MultiheadAttention`; while it is trained on a CPU, without weights and without `attn_mask`."""
         if not self.training or not self.dropout or query.device.type != "cpu":
             found: tuple[Tensor, Tensor | None] = super().forward(query, *others, **options)
             return found
@@ -55,6 +55,9 @@ class _Attention(torch.autograd.Function):
 
     `x` and the output are (batch, rows, width). The bias is None or (batch, rows), −∞ for keys that are never attended
     to. The layer's products have the type of its weights, all others float32 at least.
+
+    The gradient of scores is weights (mask grad valueᵀ - Σ grad out), the sum over a row's size; a mask holds 0 or
+    1 / (1 - chance).
     """
 
     @staticmethod
@@ -84,19 +87,19 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, offset, bias, logs, out = ctx.saved_tensors
         heads, draw, exact = ctx.heads, ctx.draw.again(), logs.dtype
-        of_x = torch.empty_like(x)
+        of_x = x.new_empty(x.shape)
         of_weight, of_offset = (torch.zeros(part.shape, dtype=exact) for part in (weight, offset))
         for clips in _blocks(len(x), x.shape[1] * len(weight)):
             query, key, value = _by_head(functional.linear(x[clips], weight, offset), 3, heads)
             (grad,), (attended,) = _by_head(grads[0][clips], 1, heads), _by_head(out[clips], 1, heads)
             added = None if bias is None else bias[clips].repeat_interleave(heads, dim=0)[:, None].to(exact)
-            log, mean = logs[clips].flatten(0, 1), attended.mul_(grad).sum(dim=2, keepdim=True)
+            log, expected = logs[clips].flatten(0, 1), attended.mul_(grad).sum(dim=2, keepdim=True)
             grad.mul_(draw.scale)
             found = query.new_empty(3, *query.shape)
             for block in _blocks(len(query), x.shape[1] ** 2):
                 weights = _scores(query, key, added, block).sub_(log[block]).exp_()
                 kept = draw.kept(weights)
-                of_scores = torch.bmm(grad[block], value[block].mT).mul_(kept).sub_(mean[block]).mul_(weights)
+                of_scores = torch.bmm(grad[block], value[block].mT).mul_(kept).sub_(expected[block]).mul_(weights)
                 torch.bmm(of_scores, key[block], out=found[0, block])
                 found[1, block] = torch.bmm(query[block].mT, of_scores).mT
                 found[2, block] = torch.bmm(grad[block].mT, kept.mul_(weights)).mT

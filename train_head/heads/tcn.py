@@ -165,7 +165,7 @@ class TcnEncoder(Encoder):
         self.reach = (int(before), int(after))
 
     def encode(self, rows: Tensor, inside: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """See `Encoder`."""
+        """See `Encoder`; with autocast, residuals have its type as well, which halves what is kept."""
         states = self.project(masked(rows, inside).to(product_type(rows)).contiguous())  # (batch, rows, hidden)
         for block in self.blocks:
             states = block(states, inside)

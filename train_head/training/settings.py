@@ -82,8 +82,8 @@ class TrainSettings:
     batch_size: int = setting(32, "Clips per step.")
     micro_batch: int = setting(
         0,
-        "Samples that pass through the head at a time, 0 for all: the same steps with less memory, in one and a half "
-        "times the time.",
+        "Samples at a time that pass through the head, on a CPU; 0: all. The same loss with less memory, in one and a "
+        "half times the time.",
         option=None,
     )
     epochs: int = setting(30, "Passes over the training clips.")

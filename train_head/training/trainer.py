@@ -19,7 +19,7 @@ from cache.system.memory import keep_freed_memory
 from train_head.data.splits import Placer, Split, Workspace, shuffled_batches, sorted_batches
 from train_head.data.streams import Rows
 from train_head.data.windows import MEAN, check_windows, join_windows, kept_rows
-from train_head.errors import DivergedError
+from train_head.errors import DivergedError, TrainSettingsError
 from train_head.evaluation.labelled import report_of
 from train_head.evaluation.metrics import Report
 from train_head.losses import build_objective
@@ -47,7 +47,7 @@ class Trainer(TrainingLoop):
 
     Raises:
         TrainSettingsError: see `check_targets`; the head does not go with labels per frame, or windows leave label rows
-            without a prediction.
+            without a prediction; `micro_batch` on a GPU.
     """
 
     def __init__(self, settings: TrainSettings, train: Split, valid: Split | None, folder: Path | None) -> None:
@@ -55,6 +55,11 @@ class Trainer(TrainingLoop):
         self.device = torch.device(settings.device)
         if self.device.type == "cpu":
             keep_freed_memory()
+        elif settings.micro_batch:  # cuDNN draws the dropout between recurrent layers from a state of its own
+            raise TrainSettingsError(
+                f"micro_batch ({settings.micro_batch}) is for a CPU, where dropout can be drawn again; leave it out, "
+                "and lower --batch-size if memory runs out, or give --device cpu"
+            )
         self.augment = AugmentSettings(**settings.augment)
         check_targets(settings, train.labels.targets)
         self._placed = Placer(self.device)
@@ -150,7 +155,12 @@ class Trainer(TrainingLoop):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        with torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.settings.precision == "bf16",
+            cache_enabled=not self.settings.micro_batch,  # else gradients of parts are summed in bfloat16
+        ):
             outputs = self._outputs(batch.streams)
         targets = batch.targets
         if self.predictor.by_frame:

@@ -17,6 +17,7 @@ from tests.train_head.heads.test_every_head import (
 from train_head.errors import TrainSettingsError
 from train_head.heads import ENCODERS, HEADS, SUMMARY_ONLY, build_fused
 from train_head.heads.fused import Rows
+from train_head.heads.pooling import masked
 
 BY_ROW = [name for name in HEADS if name not in SUMMARY_ONLY]
 
@@ -109,3 +110,22 @@ def test_recurrent_heads_in_one_direction_do_not_see_later_rows(name):
 
 def test_every_head_has_its_encoder():
     assert list(ENCODERS) == list(HEADS)
+
+
+@pytest.mark.parametrize("major", ["batch", "time"])
+@pytest.mark.parametrize("filler", [0.0, -torch.inf])
+def test_masked_rows_are_filled_whatever_stood_there_and_get_no_gradient(major, filler):
+    frames = torch.randn(3, 5, 2)
+    frames = frames if major == "batch" else frames.transpose(0, 1).contiguous().transpose(0, 1)
+    mask = torch.rand(3, 5) > 0.4
+    frames[~mask] = torch.nan
+    frames.requires_grad_()
+    found = masked(frames, mask, filler)
+    assert torch.equal(found[mask], frames[mask])
+    assert (found[~mask] == filler).all()
+    found[mask].sum().backward()
+    assert torch.equal(frames.grad, mask.unsqueeze(-1).float().expand(3, 5, 2))
+    one, other = (masked(frames, shared, filler).nan_to_num() for shared in (mask[:1], mask[:1].expand(3, 5)))
+    assert torch.equal(one, other)
+    with pytest.raises(RuntimeError):
+        masked(frames, mask[:, :4], filler)

@@ -72,3 +72,15 @@ def test_bfloat16_attention_stays_near_float32():
     with torch.autocast("cpu", torch.bfloat16):
         found = own.train()(rows)
     torch.testing.assert_close(found.float(), theirs.eval()(rows), atol=0.05, rtol=0.05)
+
+
+def test_rows_that_lie_time_major_have_the_same_gradient():
+    _, layer = layers(1e-9)
+    rows = torch.randn(2, 7, 8)
+    found = []
+    for given in (rows, rows.transpose(0, 1).contiguous().transpose(0, 1)):
+        given.requires_grad_()
+        out = layer.train()(given)
+        found.append((out.detach(), *torch.autograd.grad(out.square().sum(), given)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,12 +1,14 @@
 """Batches that pass through the head in parts: the step of the whole batch, with dropout drawn once."""
 
 import tomllib
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.train_head.training.test_streams import Killed, inputs
 from tests.train_head.training.test_streams import data as data  # a fixture
+from train_head.errors import TrainSettingsError
 from train_head.runs.train import train_run
 from train_head.training.trainer import Trainer
 
@@ -66,3 +68,20 @@ def test_a_run_records_it_and_resumes_to_the_same_weights(data, tmp_path):
     assert tomllib.loads((tmp_path / "whole" / "config.toml").read_text())["micro_batch"] == 3
     whole, killed = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "killed"))
     assert whole == killed
+
+
+def test_no_weight_in_bfloat16_is_shared_by_parts_whose_gradients_it_would_sum(data):
+    for micro in (0, 3):
+        trainer = trainer_of(data, True, head="tcn", precision="bf16", micro_batch=micro)
+        found = []
+        trainer.predictor.head.encoders["audio"].project.register_forward_hook(
+            lambda *_, said=found: said.append(torch.is_autocast_cache_enabled())
+        )
+        trainer.run_epoch(1)
+        assert set(found) == {not micro}
+
+
+def test_it_is_refused_on_a_gpu_whose_dropout_may_not_come_again(data):
+    source, settings = inputs(data, frames=True, micro_batch=3)
+    with pytest.raises(TrainSettingsError, match=r"micro_batch \(3\) is for a CPU.*--device cpu"):
+        Trainer(replace(settings, device="cuda"), source.splits["train"], None, None)
