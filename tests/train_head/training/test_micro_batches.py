@@ -36,10 +36,10 @@ def test_gradients_are_those_of_the_whole_batch_for_a_loss_over_all_of_it(data, 
         grads = {name: p.grad for name, p in trainer.predictor.named_parameters() if p.grad is not None}
         found.append((record["train_loss"], grads))
     (loss, grads), (in_parts, grads_in_parts) = found
-    assert in_parts == pytest.approx(loss, abs=1e-6)
+    assert in_parts == pytest.approx(loss, abs=1e-5)
     assert grads.keys() == grads_in_parts.keys()
     for name, grad in grads.items():
-        torch.testing.assert_close(grads_in_parts[name], grad, atol=2e-6, rtol=1e-4, msg=lambda t, n=name: f"{n}: {t}")
+        torch.testing.assert_close(grads_in_parts[name], grad, atol=2e-5, rtol=1e-3, msg=lambda t, n=name: f"{n}: {t}")
 
 
 def test_dropout_is_the_same_when_a_part_is_computed_again(data):
